@@ -1,0 +1,27 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the openly licensed development images; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("MONAI_USFM_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "busbra" / "dataset.json").is_file():
+        pytest.skip(f"no development images at {folder}; set MONAI_USFM_DATA to the folder that holds busbra/")
+    return folder
