@@ -4,4 +4,8 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from monai_usfm.transforms.beam import BeamGeometry
+
+__all__ = [
+    "BeamGeometry",
+]
