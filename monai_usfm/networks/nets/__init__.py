@@ -4,4 +4,11 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
+
+__all__ = [
+    "UltrasoundViT",
+    "usfm_vit_base",
+    "usfm_vit_small",
+    "usfm_vit_tiny",
+]

@@ -1,0 +1,124 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Image to tokens and back, for 2D and 3D in one code path."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from monai.networks.layers.factories import Conv
+from monai.utils import ensure_tuple_rep
+
+__all__ = ["PatchEmbedding", "patch_grid", "patchify", "unpatchify"]
+
+
+def patch_grid(spatial_shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Number of patches along each axis.
+
+    Raises:
+        ValueError: if a size is not a positive multiple of its patch size.
+    """
+    for size, patch in zip(spatial_shape, patch_size, strict=True):
+        if size < patch or size % patch != 0:
+            raise ValueError(
+                f"image size {tuple(spatial_shape)} is not a multiple of patch size {tuple(patch_size)}: "
+                "resize or pad the image (for example with monai.transforms.DivisiblePadd)."
+            )
+    return tuple(size // patch for size, patch in zip(spatial_shape, patch_size, strict=True))
+
+
+def _patch_view(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
+    """``(B, C, *S) -> (B, *grid, *patch, C)`` without a copy."""
+    dims = len(patch_size)
+    grid = patch_grid(image.shape[2:], patch_size)
+    split = [n for pair in zip(grid, patch_size, strict=True) for n in pair]
+    order = [0, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2), 1]
+    return image.reshape(image.shape[0], image.shape[1], *split).permute(order)
+
+
+def patchify(image: torch.Tensor, patch_size: Sequence[int], keep: torch.Tensor | None = None) -> torch.Tensor:
+    """Cut an image into flat patches: ``(B, C, *S) -> (B, N, prod(patch) * C)``.
+
+    Patches are in row-major order and each is laid out (``*patch``, channel), the layout of the MAE reference.
+
+    Args:
+        image: ``(B, C, *S)``.
+        patch_size: one size per spatial axis.
+        keep: token indices ``(B, K)``; only those patches are copied out, which gives ``(B, K, prod(patch) * C)``.
+    """
+    dims = len(patch_size)
+    view = _patch_view(image, patch_size)
+    if keep is None:
+        return view.flatten(1 + dims).flatten(1, dims)
+    # Indexing the strided view copies the kept patches alone; the hidden ones are never touched.
+    batch = torch.arange(image.shape[0], device=image.device).unsqueeze(1)
+    index: list[torch.Tensor] = []
+    rest = keep
+    for size in reversed(view.shape[1 : 1 + dims]):
+        index.insert(0, rest % size)
+        rest = rest // size
+    return view[(batch, *index)].flatten(2)
+
+
+def unpatchify(patches: torch.Tensor, grid: Sequence[int], patch_size: Sequence[int]) -> torch.Tensor:
+    """Inverse of :func:`patchify`: ``(B, N, prod(patch) * C) -> (B, C, *S)``."""
+    dims = len(grid)
+    image = patches.reshape(patches.shape[0], *grid, *patch_size, -1)
+    order = [0, 1 + 2 * dims]
+    for axis in range(dims):
+        order += [1 + axis, 1 + dims + axis]
+    image = image.permute(order)
+    size = [g * p for g, p in zip(grid, patch_size, strict=True)]
+    return image.reshape(patches.shape[0], -1, *size)
+
+
+class PatchEmbedding(nn.Module):
+    """Linear embedding of non-overlapping patches: ``(B, C, *S) -> (B, N, E)``, ``N = prod(S // patch_size)``, row-major.
+
+    The weights are those of a strided convolution (``proj``), as in published ViT files.
+
+    Args:
+        in_channels: channels of the image.
+        hidden_size: width ``E`` of a token.
+        patch_size: one size per spatial axis.
+    """
+
+    def __init__(self, in_channels: int, hidden_size: int, patch_size: Sequence[int]) -> None:
+        super().__init__()
+        self.spatial_dims = len(patch_size)
+        self.patch_size = ensure_tuple_rep(patch_size, self.spatial_dims)
+        self.in_channels = in_channels
+        self.proj = Conv[Conv.CONV, self.spatial_dims](
+            in_channels, hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+        )
+
+    def forward(self, image: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """``(B, C, *S) -> (B, N, E)``, or ``(B, K, E)`` for the tokens named by ``keep`` (B, K).
+
+        Raises:
+            ValueError: for another number of channels or axes, or a size that is no multiple of the patch size.
+        """
+        if image.dim() != self.spatial_dims + 2:
+            raise ValueError(
+                f"expected an image batch (B, C, *S) with {self.spatial_dims} spatial axes, got shape {image.shape}."
+            )
+        if image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"the network takes {self.in_channels} channel(s), the image batch of shape {image.shape} has "
+                f"{image.shape[1]}: set in_channels, or convert the image."
+            )
+        if keep is not None:
+            return self._embed_kept(image, keep)
+        for axis, patch in enumerate(self.patch_size):  # a plain loop, which TorchScript can compile
+            if image.shape[axis + 2] % patch != 0 or image.shape[axis + 2] == 0:
+                raise ValueError(
+                    f"image size {image.shape[2:]} is not a multiple of patch size {self.patch_size}: "
+                    "resize or pad the image (for example with monai.transforms.DivisiblePadd)."
+                )
+        return self.proj(image).flatten(2).transpose(1, 2)
+
+    @torch.jit.unused
+    def _embed_kept(self, image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """The same map as one matrix product over the kept patches, so that hidden patches cost nothing."""
+        weight = self.proj.weight.flatten(2).transpose(1, 2).flatten(1)  # (E, C, *patch) -> (E, *patch * C)
+        return nn.functional.linear(patchify(image, self.patch_size, keep), weight, self.proj.bias)

@@ -1,0 +1,255 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Positions of tokens: sine-cosine tables, BEiT's relative position bias, and the resizing of both to another grid."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+__all__ = [
+    "RelativePositionBias",
+    "TokenPositions",
+    "resize_position_table",
+    "resize_relative_table",
+    "sincos_position_table",
+]
+
+
+def sincos_position_table(grid: Sequence[int], hidden_size: int) -> torch.Tensor:
+    """Fixed sine-cosine codes ``(prod(grid), hidden_size)``, row-major.
+
+    In 2D this is the table of the MAE reference: the first half codes the column, the second the row, each as sines then
+    cosines of ``position / 10000 ** (k / K)``. In 3D the axes are coded in the same way, last axis first; what is left
+    where ``hidden_size`` is not divisible by ``2 * len(grid)`` is zero. He et al. 2022, https://arxiv.org/abs/2111.06377.
+    """
+    per_axis = hidden_size // (2 * len(grid))
+    frequency = 10000.0 ** (-torch.arange(per_axis, dtype=torch.float64) / per_axis)
+    coordinates = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in grid], indexing="ij")
+    parts = []
+    for coordinate in reversed(coordinates):
+        angle = coordinate.reshape(-1, 1) * frequency
+        parts += [angle.sin(), angle.cos()]
+    table = torch.cat(parts, dim=1)
+    return F.pad(table, (0, hidden_size - table.shape[1])).float()
+
+
+def resize_position_table(table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
+    """Resample row-major codes ``(1, prod(source), E)`` to ``(1, prod(target), E)``.
+
+    Bicubic without corner alignment, one axis after the other: equal to MAE's resizing in 2D, and defined in 3D too.
+    """
+    width = table.shape[-1]
+    codes = table.reshape(source + [width]).movedim(-1, 0)  # (E, *source)
+    for axis in range(len(source)):
+        if source[axis] != target[axis]:
+            moved = codes.movedim(axis + 1, 1)
+            shape = moved.shape
+            lines = moved.reshape(1, width, source[axis], -1)
+            lines = F.interpolate(
+                lines.float(), size=[target[axis], lines.shape[-1]], mode="bicubic", align_corners=False
+            ).to(table.dtype)
+            codes = lines.reshape([width, target[axis]] + list(shape[2:])).movedim(1, axis + 1)
+    return codes.movedim(0, -1).reshape(1, -1, width)
+
+
+def _geometric_coordinates(source: int, target: int) -> torch.Tensor:
+    """Where BEiT places the ``source`` relative offsets on the axis of the ``target`` ones.
+
+    Near offsets keep their distance, far ones are stretched in geometric progression. Bisection bounds and step are those
+    of the published code, so that resized tables agree with it (up to its transposition, see :func:`resize_relative_table`).
+    """
+    left, right, ratio = 1.01, 1.5, 1.5
+    half = source // 2
+    while right - left > 1e-6:
+        ratio = (left + right) / 2.0
+        reach = (1.0 - ratio**half) / (1.0 - ratio)
+        if reach > float(target // 2):
+            right = ratio
+        else:
+            left = ratio
+    steps = torch.cumsum(ratio ** torch.arange(half, dtype=torch.float64), dim=0)
+    return torch.cat([-steps.flip(0), torch.zeros(1, dtype=torch.float64), steps])
+
+
+def _spline_matrix(knots: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Matrix ``(len(at), len(knots))`` that evaluates the not-a-knot cubic spline through values at ``knots``.
+
+    The end pieces are continued beyond the knots, so the result is finite everywhere. Fewer than four knots give the
+    polynomial through all of them.
+    """
+    count = knots.shape[0]
+    if count < 4:
+        columns: list[torch.Tensor] = []
+        for i in range(count):
+            column = torch.ones_like(at)
+            for j in range(count):
+                if j != i:
+                    column = column * (at - knots[j]) / (knots[i] - knots[j])
+            columns.append(column)
+        return torch.stack(columns, dim=1)
+    # Solve for the second derivatives at the knots, as a linear map of the values.
+    step = knots[1:] - knots[:-1]
+    left = torch.zeros(count, count, dtype=torch.float64)
+    right = torch.zeros(count, count, dtype=torch.float64)
+    for i in range(1, count - 1):
+        left[i, i - 1], left[i, i], left[i, i + 1] = step[i - 1], 2 * (step[i - 1] + step[i]), step[i]
+        right[i, i - 1], right[i, i + 1] = 6 / step[i - 1], 6 / step[i]
+        right[i, i] = -6 / step[i - 1] - 6 / step[i]
+    # Not-a-knot: the third derivative does not jump at the second and the last but one knot.
+    left[0, 0], left[0, 1], left[0, 2] = step[1], -(step[0] + step[1]), step[0]
+    left[-1, -3], left[-1, -2], left[-1, -1] = step[-1], -(step[-2] + step[-1]), step[-2]
+    second = torch.linalg.solve(left, right)
+    piece = torch.clamp(torch.searchsorted(knots, at, right=True) - 1, 0, count - 2)
+    h = step[piece]
+    b = (at - knots[piece]) / h
+    a = 1 - b
+    eye = torch.eye(count, dtype=torch.float64)
+    value = a.unsqueeze(1) * eye[piece] + b.unsqueeze(1) * eye[piece + 1]
+    bend = (a**3 - a).unsqueeze(1) * second[piece] + (b**3 - b).unsqueeze(1) * second[piece + 1]
+    return value + bend * (h * h / 6).unsqueeze(1)
+
+
+def resize_relative_table(table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
+    """Resize BEiT bias tables ``(..., prod(2 * source - 1) + 3, heads)`` to another token grid.
+
+    Offsets are interpolated by a cubic spline over geometrically growing distances, axis by axis; the last three rows
+    (class token to patch, patch to class token, class token to itself) are kept. Unlike the resizing published with USFM,
+    rows stay rows and columns stay columns, and the spline is continued at the border, so that no size gives NaN. The map
+    is linear in the table: gradients pass.
+
+    Args:
+        table: one or several tables, the last axis being the heads.
+        source: token grid of ``table``.
+        target: wanted token grid.
+    """
+    heads = table.shape[-1]
+    lead = list(table.shape[:-2])
+    offsets = table[..., :-3, :]
+    values = offsets.reshape(lead + [2 * n - 1 for n in source] + [heads])
+    for axis in range(len(source)):
+        if source[axis] != target[axis]:
+            rows, wanted = 2 * source[axis] - 1, 2 * target[axis] - 1
+            reach = float(wanted // 2)
+            at = torch.linspace(-reach, reach, wanted, dtype=torch.float64)
+            if rows == 1:
+                matrix = torch.ones(wanted, 1, dtype=torch.float64)
+            else:
+                matrix = _spline_matrix(_geometric_coordinates(rows, wanted), at)
+            matrix = matrix.to(dtype=table.dtype, device=table.device)
+            place = len(lead) + axis
+            values = torch.matmul(values.movedim(place, -1), matrix.transpose(0, 1)).movedim(-1, place)
+    return torch.cat([values.reshape(lead + [-1, heads]), table[..., -3:, :]], dim=-2)
+
+
+def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
+    """Rows of the bias table for query i and key j: ``(..., K)`` token numbers -> ``(..., K + 1, K + 1)`` with the class token first."""
+    index = torch.zeros_like(tokens.unsqueeze(-1) - tokens.unsqueeze(-2))
+    rest, stride = tokens, 1
+    for axis in range(len(grid) - 1, -1, -1):
+        size = grid[axis]
+        place = rest % size
+        rest = torch.div(rest, size, rounding_mode="floor")
+        index = index + (place.unsqueeze(-1) - place.unsqueeze(-2) + size - 1) * stride
+        stride = stride * (2 * size - 1)
+    # `stride` is now the number of patch-to-patch rows; three more follow.
+    to_class = torch.full_like(index[..., :1], stride + 1)
+    first = torch.full_like(index[..., :1, :], stride)
+    corner = torch.full_like(index[..., :1, :1], stride + 2)
+    return torch.cat([torch.cat([corner, first], -1), torch.cat([to_class, index], -1)], -2)
+
+
+class RelativePositionBias(nn.Module):
+    """BEiT's learned bias on attention logits, by the offset between query and key.
+
+    Bao et al. 2022, https://arxiv.org/abs/2106.08254; in USFM one table serves all blocks. A grid other than the native
+    one gets a resized table; in evaluation the assembled bias is cached.
+
+    Args:
+        grid: native token grid.
+        num_heads: attention heads.
+        num_tables: 1 for a table shared by all blocks, or one table per block.
+    """
+
+    def __init__(self, grid: Sequence[int], num_heads: int, num_tables: int = 1) -> None:
+        super().__init__()
+        self.grid = [int(n) for n in grid]
+        self.num_heads = num_heads
+        self.num_tables = num_tables
+        rows = 3
+        offsets = 1
+        for n in self.grid:
+            offsets *= 2 * n - 1
+        shape = (offsets + rows, num_heads) if num_tables == 1 else (num_tables, offsets + rows, num_heads)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(shape))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Bias ``(num_tables, 1 or B, heads, 1 + K, 1 + K)`` for a token grid, or for the tokens ``keep`` (B, K) of it."""
+        if keep is not None:
+            return self._lookup(grid, keep)
+        if torch.jit.is_scripting():
+            return self._full(grid)
+        return self._cached(grid)
+
+    def _full(self, grid: list[int]) -> torch.Tensor:
+        count = 1
+        for n in grid:
+            count *= n
+        tokens = torch.arange(count, device=self.relative_position_bias_table.device)
+        return self._lookup(grid, tokens.unsqueeze(0))
+
+    def _lookup(self, grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
+        table = self.relative_position_bias_table
+        if table.dim() == 2:
+            table = table.unsqueeze(0)
+        if grid != self.grid:
+            table = resize_relative_table(table, self.grid, grid)
+        index = _relative_index(grid, tokens)
+        # One lookup serves every table and head: (rows, tables * heads) -> (B, Q, K, tables, heads).
+        flat = table.transpose(0, 1).reshape(table.shape[1], -1)
+        bias = torch.index_select(flat, 0, index.reshape(-1))
+        bias = bias.reshape(list(index.shape) + [self.num_tables, self.num_heads])
+        return bias.permute(3, 0, 4, 1, 2).contiguous()
+
+    @torch.jit.unused
+    def _cached(self, grid: list[int]) -> torch.Tensor:
+        table = self.relative_position_bias_table
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._full(grid)
+        # The version counter of the parameter tells whether an optimiser or a loader has written to it since.
+        key = (tuple(grid), table.device, table.dtype, table.data_ptr(), table._version)
+        cached = self.__dict__.get("_cache")
+        if cached is None or cached[0] != key:
+            cached = (key, self._full(grid))
+            self.__dict__["_cache"] = cached
+        return cached[1]
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_cache"}
+
+
+class TokenPositions(nn.Module):
+    """Absolute position codes with a row for the class token, resized to any grid.
+
+    Args:
+        grid: native token grid.
+        hidden_size: token width.
+        learnable: learned codes, else the fixed sine-cosine table.
+    """
+
+    def __init__(self, grid: Sequence[int], hidden_size: int, learnable: bool) -> None:
+        super().__init__()
+        self.grid = [int(n) for n in grid]
+        table = torch.cat([torch.zeros(1, hidden_size), sincos_position_table(self.grid, hidden_size)]).unsqueeze(0)
+        if learnable:
+            nn.init.trunc_normal_(table, std=0.02)
+        # A parameter in both cases: published files store it as one, and a frozen parameter follows `to` and checkpoints.
+        self.table = nn.Parameter(table, requires_grad=learnable)
+
+    def forward(self, grid: list[int]) -> torch.Tensor:
+        """Codes ``(1, 1 + prod(grid), E)``."""
+        if grid == self.grid:
+            return self.table
+        return torch.cat([self.table[:, :1], resize_position_table(self.table[:, 1:], self.grid, grid)], dim=1)

@@ -1,0 +1,204 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder: a vision transformer for ultrasound images, cines and volumes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+from monai.utils import ensure_tuple_rep
+
+from monai_usfm.networks.blocks.patch_embed import PatchEmbedding, patch_grid
+from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
+from monai_usfm.networks.blocks.transformer import TransformerBlock
+
+__all__ = ["UltrasoundViT", "usfm_vit_base", "usfm_vit_small", "usfm_vit_tiny"]
+
+POSITIONS = ("relative", "relative_per_block", "sincos", "learnable")
+
+
+class UltrasoundViT(nn.Module):
+    """Vision transformer of USFM (``pos_embed="relative"``) and of MAE/USF-MAE (``pos_embed="sincos"``), in 2D and 3D.
+
+    Any input whose size is a multiple of the patch size works: positions are resized to its token grid. Parameter names
+    are those of the published USFM file, so that its weights need no renaming.
+
+    Jiao et al. 2024, https://arxiv.org/abs/2401.00153; He et al. 2022, https://arxiv.org/abs/2111.06377;
+    Bao et al. 2022, https://arxiv.org/abs/2106.08254.
+
+    Args:
+        img_size: native image size in pixels, which sets the position table; one number or one per axis.
+        patch_size: patch size in pixels; one number or one per axis.
+        in_channels: image channels.
+        spatial_dims: 2 for images (H, W), 3 for volumes (D, H, W) and cines (T, H, W).
+        hidden_size: token width ``E``.
+        mlp_dim: hidden width of the MLPs.
+        num_layers: transformer blocks.
+        num_heads: attention heads.
+        pos_embed: ``"relative"`` (BEiT bias, one table shared by all blocks), ``"relative_per_block"`` (one table for each
+            block, as in the official fine-tuned classifiers), ``"sincos"`` (fixed table) or ``"learnable"``.
+        layer_scale: initial scale of the residual branches; None builds no layer scale.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from zero.
+
+    Raises:
+        ValueError: for an unknown ``pos_embed``, ``spatial_dims`` or a size that is no multiple of the patch size.
+    """
+
+    def __init__(
+        self,
+        img_size: Sequence[int] | int,
+        patch_size: Sequence[int] | int = 16,
+        in_channels: int = 1,
+        spatial_dims: int = 2,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        pos_embed: str = "relative",
+        layer_scale: float | None = 0.1,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        if pos_embed not in POSITIONS:
+            raise ValueError(f"pos_embed must be one of {', '.join(POSITIONS)}, got {pos_embed!r}.")
+        self.spatial_dims = spatial_dims
+        self.img_size = ensure_tuple_rep(img_size, spatial_dims)
+        self.patch_size = ensure_tuple_rep(patch_size, spatial_dims)
+        self.in_channels = in_channels
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.position = pos_embed
+        self.grid = list(patch_grid(self.img_size, self.patch_size))
+        relative = pos_embed.startswith("relative")
+
+        self.patch_embed = PatchEmbedding(in_channels, hidden_size, self.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        if relative:
+            self.pos_embed = None
+            tables = num_layers if pos_embed == "relative_per_block" else 1
+            self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, tables)
+        else:
+            self.pos_embed = TokenPositions(self.grid, hidden_size, learnable=pos_embed == "learnable")
+            self.rel_pos_bias = None
+        rates = [drop_path_rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
+        self.blocks = nn.ModuleList(
+            TransformerBlock(hidden_size, mlp_dim, num_heads, not relative, layer_scale, rate) for rate in rates
+        )
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Truncated normal 0.02; the last layer of every branch shrinks with depth, as in BEiT."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for depth, block in enumerate(self.blocks, start=1):
+            block.attn.proj.weight.div_(math.sqrt(2.0 * depth))
+            block.mlp.fc2.weight.div_(math.sqrt(2.0 * depth))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters beyond biases and one-dimensional ones that optimisers should not decay."""
+        return {"cls_token", "pos_embed.table"}
+
+    def token_grid(self, x: torch.Tensor) -> list[int]:
+        """Token grid of an image batch ``(B, C, *S)``."""
+        return [x.shape[axis + 2] // patch for axis, patch in enumerate(self.patch_size)]
+
+    def _embed(self, x: torch.Tensor, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens with positions ``(B, 1 + K, E)``, and the attention bias ``(tables, 1 or B, heads, 1 + K, 1 + K)``."""
+        tokens = self.patch_embed(x, keep)
+        grid = self.token_grid(x)
+        cls_token = self.cls_token.to(tokens.dtype)
+        bias: torch.Tensor | None = None
+        if self.pos_embed is not None:
+            codes = self.pos_embed(grid).to(tokens.dtype)
+            patch_codes = codes[:, 1:]
+            if keep is not None:
+                patch_codes = patch_codes[0][keep]
+            tokens = tokens + patch_codes
+            cls_token = cls_token + codes[:, :1]
+        if self.rel_pos_bias is not None:
+            bias = self.rel_pos_bias(grid, keep)
+        return torch.cat([cls_token.expand(x.shape[0], -1, -1), tokens], dim=1), bias
+
+    def forward_features(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalised tokens, class token first.
+
+        Args:
+            x: images ``(B, C, *S)``, ``S`` a multiple of the patch size.
+            keep: token indices ``(B, K)`` in row-major order of the grid; only those tokens go through the blocks, with
+                their positions and relative biases. None keeps all.
+
+        Returns:
+            ``(B, 1 + N, E)``, or ``(B, 1 + K, E)`` in the order of ``keep``.
+        """
+        tokens, bias = self._embed(x, keep)
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, _block_bias(bias, i))
+        return self.norm(tokens)
+
+    def forward_intermediates(self, x: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
+        """Raw outputs of some blocks as maps: a list of ``(B, E, *grid)`` in the order of ``indices``, class token dropped.
+
+        Raises:
+            ValueError: if an index is not a block of this network.
+        """
+        for index in indices:
+            if index < 0 or index >= self.num_layers:
+                raise ValueError(f"block index {index} is outside 0..{self.num_layers - 1}.")
+        tokens, bias = self._embed(x, None)
+        grid = self.token_grid(x)
+        maps: dict[int, torch.Tensor] = {}
+        last = max(indices)
+        for i, block in enumerate(self.blocks):
+            if i <= last:
+                tokens = block(tokens, _block_bias(bias, i))
+                if i in indices:
+                    maps[i] = tokens[:, 1:].transpose(1, 2).reshape([x.shape[0], self.hidden_size] + grid)
+        return [maps[index] for index in indices]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S) -> (B, 1 + N, E)``: class token, then patch tokens in row-major order, after the final norm."""
+        return self.forward_features(x)
+
+
+def _block_bias(bias: torch.Tensor | None, block: int) -> torch.Tensor | None:
+    """Bias of one block out of ``(tables, ...)``: its own table, or the only one."""
+    if bias is None:
+        return None
+    return bias[block if bias.shape[0] > 1 else 0]
+
+
+def _named(hidden_size: int, num_heads: int, overrides: dict[str, Any]) -> UltrasoundViT:
+    settings: dict[str, Any] = {
+        "img_size": 224,
+        "hidden_size": hidden_size,
+        "mlp_dim": 4 * hidden_size,
+        "num_layers": 12,
+        "num_heads": num_heads,
+    }
+    return UltrasoundViT(**{**settings, **overrides})
+
+
+def usfm_vit_tiny(**overrides: Any) -> UltrasoundViT:
+    """Width 192, 12 blocks, 3 heads: 5.5 million parameters. Keywords override those of :class:`UltrasoundViT`."""
+    return _named(192, 3, overrides)
+
+
+def usfm_vit_small(**overrides: Any) -> UltrasoundViT:
+    """Width 384, 12 blocks, 6 heads: 22 million parameters. Keywords override those of :class:`UltrasoundViT`."""
+    return _named(384, 6, overrides)
+
+
+def usfm_vit_base(**overrides: Any) -> UltrasoundViT:
+    """Width 768, 12 blocks, 12 heads: 86 million parameters, the size of USFM and USF-MAE. Keywords override."""
+    return _named(768, 12, overrides)
