@@ -4,8 +4,29 @@
 
 from __future__ import annotations
 
+from monai_usfm.transforms.band_stop import (
+    apply_band_stop,
+    draw_rings,
+    equal_rings,
+    frequency_radius,
+    random_ring_masks,
+    ring_mask,
+    usfm_rings,
+)
 from monai_usfm.transforms.beam import BeamGeometry
+from monai_usfm.transforms.speckle import add_speckle, respeckle, speckle_field, speckle_intensity
 
 __all__ = [
     "BeamGeometry",
+    "add_speckle",
+    "apply_band_stop",
+    "draw_rings",
+    "equal_rings",
+    "frequency_radius",
+    "random_ring_masks",
+    "respeckle",
+    "ring_mask",
+    "speckle_field",
+    "speckle_intensity",
+    "usfm_rings",
 ]
