@@ -73,9 +73,9 @@ def unpatchify(patches: torch.Tensor, grid: Sequence[int], patch_size: Sequence[
 
 
 class PatchEmbedding(nn.Module):
-    """Linear embedding of non-overlapping patches: ``(B, C, *S) -> (B, N, E)``, ``N = prod(S // patch_size)``, row-major.
+    """Linear embedding of non-overlapping patches: ``(B, C, *S) -> (B, N, E)``, ``N = prod(S // patch_size)``.
 
-    The weights are those of a strided convolution (``proj``), as in published ViT files.
+    Tokens are in row-major order. The weights are those of a strided convolution (``proj``), as in published ViT files.
 
     Args:
         in_channels: channels of the image.

@@ -20,9 +20,10 @@ __all__ = [
 def sincos_position_table(grid: Sequence[int], hidden_size: int) -> torch.Tensor:
     """Fixed sine-cosine codes ``(prod(grid), hidden_size)``, row-major.
 
-    In 2D this is the table of the MAE reference: the first half codes the column, the second the row, each as sines then
-    cosines of ``position / 10000 ** (k / K)``. In 3D the axes are coded in the same way, last axis first; what is left
-    where ``hidden_size`` is not divisible by ``2 * len(grid)`` is zero. He et al. 2022, https://arxiv.org/abs/2111.06377.
+    In 2D this is the table of the MAE reference: the first half codes the column, the second the row, each as sines
+    then cosines of ``position / 10000 ** (k / K)``. In 3D the axes are coded in the same way, last axis first; what is left
+    where ``hidden_size`` is not divisible by ``2 * len(grid)`` is zero.
+    He et al. 2022, https://arxiv.org/abs/2111.06377.
     """
     per_axis = hidden_size // (2 * len(grid))
     frequency = 10000.0 ** (-torch.arange(per_axis, dtype=torch.float64) / per_axis)
@@ -57,8 +58,8 @@ def resize_position_table(table: torch.Tensor, source: list[int], target: list[i
 def _geometric_coordinates(source: int, target: int) -> torch.Tensor:
     """Where BEiT places the ``source`` relative offsets on the axis of the ``target`` ones.
 
-    Near offsets keep their distance, far ones are stretched in geometric progression. Bisection bounds and step are those
-    of the published code, so that resized tables agree with it (up to its transposition, see :func:`resize_relative_table`).
+    Near offsets keep their distance, far ones are stretched in geometric progression. Bisection bounds and step are
+    those of the published code, so that resized tables agree with it up to its transposition.
     """
     left, right, ratio = 1.01, 1.5, 1.5
     half = source // 2
@@ -115,9 +116,9 @@ def resize_relative_table(table: torch.Tensor, source: list[int], target: list[i
     """Resize BEiT bias tables ``(..., prod(2 * source - 1) + 3, heads)`` to another token grid.
 
     Offsets are interpolated by a cubic spline over geometrically growing distances, axis by axis; the last three rows
-    (class token to patch, patch to class token, class token to itself) are kept. Unlike the resizing published with USFM,
-    rows stay rows and columns stay columns, and the spline is continued at the border, so that no size gives NaN. The map
-    is linear in the table: gradients pass.
+    (class token to patch, patch to class token, class token to itself) are kept. Unlike the resizing published with
+    USFM, rows stay rows and columns stay columns, and the spline is continued at the border, so that no size gives
+    NaN. The map is linear in the table: gradients pass.
 
     Args:
         table: one or several tables, the last axis being the heads.
@@ -144,7 +145,7 @@ def resize_relative_table(table: torch.Tensor, source: list[int], target: list[i
 
 
 def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
-    """Rows of the bias table for query i and key j: ``(..., K)`` token numbers -> ``(..., K + 1, K + 1)`` with the class token first."""
+    """Rows of the bias table for query and key: token numbers ``(..., K) -> (..., K + 1, K + 1)``, class token first."""
     index = torch.zeros_like(tokens.unsqueeze(-1) - tokens.unsqueeze(-2))
     rest, stride = tokens, 1
     for axis in range(len(grid) - 1, -1, -1):
@@ -186,7 +187,7 @@ class RelativePositionBias(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Bias ``(num_tables, 1 or B, heads, 1 + K, 1 + K)`` for a token grid, or for the tokens ``keep`` (B, K) of it."""
+        """Bias ``(tables, 1 or B, heads, 1 + K, 1 + K)`` for a token grid, or for the tokens ``keep`` (B, K) of it."""
         if keep is not None:
             return self._lookup(grid, keep)
         if torch.jit.is_scripting():
@@ -245,7 +246,7 @@ class TokenPositions(nn.Module):
         table = torch.cat([torch.zeros(1, hidden_size), sincos_position_table(self.grid, hidden_size)]).unsqueeze(0)
         if learnable:
             nn.init.trunc_normal_(table, std=0.02)
-        # A parameter in both cases: published files store it as one, and a frozen parameter follows `to` and checkpoints.
+        # A parameter in both cases, as in published files; a frozen one follows `to` and checkpoints too.
         self.table = nn.Parameter(table, requires_grad=learnable)
 
     def forward(self, grid: list[int]) -> torch.Tensor:

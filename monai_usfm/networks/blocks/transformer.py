@@ -54,15 +54,16 @@ class Attention(nn.Module):
         self.v_bias = None if key_bias else nn.Parameter(torch.zeros(hidden_size))
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """``(B, N, E) -> (B, N, E)``; ``bias`` broadcasts to ``(B, heads, N, N)``."""
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None, first_query: int = 0) -> torch.Tensor:
+        """``(B, N, E) -> (B, N - first_query, E)``; ``bias`` broadcasts to ``(B, heads, N - first_query, N)``."""
         bias_qkv = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias_qkv = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias_qkv)
         batch, count = x.shape[0], x.shape[1]
         q, k, v = qkv.reshape(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(batch, count, -1))
+        attended = dot_product_attention(q[:, :, first_query:], k, v, bias)
+        return self.proj(attended.transpose(1, 2).reshape(batch, count - first_query, -1))
 
 
 class MLP(nn.Module):
@@ -80,8 +81,8 @@ class MLP(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm block with optional layer scale and drop path.
 
-    MONAI's block has neither layer scale, drop path nor an additive bias, and its LayerNorm epsilon is not the published
-    1e-6, so the weights of USFM and MAE need this one.
+    MONAI's block has neither layer scale, drop path nor an additive bias, and its LayerNorm epsilon is not the
+    published 1e-6, so the weights of USFM and MAE need this one.
 
     Args:
         hidden_size: token width.
@@ -110,12 +111,18 @@ class TransformerBlock(nn.Module):
         self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((hidden_size,), float(layer_scale)))
         self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((hidden_size,), float(layer_scale)))
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """``(B, N, E) -> (B, N, E)``; ``bias`` is added to the attention logits."""
-        branch = self.attn(self.norm1(x), bias)
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None, first_query: int = 0) -> torch.Tensor:
+        """``(B, N, E) -> (B, N - first_query, E)``.
+
+        Args:
+            x: tokens.
+            bias: added to the attention logits.
+            first_query: tokens before this one are attended to, but not computed: what a last block does not need.
+        """
+        branch = self.attn(self.norm1(x), bias, first_query)
         if self.gamma_1 is not None:
             branch = self.gamma_1 * branch
-        x = x + self.drop_path(branch)
+        x = x[:, first_query:] + self.drop_path(branch)
         branch = self.mlp(self.norm2(x))
         if self.gamma_2 is not None:
             branch = self.gamma_2 * branch

@@ -37,8 +37,8 @@ class UltrasoundViT(nn.Module):
         mlp_dim: hidden width of the MLPs.
         num_layers: transformer blocks.
         num_heads: attention heads.
-        pos_embed: ``"relative"`` (BEiT bias, one table shared by all blocks), ``"relative_per_block"`` (one table for each
-            block, as in the official fine-tuned classifiers), ``"sincos"`` (fixed table) or ``"learnable"``.
+        pos_embed: ``"relative"`` (BEiT bias, one table shared by all blocks), ``"relative_per_block"`` (one table
+            for each block, as in the official fine-tuned classifiers), ``"sincos"`` (fixed table) or ``"learnable"``.
         layer_scale: initial scale of the residual branches; None builds no layer scale.
         drop_path_rate: stochastic depth of the last block; it grows linearly from zero.
 
@@ -113,10 +113,10 @@ class UltrasoundViT(nn.Module):
         """Token grid of an image batch ``(B, C, *S)``."""
         return [x.shape[axis + 2] // patch for axis, patch in enumerate(self.patch_size)]
 
-    def _embed(self, x: torch.Tensor, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens with positions ``(B, 1 + K, E)``, and the attention bias ``(tables, 1 or B, heads, 1 + K, 1 + K)``."""
-        tokens = self.patch_embed(x, keep)
-        grid = self.token_grid(x)
+    def _place(
+        self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens with positions and class token ``(B, 1 + K, E)``, and the bias ``(tables, 1 or B, heads, 1 + K, 1 + K)``."""
         cls_token = self.cls_token.to(tokens.dtype)
         bias: torch.Tensor | None = None
         if self.pos_embed is not None:
@@ -128,7 +128,17 @@ class UltrasoundViT(nn.Module):
             cls_token = cls_token + codes[:, :1]
         if self.rel_pos_bias is not None:
             bias = self.rel_pos_bias(grid, keep)
-        return torch.cat([cls_token.expand(x.shape[0], -1, -1), tokens], dim=1), bias
+        return torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1), bias
+
+    def encode(self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Embedded patches ``(B, K, E)`` of a token grid -> normalised tokens ``(B, 1 + K, E)``, class token first.
+
+        ``keep`` (B, K) says which tokens of the grid they are; None means all, in row-major order.
+        """
+        x, bias = self._place(tokens, grid, keep)
+        for i, block in enumerate(self.blocks):
+            x = block(x, _block_bias(bias, i))
+        return self.norm(x)
 
     def forward_features(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised tokens, class token first.
@@ -141,13 +151,12 @@ class UltrasoundViT(nn.Module):
         Returns:
             ``(B, 1 + N, E)``, or ``(B, 1 + K, E)`` in the order of ``keep``.
         """
-        tokens, bias = self._embed(x, keep)
-        for i, block in enumerate(self.blocks):
-            tokens = block(tokens, _block_bias(bias, i))
-        return self.norm(tokens)
+        return self.encode(self.patch_embed(x, keep), self.token_grid(x), keep)
 
     def forward_intermediates(self, x: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
-        """Raw outputs of some blocks as maps: a list of ``(B, E, *grid)`` in the order of ``indices``, class token dropped.
+        """Raw outputs of some blocks as maps: a list of ``(B, E, *grid)`` in the order of ``indices``.
+
+        The class token is dropped and the final norm not applied.
 
         Raises:
             ValueError: if an index is not a block of this network.
@@ -155,8 +164,8 @@ class UltrasoundViT(nn.Module):
         for index in indices:
             if index < 0 or index >= self.num_layers:
                 raise ValueError(f"block index {index} is outside 0..{self.num_layers - 1}.")
-        tokens, bias = self._embed(x, None)
         grid = self.token_grid(x)
+        tokens, bias = self._place(self.patch_embed(x), grid, None)
         maps: dict[int, torch.Tensor] = {}
         last = max(indices)
         for i, block in enumerate(self.blocks):
