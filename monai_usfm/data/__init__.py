@@ -4,4 +4,6 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UnreadableImageError
+
+__all__ = ["SUPPORTED_SUFFIXES", "LoadUltrasound", "LoadUltrasoundd", "UnreadableImageError"]
