@@ -1,0 +1,146 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Which tokens a pretraining step hides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["TokenMask", "token_coverage"]
+
+KINDS = ("uniform", "block", "tube", "texture")
+
+
+def _pool(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
+    """Mean over every patch: ``(B, 1, *S) -> (B, N)``."""
+    pool = F.avg_pool2d if len(patch_size) == 2 else F.avg_pool3d
+    return pool(image, tuple(patch_size), tuple(patch_size)).flatten(1)
+
+
+def token_coverage(fov: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
+    """Share of each patch that lies in the field of view: a mask ``(B, 1, *S) -> (B, N)`` in [0, 1]."""
+    return _pool(fov.float(), patch_size)
+
+
+class TokenMask:
+    """Draws random token orders; the tokens that come first stay visible, the others are hidden.
+
+    Args:
+        kind: ``"uniform"`` (MAE), ``"block"`` (cubes of ``unit`` tokens are hidden together; SimMIM, USFM), ``"tube"`` (a
+            token is hidden at all times or never; for cines, whose first axis is time; Tong et al. 2022,
+            https://arxiv.org/abs/2203.12602), or ``"texture"`` (patches with much local variation are more likely to stay
+            visible, so that what is hidden can be told from them).
+        ratio: share of tokens that are hidden.
+        unit: side of a block, in tokens.
+        fov_aware: spend no visible token outside the field of view: such tokens always come last, do not count for
+            ``ratio`` and should not count in a loss.
+
+    Raises:
+        ValueError: for an unknown kind, a ratio outside (0, 1) or a unit below 1.
+    """
+
+    def __init__(self, kind: str = "uniform", ratio: float = 0.75, unit: int = 1, fov_aware: bool = False) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"mask kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        if not 0.0 < ratio < 1.0:
+            raise ValueError(f"mask ratio must lie between 0 and 1, got {ratio}.")
+        if unit < 1:
+            raise ValueError(f"mask unit must be at least one token, got {unit}.")
+        self.kind = kind
+        self.ratio = ratio
+        self.unit = unit if kind == "block" else 1
+        self.fov_aware = fov_aware
+
+    def draw(
+        self,
+        image: torch.Tensor,
+        patch_size: Sequence[int],
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Random numbers ``(B, N)``, on the image's device: sorting them gives the order of the tokens."""
+        batch = image.shape[0]
+        grid = [size // patch for size, patch in zip(image.shape[2:], patch_size, strict=True)]
+        if self.kind == "tube":
+            still = torch.rand(batch, 1, *grid[1:], device=image.device, generator=generator)
+            return still.expand(batch, *grid).reshape(batch, -1)
+        if self.kind == "block":
+            units = [-(-n // self.unit) for n in grid]
+            noise = torch.rand(batch, 1, *units, device=image.device, generator=generator)
+            noise = F.interpolate(noise, scale_factor=float(self.unit), mode="nearest")
+            window = (slice(None), slice(0, 1), *(slice(0, n) for n in grid))
+            return noise[window].reshape(batch, -1)
+        noise = torch.rand(batch, *grid, device=image.device, generator=generator).flatten(1)
+        if self.kind == "texture":
+            # Exponential race: -log(u) / w sorts like drawing without replacement with probability proportional to w.
+            grey = image.float().mean(dim=1, keepdim=True)
+            mean = _pool(grey, patch_size)
+            spread = (_pool(grey.square(), patch_size) - mean.square()).clamp(min=0).sqrt()
+            weight = spread + 1e-3
+            noise = -torch.log(noise.clamp(min=torch.finfo(noise.dtype).tiny)) / weight
+        return noise
+
+    def hidden_count(self, grid: Sequence[int]) -> int:
+        """How many tokens of a grid are hidden.
+
+        Blocks follow SimMIM: the number of hidden blocks is rounded up. A tube hides whole columns of tokens. Otherwise the
+        visible count is rounded down, as in MAE.
+        """
+        total = 1
+        for n in grid:
+            total *= n
+        if self.kind == "block" and all(n % self.unit == 0 for n in grid):
+            size = self.unit ** len(grid)
+            blocks = total // size
+            hidden = -int(-blocks * self.ratio // 1) * size
+        elif self.kind == "tube":
+            still = total // grid[0]
+            hidden = (still - int(still * (1 - self.ratio))) * grid[0]
+        else:
+            hidden = total - int(total * (1 - self.ratio))
+        return min(max(hidden, 1), total - 1)
+
+    def inside(self, image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
+        """Tokens ``(B, N)`` that hold any echo: a patch that is black throughout lies outside the field of view."""
+        lit = (image.float().amax(dim=1, keepdim=True) > 1.5 / 255).float()
+        return token_coverage(lit, patch_size) > 0
+
+    def split(
+        self, image: torch.Tensor, patch_size: Sequence[int], noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Visible and hidden token indices, and which hidden ones count.
+
+        Args:
+            image: ``(B, C, *S)``.
+            patch_size: per axis.
+            noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay.
+
+        Returns:
+            ``(keep (B, K), hidden (B, N - K), counts (B, N - K))``; ``counts`` is 1 where a hidden token enters the loss.
+
+        Raises:
+            ValueError: if ``noise`` has another shape than the tokens.
+        """
+        grid = [size // patch for size, patch in zip(image.shape[2:], patch_size, strict=True)]
+        total = 1
+        for n in grid:
+            total *= n
+        if noise is None:
+            noise = self.draw(image, patch_size)
+        elif noise.shape != (image.shape[0], total):
+            raise ValueError(f"noise must have one number per token, {(image.shape[0], total)}, got {tuple(noise.shape)}.")
+        visible = total - self.hidden_count(grid)
+        inside = None
+        if self.fov_aware:
+            inside = self.inside(image, patch_size)
+            noise = torch.where(inside, noise, torch.inf)
+            # All samples of a batch keep equally many tokens: what the smallest field of view affords.
+            visible = max(1, min(visible, int(inside.sum(1).min().item() * (1 - self.ratio))))
+        order = torch.argsort(noise, dim=1, stable=True)
+        keep, hidden = order[:, :visible], order[:, visible:]
+        counts = torch.ones_like(hidden, dtype=torch.float32)
+        if inside is not None:
+            counts = torch.gather(inside, 1, hidden).float()
+        return keep, hidden, counts

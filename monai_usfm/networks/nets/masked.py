@@ -1,0 +1,348 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Self-supervised pretraining: hide something of an image, encode the rest, reconstruct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+
+from monai_usfm.losses.reconstruction import FocalFrequencyLoss, MaskedReconstructionLoss, SpatialFrequencyLoss
+from monai_usfm.networks.blocks.patch_embed import patchify, unpatchify
+from monai_usfm.networks.blocks.position import TokenPositions
+from monai_usfm.networks.blocks.token_mask import TokenMask
+from monai_usfm.networks.blocks.transformer import TransformerBlock
+from monai_usfm.networks.nets.vit import UltrasoundViT
+from monai_usfm.transforms.band_stop import apply_band_stop, random_ring_masks
+from monai_usfm.transforms.speckle import add_speckle, speckle_intensity
+
+__all__ = ["MaskedAutoencoder", "MaskedImageModel", "RandomBandStop"]
+
+FILLS = ("speckle", "mean", "token")
+
+
+class RandomBandStop(nn.Module):
+    """Removes random rings of the spectrum of every image of a batch, on the device of the batch.
+
+    Args:
+        num_rings: rings of equal width between the centre disc and the Nyquist frequency.
+        stop_ratio: share of the rings that is removed; a pair (low, high) draws it per image.
+        center_radius: radius of the disc that is always kept, in fractions of Nyquist.
+    """
+
+    def __init__(
+        self, num_rings: int = 8, stop_ratio: float | Sequence[float] = 0.5, center_radius: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.num_rings = num_rings
+        self.stop_ratio = stop_ratio if isinstance(stop_ratio, float | int) else (stop_ratio[0], stop_ratio[1])
+        self.center_radius = center_radius
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S) -> (B, C, *S)``; one draw per image, shared by its channels."""
+        keep = random_ring_masks(
+            image.shape[0],
+            image.shape[2:],
+            num_rings=self.num_rings,
+            stop_ratio=self.stop_ratio,
+            center_radius=self.center_radius,
+            device=image.device,
+        )
+        return apply_band_stop(image, keep)
+
+
+def _float32(image: torch.Tensor) -> torch.amp.autocast_mode.autocast:
+    """Corruption and losses need full precision (there is no half-precision FFT): leave autocast for them."""
+    return torch.autocast(image.device.type, enabled=False)
+
+
+class MaskedImageModel(nn.Module):
+    """Spatial-frequency dual masked image modelling of USFM, in 2D and 3D.
+
+    The image loses random rings of its spectrum (``band_stop``), then blocks of patches are overwritten (``fill``); the
+    encoder sees all tokens; one linear layer maps each token to the pixels of its patch; the loss compares the result with
+    the clean image in space (hidden pixels) and in frequency (whole image). Jiao et al. 2024,
+    https://arxiv.org/abs/2401.00153. The authors published neither code nor all values; what is chosen here is named in
+    the documentation of the pretraining bundle.
+
+    Args:
+        encoder: any :class:`UltrasoundViT`.
+        mask_ratio: share of hidden patches.
+        mask_unit: side of a hidden block, in patches (2 at patch size 16 is the 32 pixels of SimMIM and A2MIM).
+        fill: what hidden patches hold: ``"speckle"`` (noise addition and recovery: fresh fully developed speckle at the
+            mean brightness of the patch), ``"mean"`` (mean of the image) or ``"token"`` (a learned token).
+        band_stop: frequency corruption; None leaves the spectrum alone. The default is ``RandomBandStop()``.
+        loss_function: called with (reconstruction, clean image, pixel mask); default :class:`SpatialFrequencyLoss`.
+        mask_kind: see :class:`TokenMask`.
+        fov_aware: hide patches inside the field of view only; black patches outside it are never scored.
+        dynamic_range_db: display range of the images, which sets how strong speckle looks.
+
+    Raises:
+        ValueError: for an unknown fill or mask setting.
+    """
+
+    def __init__(
+        self,
+        encoder: UltrasoundViT,
+        mask_ratio: float = 0.6,
+        mask_unit: int = 2,
+        fill: str = "speckle",
+        band_stop: nn.Module | None | str = "default",
+        loss_function: nn.Module | None = None,
+        mask_kind: str = "block",
+        fov_aware: bool = False,
+        dynamic_range_db: float = 60.0,
+    ) -> None:
+        super().__init__()
+        if fill not in FILLS:
+            raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {fill!r}.")
+        if isinstance(band_stop, str) and band_stop != "default":
+            raise ValueError(f"band_stop must be a module, None or 'default', got {band_stop!r}.")
+        self.encoder = encoder
+        self.token_mask = TokenMask(mask_kind, mask_ratio, mask_unit, fov_aware)
+        self.fill = fill
+        self.band_stop = RandomBandStop() if isinstance(band_stop, str) else band_stop
+        self.loss_function = SpatialFrequencyLoss() if loss_function is None else loss_function
+        self.dynamic_range_db = dynamic_range_db
+        pixels = encoder.in_channels
+        for patch in encoder.patch_size:
+            pixels *= patch
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.hidden_size)) if fill == "token" else None
+        self.head = nn.Linear(encoder.hidden_size, pixels)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def corrupt(
+        self, image: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw and apply the corruption.
+
+        Args:
+            image: clean images ``(B, C, *S)``.
+            noise: ``(B, N)`` fixes which patches are hidden: the tokens with the smallest values stay.
+
+        Returns:
+            corrupted images ``(B, C, *S)``, mask ``(B, N)`` (1 = hidden), score ``(B, N)`` (1 = counts in the loss).
+        """
+        patch_size = self.encoder.patch_size
+        grid = self.encoder.token_grid(image)
+        with _float32(image), torch.no_grad():
+            image = image.float()
+            _, hidden, counts = self.token_mask.split(image, patch_size, noise)
+            mask = image.new_zeros(image.shape[0], _product(grid))
+            score = mask.scatter(1, hidden, counts)
+            # Outside the field of view there is nothing to hide: there the mask stays open.
+            mask = score.clone() if self.token_mask.fov_aware else mask.scatter(1, hidden, 1.0)
+            corrupted = image if self.band_stop is None else self.band_stop(image)
+            if self.fill != "token":
+                pixel_mask = self._to_pixels(mask, grid)
+                if self.fill == "mean":
+                    filler = image.mean(dim=tuple(range(2, image.dim())), keepdim=True)
+                else:
+                    patches = patchify(image, patch_size)
+                    channels = image.shape[1]
+                    # The mean of each patch and channel, spread over the patch.
+                    mean = patches.unflatten(2, (-1, channels)).mean(2, keepdim=True)
+                    mean = mean.expand(-1, -1, patches.shape[2] // channels, -1).flatten(2)
+                    brightness = unpatchify(mean, grid, patch_size)
+                    speckle = speckle_intensity((image.shape[0], 1, *image.shape[2:]), device=image.device)
+                    filler = add_speckle(brightness, speckle, self.dynamic_range_db)
+                corrupted = torch.where(pixel_mask > 0, filler, corrupted)
+        return corrupted, mask, score
+
+    def _to_pixels(self, mask: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+        """Token mask ``(B, N) -> (B, 1, *S)``."""
+        pixels = mask.reshape(mask.shape[0], 1, *grid)
+        for axis, patch in enumerate(self.encoder.patch_size):
+            pixels = pixels.repeat_interleave(patch, dim=axis + 2)
+        return pixels
+
+    def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """One pretraining step.
+
+        Args:
+            image: clean images ``(B, C, *S)`` in [0, 1], ``S`` a multiple of the patch size.
+            noise: ``(B, N)`` fixes which patches are hidden: the tokens with the smallest values stay.
+
+        Returns:
+            ``loss`` (scalar), ``prediction`` (the reconstructed images ``(B, C, *S)``), ``mask`` (``(B, N)``, 1 = hidden),
+            ``corrupted`` (what the encoder saw, ``(B, C, *S)``).
+        """
+        corrupted, mask, score = self.corrupt(image, noise)
+        grid = self.encoder.token_grid(image)
+        tokens = self.encoder.patch_embed(corrupted)
+        if self.mask_token is not None:
+            tokens = torch.where(mask.unsqueeze(-1) > 0, self.mask_token.to(tokens.dtype), tokens)
+        latent = self.encoder.encode(tokens, grid)
+        prediction = unpatchify(self.head(latent[:, 1:]), grid, self.encoder.patch_size)
+        with _float32(image):
+            prediction = prediction.float()
+            loss = self.loss_function(prediction, image.float(), self._to_pixels(score, grid))
+        return {"loss": loss, "prediction": prediction, "mask": mask, "corrupted": corrupted}
+
+    @torch.no_grad()
+    def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """The network's estimate of the clean images ``(B, C, *S)`` from a corrupted version, for pictures."""
+        return self(image, noise)["prediction"].clamp(0, 1)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Masked autoencoder (MAE), the objective of USF-MAE, in 2D and 3D; and, with ``band_stop`` and
+    ``frequency_weight``, the dual objective of USFM at the price of an MAE.
+
+    Only visible patches are embedded and encoded; a small decoder predicts the pixels of the hidden ones. For equal weights
+    and ``noise`` the loss equals that of the reference implementation. He et al. 2022, https://arxiv.org/abs/2111.06377;
+    Megahed et al. 2025, https://arxiv.org/abs/2510.22990.
+
+    Args:
+        encoder: any :class:`UltrasoundViT`; the published models have ``pos_embed="sincos"`` and ``layer_scale=None``.
+        decoder_hidden_size: width of the decoder.
+        decoder_num_layers: blocks of the decoder.
+        decoder_num_heads: attention heads of the decoder.
+        mask_ratio: share of hidden patches.
+        normalize_patches: predict patches standardised by their own mean and variance.
+        mask_kind: see :class:`TokenMask`.
+        mask_unit: side of a hidden block in patches, for ``mask_kind="block"``.
+        fov_aware: spend no visible token on black patches outside the field of view, and do not score them.
+        norm: ``"l2"`` (MAE) or ``"l1"`` pixel error.
+        band_stop: frequency corruption of what the encoder sees; the target stays clean. None for MAE.
+        frequency_weight: weight of a :class:`FocalFrequencyLoss` on whole images, visible patches taken from the target.
+
+    Raises:
+        ValueError: for a mask setting out of range, or ``frequency_weight`` together with ``normalize_patches``.
+    """
+
+    def __init__(
+        self,
+        encoder: UltrasoundViT,
+        decoder_hidden_size: int = 512,
+        decoder_num_layers: int = 8,
+        decoder_num_heads: int = 16,
+        mask_ratio: float = 0.75,
+        normalize_patches: bool = False,
+        mask_kind: str = "uniform",
+        mask_unit: int = 1,
+        fov_aware: bool = False,
+        norm: str = "l2",
+        band_stop: nn.Module | None = None,
+        frequency_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if frequency_weight > 0 and normalize_patches:
+            raise ValueError("frequency_weight compares images, normalize_patches predicts none: use one of the two.")
+        self.encoder = encoder
+        self.token_mask = TokenMask(mask_kind, mask_ratio, mask_unit, fov_aware)
+        self.loss_function = MaskedReconstructionLoss(norm, normalize_patches)
+        self.band_stop = band_stop
+        self.frequency_weight = frequency_weight
+        self.frequency_loss = FocalFrequencyLoss()
+        pixels = encoder.in_channels
+        for patch in encoder.patch_size:
+            pixels *= patch
+        self.decoder_embed = nn.Linear(encoder.hidden_size, decoder_hidden_size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_hidden_size))
+        self.decoder_pos_embed = TokenPositions(encoder.grid, decoder_hidden_size, learnable=False)
+        self.decoder_blocks = nn.ModuleList(
+            TransformerBlock(decoder_hidden_size, 4 * decoder_hidden_size, decoder_num_heads)
+            for _ in range(decoder_num_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_hidden_size, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_hidden_size, pixels)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        for module in (self.decoder_embed, self.decoder_pred, *self.decoder_blocks.modules()):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward_decoder(self, latent: torch.Tensor, order: torch.Tensor, grid: list[int]) -> torch.Tensor:
+        """Predict patches from visible tokens.
+
+        Args:
+            latent: encoder output ``(B, 1 + K, E)``, class token first.
+            order: token indices ``(B, N)``, the K visible ones first in the order of ``latent``.
+            grid: token grid.
+
+        Returns:
+            ``(B, M, prod(patch) * C)`` in the order of ``order``: in training the N - K hidden patches alone, which are all
+            that the loss needs, so that the last block, the norm and the prediction skip the visible ones; in evaluation
+            all N.
+        """
+        x = self.decoder_embed(latent)
+        visible = x.shape[1] - 1
+        hidden = self.mask_token.to(x.dtype).expand(x.shape[0], order.shape[1] - visible, -1)
+        codes = self.decoder_pos_embed(grid).to(x.dtype)
+        # Tokens stay in the order (class, visible, hidden); attention does not care, and positions are gathered to match.
+        x = torch.cat([x, hidden], dim=1)
+        x = x + torch.cat([codes[:, :1].expand(x.shape[0], -1, -1), codes[0, 1:][order]], dim=1)
+        first = 1 + visible if self.training else 1
+        last = len(self.decoder_blocks) - 1
+        for i, block in enumerate(self.decoder_blocks):
+            x = block(x, None, first) if i == last else block(x)
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """One pretraining step.
+
+        Args:
+            image: clean images ``(B, C, *S)``, ``S`` a multiple of the patch size.
+            noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay visible.
+
+        Returns:
+            ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last; in training zero at visible
+            tokens, which are not decoded), ``mask`` (``(B, N)``, 1 = hidden), ``corrupted`` (``(B, C, *S)``, only with
+            ``band_stop``).
+        """
+        patch_size = self.encoder.patch_size
+        grid = self.encoder.token_grid(image)
+        keep, hidden, counts = self.token_mask.split(image, patch_size, noise)
+        source = image
+        if self.band_stop is not None:
+            with _float32(image), torch.no_grad():
+                source = self.band_stop(image.float())
+        latent = self.encoder.forward_features(source, keep)
+        order = torch.cat([keep, hidden], dim=1)
+        decoded = self.forward_decoder(latent, order, grid).float()
+        missing = decoded[:, -hidden.shape[1] :]
+        with _float32(image):
+            target = patchify(image, patch_size, hidden).float()
+            loss = self.loss_function(missing, target, counts)
+            shown = order[:, -decoded.shape[1] :]
+            prediction = _scatter(decoded, shown, order.shape[1])
+            if self.frequency_weight > 0:
+                composite = patchify(image, patch_size).float()
+                composite = composite.scatter(1, hidden.unsqueeze(-1).expand_as(missing), missing)
+                restored = unpatchify(composite, grid, patch_size)
+                loss = loss + self.frequency_weight * self.frequency_loss(restored, image.float())
+        mask = torch.ones_like(order, dtype=torch.float32).scatter(1, keep, 0.0)
+        output = {"loss": loss, "prediction": prediction, "mask": mask}
+        if self.band_stop is not None:
+            output["corrupted"] = source
+        return output
+
+    @torch.no_grad()
+    def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Images ``(B, C, *S)`` whose hidden patches are the network's, for pictures; visible ones are as they were."""
+        output = self(image, noise)
+        patches = patchify(image, self.encoder.patch_size).float()
+        prediction = output["prediction"]
+        if self.loss_function.normalize_patches:
+            scale = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+            prediction = prediction * scale + patches.mean(dim=-1, keepdim=True)
+        patches = torch.where(output["mask"].unsqueeze(-1) > 0, prediction, patches)
+        return unpatchify(patches, self.encoder.token_grid(image), self.encoder.patch_size).clamp(0, 1)
+
+
+def _scatter(patches: torch.Tensor, index: torch.Tensor, total: int) -> torch.Tensor:
+    """Put patches ``(B, M, P)`` at token numbers ``index`` (B, M) of ``total``; zero elsewhere."""
+    full = patches.new_zeros(patches.shape[0], total, patches.shape[2])
+    return full.scatter(1, index.unsqueeze(-1).expand_as(patches), patches)
+
+
+def _product(numbers: Sequence[int]) -> int:
+    product = 1
+    for number in numbers:
+        product *= number
+    return product
