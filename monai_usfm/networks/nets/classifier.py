@@ -1,0 +1,92 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Encoder, pooling and one linear layer: a class for an image or volume."""
+
+import torch
+import torch.nn as nn
+
+from monai_usfm.networks.nets.task import TaskNetwork, pad_to_patches
+from monai_usfm.networks.nets.vit import UltrasoundViT
+
+__all__ = ["UltrasoundClassifier"]
+
+POOLS = ("mean", "class", "attention")
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to all tokens: ``(B, N, E) -> (B, E)``.
+
+    Args:
+        hidden_size: token width.
+        num_heads: attention heads; must divide ``hidden_size``.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        nn.init.trunc_normal_(self.query, std=0.02)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        batch, count = tokens.shape[0], tokens.shape[1]
+        k, v = self.key_value(tokens).reshape(batch, count, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.query.to(k.dtype).expand(batch, -1, -1).reshape(batch, 1, self.num_heads, -1).transpose(1, 2)
+        pooled = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(pooled.transpose(1, 2).reshape(batch, -1))
+
+
+class UltrasoundClassifier(TaskNetwork):
+    """Classification of images and volumes: ``(B, C, *S) -> (B, num_classes)`` logits, for any size ``S``.
+
+    Parameter names are those of the official fine-tuned classifiers (``fc_norm``, ``head``) beside ``encoder``.
+
+    Args:
+        encoder: the encoder.
+        num_classes: number of logits.
+        pool: ``"mean"``, as in USFM: mean over the raw patch tokens of the last block, then ``fc_norm``; the encoder's
+            own norm is unused and frozen. ``"class"``: the class token after the encoder's norm. ``"attention"``: a
+            learned query attends to all tokens after the encoder's norm, then ``fc_norm``.
+        dropout: rate of the dropout before the last layer.
+
+    Raises:
+        ValueError: for fewer than one class or an unknown ``pool``.
+    """
+
+    def __init__(self, encoder: UltrasoundViT, num_classes: int, pool: str = "mean", dropout: float = 0.0) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+        if pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}.")
+        super().__init__(encoder, [encoder.num_layers - 1] if pool == "mean" else None)
+        self.num_classes = num_classes
+        self.pooling = pool
+        self.last_block = [encoder.num_layers - 1]
+        width = encoder.hidden_size
+        self.attention_pool = AttentionPool(width, encoder.num_heads) if pool == "attention" else None
+        self.fc_norm = nn.LayerNorm(width, eps=1e-6) if pool != "class" else None
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, num_classes)
+        with torch.no_grad():  # as official: logits start near zero, and the encoder's first gradients are small
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            self.head.weight.mul_(0.001)
+            self.head.bias.zero_()
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Pooled embedding ``(B, C, *S) -> (B, E)``: what the last layer sees."""
+        image = pad_to_patches(x, self.patch_size)
+        if self.pooling == "mean":
+            pooled = self.encoder.forward_intermediates(image, self.last_block)[0].flatten(2).mean(2)
+        else:
+            tokens = self.encoder.forward_features(image)
+            pooled = tokens[:, 0]
+            if self.attention_pool is not None:
+                pooled = self.attention_pool(tokens)
+        if self.fc_norm is not None:
+            pooled = self.fc_norm(pooled)
+        return pooled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S) -> (B, num_classes)``."""
+        return self.head(self.dropout(self.forward_features(x)))

@@ -1,0 +1,74 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Encoder and pyramid decoder that predict a correction of the image."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from monai.networks.layers.factories import Conv, Dropout
+
+from monai_usfm.networks.heads.pyramid import PyramidDecoder
+from monai_usfm.networks.nets.task import TaskNetwork, crop_to, even_blocks, pad_to_patches
+from monai_usfm.networks.nets.vit import UltrasoundViT
+
+__all__ = ["UltrasoundEnhancer"]
+
+
+class UltrasoundEnhancer(TaskNetwork):
+    """Image enhancement and despeckling: ``(B, C, *S) -> (B, out_channels, *S)`` for any size ``S``, 2D and 3D.
+
+    The network predicts a correction that is added to its input, and starts as the identity: the last layer is zero.
+    In evaluation the sum is clamped to [0, 1], the range of images here; in training it is not, so that gradients reach
+    values beyond. There is no normalisation over the window in the decoder: what it adds to a pixel does not depend on
+    the mean brightness of the window, which keeps sliding windows free of seams.
+
+    The design is ours (USFM publishes no enhancement network): residual restoration as in Zhang et al. 2017,
+    https://arxiv.org/abs/1608.03981; no batch statistics as in Lim et al. 2017, https://arxiv.org/abs/1707.02921.
+
+    Args:
+        encoder: the encoder.
+        out_channels: channels of the output: those of the image, or 1, which corrects the mean over its channels.
+        indices: encoder blocks whose outputs are decoded, by depth; None takes four at equal distances.
+        width: channels of the coarse decoder levels; a quarter of it at full resolution.
+        dropout: rate of the channel dropout before the last layer, for Monte-Carlo dropout.
+
+    Raises:
+        ValueError: for another number of output channels, or block indices that the encoder does not have.
+    """
+
+    def __init__(
+        self,
+        encoder: UltrasoundViT,
+        out_channels: int = 1,
+        indices: Sequence[int] | None = None,
+        width: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        if out_channels not in (1, encoder.in_channels):
+            raise ValueError(
+                f"out_channels must be 1 or the {encoder.in_channels} channel(s) of the encoder, got {out_channels}."
+            )
+        chosen = list(indices) if indices is not None else even_blocks(encoder.num_layers, min(4, encoder.num_layers))
+        super().__init__(encoder, chosen)
+        self.indices = chosen
+        self.grey = out_channels != encoder.in_channels
+        dims = encoder.spatial_dims
+        self.decoder = PyramidDecoder(
+            encoder.hidden_size, encoder.in_channels, encoder.patch_size, len(chosen), width, normalize=False
+        )
+        self.dropout = Dropout[Dropout.DROPOUT, dims](dropout)
+        self.correction = Conv[Conv.CONV, dims](self.decoder.out_channels, out_channels, kernel_size=3, padding=1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S) -> (B, out_channels, *S)``; within [0, 1] in evaluation."""
+        image = pad_to_patches(x, self.patch_size)
+        maps = self.encoder.forward_intermediates(image, self.indices)
+        correction = self.correction(self.dropout(self.decoder(image, maps)))
+        base = x.mean(1, keepdim=True) if self.grey else x
+        enhanced = base + crop_to(correction, x.shape[2:])
+        if self.training:
+            return enhanced
+        return enhanced.clamp(0.0, 1.0)
