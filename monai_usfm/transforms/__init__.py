@@ -13,11 +13,32 @@ from monai_usfm.transforms.band_stop import (
     ring_mask,
     usfm_rings,
 )
-from monai_usfm.transforms.beam import BeamGeometry
+from monai_usfm.transforms.beam import (
+    BeamGeometry,
+    FitBeam,
+    FitBeamd,
+    FromBeamSpace,
+    FromBeamSpaced,
+    NotAConeError,
+    ToBeamSpace,
+    ToBeamSpaced,
+)
+from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
 from monai_usfm.transforms.speckle import add_speckle, respeckle, speckle_field, speckle_intensity
 
 __all__ = [
     "BeamGeometry",
+    "CropFieldOfView",
+    "CropFieldOfViewd",
+    "FieldOfView",
+    "FieldOfViewd",
+    "FitBeam",
+    "FitBeamd",
+    "FromBeamSpace",
+    "FromBeamSpaced",
+    "NotAConeError",
+    "ToBeamSpace",
+    "ToBeamSpaced",
     "add_speckle",
     "apply_band_stop",
     "draw_rings",

@@ -5,15 +5,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import InvertibleTransform, MapTransform, Resample, Transform
+from monai.utils import TraceKeys, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+from scipy import ndimage
+from scipy.optimize import least_squares
+from torch.nn.functional import grid_sample
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-__all__ = ["BeamGeometry"]
+from monai_usfm.transforms.field_of_view import FieldOfView
+
+__all__ = [
+    "BeamGeometry",
+    "FitBeam",
+    "FitBeamd",
+    "FromBeamSpace",
+    "FromBeamSpaced",
+    "NotAConeError",
+    "ToBeamSpace",
+    "ToBeamSpaced",
+]
 
 _KINDS = ("linear", "convex", "phased", "sector3d")
+_MIN_OPENING = math.radians(3.0)  # below, edges count as parallel: a pixel of error per 20 pixels of depth
 
 
 @dataclass(frozen=True)
@@ -237,12 +258,12 @@ class BeamGeometry:
     # ------------------------------------------------------------------ storage
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary of strings, numbers and lists, fit for JSON; :meth:`from_dict` restores it."""
+        """Plain dictionary of strings, numbers and lists, fit for JSON and for collation; see :meth:`from_dict`."""
 
         def plain(value: Any) -> Any:
             return [plain(v) for v in value] if isinstance(value, tuple) else value
 
-        return {name: plain(value) for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BeamGeometry:
@@ -268,3 +289,581 @@ def _stretch(unit: torch.Tensor, limits: Sequence[float]) -> torch.Tensor:
 
 def _shrink(value: torch.Tensor, limits: Sequence[float]) -> torch.Tensor:
     return (value - limits[0]) / (limits[1] - limits[0])
+
+
+# ---------------------------------------------------------------------- estimation
+
+
+class NotAConeError(ValueError):
+    """The image shows no sector whose beams could be estimated."""
+
+
+class FitBeam(Transform):
+    """Estimate the :class:`BeamGeometry` of a sector image from the outline of its field of view.
+
+    Straight lateral edges are found by consensus over pairs of outline points: points beyond a candidate edge count
+    against it, points inside it do not, because shadows and anechoic tissue dent an outline and only text extends it.
+    The edges meet in the apex; the arcs are found about it in the same way; all inliers then refine all parameters by
+    least squares. An arc that the image cuts off is placed at the outermost visible pixel.
+
+    - ``(C, H, W)`` gives ``"convex"``, or ``"phased"`` where the near arc is shorter than a tenth of the far radius.
+    - ``(C, D, H, W)`` gives ``"sector3d"``; a cine, whose outline is the same in all frames, gives the geometry of its
+      frames. Depth runs along rows, elevation along slices.
+
+    Radii are in pixels, or in the unit of the voxel sizes where a ``MetaTensor`` carries them. ``confidence`` is the
+    share of the lateral edges that the outline supports, times the overlap (intersection over union) of fit and field
+    of view.
+
+    Args:
+        fallback: what to return for an image without a cone: ``"error"`` raises, ``"linear"`` gives a rectangle or
+            parallelogram about the field of view (confidence 0 where no edge supports it), ``None`` gives ``None``.
+        min_confidence: fits below it count as no cone.
+        threshold: grey level that separates tissue from the screen, see :class:`FieldOfView`.
+
+    Raises:
+        ValueError: for an unknown ``fallback`` or a ``min_confidence`` outside [0, 1].
+        NotAConeError: (a ValueError) if no cone is found and ``fallback="error"``.
+    """
+
+    def __init__(
+        self, fallback: str | None = "error", min_confidence: float = 0.35, threshold: float | None = None
+    ) -> None:
+        if fallback not in ("error", "linear", None):
+            raise ValueError(f"fallback must be 'error', 'linear' or None, got {fallback!r}.")
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"min_confidence must be in [0, 1], got {min_confidence}.")
+        self.fallback = fallback
+        self.min_confidence = min_confidence
+        self.field_of_view = FieldOfView(threshold)
+
+    def __call__(self, img: NdarrayOrTensor) -> BeamGeometry | None:
+        fov = self.field_of_view(img)
+        spacing = [float(s) for s in fov.pixdim] if isinstance(fov, MetaTensor) else [1.0] * (fov.ndim - 1)
+        mask = fov[0].cpu().numpy().astype(bool)
+        if mask.ndim == 3 and _is_cine(mask):
+            mask, spacing = mask.mean(axis=0) > 0.5, spacing[1:]
+        try:
+            if mask.all() or not mask.any():
+                raise NotAConeError("no cone in this image: nothing separates a field of view from its surroundings.")
+            geometry = _fit_sector(mask, spacing) if mask.ndim == 2 else _fit_sector3d(mask, spacing)
+            if geometry.confidence < self.min_confidence:
+                raise NotAConeError(
+                    f"no cone in this image: the best fit has confidence {geometry.confidence:.2f}, below "
+                    f"min_confidence={self.min_confidence}; fallback='linear' or None accepts such images."
+                )
+        except NotAConeError:
+            if self.fallback == "error":
+                raise
+            return _fit_linear(mask, spacing) if self.fallback == "linear" else None
+        return geometry
+
+
+class FitBeamd(MapTransform):
+    """Dictionary form of :class:`FitBeam`; the geometry of ``key`` is stored under ``{key}_{postfix}``.
+
+    Args:
+        keys: images to look at.
+        fallback: see :class:`FitBeam`.
+        min_confidence: see :class:`FitBeam`.
+        threshold: see :class:`FitBeam`.
+        postfix: appended to the key, after an underscore.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        fallback: str | None = "error",
+        min_confidence: float = 0.35,
+        threshold: float | None = None,
+        postfix: str = "beam",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.fit = FitBeam(fallback, min_confidence, threshold)
+        self.postfix = postfix
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[f"{key}_{self.postfix}"] = self.fit(d[key])
+        return d
+
+
+def _is_cine(mask: np.ndarray) -> bool:
+    """Whether the outline is the same in all slices, as in a cine and unlike in a volume that tapers."""
+    areas = mask.sum(axis=(1, 2))
+    return len(mask) == 1 or bool(areas.min() > 0.9 * areas.max() > 0)
+
+
+@dataclass
+class _Outline:
+    """Outline points ``(depth, lateral)`` of a mask in units of spacing, one array per side, and which are evidence."""
+
+    sides: dict[str, np.ndarray]
+    seen: dict[str, np.ndarray]  # False where the image or a vertical cut, not the sector, ends the mask
+    step: float
+
+    @classmethod
+    def of(cls, mask: np.ndarray, spacing: Sequence[float], cuts: bool = True) -> _Outline:
+        height, width = mask.shape
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        first, last = mask.argmax(axis=1)[rows], width - 1 - mask[:, ::-1].argmax(axis=1)[rows]
+        top, bottom = mask.argmax(axis=0)[columns], height - 1 - mask[::-1].argmax(axis=0)[columns]
+        # the true edge lies between the last pixel inside and the first outside: half a pixel out
+        points = {
+            "left": (rows, first - 0.5),
+            "right": (rows, last + 0.5),
+            "top": (top - 0.5, columns),
+            "bottom": (bottom + 0.5, columns),
+        }
+        seen = {"left": first > 0, "right": last < width - 1, "top": top > 0, "bottom": bottom < height - 1}
+        if cuts:
+            # exports often crop a sector and pad it again: a long run at the outermost column is no lateral edge
+            if (first == first.min()).mean() > 0.15:
+                seen["left"] &= first > first.min() + 1
+            if (last == last.max()).mean() > 0.15:
+                seen["right"] &= last < last.max() - 1
+        sides = {k: np.stack([z * spacing[0], x * spacing[1]], axis=1) for k, (z, x) in points.items()}
+        return cls(sides, seen, min(spacing))
+
+
+def _consensus_line(points: np.ndarray, seen: np.ndarray, side: int, tolerance: float) -> tuple[float, float] | None:
+    """Lateral edge ``x = p + q z`` supported by most points; ``side`` is -1 for the left edge, +1 for the right."""
+    evidence = points[seen]
+    if len(evidence) < 8:
+        return None
+    sample = evidence[np.linspace(0, len(evidence) - 1, min(len(evidence), 90)).round().astype(int)]
+    i, j = np.triu_indices(len(sample), k=1)
+    far = sample[j, 0] - sample[i, 0] > 0.08 * np.ptp(points[:, 0])
+    i, j = i[far], j[far]
+    if len(i) == 0:
+        return None
+    slope = (sample[j, 1] - sample[i, 1]) / (sample[j, 0] - sample[i, 0])
+    slope, start = slope[abs(slope) < 6], (sample[i, 1] - slope * sample[i, 0])[abs(slope) < 6]
+    if len(slope) == 0:
+        return None
+
+    def outward(slope: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Distance of every point to every line, positive beyond the sector."""
+        return side * (points[:, 1] - start[:, None] - slope[:, None] * points[:, 0]) / np.hypot(1, slope)[:, None]
+
+    distance = outward(slope, start)
+    score = ((abs(distance) < tolerance) & seen).sum(axis=1) - 2 * (distance > tolerance).sum(axis=1)
+    best = int(score.argmax())
+    line = slope[best], start[best]
+    for _ in range(3):
+        near = (abs(outward(*(np.array([v]) for v in line))[0]) < tolerance) & seen
+        if near.sum() < 8:
+            return None
+        line = tuple(np.polyfit(points[near, 0], points[near, 1], 1))
+    return float(line[1]), float(line[0])
+
+
+def _consensus_radius(radii: np.ndarray, seen: np.ndarray, outward: int, tolerance: float) -> float | None:
+    """Arc radius supported by most outline points; ``outward`` is -1 for the near arc, +1 for the far one."""
+    evidence = radii[seen]
+    if len(evidence) < 8:
+        return None
+    distance = outward * (radii - evidence[:, None])
+    score = ((abs(distance) < tolerance) & seen).sum(axis=1) - 2 * (distance > tolerance).sum(axis=1)
+    best = evidence[score.argmax()]
+    near = (abs(radii - best) < tolerance) & seen
+    # an arc has to be more than the corner where it would meet a lateral edge
+    return float(np.median(radii[near])) if near.sum() >= max(8, 0.1 * len(radii)) else None
+
+
+def _polar(points: np.ndarray, apex: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    depth, lateral = points[:, 0] - apex[0], points[:, 1] - apex[1]
+    return np.hypot(depth, lateral), np.arctan2(lateral, depth)
+
+
+def _fit_sector(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
+    """Sector of a 2D mask; raises NotAConeError where the outline has no two straight edges that diverge with depth."""
+    outline = _Outline.of(mask, spacing)
+    tolerance = 1.5 * outline.step
+    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, tolerance)
+    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, tolerance)
+    if left is None or right is None:
+        raise NotAConeError("no cone in this image: its field of view has no two straight lateral edges.")
+    (p0, q0), (p1, q1) = left, right
+    a0, a1 = math.atan(q0), math.atan(q1)
+    if a1 - a0 < _MIN_OPENING:
+        raise NotAConeError(
+            f"no cone in this image: its lateral edges open by {math.degrees(a1 - a0):.1f} degrees only; "
+            "fallback='linear' accepts parallel beams."
+        )
+    depth = (p0 - p1) / (q1 - q0)
+    values = np.array([depth, p0 + q0 * depth, a0, a1])
+
+    for _ in range(3):
+        values, arcs = _refine_sector(outline, values, tolerance)
+    apex, (a0, a1) = values[:2], values[2:]
+    if not -math.pi / 2 < a0 < a1 < math.pi / 2 or a1 - a0 < _MIN_OPENING:
+        raise NotAConeError("no cone in this image: its lateral edges do not meet above it.")
+    inside = np.argwhere(mask) * spacing
+    radius, angle = _polar(inside, apex)
+    between = (angle > a0) & (angle < a1)
+    if not between.any():
+        raise NotAConeError("no cone in this image: its lateral edges do not meet above it.")
+    half = 0.5 * outline.step
+    r0 = arcs[0] if arcs[0] is not None else max(radius[between].min() - half, 0.0)
+    r1 = arcs[1] if arcs[1] is not None else radius[between].max() + half
+    if not r1 - r0 > 4 * outline.step:
+        raise NotAConeError("no cone in this image: it has no depth between its near and its far arc.")
+    geometry = BeamGeometry(
+        kind="phased" if r0 < 0.1 * r1 else "convex",
+        apex=(apex[0] / spacing[0], apex[1] / spacing[1]),
+        radii=(r0, r1),
+        angles=(a0, a1),
+        spacing=tuple(spacing),
+    )
+    return replace(geometry, confidence=_confidence(geometry, mask, outline, tolerance))
+
+
+def _refine_sector(
+    outline: _Outline, values: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, tuple[float | None, float | None]]:
+    """One round of choosing inliers and least squares; returns (depth, lateral, a0, a1) and the visible arcs."""
+    polar = {k: _polar(p, values[:2]) for k, p in outline.sides.items()}
+    near: dict[str, np.ndarray] = {}
+    arcs: list[float | None] = []
+    for side, angle in (("left", values[2]), ("right", values[3])):
+        radius, theta = polar[side]
+        near[side] = outline.seen[side] & (abs(radius * np.sin(theta - angle)) < tolerance)
+    for side, outward in (("top", -1), ("bottom", 1)):
+        radius, theta = polar[side]
+        between = (theta > values[2]) & (theta < values[3])
+        arc = _consensus_radius(radius[between], outline.seen[side][between], outward, tolerance)
+        near[side] = outline.seen[side] & between & (abs(radius - (arc or 0.0)) < tolerance)
+        arcs.append(arc)
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        parts = []
+        for side in ("left", "right"):
+            radius, theta = _polar(outline.sides[side][near[side]], x[:2])
+            parts.append(radius * np.sin(theta - x[2 if side == "left" else 3]))
+        for i, side in enumerate(("top", "bottom")):
+            if arcs[i] is not None:
+                parts.append(_polar(outline.sides[side][near[side]], x[:2])[0] - x[4 + i])
+        return np.concatenate(parts) / outline.step
+
+    start = np.concatenate([values, [a if a is not None else 0.0 for a in arcs]])
+    if len(residuals(start)) < 16:
+        raise NotAConeError("no cone in this image: too few points of its outline agree.")
+    found = least_squares(residuals, start, loss="soft_l1", x_scale="jac", max_nfev=60).x
+    return found[:4], tuple(float(f) if a is not None else None for f, a in zip(found[4:], arcs, strict=True))  # type: ignore[return-value]
+
+
+def _confidence(geometry: BeamGeometry, mask: np.ndarray, outline: _Outline, tolerance: float) -> float:
+    """Share of the lateral edges inside the image that the outline supports, times the overlap of fit and mask."""
+    model = geometry.mask(mask.shape)[0].numpy()
+    overlap = (model & mask).sum() / max((model | mask).sum(), 1)
+    apex = [a * s for a, s in zip(geometry.apex, geometry.spacing, strict=True)]
+    expected = _Outline.of(model, geometry.spacing) if model.any() else outline
+    support = []
+    for side, angle in zip(("left", "right"), geometry.angles, strict=True):
+        counts = []
+        for points, seen in (
+            (outline.sides[side], outline.seen[side]),
+            (expected.sides[side], expected.seen[side]),
+        ):
+            radius, theta = _polar(points, apex)
+            counts.append(int((seen & (abs(radius * np.sin(theta - angle)) < tolerance)).sum()))
+        support.append(min(counts[0] / max(counts[1], 1), 1.0))
+    return float(overlap * (support[0] + support[1]) / 2)
+
+
+def _fit_sector3d(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
+    """3D sector of a mask ``(D, H, W)``: the planes through the apex are planar sectors and are fitted in turn."""
+    slice_ = round(ndimage.center_of_mass(mask)[0])
+    for _ in range(2):  # the second time in the slice where the apex was found
+        in_plane = _fit_sector(mask[slice_], spacing[1:])
+        column = int(np.clip(round(in_plane.apex[1]), 0, mask.shape[2] - 1))
+        across = _fit_sector(mask[:, :, column].T, (spacing[1], spacing[0]))
+        slice_ = int(np.clip(round(across.apex[1]), 0, mask.shape[0] - 1))
+    geometry = BeamGeometry(
+        kind="sector3d",
+        apex=(across.apex[1], (in_plane.apex[0] + across.apex[0]) / 2, in_plane.apex[1]),
+        radii=tuple((a + b) / 2 for a, b in zip(in_plane.radii, across.radii, strict=True)),  # type: ignore[arg-type]
+        angles=(across.angles, in_plane.angles),
+        spacing=tuple(spacing),
+    )
+    model = geometry.mask(mask.shape)[0].numpy()
+    overlap = float((model & mask).sum() / max((model | mask).sum(), 1))
+    return replace(geometry, confidence=min(in_plane.confidence, across.confidence, overlap))
+
+
+def _fit_linear(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
+    """Rectangle or parallelogram about a mask; of a volume, about the union of its slices."""
+    if mask.ndim == 3:
+        mask, spacing = np.asarray(mask.any(axis=0)), spacing[1:]
+    if not mask.any():
+        mask = np.ones_like(mask)
+    outline = _Outline.of(mask, spacing, cuts=False)
+    tolerance = 1.5 * outline.step
+    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, tolerance)
+    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, tolerance)
+    rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))
+    depth = np.array([rows[0] - 0.5, rows[-1] + 0.5]) * spacing[0]
+    limits = (np.array([columns[0] - 0.5, columns[-1] + 0.5])) * spacing[1]
+    steer, confidence = 0.0, 0.0
+    if left is not None and right is not None:
+        (p0, q0), (p1, q1) = left, right
+        slope = (q0 + q1) / 2
+        if abs(q1 - q0) < math.tan(_MIN_OPENING) and p1 + q1 * depth[0] > p0 + q0 * depth[0]:
+            steer = math.atan(slope)
+            limits = np.array([p0 + q0 * depth.mean(), p1 + q1 * depth.mean()]) + slope * (depth[0] - depth.mean())
+            confidence = 1.0
+    origin = limits.mean()
+    geometry = BeamGeometry(
+        kind="linear",
+        apex=(depth[0] / spacing[0], origin / spacing[1]),
+        radii=(0.0, float(depth[1] - depth[0]) / math.cos(steer)),
+        angles=(steer, steer),
+        width=(float(limits[0] - origin), float(limits[1] - origin)),
+        spacing=tuple(spacing),
+    )
+    if confidence:
+        model = geometry.mask(mask.shape)[0].numpy()
+        confidence = float((model & mask).sum() / (model | mask).sum())
+    return replace(geometry, confidence=confidence)
+
+
+# ---------------------------------------------------------------------- resampling
+
+
+class ToBeamSpace(InvertibleTransform):
+    """Resample an image along its beams: ``(C, *S) -> (C, *beam_shape)``, axial before lateral (elevation first in 3D).
+
+    Lines of constant depth become rows and beams become columns, so that filters, patches and speckle mean the same at
+    every depth, and no network spends capacity on the black corners of a sector. A 2D geometry resamples every frame of
+    a cine ``(C, T, H, W)``. The inverse returns to the image grid and is black outside the beams; it is what
+    ``Compose.inverse`` and ``Invertd`` call, with the interpolation that they ask for.
+
+    A beam grid has no affine: ``MetaTensor`` carries the identity while in beam space, and its own again afterwards.
+    Integer images come back as float32 unless ``mode="nearest"``.
+
+    Args:
+        beam_shape: samples per beam axis; by default :meth:`BeamGeometry.natural_beam_shape`, which differs between
+            geometries, so batches need a fixed one.
+        mode: ``"bilinear"`` (trilinear in 3D) for images, ``"nearest"`` for labels.
+
+    Raises:
+        ValueError: for another mode, or if the image does not fit the geometry.
+    """
+
+    backend = Resample.backend
+
+    def __init__(self, beam_shape: Sequence[int] | None = None, mode: str = "bilinear") -> None:
+        self.beam_shape = None if beam_shape is None else tuple(int(n) for n in beam_shape)
+        self.mode = _check_mode(mode)
+
+    def __call__(  # type: ignore[override]
+        self, img: NdarrayOrTensor, beam: BeamGeometry, mode: str | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            img: image or label ``(C, *S)``.
+            beam: its geometry, known or from :class:`FitBeam`.
+            mode: overrides the mode given at construction.
+        """
+        image, mode = _check_image(img, beam), _check_mode(mode or self.mode)
+        beam_shape = self.beam_shape or beam.natural_beam_shape()
+        out = _to_beams(image, beam, beam_shape, mode)
+        return _trace(self, out, image, beam, mode)
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        info = self.pop_transform(data)
+        beam, mode, affine, size = _untrace(info)
+        return _with_affine(_from_beams(data, beam, size[-beam.spatial_dims :], mode), affine)
+
+
+class FromBeamSpace(InvertibleTransform):
+    """Scan conversion: resample beams ``(C, *B)`` to an image ``(C, *spatial_shape)``, black outside the beams.
+
+    The opposite of :class:`ToBeamSpace`, for data that starts in beam space, such as simulated or beamformed lines; to
+    undo :class:`ToBeamSpace` use its inverse. Invertible in the same way.
+
+    Args:
+        spatial_shape: size of the image, (H, W) or (D, H, W).
+        mode: ``"bilinear"`` (trilinear in 3D) for images, ``"nearest"`` for labels.
+
+    Raises:
+        ValueError: for another mode, or if beams or ``spatial_shape`` do not fit the geometry.
+    """
+
+    backend = Resample.backend
+
+    def __init__(self, spatial_shape: Sequence[int], mode: str = "bilinear") -> None:
+        self.spatial_shape = tuple(int(n) for n in spatial_shape)
+        self.mode = _check_mode(mode)
+
+    def __call__(  # type: ignore[override]
+        self, img: NdarrayOrTensor, beam: BeamGeometry, mode: str | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            img: beams ``(C, axial, lateral)``, with elevation or frames before axial in 3D.
+            beam: where they lie in the image.
+            mode: overrides the mode given at construction.
+        """
+        image, mode = _check_image(img, beam), _check_mode(mode or self.mode)
+        out = _from_beams(image, beam, self.spatial_shape, mode)
+        return _trace(self, out, image, beam, mode)
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        info = self.pop_transform(data)
+        beam, mode, affine, size = _untrace(info)
+        return _with_affine(_to_beams(data, beam, size[-beam.spatial_dims :], mode), affine)
+
+
+class ToBeamSpaced(MapTransform, InvertibleTransform):
+    """Dictionary form of :class:`ToBeamSpace`: one geometry resamples every key.
+
+    Args:
+        keys: images and labels that share a grid.
+        beam_key: where the geometry is stored, for instance ``"image_beam"`` after ``FitBeamd("image")``.
+        beam_shape: see :class:`ToBeamSpace`.
+        mode: one mode for all keys, or one per key: ``"nearest"`` for labels.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    backend = ToBeamSpace.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        beam_key: str,
+        beam_shape: Sequence[int] | None = None,
+        mode: Sequence[str] | str = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.beam_key = beam_key
+        self.mode = tuple(_check_mode(m) for m in ensure_tuple_rep(mode, len(self.keys)))
+        self.convert = ToBeamSpace(beam_shape)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, mode in self.key_iterator(d, self.mode):
+            d[key] = self.convert(d[key], d[self.beam_key], mode)
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.convert.inverse(d[key])
+        return d
+
+
+class FromBeamSpaced(MapTransform, InvertibleTransform):
+    """Dictionary form of :class:`FromBeamSpace`: one geometry scan-converts every key.
+
+    Args:
+        keys: beam images and labels that share a grid.
+        beam_key: where the geometry is stored.
+        spatial_shape: see :class:`FromBeamSpace`.
+        mode: one mode for all keys, or one per key: ``"nearest"`` for labels.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    backend = FromBeamSpace.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        beam_key: str,
+        spatial_shape: Sequence[int],
+        mode: Sequence[str] | str = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.beam_key = beam_key
+        self.mode = tuple(_check_mode(m) for m in ensure_tuple_rep(mode, len(self.keys)))
+        self.convert = FromBeamSpace(spatial_shape)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, mode in self.key_iterator(d, self.mode):
+            d[key] = self.convert(d[key], d[self.beam_key], mode)
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.convert.inverse(d[key])
+        return d
+
+
+def _check_mode(mode: str) -> str:
+    # strings, not enumerations: MONAI's Invertd rewrites the traced mode as a string
+    if str(mode) not in ("bilinear", "nearest"):
+        raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}.")
+    return str(mode)
+
+
+def _check_image(img: NdarrayOrTensor, beam: BeamGeometry) -> torch.Tensor:
+    if not isinstance(beam, BeamGeometry):
+        raise ValueError(
+            f"beam must be a BeamGeometry, got {beam!r}; FitBeam(fallback=None) gives None without a cone."
+        )
+    image = convert_to_tensor(img, track_meta=get_track_meta())
+    dims = image.ndim - 1
+    if dims not in (2, 3) or dims < beam.spatial_dims or image.numel() == 0:
+        raise ValueError(f"a {beam.kind} geometry cannot resample an image of shape {tuple(image.shape)}.")
+    return image
+
+
+def _to_beams(image: torch.Tensor, beam: BeamGeometry, beam_shape: Sequence[int], mode: str) -> torch.Tensor:
+    shape = image.shape[-beam.spatial_dims :]
+    pixel = beam.beam_to_cartesian(beam_shape, image.device)
+    last = pixel.new_tensor([n - 1 for n in shape])
+    inside = ((pixel >= -0.5) & (pixel <= last + 0.5)).all(dim=-1)
+    return _sample(image, beam.beam_grid(shape, beam_shape, image.device), inside, mode)
+
+
+def _from_beams(beams: torch.Tensor, beam: BeamGeometry, spatial_shape: Sequence[int], mode: str) -> torch.Tensor:
+    grid = beam.image_grid(spatial_shape, beams.device)
+    return _sample(beams, grid, beam.mask(spatial_shape, beams.device)[0], mode)
+
+
+def _sample(image: torch.Tensor, grid: torch.Tensor, inside: torch.Tensor, mode: str) -> torch.Tensor:
+    """``grid_sample`` on the last axes, zero outside ``inside``; channels and frames are independent."""
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    dims = grid.shape[-1]
+    # float32 holds labels up to 2 ** 24 exactly
+    values = plain if plain.dtype in (torch.float32, torch.float64) else plain.to(torch.float32)
+    batch = values.reshape(1, -1, *values.shape[-dims:])
+    # border padding and a mask, because zero padding would fade the outermost half sample
+    out = grid_sample(batch, grid.to(values.dtype), mode=mode, padding_mode="border", align_corners=True)
+    out = torch.where(inside, out, torch.zeros_like(out)).reshape(*plain.shape[:-dims], *out.shape[2:])
+    if mode == "nearest" or plain.dtype.is_floating_point:
+        out = out.to(plain.dtype)
+    return convert_to_dst_type(out, dst=image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
+
+
+def _trace(
+    transform: InvertibleTransform, out: torch.Tensor, image: torch.Tensor, beam: BeamGeometry, mode: str
+) -> torch.Tensor:
+    if not isinstance(image, MetaTensor) or not isinstance(out, MetaTensor):
+        return out
+    extra = {"beam": beam.to_dict(), "mode": mode, "affine": image.affine}
+    out = transform.push_transform(out, orig_size=tuple(image.shape[1:]), extra_info=extra)
+    return _with_affine(out, torch.eye(len(image.affine), dtype=torch.float64))
+
+
+def _untrace(info: dict[str, Any]) -> tuple[BeamGeometry, str, torch.Tensor, tuple[int, ...]]:
+    extra = info[TraceKeys.EXTRA_INFO]
+    size = tuple(int(n) for n in info[TraceKeys.ORIG_SIZE])
+    return BeamGeometry.from_dict(extra["beam"]), _check_mode(extra["mode"]), extra["affine"], size
+
+
+def _with_affine(image: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
+    if isinstance(image, MetaTensor):
+        image.affine = affine
+    return image
+
+
+# as MONAI does for MetaTensor: a DataLoader gives the geometries of a batch as a list
+default_collate_fn_map.update({BeamGeometry: lambda batch, *, collate_fn_map=None: list(batch)})

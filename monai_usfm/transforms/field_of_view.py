@@ -1,0 +1,222 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Field of view: the pixels that the beams reached, told apart from the empty screen around them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import CropForeground, CropForegroundd, MapTransform, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor
+from scipy import ndimage
+
+__all__ = ["CropFieldOfView", "CropFieldOfViewd", "FieldOfView", "FieldOfViewd"]
+
+
+class FieldOfView(Transform):
+    """Mask of the insonified part of an image: ``(C, *S) -> (1, *S)``, bool, 2D or 3D.
+
+    The screen around a scan is dark and flat, tissue is not. The image is thresholded just above its darkest blocks;
+    what remains is closed (speckle zeros), opened (text, rulers, grey bars), reduced to its largest connected part
+    (other windows, logos), and its holes (cysts, vessels) are filled. The sizes of closing and opening grow with the
+    image, so that the result does not depend on its resolution.
+
+    Channels are scaled separately and joined by their maximum, so that a constant alpha channel counts for nothing. An
+    image without dark surroundings, a constant one included, is all field of view. Non-finite values lie outside.
+
+    The boundary follows what is brighter than the screen: shadows and anechoic regions that touch the border of the
+    sector are left out where they are wider than the closing. :class:`~monai_usfm.transforms.FitBeam` closes those too.
+
+    Args:
+        threshold: grey level above which a pixel is tissue, as a fraction of the image range; estimated if ``None``.
+
+    Raises:
+        ValueError: if ``threshold`` is not in [0, 1), or the image is not ``(C, H, W)`` or ``(C, D, H, W)``.
+    """
+
+    backend = CropForeground.backend
+
+    def __init__(self, threshold: float | None = None) -> None:
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(f"threshold is a fraction of the image range in [0, 1), got {threshold}.")
+        self.threshold = threshold
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        image = convert_to_tensor(img, track_meta=get_track_meta())
+        if image.ndim not in (3, 4) or image.numel() == 0:
+            raise ValueError(f"the image must be (C, H, W) or (C, D, H, W) and not empty, got {tuple(image.shape)}.")
+        mask = field_of_view(_grey(image), self.threshold)
+        return convert_to_dst_type(mask[None], dst=image[:1], dtype=torch.bool)[0]
+
+
+class FieldOfViewd(MapTransform):
+    """Dictionary form of :class:`FieldOfView`; the mask of ``key`` is stored under ``{key}_{postfix}``.
+
+    Args:
+        keys: images to look at.
+        threshold: see :class:`FieldOfView`.
+        postfix: appended to the key, after an underscore.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    backend = FieldOfView.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        threshold: float | None = None,
+        postfix: str = "fov",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.field_of_view = FieldOfView(threshold)
+        self.postfix = postfix
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[f"{key}_{self.postfix}"] = self.field_of_view(d[key])
+        return d
+
+
+class CropFieldOfView(CropForeground):
+    """Crop an image to the bounding box of its :class:`FieldOfView`: MONAI's invertible ``CropForeground``.
+
+    Args:
+        margin: pixels kept around the box, as far as the image reaches.
+        k_divisible: make each size of the box a multiple of this.
+        threshold: see :class:`FieldOfView`.
+    """
+
+    def __init__(
+        self, margin: Sequence[int] | int = 0, k_divisible: Sequence[int] | int = 1, threshold: float | None = None
+    ) -> None:
+        super().__init__(select_fn=FieldOfView(threshold), margin=margin, k_divisible=k_divisible, allow_smaller=True)
+
+
+class CropFieldOfViewd(CropForegroundd):
+    """Dictionary form of :class:`CropFieldOfView`: one box, found on ``source_key``, crops every key.
+
+    The box is stored under ``foreground_start_coord`` and ``foreground_end_coord``, as in ``CropForegroundd``.
+
+    Args:
+        keys: images and labels to crop; they must share a spatial shape.
+        source_key: image on which the field of view is found.
+        margin: see :class:`CropFieldOfView`.
+        k_divisible: see :class:`CropFieldOfView`.
+        threshold: see :class:`FieldOfView`.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        source_key: str,
+        margin: Sequence[int] | int = 0,
+        k_divisible: Sequence[int] | int = 1,
+        threshold: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(
+            keys,
+            source_key,
+            select_fn=FieldOfView(threshold),
+            margin=margin,
+            allow_smaller=True,
+            k_divisible=k_divisible,
+            allow_missing_keys=allow_missing_keys,
+        )
+
+
+def _grey(image: torch.Tensor) -> np.ndarray:
+    """``(C, *S) -> (*S,)`` float32 in [0, 1]: the brightest of the rescaled channels; NaN where not finite."""
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    values = plain.detach().to(torch.float32).cpu().numpy()
+    finite = np.isfinite(values)
+    low = np.where(finite, values, np.inf).reshape(len(values), -1).min(axis=1)
+    high = np.where(finite, values, -np.inf).reshape(len(values), -1).max(axis=1)
+    # halves, so that the range of very large values does not overflow
+    span = high / 2 - low / 2
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        scaled = (values / 2 - low.reshape(shape) / 2) / np.where(span > 0, span, 1).reshape(shape)
+    scaled[~finite] = -np.inf
+    grey = scaled.max(axis=0)
+    grey[np.isinf(grey)] = np.nan
+    return grey
+
+
+def field_of_view(grey: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """Field of view of a grey image ``(*S,)`` in [0, 1] as a bool array; the work of :class:`FieldOfView`."""
+    outside = np.isnan(grey)
+    tissue = grey > (_background_level(grey) if threshold is None else threshold)
+    if not tissue.any() or (tissue | outside).all():  # no screen to be told apart, or nothing but screen
+        return ~outside if not outside.all() else np.ones_like(tissue)
+
+    mask = _closing(tissue, 0.012)
+    core = _opening(mask, 0.02)
+    if not core.any():
+        core = mask  # a field of view of a few pixels
+    core = _largest(core)
+    # growing the core back inside the mask returns the sharp corners that opening rounds off, but not the text beyond
+    mask = mask & _dilate(core, 0.02)
+    mask = _fill(_closing(_fill(mask), 0.04))
+    return mask & ~outside
+
+
+def _background_level(grey: np.ndarray) -> float:
+    """Grey level just above the empty screen, from the darkest blocks of the image."""
+    block = tuple(min(8, n) for n in grey.shape)
+    cut = grey[tuple(slice(0, n // b * b) for n, b in zip(grey.shape, block, strict=True))]
+    split = [v for n, b in zip(cut.shape, block, strict=True) for v in (n // b, b)]
+    order = list(range(0, 2 * grey.ndim, 2)) + list(range(1, 2 * grey.ndim, 2))
+    blocks = np.nan_to_num(cut.reshape(split).transpose(order).reshape(-1, int(np.prod(block))))
+    means = blocks.mean(axis=1)
+    darkest = blocks[means <= np.quantile(means, 0.02)]
+    mean, spread = float(darkest.mean()), float(darkest.std())
+    if mean > 0.06:  # no screen in sight: dark tissue at most
+        return 0.0
+    return mean + 3 * spread + 1.5 / 255
+
+
+def _radii(mask: np.ndarray, fraction: float) -> tuple[int, ...]:
+    return tuple(min(round(fraction * n), (n - 1) // 2) for n in mask.shape)
+
+
+def _dilate(mask: np.ndarray, fraction: float) -> np.ndarray:
+    size = [2 * r + 1 for r in _radii(mask, fraction)]
+    return ndimage.maximum_filter(mask, size=size, mode="constant", cval=0)
+
+
+def _erode(mask: np.ndarray, fraction: float) -> np.ndarray:
+    size = [2 * r + 1 for r in _radii(mask, fraction)]
+    return ndimage.minimum_filter(mask, size=size, mode="constant", cval=1)
+
+
+def _closing(mask: np.ndarray, fraction: float) -> np.ndarray:
+    # on a wider canvas, because a dilation cut off by the image border would never be eroded back
+    radii = _radii(mask, fraction)
+    size = [2 * r + 1 for r in radii]
+    wide = ndimage.maximum_filter(np.pad(mask, [(r, r) for r in radii]), size=size, mode="constant", cval=0)
+    closed = ndimage.minimum_filter(wide, size=size, mode="constant", cval=0)
+    return closed[tuple(slice(r, r + n) for r, n in zip(radii, mask.shape, strict=True))]
+
+
+def _opening(mask: np.ndarray, fraction: float) -> np.ndarray:
+    # the border counts as tissue: a field of view that the image cuts off is not thin there
+    return _dilate(_erode(mask, fraction), fraction)
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def _fill(mask: np.ndarray) -> np.ndarray:
+    return ndimage.binary_fill_holes(mask)
