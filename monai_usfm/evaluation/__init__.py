@@ -4,4 +4,27 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from monai_usfm.evaluation.features import extract_features
+from monai_usfm.evaluation.probes import (
+    L2_GRID,
+    ProbeResult,
+    attentive_probe,
+    dense_linear_probe,
+    grouped_folds,
+    knn_probe,
+    linear_probe,
+)
+from monai_usfm.evaluation.scores import classification_scores, overlap_scores
+
+__all__ = [
+    "L2_GRID",
+    "ProbeResult",
+    "attentive_probe",
+    "classification_scores",
+    "dense_linear_probe",
+    "extract_features",
+    "grouped_folds",
+    "knn_probe",
+    "linear_probe",
+    "overlap_scores",
+]

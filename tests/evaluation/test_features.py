@@ -1,0 +1,84 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen features of a data set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn as nn
+from monai.data import DataLoader, Dataset
+
+from monai_usfm.evaluation import extract_features
+from monai_usfm.networks.nets.vit import UltrasoundViT
+
+
+def small_vit(spatial_dims: int = 2) -> UltrasoundViT:
+    torch.manual_seed(0)
+    return UltrasoundViT(
+        32, 16, spatial_dims=spatial_dims, hidden_size=24, mlp_dim=48, num_layers=2, num_heads=2, drop_path_rate=0.5
+    )
+
+
+class PatchMeans(nn.Module):
+    """Token i holds the mean of patch i in all its values; the class token holds -1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = nn.functional.avg_pool2d(x, 8).flatten(2).transpose(1, 2).expand(-1, -1, 3)
+        return torch.cat([torch.full_like(tokens[:, :1], -1.0), tokens], dim=1)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_pooled_features_equal_one_forward_per_image(spatial_dims):
+    net = small_vit(spatial_dims)
+    images = torch.rand(5, 1, *[32] * spatial_dims)
+    net.eval()
+    with torch.no_grad():
+        tokens = torch.cat([net(image[None]) for image in images])
+    net.train()
+    mean = extract_features(net, Dataset(list(images)), "mean", batch_size=2)["features"]
+    cls = extract_features(net, Dataset(list(images)), "class", batch_size=2)["features"]
+    torch.testing.assert_close(mean, tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cls, tokens[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_token_maps_keep_the_place_of_each_patch(told):
+    net = PatchMeans()
+    if told:
+        net.token_grid = lambda x: [x.shape[2] // 8, x.shape[3] // 8]
+    images = torch.rand(3, 1, 16, 40)
+    maps = extract_features(net, [images], "tokens")["features"]
+    torch.testing.assert_close(maps, nn.functional.avg_pool2d(images, 8).expand(-1, 3, -1, -1))
+
+
+def test_a_convolutional_map_is_averaged_over_space():
+    conv = nn.Conv2d(1, 4, 3)
+    images = torch.rand(3, 1, 12, 12)
+    torch.testing.assert_close(extract_features(conv, [images])["features"], conv(images).mean((2, 3)).detach())
+    with pytest.raises(ValueError, match="class"):
+        extract_features(conv, [images], "class")
+
+
+def test_entries_asked_for_come_in_the_order_of_the_features():
+    items = [{"image": torch.full((1, 8, 8), i / 7.0), "class": i, "patient": f"p{i}"} for i in range(7)]
+    net = PatchMeans()
+    found = extract_features(net, DataLoader(Dataset(items), batch_size=3), keys=["class", "patient"])
+    assert found["class"].tolist() == list(range(7))
+    assert found["patient"] == [f"p{i}" for i in range(7)]
+    torch.testing.assert_close(found["features"][:, 0], found["class"] / 7.0)
+
+
+def test_the_encoder_is_handed_back_in_its_mode():
+    net = small_vit()
+    for training in (True, False):
+        net.train(training)
+        extract_features(net, [torch.rand(1, 1, 32, 32)])
+        assert net.training is training and net.blocks[0].training is training
+
+
+def test_reduced_precision_gives_nearly_the_same_features_in_float32():
+    net, images = small_vit(), [torch.rand(2, 1, 32, 32)]
+    full, half = extract_features(net, images)["features"], extract_features(net, images, amp=True)["features"]
+    assert half.dtype == torch.float32 and not torch.equal(full, half)
+    assert nn.functional.cosine_similarity(full, half).min() > 0.999

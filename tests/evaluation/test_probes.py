@@ -1,0 +1,202 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Probes against scikit-learn, plain loops and features whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from monai_usfm.evaluation import attentive_probe, dense_linear_probe, grouped_folds, knn_probe, linear_probe
+from monai_usfm.evaluation.probes import _choose_l2
+
+
+def blobs(num_classes: int = 3, count: int = 90, width: int = 6, spread: float = 1.0, seed: int = 0):
+    """Gaussian blobs: train and test features and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(num_classes, width, generator=generator)
+    labels = torch.arange(2 * count) % num_classes
+    x = centres[labels] + spread * torch.randn(2 * count, width, generator=generator)
+    return x[:count], labels[:count], x[count:], labels[count:]
+
+
+def test_knn_equals_a_loop_over_neighbours():
+    train_x, train_y, test_x, test_y = blobs(spread=3.0)
+    result = knn_probe(train_x, train_y, test_x, test_y, k=7, temperature=0.1)
+    for query, votes in zip(test_x, result.output, strict=True):
+        cosines = [float(query @ x / (query.norm() * x.norm())) for x in train_x]
+        expected = [0.0] * 3
+        for i in sorted(range(len(cosines)), key=lambda i: -cosines[i])[:7]:
+            expected[int(train_y[i])] += math.exp(cosines[i] / 0.1)
+        expected = [e / sum(expected) for e in expected]
+        assert votes.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_knn_equals_scikit_learn():
+    neighbours = pytest.importorskip("sklearn.neighbors")
+    import numpy as np
+
+    train_x, train_y, test_x, test_y = blobs(spread=3.0, count=300)
+    judge = neighbours.KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    judge.fit(train_x.numpy(), train_y.numpy())
+    expected = torch.from_numpy(judge.predict_proba(test_x.numpy()))
+    torch.testing.assert_close(knn_probe(train_x, train_y, test_x, test_y).output, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_knn_ignores_the_length_of_features_and_few_training_images():
+    train_x, train_y, test_x, test_y = blobs(spread=3.0, count=12)
+    plain = knn_probe(train_x, train_y, test_x, test_y)
+    scaled = knn_probe(train_x * torch.arange(1, 13)[:, None], train_y, 9 * test_x, test_y)
+    torch.testing.assert_close(plain.output, scaled.output)
+    assert plain.settings["k"] == 12
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("l2", [1e-3, 1e-1])
+def test_linear_probe_equals_scikit_learn(num_classes, l2):
+    linear = pytest.importorskip("sklearn.linear_model")
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    train_x, train_y, test_x, test_y = blobs(num_classes, spread=3.0)
+    train_x, test_x = train_x * 50 + 7, test_x * 50 + 7
+    scaler = preprocessing.StandardScaler().fit(train_x.numpy())
+    # two classes: scikit-learn fits the difference of our two weight vectors, whose penalty is half as large
+    strength = l2 * len(train_x) * (0.5 if num_classes == 2 else 1.0)
+    judge = linear.LogisticRegression(C=1 / strength, tol=1e-8, max_iter=5000)
+    judge.fit(scaler.transform(train_x.numpy()), train_y.numpy())
+    expected = torch.from_numpy(judge.predict_proba(scaler.transform(test_x.numpy())))
+    result = linear_probe(train_x, train_y, test_x, test_y, l2=[l2])
+    torch.testing.assert_close(result.output, expected.double(), atol=1e-4, rtol=1e-3)
+
+
+def test_linear_probe_chooses_a_strong_penalty_on_noise_and_a_weak_one_on_a_clean_answer():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(120, 40, generator=generator, dtype=torch.float64), torch.arange(120) % 2
+    noise = linear_probe(x, y, x, y)
+    clean = linear_probe(x + 8 * F.one_hot(y, 40), y, x + 8 * F.one_hot(y, 40), y)
+    assert noise.settings["l2"] == 1.0
+    assert clean.settings["l2"] <= 1e-3
+    assert clean.metrics["macro_f1"] == 1.0
+
+
+def test_the_penalty_is_judged_on_patients_that_the_fit_has_not_seen():
+    # images of a patient are near-copies and classes are random: only by recognising patients can a fit succeed
+    generator = torch.Generator().manual_seed(0)
+    patients = torch.arange(160) // 4
+    x = torch.randn(40, 60, generator=generator)[patients] + 0.01 * torch.randn(160, 60, generator=generator)
+    y = torch.randint(2, (40,), generator=generator)[patients]
+    together = linear_probe(x, y, x, y, train_groups=patients.tolist())
+    apart = linear_probe(x, y, x, y)
+    assert together.settings["l2"] > apart.settings["l2"]
+    assert together.settings["cross_validation_loss"][1e-3] > 1.0 > apart.settings["cross_validation_loss"][1e-3]
+
+
+def test_the_choice_does_not_depend_on_the_test_data():
+    train_x, train_y, test_x, test_y = blobs(spread=3.0)
+    one = linear_probe(train_x, train_y, test_x, test_y)
+    other = linear_probe(train_x, train_y, torch.cat([test_x[:1], 1e4 * test_x[1:]]), test_y)
+    assert one.settings == other.settings
+    torch.testing.assert_close(one.output[0], other.output[0])
+
+
+def test_cross_validation_loss_equals_that_of_scikit_learn_with_scaling_inside_the_folds():
+    linear = pytest.importorskip("sklearn.linear_model")
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    metrics = pytest.importorskip("sklearn.metrics")
+    x, y, _, _ = blobs(spread=3.0)
+    groups = [i // 2 for i in range(len(x))]
+    _, losses = _choose_l2(x.double(), F.one_hot(y).double(), y.tolist(), groups, [1e-2, 1e-1], 4, 0)
+    total = 0.0
+    for held_out in grouped_folds(y.tolist(), groups, 4, 0):
+        train = [i for i in range(len(x)) if i not in held_out]
+        judge = linear.LogisticRegression(C=1 / (1e-2 * len(train)), tol=1e-8, max_iter=5000)
+        judge = pipeline.make_pipeline(preprocessing.StandardScaler(), judge).fit(x[train].numpy(), y[train].numpy())
+        total += metrics.log_loss(
+            y[held_out].numpy(), judge.predict_proba(x[held_out].numpy()), normalize=False, labels=[0, 1, 2]
+        )
+    assert losses[1e-2] == pytest.approx(total / len(x), abs=1e-4)
+
+
+def test_folds_keep_patients_together_and_classes_in_proportion():
+    groups = [i // 3 for i in range(150)]  # 50 patients, 15 of class 1
+    strata = [int(g % 10 < 3) for g in groups]
+    folds = grouped_folds(strata, groups, 5, seed=3)
+    assert sorted(i for fold in folds for i in fold) == list(range(150))
+    for fold in folds:
+        assert len({groups[i] for i in fold}) == len(fold) / 3 == 10
+        assert sum(strata[i] for i in fold) == 9
+
+
+def test_a_class_with_one_patient_is_named():
+    with pytest.raises(ValueError, match="class 1 has 1 patient"):
+        grouped_folds([0, 0, 0, 1, 1], [0, 1, 2, 3, 3], 5)
+
+
+def test_the_dense_probe_reads_a_map_that_is_in_the_tokens():
+    generator = torch.Generator().manual_seed(0)
+    labels = F.interpolate((torch.rand(24, 1, 4, 6, generator=generator) > 0.6).float(), scale_factor=8)[:, 0].long()
+    truth = F.max_pool2d(labels[:, None].float(), 8)
+    maps = torch.randn(24, 5, 4, 6, generator=generator) + torch.cat([4 * truth, torch.zeros(24, 4, 4, 6)], 1)
+    result = dense_linear_probe(maps[:16], labels[:16], maps[16:], labels[16:])
+    swapped = dense_linear_probe(maps[:16], labels[:16], maps[16:].flip(2), labels[16:])
+    assert result.output.shape == labels[16:].shape
+    assert result.metrics["dice"] > 0.8 > 0.65 > swapped.metrics["dice"]
+    assert result.metrics["dice"] == pytest.approx(result.cases["dice"].mean().item())
+
+
+def test_the_dense_probe_fits_shares_of_classes_as_scikit_learn_fits_weighted_copies():
+    linear = pytest.importorskip("sklearn.linear_model")
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(3, (6, 8, 8, 8), generator=generator)
+    maps = torch.randn(6, 4, 2, 2, 2, generator=generator)
+    shares = torch.stack([F.avg_pool3d((labels == c).float()[:, None], 4)[:, 0] for c in range(3)], 1)
+    x = maps.movedim(1, -1).reshape(-1, 4)
+    z = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
+    judge = linear.LogisticRegression(C=1 / (0.01 * len(x)), tol=1e-8, max_iter=5000)
+    weights = shares.movedim(1, -1).reshape(-1, 3)
+    judge.fit(z.repeat(3, axis=0), list(range(3)) * len(x), sample_weight=weights.flatten().numpy())
+    logits = torch.from_numpy(judge.decision_function(z)).float().reshape(6, 2, 2, 2, 3).movedim(-1, 1)
+    expected = F.interpolate(logits, size=(8, 8, 8), mode="trilinear").argmax(1)
+    result = dense_linear_probe(maps, labels, maps, labels, num_classes=3, l2=[0.01])
+    assert (result.output.long() == expected).float().mean() > 0.999
+
+
+def test_masks_of_255_are_refused_with_the_remedy():
+    maps, masks = torch.rand(4, 3, 2, 2), torch.full((4, 8, 8), 255)
+    with pytest.raises(ValueError, match="map the values to class indices"):
+        dense_linear_probe(maps, masks, maps, masks)
+
+
+def test_the_attentive_probe_finds_one_telling_token_among_many():
+    # the mean over tokens hides the class: token noise is large, and one token of 25, marked by a key, carries it
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (400,), generator=generator)
+    maps = torch.randn(400, 8, 25, generator=generator)
+    place = torch.randint(25, (400,), generator=generator)
+    maps[torch.arange(400), 0, place] = 8.0
+    maps[torch.arange(400), 1, place] = 6.0 * labels - 3.0
+    maps = maps.reshape(400, 8, 5, 5)
+    arguments = maps[:300], labels[:300], maps[300:], labels[300:]
+    attentive = attentive_probe(*arguments, steps=200, learning_rate=5e-3)
+    pooled = [x.mean((2, 3)) if x.ndim == 4 else x for x in arguments]
+    assert attentive.metrics["accuracy"] > 0.95
+    assert linear_probe(*pooled).metrics["accuracy"] < 0.85
+
+
+def test_the_attentive_probe_repeats_with_its_seed_and_leaves_the_global_state():
+    train_x, train_y, test_x, test_y = blobs(count=40)
+    arguments = train_x[..., None, None], train_y, test_x[..., None, None], test_y
+    state = torch.random.get_rng_state()
+    first, second, other = (attentive_probe(*arguments, steps=20, seed=s).output for s in (0, 0, 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(first, second) and not torch.allclose(first, other)
+
+
+def test_features_that_are_not_finite_are_refused():
+    train_x, train_y, test_x, test_y = blobs(count=30)
+    train_x[3, 2] = float("nan")
+    with pytest.raises(ValueError, match="train features hold NaN"):
+        knn_probe(train_x, train_y, test_x, test_y)
