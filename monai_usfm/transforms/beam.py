@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -80,6 +80,8 @@ class BeamGeometry:
     spacing: tuple[float, ...] = ()
     confidence: float = 1.0
 
+    ndim: ClassVar[int] = 0  # with `item`, makes MONAI's decollate_batch hand a geometry on as it is, like a scalar
+
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise ValueError(f"unknown beam geometry {self.kind!r}; choose one of {_KINDS}.")
@@ -130,12 +132,7 @@ class BeamGeometry:
         The first and last sample of each beam axis lie on the ends of its range; an axis of one sample lies mid-range.
         """
         self._check_shape(beam_shape)
-        axes = [
-            torch.linspace(0, 1, n, device=device, dtype=torch.float64)
-            if n > 1
-            else torch.full((1,), 0.5, device=device)
-            for n in beam_shape
-        ]
+        axes = [torch.linspace(0 if n > 1 else 0.5, 1, n, device=device, dtype=torch.float64) for n in beam_shape]
         beam = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
         return self.beam_to_pixel(beam).to(torch.float32)
 
@@ -269,6 +266,10 @@ class BeamGeometry:
     def from_dict(cls, values: dict[str, Any]) -> BeamGeometry:
         """Inverse of :meth:`to_dict`."""
         return cls(**values)
+
+    def item(self) -> BeamGeometry:
+        """The geometry itself; see ``ndim``."""
+        return self
 
     def _check_shape(self, shape: Sequence[int]) -> None:
         if len(shape) != self.spatial_dims or min(shape) < 1:

@@ -58,7 +58,7 @@ def test_cysts_inside_the_sector_are_filled():
 
 
 def test_noise_on_the_screen_does_not_join_the_field_of_view():
-    _, image = sector()
+    mask, image = sector()
     noisy = image + 0.01 * np.random.default_rng(2).standard_normal(image.shape).astype(np.float32)
     assert dice(FieldOfView()(noisy[None])[0], mask) > 0.98
 
@@ -102,7 +102,7 @@ def test_real_volumes_agree_with_their_insonified_voxels(shared_data, name, leas
 
 
 def test_crop_keeps_the_field_of_view_and_its_inverse_restores_the_size():
-    _, image = sector()
+    mask, image = sector()
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     crop = CropFieldOfView()
     cropped = crop(MetaTensor(image[None]))
@@ -111,7 +111,7 @@ def test_crop_keeps_the_field_of_view_and_its_inverse_restores_the_size():
 
 
 def test_dictionary_crop_takes_one_box_for_image_and_label():
-    _, image = sector()
+    mask, image = sector()
     pipeline = Compose([CropFieldOfViewd(["image", "label"], source_key="image", margin=2)])
     out = pipeline({"image": MetaTensor(image[None]), "label": MetaTensor(mask[None].astype(np.uint8))})
     assert out["image"].shape == out["label"].shape == CropFieldOfView(margin=2)(image[None]).shape
