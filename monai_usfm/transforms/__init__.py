@@ -5,6 +5,10 @@
 from __future__ import annotations
 
 from monai_usfm.transforms.band_stop import (
+    FourierBandStop,
+    FourierBandStopd,
+    RandFourierBandStop,
+    RandFourierBandStopd,
     apply_band_stop,
     draw_rings,
     equal_rings,
@@ -24,7 +28,17 @@ from monai_usfm.transforms.beam import (
     ToBeamSpaced,
 )
 from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
-from monai_usfm.transforms.speckle import add_speckle, respeckle, speckle_field, speckle_intensity
+from monai_usfm.transforms.speckle import (
+    RandSpeckleNoise,
+    RandSpeckleNoised,
+    SpeckleNoise,
+    SpeckleNoised,
+    add_speckle,
+    beam_speckle_intensity,
+    respeckle,
+    speckle_field,
+    speckle_intensity,
+)
 
 __all__ = [
     "BeamGeometry",
@@ -34,13 +48,22 @@ __all__ = [
     "FieldOfViewd",
     "FitBeam",
     "FitBeamd",
+    "FourierBandStop",
+    "FourierBandStopd",
     "FromBeamSpace",
     "FromBeamSpaced",
     "NotAConeError",
+    "RandFourierBandStop",
+    "RandFourierBandStopd",
+    "RandSpeckleNoise",
+    "RandSpeckleNoised",
+    "SpeckleNoise",
+    "SpeckleNoised",
     "ToBeamSpace",
     "ToBeamSpaced",
     "add_speckle",
     "apply_band_stop",
+    "beam_speckle_intensity",
     "draw_rings",
     "equal_rings",
     "frequency_radius",

@@ -11,14 +11,24 @@ fractions of the Nyquist frequency, so that a ring means the same at every image
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import get_track_meta
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 __all__ = [
+    "FourierBandStop",
+    "FourierBandStopd",
+    "RandFourierBandStop",
+    "RandFourierBandStopd",
     "apply_band_stop",
     "draw_rings",
     "equal_rings",
@@ -33,6 +43,7 @@ Rings = Sequence[tuple[float, float]]
 # Radii are computed in float64; a sample that lies on the edge of a ring in exact arithmetic must fall on the same
 # side whatever the rounding. The gap between two different radii of one grid is above 1e-8 up to 8192 samples per axis.
 _EDGE = 1e-10
+_COUNT_MARGIN = 1e-5  # ratio * count may fall short of a whole number by rounding, as 0.29 * 100 does
 
 
 def frequency_radius(
@@ -263,20 +274,38 @@ def random_ring_masks(
         float32 tensor of shape ``(B, 1, *S[:-1], S[-1] // 2 + 1)``, to be handed to :func:`apply_band_stop`.
     """
     low, high = _check_ratio(stop_ratio)
-    candidates = tuple(_check_rings(equal_rings(num_rings, center_radius) if rings is None else rings))
-    if not candidates:
-        raise ValueError("rings must hold at least one (low, high) pair.")
-    shape = _check_shape(spatial_shape)
-    step = None if spacing is None else tuple(float(value) for value in spacing)
-    index = _ring_index(shape, candidates, float(center_radius), step, torch.device(device or "cpu"))
+    candidates = _candidates(rings, num_rings, center_radius)
     count = len(candidates)
     rank = torch.rand(batch, count, generator=generator, device=device).argsort(1).argsort(1)
     ratio = low + (high - low) * torch.rand(batch, 1, generator=generator, device=device)
-    stopped = (ratio.double() * count + 1e-6).floor().clamp(1, count)
-    table = torch.ones(batch, count + 1, device=device)
-    table[:, 1:] = (rank >= stopped).to(table.dtype)
-    half = (*shape[:-1], shape[-1] // 2 + 1)
-    return table.index_select(1, index).view(batch, 1, *half)
+    stopped = (ratio * count + _COUNT_MARGIN).floor().clamp(1, count)
+    return _look_up_rings(rank >= stopped, spatial_shape, candidates, center_radius, spacing)
+
+
+def _look_up_rings(
+    kept: torch.Tensor,
+    spatial_shape: Sequence[int],
+    rings: tuple[tuple[float, float], ...],
+    center_radius: float,
+    spacing: Sequence[float] | None,
+) -> torch.Tensor:
+    """``(B, number of rings) -> (B, 1, *half)``: spread one flag per ring over the half spectrum."""
+    shape = _check_shape(spatial_shape)
+    step = None if spacing is None else tuple(float(value) for value in spacing)
+    index = _ring_index(shape, rings, float(center_radius), step, kept.device)
+    table = F.pad(kept.float(), (1, 0), value=1.0)  # entry 0: what no ring can remove
+    return table.index_select(1, index).view(len(kept), 1, *shape[:-1], shape[-1] // 2 + 1)
+
+
+def _candidates(rings: Rings | None, num_rings: int, center_radius: float) -> tuple[tuple[float, float], ...]:
+    _check_center(center_radius)
+    candidates = tuple(_check_rings(equal_rings(num_rings, center_radius) if rings is None else rings))
+    if not candidates:
+        raise ValueError("rings must hold at least one (low, high) pair.")
+    for before, after in pairwise(sorted(candidates)):
+        if after[0] < before[1] - _EDGE:
+            raise ValueError(f"rings to draw from must not overlap, got {before} and {after}.")
+    return candidates
 
 
 @lru_cache(maxsize=32)
@@ -288,11 +317,6 @@ def _ring_index(
     device: torch.device,
 ) -> torch.Tensor:
     """Number of the ring of every sample of the half spectrum, flat; 0 where no ring can remove it."""
-    _check_center(center_radius)
-    ordered = sorted(rings)
-    for before, after in pairwise(ordered):
-        if after[0] < before[1] - _EDGE:
-            raise ValueError(f"rings to draw from must not overlap, got {before} and {after}.")
     radius = frequency_radius(shape, spacing=spacing)
     index = torch.zeros(radius.shape, dtype=torch.int32)
     for number, (low, high) in enumerate(rings, start=1):
@@ -302,7 +326,7 @@ def _ring_index(
 
 
 def _count(ratio: float, total: int) -> int:
-    return min(total, max(1, math.floor(ratio * total + 1e-6)))  # the margin is for products such as 0.29 * 100
+    return min(total, max(1, math.floor(ratio * total + _COUNT_MARGIN)))
 
 
 def _check_shape(spatial_shape: Sequence[int]) -> tuple[int, ...]:
@@ -332,3 +356,188 @@ def _check_ratio(stop_ratio: float | tuple[float, float]) -> tuple[float, float]
     if not 0 < low <= high <= 1:
         raise ValueError(f"stop_ratio must be in (0, 1], or a pair (low, high) in it, got {stop_ratio}.")
     return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class FourierBandStop(Transform):
+    """Remove rings of the spectrum of an image, the same ones every time.
+
+    The mean of the image is kept, so are the sign and the scale: nothing is clamped, and an image in [0, 1] may leave
+    that range a little. After a call, ``keep`` holds the factors that the half spectrum was multiplied by.
+
+    Args:
+        rings: ``(low, high)`` radii in fractions of the Nyquist frequency: ``low < r <= high`` is removed. Divide what
+            :func:`usfm_rings` returns by half the image size.
+        center_radius: ``r <= center_radius`` is kept whatever the rings say.
+        spacing: distance between samples per axis, to count physical frequency (see :func:`frequency_radius`).
+
+    Raises:
+        ValueError: for a ring that is not ``0 <= low < high``; when called, for an image that is empty, not finite or
+            not ``(C, *S)`` with 1 to 3 spatial axes.
+    """
+
+    def __init__(self, rings: Rings, center_radius: float = 0.0, spacing: Sequence[float] | None = None) -> None:
+        _check_center(center_radius)
+        self.rings, self.center_radius, self.spacing = _check_rings(rings), center_radius, spacing
+        self.keep: torch.Tensor | None = None
+        self._made_for: tuple[tuple[int, ...], torch.device] | None = None
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Apply to ``img`` (C, *S); integers become float32."""
+        image, plain = _as_image(img)
+        made_for = (tuple(plain.shape[1:]), plain.device)
+        if self.keep is None or self._made_for != made_for:  # most data sets have images of one size
+            self._made_for = made_for
+            self.keep = ring_mask(
+                made_for[0], self.rings, center_radius=self.center_radius, spacing=self.spacing, device=made_for[1]
+            )
+        out = apply_band_stop(plain, self.keep)
+        return convert_to_dst_type(out, image, dtype=out.dtype)[0]
+
+
+class RandFourierBandStop(RandomizableTransform):
+    """Randomly remove rings of the spectrum of an image: the frequency half of USFM's pretraining corruption.
+
+    Of the candidate rings, ``floor(ratio * number)`` and at least one are removed, every subset being equally likely
+    (:func:`draw_rings`). After a call, ``rings`` holds the removed ones and ``keep`` (1, *half) the factors that the
+    half spectrum was multiplied by, all 1 when the image was left alone; a loss may use it.
+
+    Args:
+        prob: chance that an image is changed at all.
+        num_rings: number of candidates, of equal width between ``center_radius`` and 1, the Nyquist frequency.
+        stop_ratio: share of the candidates to remove, in (0, 1]; a pair ``(low, high)`` draws it uniformly.
+        center_radius: radius of the disc that is always kept, in fractions of the Nyquist frequency.
+        rings: candidates in place of the equal ones, disjoint ``(low, high)`` pairs.
+        spacing: distance between samples per axis, to count physical frequency (see :func:`frequency_radius`).
+
+    Raises:
+        ValueError: for values out of range or rings that overlap; when called, as :class:`FourierBandStop`.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.1,
+        num_rings: int = 8,
+        stop_ratio: float | tuple[float, float] = 0.5,
+        center_radius: float = 0.1,
+        rings: Rings | None = None,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        _check_ratio(stop_ratio)
+        self.candidates = _candidates(rings, num_rings, center_radius)
+        self.stop_ratio, self.center_radius, self.spacing = stop_ratio, center_radius, spacing
+        self.rings: list[tuple[float, float]] = []
+        self.keep: torch.Tensor | None = None
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to act, and which rings to remove."""
+        super().randomize(None)
+        self.rings = draw_rings(self.R, self.candidates, self.stop_ratio) if self._do_transform else []
+
+    def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
+        """Apply to ``img`` (C, *S); integers become float32. ``randomize=False`` repeats the last draw."""
+        if randomize:
+            self.randomize()
+        if not self._do_transform:
+            image = convert_to_tensor(img, track_meta=get_track_meta())
+            self.keep = torch.ones((1, *image.shape[1:-1], image.shape[-1] // 2 + 1), device=image.device)
+            return image
+        image, plain = _as_image(img)
+        kept = torch.tensor([[ring not in self.rings for ring in self.candidates]], device=plain.device)
+        keep = _look_up_rings(kept, plain.shape[1:], self.candidates, self.center_radius, self.spacing)
+        self.keep = keep[0]
+        out = apply_band_stop(plain, keep[0, 0])
+        return convert_to_dst_type(out, image, dtype=out.dtype)[0]
+
+
+class FourierBandStopd(MapTransform):
+    """Dictionary form of :class:`FourierBandStop`.
+
+    Args:
+        keys: images.
+        rings: ``(low, high)`` radii in fractions of the Nyquist frequency.
+        center_radius: radius of the disc that is always kept.
+        spacing: distance between samples per axis, to count physical frequency.
+        allow_missing_keys: do not raise when a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        rings: Rings,
+        center_radius: float = 0.0,
+        spacing: Sequence[float] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.band_stop = FourierBandStop(rings, center_radius, spacing)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.band_stop(d[key])
+        return d
+
+
+class RandFourierBandStopd(Randomizable, MapTransform):
+    """Dictionary form of :class:`RandFourierBandStop`. One draw serves every key.
+
+    Args:
+        keys: images.
+        prob: see :class:`RandFourierBandStop`, as the next five.
+        num_rings: number of candidate rings.
+        stop_ratio: share of them to remove.
+        center_radius: radius of the disc that is always kept.
+        rings: candidates in place of equal ones.
+        spacing: distance between samples per axis, to count physical frequency.
+        keep_band: store the factors of the half spectrum, ``(1, *half)``, as ``{key}_band``.
+        allow_missing_keys: do not raise when a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.1,
+        num_rings: int = 8,
+        stop_ratio: float | tuple[float, float] = 0.5,
+        center_radius: float = 0.1,
+        rings: Rings | None = None,
+        spacing: Sequence[float] | None = None,
+        keep_band: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.band_stop = RandFourierBandStop(prob, num_rings, stop_ratio, center_radius, rings, spacing)
+        self.keep_band = keep_band
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> RandFourierBandStopd:
+        super().set_random_state(seed, state)
+        self.band_stop.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.band_stop.randomize()
+        for key in self.key_iterator(d):
+            d[key] = self.band_stop(d[key], randomize=False)
+            if self.keep_band:
+                d[f"{key}_band"] = self.band_stop.keep
+        return d
+
+
+def _as_image(img: NdarrayOrTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image with its metadata, and as a plain tensor that has been checked."""
+    image = convert_to_tensor(img, track_meta=get_track_meta())
+    plain = image.as_subclass(torch.Tensor)
+    if plain.ndim < 2 or plain.ndim > 4 or plain.numel() == 0:
+        raise ValueError(
+            f"the image must be (C, *S) with 1 to 3 spatial axes and no empty one, got shape {tuple(plain.shape)}."
+        )
+    if not math.isfinite(float(plain.sum(dtype=torch.float64 if plain.dtype == torch.float64 else torch.float32))):
+        raise ValueError("the image holds NaN or infinite values, which a Fourier transform would spread everywhere.")
+    return image, plain

@@ -12,15 +12,36 @@ dark tail. Neighbouring samples are correlated by the point-spread function (PSF
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import scipy.fft
+import scipy.special
 import torch
 import torch.nn.functional as F
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import get_track_meta
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
-__all__ = ["add_speckle", "respeckle", "speckle_field", "speckle_intensity"]
+from monai_usfm.transforms.beam import BeamGeometry
+
+__all__ = [
+    "RandSpeckleNoise",
+    "RandSpeckleNoised",
+    "SpeckleNoise",
+    "SpeckleNoised",
+    "add_speckle",
+    "beam_speckle_intensity",
+    "respeckle",
+    "speckle_field",
+    "speckle_intensity",
+]
 
 _FLOOR = 2.0**-25  # half a step of a float32 uniform draw: keeps the logarithm finite, -75 dB
+_NEGLECT = 1e-3  # amplitudes of the PSF's spectrum below this are not drawn: a millionth of the power
 
 
 def speckle_intensity(
@@ -56,26 +77,12 @@ def speckle_intensity(
         ValueError: for ``looks`` or ``psf_sigma`` out of range, or a ``psf_sigma`` that does not fit ``shape``.
     """
     shape = tuple(int(size) for size in shape)
-    if not (math.isfinite(looks) and looks > 0):
-        raise ValueError(f"looks must be a positive number, got {looks}.")
-    work = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     if psf_sigma is None:
-        if looks == 1:
-            intensity = torch.rand(shape, generator=generator, device=device, dtype=work).neg_().log1p_().neg_()
-        else:
-            concentration = torch.full(shape, float(looks), device=device, dtype=work)
-            intensity = torch._standard_gamma(concentration, generator=generator).div_(looks)
-        return intensity.clamp_(min=_FLOOR).to(dtype)
-    if looks != int(looks):
-        raise ValueError(f"looks must be a whole number for correlated speckle (psf_sigma given), got {looks}.")
-    field = speckle_field(
-        (int(looks), *shape),
-        _per_axis(psf_sigma, spatial_dims, len(shape)),
-        generator=generator,
-        device=device,
-        dtype=work,
+        return _independent_intensity(shape, _check_looks(looks), generator, device, dtype)
+    sigmas = _per_axis(psf_sigma, spatial_dims, len(shape))
+    return _mean_intensity(
+        _spectral_draw((_whole(looks), *shape), sigmas, False, generator, device, _working(dtype)), dtype
     )
-    return torch.view_as_real(field).square_().sum(-1).mean(0).clamp_(min=_FLOOR).to(dtype)
 
 
 def speckle_field(
@@ -89,32 +96,205 @@ def speckle_field(
 ) -> torch.Tensor:
     """Complex echo of fully developed speckle: circular Gaussian, ``E|z|^2 = 1``, correlated by a Gaussian PSF.
 
-    White noise is drawn directly in the frequency domain, where it is white too, so that one inverse transform does.
-    The field is periodic on a slightly larger grid, from which ``shape`` is cut: it is stationary up to its borders,
-    and opposite borders do not see each other. Arguments as in :func:`speckle_intensity`; ``dtype`` is the real type.
+    White noise is drawn directly in the frequency domain, where it is white too, and only where the PSF lets it pass,
+    so that one inverse transform does. The field is periodic on a slightly larger grid, from which ``shape`` is cut: it
+    is stationary up to its borders, and opposite borders do not see each other. Arguments as in
+    :func:`speckle_intensity`; ``dtype`` is the real type.
 
     Returns:
         Complex tensor of shape ``shape``.
     """
     shape = tuple(int(size) for size in shape)
-    sigmas = _per_axis(psf_sigma, spatial_dims, len(shape))
+    return _spectral_draw(shape, _per_axis(psf_sigma, spatial_dims, len(shape)), True, generator, device, dtype)
+
+
+def beam_speckle_intensity(
+    shape: Sequence[int],
+    geometry: BeamGeometry,
+    looks: float = 1.0,
+    psf_sigma: float | Sequence[float] = 1.0,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Speckle of a sector probe: drawn along the beams and scan-converted as a scanner does it.
+
+    Both quadratures of the complex echo are drawn on a grid of beams, interpolated (bi- or trilinearly) to the pixels,
+    and squared there. So speckle bends into arcs about the apex, its lateral size grows in proportion to depth, and the
+    first-order statistics stay those of :func:`speckle_intensity`, because the loss of variance by interpolation is
+    known exactly and undone.
+
+    Args:
+        shape: shape of the result; its trailing ``geometry.spatial_dims`` axes are those of ``geometry``, which refers
+            to the pixels of exactly this shape. Leading axes are independent draws.
+        geometry: where the beams lie.
+        looks: number of looks, a whole number.
+        psf_sigma: as in :func:`speckle_intensity`, in pixels along (elevation,) axial, lateral axis; laterally and in
+            elevation at the far end of the beams, and less in proportion to the distance from the apex.
+        generator: source of the draw, on ``device``; the global one if ``None``.
+        device: where the result is to live.
+        dtype: floating type of the result.
+
+    Returns:
+        Tensor of shape ``shape``. Pixels that no beam reaches are filled by mirroring; mask them.
+    """
+    shape = tuple(int(size) for size in shape)
+    dims = geometry.spatial_dims
+    sigmas = _per_axis(psf_sigma, dims, len(shape))
+    if len(sigmas) != dims:
+        raise ValueError(f"psf_sigma must hold {dims} values for a {geometry.kind} geometry, got {psf_sigma}.")
+    steps = [abs(step) for step in geometry.spacing]  # a beam sample is as long as the shortest of them
+    sigmas = tuple(sigma * step / min(steps) for sigma, step in zip(sigmas, steps, strict=True))
+    beams, work, lead, looks = geometry.natural_beam_shape(), _working(dtype), shape[: len(shape) - dims], _whole(looks)
+    field = _spectral_draw((looks, *lead, *beams), sigmas, True, generator, device, work)
+
+    spatial = shape[len(shape) - dims :]
+    coordinate = geometry.cartesian_to_beam(spatial, device)
+    variance = torch.ones(spatial, device=device, dtype=work)
+    for axis, (size, sigma) in enumerate(zip(beams, sigmas, strict=True)):
+        position = coordinate[..., axis] * (size - 1)
+        share = position - position.floor()  # mirroring at the border keeps the pair of weights
+        variance *= 1 - 2 * share * (1 - share) * (1 - _neighbour_correlation(size, sigma))
+    grid = coordinate.mul(2).sub(1).flip(-1)[None].to(work)
+    quadratures = torch.view_as_real(field).movedim(-1, 0).reshape(1, -1, *beams)
+    quadratures = F.grid_sample(quadratures, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
+    real, imag = quadratures.reshape(2, looks, *lead, *spatial).unbind(0)
+    intensity = torch.addcmul(real.square(), imag, imag).mean(0)
+    return intensity.div_(variance).clamp_(min=_FLOOR).to(dtype)
+
+
+def _spectral_draw(
+    shape: tuple[int, ...],
+    sigmas: tuple[float, ...],
+    centred: bool,
+    generator: torch.Generator | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Field of :func:`speckle_field`; unless ``centred``, times a phase ramp, which an intensity does not show."""
     dims = len(sigmas)
-    sizes = [
-        size if size <= 1 or sigma == 0 else scipy.fft.next_fast_len(size + math.ceil(3 * sigma))
-        for size, sigma in zip(shape[len(shape) - dims :], sigmas, strict=True)
-    ]
-    lead = shape[: len(shape) - dims]
-    noise = torch.randn((*lead, *sizes, 2), generator=generator, device=device, dtype=dtype)
-    spectrum = torch.view_as_complex(noise)
-    for axis, (size, sigma) in enumerate(zip(sizes, sigmas, strict=True)):
-        frequency = torch.fft.fftfreq(size, device=device, dtype=torch.float64)
-        transfer = torch.exp(-2 * (math.pi * sigma * frequency) ** 2)
-        transfer /= transfer.square().mean().sqrt()  # unit power whatever the size
-        spectrum *= transfer.to(dtype).reshape(-1, *(1,) * (dims - 1 - axis))
-    field = torch.fft.ifftn(spectrum, dim=tuple(range(-dims, 0)), norm="ortho") * math.sqrt(0.5)
-    for axis, size in enumerate(shape[len(shape) - dims :]):
-        field = field.narrow(len(lead) + axis, 0, size)
+    lead, spatial = shape[: len(shape) - dims], shape[len(shape) - dims :]
+    bands = [_psf_band(_periodic_size(size, sigma), sigma) for size, sigma in zip(spatial, sigmas, strict=True)]
+    noise = _normal((*lead, *(len(band) for _, band in bands), 2), generator, device, dtype)
+    field = torch.view_as_complex(noise)
+    for axis, (first, band) in enumerate(bands):
+        dim, periodic = len(lead) + axis, _periodic_size(spatial[axis], sigmas[axis])
+        weight = torch.from_numpy(band).to(device=field.device, dtype=dtype)
+        field = field * weight.reshape(-1, *(1,) * (dims - 1 - axis))
+        if periodic > 1:  # frequencies first, first + 1, ... are filed as 0, 1, ...: the ramp
+            field = torch.fft.ifft(field, n=periodic, dim=dim, norm="forward")
+        field = field.narrow(dim, 0, spatial[axis])
+        if centred and first:
+            ramp = (
+                2 * math.pi * first / periodic * torch.arange(spatial[axis], device=field.device, dtype=torch.float64)
+            )
+            phase = torch.polar(torch.ones_like(ramp), ramp).to(field.dtype)
+            field = field * phase.reshape(-1, *(1,) * (dims - 1 - axis))
     return field
+
+
+def _mean_intensity(field: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    real, imag = torch.view_as_real(field).unbind(-1)
+    intensity = torch.addcmul(real.square(), imag, imag)
+    intensity = intensity[0] if len(intensity) == 1 else intensity.mean(0)
+    return intensity.clamp_(min=_FLOOR).to(dtype)
+
+
+def _periodic_size(size: int, sigma: float) -> int:
+    """Length of the periodic axis that ``size`` samples are cut from: 3 sigma longer, and quick to transform."""
+    return size if size <= 1 or sigma == 0 else scipy.fft.next_fast_len(size + math.ceil(3 * sigma))
+
+
+@lru_cache(maxsize=256)
+def _psf_band(size: int, sigma: float) -> tuple[int, np.ndarray]:
+    """Lowest frequency index that a Gaussian PSF lets pass, and the amplitudes from there on, of unit power."""
+    index = np.arange(-(size // 2), (size + 1) // 2)
+    amplitude = np.exp(-2 * (np.pi * sigma * index / size) ** 2)
+    index, amplitude = index[amplitude >= _NEGLECT], amplitude[amplitude >= _NEGLECT]
+    return int(index[0]), amplitude / np.sqrt((amplitude**2).sum())
+
+
+def _neighbour_correlation(size: int, sigma: float) -> float:
+    """Correlation of the complex field between two neighbours on an axis of ``size`` samples."""
+    periodic = _periodic_size(size, sigma)
+    first, amplitude = _psf_band(periodic, sigma)
+    return float((amplitude**2 * np.cos(2 * np.pi * (first + np.arange(len(amplitude))) / periodic)).sum())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cheap draws. On a CPU the generator is what costs: one 64-bit word serves four samples, each of which looks up one of
+# 65 536 equally likely quantiles. The tails end at the 1 / 131 072 quantile. A GPU draws faster than it can look up.
+
+
+def _independent_intensity(
+    shape: tuple[int, ...],
+    looks: float,
+    generator: torch.Generator | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    work = _working(dtype)
+    if torch.device(device or "cpu").type == "cpu" and looks >= 0.5:
+        return _lookup(_gamma_tables(looks)[0], shape, generator).to(dtype)
+    if looks == 1:
+        intensity = torch.rand(shape, generator=generator, device=device, dtype=work).neg_().log1p_().neg_()
+    else:
+        concentration = torch.full(shape, looks, device=device, dtype=work)
+        intensity = torch._standard_gamma(concentration, generator=generator).div_(looks)
+    return intensity.clamp_(min=_FLOOR).to(dtype)
+
+
+def _normal(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Gaussian noise of variance 1/2, the share of each quadrature."""
+    if torch.device(device or "cpu").type == "cpu":
+        return _lookup(_normal_table(), shape, generator).to(dtype)
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype).mul_(math.sqrt(0.5))
+
+
+def _lookup(table: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+    count = math.prod(shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return table.index_select(0, words.view(torch.uint16)[:count].to(torch.int32)).view(shape)
+
+
+_PROBABILITY = (np.arange(65536) + 0.5) / 65536
+
+
+@lru_cache(maxsize=1)
+def _normal_table() -> torch.Tensor:
+    quantile = scipy.special.ndtri(_PROBABILITY)
+    return torch.from_numpy(quantile * math.sqrt(0.5 / (quantile**2).mean())).float()
+
+
+@lru_cache(maxsize=32)
+def _gamma_tables(looks: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantiles of unit-mean Gamma(``looks``) as intensity and in decibels.
+
+    Exact for a quarter of an octave, ``2 ** (k / 4)``, and for whole numbers; between them interpolated in decibels,
+    where mean and standard deviation stay within 0.02 dB: the exact function takes 25 ms per number of looks.
+    """
+    node = 4 * math.log2(looks)
+    if looks == int(looks) or node == int(node):
+        level = _gamma_level(looks)
+    else:
+        low, high = 2 ** (math.floor(node) / 4), 2 ** (math.floor(node) / 4 + 0.25)
+        share = (looks**-0.5 - low**-0.5) / (high**-0.5 - low**-0.5)  # decibels spread with looks ** -0.5
+        level = (1 - share) * _gamma_level(low) + share * _gamma_level(high)
+    intensity = 10 ** (level / 10)
+    mean = intensity.mean()
+    return torch.from_numpy(intensity / mean).float(), torch.from_numpy(level - 10 * np.log10(mean)).float()
+
+
+@lru_cache(maxsize=64)
+def _gamma_level(looks: float) -> np.ndarray:
+    return 10 * np.log10(np.maximum(scipy.special.gammaincinv(looks, _PROBABILITY) / looks, _FLOOR))
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def add_speckle(
@@ -241,6 +421,18 @@ def _check_display(dynamic_range_db: float | None, strength: float) -> None:
         raise ValueError(f"strength must not be negative, got {strength}.")
 
 
+def _check_looks(looks: float) -> float:
+    if not (math.isfinite(looks) and looks > 0):
+        raise ValueError(f"looks must be a positive number, got {looks}.")
+    return float(looks)
+
+
+def _whole(looks: float) -> int:
+    if _check_looks(looks) != int(looks):
+        raise ValueError(f"looks must be a whole number for correlated speckle (psf_sigma given), got {looks}.")
+    return int(looks)
+
+
 def _per_axis(psf_sigma: float | Sequence[float], spatial_dims: int | None, ndim: int) -> tuple[float, ...]:
     if isinstance(psf_sigma, (int, float)):
         sigmas = (float(psf_sigma),) * (ndim - 2 if spatial_dims is None else spatial_dims)
@@ -251,3 +443,317 @@ def _per_axis(psf_sigma: float | Sequence[float], spatial_dims: int | None, ndim
             f"psf_sigma must be one non-negative number per spatial axis for shape of {ndim} axes, got {psf_sigma}."
         )
     return sigmas
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class SpeckleNoise(Randomizable, Transform):
+    """Give an ultrasound image fully developed speckle with fixed parameters; only the random field differs per call.
+
+    A B-mode image already carries speckle. ``mode="add"`` puts the new one on top, as one more independent source
+    (see :func:`add_speckle`): with ``strength=1`` an image with fully developed speckle then spreads by 7.9 instead of
+    5.6 dB. ``mode="respeckle"`` first takes the old speckle out (see :func:`respeckle`).
+
+    Samples that are exactly 0 carry no echo and stay 0 (in ``"respeckle"``: where the surroundings are 0 as well), and
+    samples outside the field of view are returned as they were.
+
+    Args:
+        looks: number of independent looks that the speckle is averaged over (compounding): 1 is fully developed,
+            5.57 dB; 4 gives 2.31 dB. A whole number unless ``psf_sigma`` is ``None``.
+        dynamic_range_db: decibels between black and white of the log-compressed image in [0, 1]; ``None`` for a linear
+            envelope, which is multiplied instead.
+        psf_sigma: standard deviation of the scanner's point-spread function in samples, one number or one per spatial
+            axis; speckle is ``2.36 * psf_sigma`` wide (full width at half maximum, in intensity). ``None``: no
+            correlation, which is fastest and looks like no scanner.
+        mode: ``"add"`` or ``"respeckle"``.
+        strength: factor on the decibels of the new speckle.
+
+    Raises:
+        ValueError: for a parameter out of range; when called, for an image that is empty, not finite, or, with a
+            ``dynamic_range_db``, not scaled to [0, 1].
+    """
+
+    def __init__(
+        self,
+        looks: float = 1.0,
+        dynamic_range_db: float | None = 60.0,
+        psf_sigma: float | Sequence[float] | None = 1.0,
+        mode: str = "add",
+        strength: float = 1.0,
+    ) -> None:
+        _check_display(dynamic_range_db, strength)
+        if mode not in ("add", "respeckle"):
+            raise ValueError(f'mode must be "add" or "respeckle", got {mode!r}.')
+        self.looks = _check_looks(looks) if psf_sigma is None else _whole(looks)
+        if psf_sigma is not None:
+            _per_axis(psf_sigma, 1, 3)
+        self.dynamic_range_db, self.psf_sigma, self.mode, self.strength = dynamic_range_db, psf_sigma, mode, strength
+        self.seed = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the seed of the speckle field."""
+        self.seed = _draw_seed(self.R)
+
+    def __call__(
+        self,
+        img: NdarrayOrTensor,
+        fov: NdarrayOrTensor | None = None,
+        geometry: BeamGeometry | Mapping[str, Any] | None = None,
+        randomize: bool = True,
+    ) -> NdarrayOrTensor:
+        """Apply to ``img`` (C, *S).
+
+        Args:
+            img: channel-first image; every channel gets the same speckle, as grey images stored as RGB need.
+            fov: mask ``(1, *S)`` of the field of view; with a ``geometry`` alone, the area that its beams reach.
+            geometry: beams of this image; the speckle is then made along them, see :func:`beam_speckle_intensity`.
+            randomize: draw a new field, or repeat the last one.
+        """
+        if randomize:
+            self.randomize()
+        return _speckle(self, img, fov, geometry)
+
+
+class RandSpeckleNoise(RandomizableTransform):
+    """Randomly give an ultrasound image fully developed speckle; see :class:`SpeckleNoise`.
+
+    Args:
+        prob: chance that an image is changed at all.
+        looks: range ``(low, high)`` that the number of looks is drawn from, both ends included: whole numbers, or with
+            ``psf_sigma=None`` any number, uniformly.
+        dynamic_range_db: see :class:`SpeckleNoise`.
+        psf_sigma: see :class:`SpeckleNoise`.
+        mode: see :class:`SpeckleNoise`.
+        strength: range of the factor on the decibels of the new speckle, uniformly.
+
+    Raises:
+        ValueError: as :class:`SpeckleNoise`, and for a range that is not ``low <= high``.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.1,
+        looks: tuple[float, float] = (1.0, 4.0),
+        dynamic_range_db: float | None = 60.0,
+        psf_sigma: float | Sequence[float] | None = 1.0,
+        mode: str = "add",
+        strength: tuple[float, float] = (0.5, 1.0),
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        for name, (low, high) in {"looks": looks, "strength": strength}.items():
+            if not low <= high:
+                raise ValueError(f"{name} must be a range (low, high) with low <= high, got ({low}, {high}).")
+            for value in (low, high):
+                ends = {"looks": looks[0], "strength": strength[0], name: value}
+                SpeckleNoise(ends["looks"], dynamic_range_db, psf_sigma, mode, ends["strength"])
+        self.looks_range, self.strength_range = looks, strength
+        self.dynamic_range_db, self.psf_sigma, self.mode = dynamic_range_db, psf_sigma, mode
+        self.looks, self.strength, self.seed = looks[0], strength[0], 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to act, ``looks``, ``strength`` and the seed of the speckle field."""
+        super().randomize(None)
+        if self._do_transform:
+            low, high = self.looks_range
+            self.looks = (
+                self.R.uniform(low, high) if self.psf_sigma is None else int(self.R.randint(int(low), int(high) + 1))
+            )
+            self.strength = self.R.uniform(*self.strength_range)
+            self.seed = _draw_seed(self.R)
+
+    def __call__(
+        self,
+        img: NdarrayOrTensor,
+        fov: NdarrayOrTensor | None = None,
+        geometry: BeamGeometry | Mapping[str, Any] | None = None,
+        randomize: bool = True,
+    ) -> NdarrayOrTensor:
+        """Apply to ``img`` (C, *S); the other arguments are those of :class:`SpeckleNoise`."""
+        if randomize:
+            self.randomize()
+        if not self._do_transform:
+            return convert_to_tensor(img, track_meta=get_track_meta())
+        return _speckle(self, img, fov, geometry)
+
+
+class _SpeckleDictionary(Randomizable, MapTransform):
+    """What the two dictionary forms share: one draw serves every key."""
+
+    speckle: SpeckleNoise | RandSpeckleNoise
+
+    def _set(self, fov_key: Hashable | None, geometry_key: Hashable | None, keep_clean: bool) -> None:
+        self.fov_key, self.geometry_key, self.keep_clean = fov_key, geometry_key, keep_clean
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
+        super().set_random_state(seed, state)
+        self.speckle.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.speckle.randomize()
+        fov = None if self.fov_key is None else d[self.fov_key]
+        geometry = None if self.geometry_key is None else d[self.geometry_key]
+        for key in self.key_iterator(d):
+            if self.keep_clean:
+                d[f"{key}_clean"] = convert_to_tensor(d[key], track_meta=get_track_meta())
+            d[key] = self.speckle(d[key], fov=fov, geometry=geometry, randomize=False)
+        return d
+
+
+class SpeckleNoised(_SpeckleDictionary):
+    """Dictionary form of :class:`SpeckleNoise`. One draw serves every key.
+
+    Args:
+        keys: images.
+        looks: see :class:`SpeckleNoise`, as the next four.
+        dynamic_range_db: decibels between black and white.
+        psf_sigma: width of the point-spread function in samples.
+        mode: ``"add"`` or ``"respeckle"``.
+        strength: factor on the decibels of the new speckle.
+        fov_key: entry with the mask ``(1, *S)`` of the field of view.
+        geometry_key: entry with the :class:`BeamGeometry` of the images, or its ``to_dict()``.
+        keep_clean: store the image before the speckle as ``{key}_clean``, the target of noise recovery.
+        allow_missing_keys: do not raise when a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        looks: float = 1.0,
+        dynamic_range_db: float | None = 60.0,
+        psf_sigma: float | Sequence[float] | None = 1.0,
+        mode: str = "add",
+        strength: float = 1.0,
+        fov_key: Hashable | None = None,
+        geometry_key: Hashable | None = None,
+        keep_clean: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.speckle = SpeckleNoise(looks, dynamic_range_db, psf_sigma, mode, strength)
+        self._set(fov_key, geometry_key, keep_clean)
+
+
+class RandSpeckleNoised(_SpeckleDictionary):
+    """Dictionary form of :class:`RandSpeckleNoise`. One draw serves every key.
+
+    Args:
+        keys: images.
+        prob: see :class:`RandSpeckleNoise`, as the next five.
+        looks: range of the number of looks.
+        dynamic_range_db: decibels between black and white.
+        psf_sigma: width of the point-spread function in samples.
+        mode: ``"add"`` or ``"respeckle"``.
+        strength: range of the factor on the decibels of the new speckle.
+        fov_key: entry with the mask ``(1, *S)`` of the field of view.
+        geometry_key: entry with the :class:`BeamGeometry` of the images, or its ``to_dict()``.
+        keep_clean: store the image before the speckle as ``{key}_clean``, the target of noise recovery; also when
+            the draw leaves the image alone.
+        allow_missing_keys: do not raise when a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.1,
+        looks: tuple[float, float] = (1.0, 4.0),
+        dynamic_range_db: float | None = 60.0,
+        psf_sigma: float | Sequence[float] | None = 1.0,
+        mode: str = "add",
+        strength: tuple[float, float] = (0.5, 1.0),
+        fov_key: Hashable | None = None,
+        geometry_key: Hashable | None = None,
+        keep_clean: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.speckle = RandSpeckleNoise(prob, looks, dynamic_range_db, psf_sigma, mode, strength)
+        self._set(fov_key, geometry_key, keep_clean)
+
+
+def _speckle(
+    how: SpeckleNoise | RandSpeckleNoise,
+    img: NdarrayOrTensor,
+    fov: NdarrayOrTensor | None,
+    geometry: BeamGeometry | Mapping[str, Any] | None,
+) -> NdarrayOrTensor:
+    """Apply the parameters and the seed that ``how`` holds."""
+    image = convert_to_tensor(img, track_meta=get_track_meta())
+    plain = image.as_subclass(torch.Tensor)
+    _check_image(plain, how.dynamic_range_db)
+    work = plain.to(_working(plain.dtype))
+    spatial = tuple(plain.shape[1:])
+    if isinstance(geometry, Mapping):
+        geometry = BeamGeometry.from_dict(dict(geometry))
+    if fov is not None:
+        fov = convert_to_tensor(fov, track_meta=False).to(plain.device) > 0
+        if fov.ndim != plain.ndim or tuple(fov.shape[1:]) != spatial:
+            raise ValueError(f"fov {tuple(fov.shape)} does not fit the image: it must be (1, *{spatial}).")
+    elif geometry is not None:
+        fov = geometry.mask(spatial[len(spatial) - geometry.spatial_dims :], device=plain.device).expand(1, *spatial)
+
+    generator = torch.Generator(plain.device).manual_seed(how.seed)
+    draw = {"generator": generator, "device": plain.device}
+    added = how.mode == "add" and how.dynamic_range_db is not None
+    if geometry is not None:
+        if how.psf_sigma is None:
+            raise ValueError("speckle along beams is correlated: give psf_sigma, or leave out the geometry.")
+        speckle = beam_speckle_intensity((1, *spatial), geometry, how.looks, how.psf_sigma, **draw)
+    elif how.psf_sigma is not None:
+        sigmas = _per_axis(how.psf_sigma, len(spatial), len(spatial))
+        if len(sigmas) != len(spatial):
+            raise ValueError(f"psf_sigma {how.psf_sigma} must hold one value for each of the axes of {spatial}.")
+        speckle = speckle_intensity((1, *spatial), how.looks, sigmas, **draw)
+    elif added and plain.device.type == "cpu" and how.looks >= 0.5:
+        level = _lookup(_gamma_tables(float(how.looks))[1], (1, *spatial), generator)  # no logarithm to take
+        out = torch.add(work, level, alpha=how.strength / how.dynamic_range_db).clamp_(0, 1)
+        return _finish(out, work, fov, image)
+    else:
+        speckle = speckle_intensity((1, *spatial), how.looks, **draw)
+    if how.mode == "add":
+        return _finish(add_speckle(work, speckle, how.dynamic_range_db, how.strength), work, fov, image)
+
+    inside = _close(work > 0, len(spatial)) if fov is None else fov
+    speckle = speckle if how.strength == 1 else speckle.pow(how.strength)
+    out = respeckle(work[None], speckle[None], how.dynamic_range_db, spatial_dims=len(spatial), fov=inside[None])[0]
+    return convert_to_dst_type(torch.where(inside, out, work), image, dtype=_float_dtype(image))[0]
+
+
+def _finish(out: torch.Tensor, work: torch.Tensor, fov: torch.Tensor | None, image: torch.Tensor) -> NdarrayOrTensor:
+    if fov is not None:
+        out = torch.where(fov, out, work)
+    # Exact zeros stay: any other value is at least 2**-24 in what images come from, so this bound is 1 or more there.
+    out = torch.minimum(out, work.abs() * 2.0**24)
+    return convert_to_dst_type(out, image, dtype=_float_dtype(image))[0]
+
+
+def _close(mask: torch.Tensor, dims: int, width: int = 7) -> torch.Tensor:
+    """Morphological closing: fills the dark specks of speckle, and leaves the black surroundings."""
+    area = mask.float().amax(0, keepdim=True)[None]
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+    grown = pool(area, width, 1, width // 2)
+    return -pool(-grown, width, 1, width // 2)[0] > 0
+
+
+def _check_image(image: torch.Tensor, dynamic_range_db: float | None) -> None:
+    if image.ndim < 2 or image.ndim > 4 or image.numel() == 0:
+        raise ValueError(
+            f"the image must be (C, *S) with 1 to 3 spatial axes and no empty one, got {tuple(image.shape)}."
+        )
+    if dynamic_range_db is not None and not image.dtype.is_floating_point:
+        raise ValueError(f"a log-compressed image must be floating in [0, 1], got {image.dtype}; scale it first.")
+    low, high = (float(value) for value in torch.aminmax(image))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("the image holds NaN or infinite values; clean it first, for instance with torch.nan_to_num.")
+    if dynamic_range_db is not None and (low < -0.5 or high > 1.5):  # some overshoot of an interpolation is fine
+        raise ValueError(f"a log-compressed image must be scaled to [0, 1], got [{low:g}, {high:g}].")
+
+
+def _float_dtype(image: torch.Tensor) -> torch.dtype:
+    return image.dtype if image.dtype.is_floating_point else torch.float32
+
+
+def _draw_seed(state: np.random.RandomState) -> int:
+    return int(state.randint(2**31 - 1))
