@@ -1,0 +1,125 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Organ-balanced sampling that can be resumed: what an epoch draws depends on its number alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+__all__ = ["OrganBalancedSampler", "organ_balanced_weights"]
+
+
+def organ_balanced_weights(organs: Sequence[str], temperature: float = 1.0) -> torch.Tensor:
+    """Probability of each image such that rare organs are drawn more often.
+
+    An image of an organ with ``n`` images gets a weight in proportion to ``n ** -temperature``. So 1 gives every organ
+    the same share, 0 every image, and values between trade one for the other.
+
+    Args:
+        organs: organ of each image.
+        temperature: 0 or more.
+
+    Returns:
+        ``(len(organs),)``, float64, sum 1.
+
+    Raises:
+        ValueError: when there are no images, an organ is missing (``None`` or empty), or the temperature is negative.
+    """
+    if len(organs) == 0:
+        raise ValueError("there are no images to weight.")
+    missing = [index for index, organ in enumerate(organs) if organ is None or organ == ""]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(organs)} images have no organ (the first is number {missing[0]}); "
+            "give every item of the datalist an 'organ'."
+        )
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be 0 or more, got {temperature}.")
+    counts = Counter(organs)
+    largest = max(counts.values())  # relative to it, so that no power overflows
+    weights = torch.tensor([(counts[organ] / largest) ** -temperature for organ in organs], dtype=torch.float64)
+    return weights / weights.sum()
+
+
+class OrganBalancedSampler(Sampler[int]):
+    """Draw ``num_samples`` images per epoch with replacement, organ-balanced, repeatably, on one or many processes.
+
+    Epoch ``e`` of a sampler is one draw from a generator seeded with ``(seed, e)``. It is the same in every process and
+    whatever was drawn before, so a run resumed at epoch ``e`` sees what an uninterrupted one saw; process ``r`` of
+    ``R`` takes entries ``r``, ``r + R``, ... of it. Call :meth:`set_epoch` before each epoch.
+
+    Within the draw each organ's images are taken in shuffled rounds: none comes twice before all have come once.
+
+    Args:
+        organs: organ of each image.
+        temperature: see :func:`organ_balanced_weights`.
+        num_samples: length of an epoch over all processes, rounded up to a multiple of ``num_replicas``; by default the
+            number of images.
+        seed: of the draw.
+        rank: number of this process; by default that of ``torch.distributed`` where it runs, else 0.
+        num_replicas: number of processes, likewise.
+
+    Raises:
+        ValueError: see :func:`organ_balanced_weights`, or when ``num_samples`` or ``rank`` is out of range.
+    """
+
+    def __init__(
+        self,
+        organs: Sequence[str],
+        temperature: float = 1.0,
+        num_samples: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+    ) -> None:
+        weights = organ_balanced_weights(organs, temperature)
+        names = sorted(set(organs), key=str)
+        of_organ = torch.tensor([names.index(organ) for organ in organs])
+        self._members = [torch.nonzero(of_organ == number).flatten() for number in range(len(names))]
+        self._shares = torch.stack([weights[members].sum() for members in self._members])
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = rank if rank is not None else (torch.distributed.get_rank() if distributed else 0)
+        self.num_replicas = (
+            num_replicas if num_replicas is not None else (torch.distributed.get_world_size() if distributed else 1)
+        )
+        wanted = len(organs) if num_samples is None else num_samples
+        if wanted < 1:
+            raise ValueError(f"num_samples must be at least 1, got {wanted}.")
+        if not 0 <= self.rank < self.num_replicas:
+            raise ValueError(f"rank must be in [0, {self.num_replicas}), got {self.rank}.")
+        self.num_samples = math.ceil(wanted / self.num_replicas)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration draws."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Samples per epoch of this process."""
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._draw()[self.rank :: self.num_replicas].tolist())
+
+    def _draw(self) -> torch.Tensor:
+        """Indices of the whole epoch, ``(num_samples * num_replicas,)``."""
+        # multiplying by a large odd number keeps neighbouring seeds and epochs apart in the generator's seed space
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.epoch) % 2**63)
+        total = self.num_samples * self.num_replicas
+        organ = torch.multinomial(self._shares, total, replacement=True, generator=generator)
+        drawn = torch.empty(total, dtype=torch.long)
+        for number, members in enumerate(self._members):
+            places = torch.nonzero(organ == number).flatten()
+            rounds = [
+                members[torch.randperm(len(members), generator=generator)]
+                for _ in range(math.ceil(len(places) / len(members)))
+            ]
+            if rounds:
+                drawn[places] = torch.cat(rounds)[: len(places)]
+        return drawn
