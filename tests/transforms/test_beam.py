@@ -398,7 +398,7 @@ def test_invertd_brings_a_batched_prediction_back_to_the_image_grid():
     pipeline = beam_pipeline()
     batch = next(iter(DataLoader(Dataset(items(), pipeline), batch_size=2, collate_fn=list_data_collate)))
     assert len(batch["image_beam"]) == 2
-    batch["prediction"] = batch["label"].as_tensor().clone()
+    batch["prediction"] = batch["label"].clone()
     invert = Invertd("prediction", transform=pipeline, orig_keys="image", nearest_interp=True)
     for item, original in zip(decollate_batch(batch), items(), strict=True):
         prediction = torch.as_tensor(invert(item)["prediction"])
