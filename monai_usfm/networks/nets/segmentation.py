@@ -6,26 +6,44 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn as nn
 
+from monai_usfm.networks.heads.atm import ATMHead
 from monai_usfm.networks.heads.pyramid import PyramidHead
+from monai_usfm.networks.heads.upernet import UPerNetHead
 from monai_usfm.networks.nets.task import TaskNetwork, crop_to, even_blocks, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
 __all__ = ["UltrasoundSegmenter"]
 
+MAPS = {"pyramid": 4, "segvit": 3, "upernet": 4}
+
 
 class UltrasoundSegmenter(TaskNetwork):
     """Segmentation of images and volumes: ``(B, C, *S) -> (B, num_classes, *S)`` for any size ``S``.
 
+    In evaluation the output is one tensor: logits, or log-probabilities from ``"segvit"``; arg max and softmax mean the
+    same for both. In training the heads with outputs for the loss alone return a list, as MONAI's ``SegResNetDS`` does,
+    whose first entry is the prediction that evaluation would return:
+
+    - ``"pyramid"``, ``"upernet"``: one tensor, for ``DiceCELoss`` and its like;
+    - ``"upernet"`` with ``auxiliary=True``: ``[logits, auxiliary logits]``, for
+      ``monai.losses.DeepSupervisionLoss(DiceCELoss(...), weights=[1.0, 0.4])``;
+    - ``"segvit"``: ``[log-probabilities, class logits, mask logits, ...]``, for :class:`monai_usfm.losses.ATMLoss`.
+
+    A ``SupervisedTrainer`` takes either loss as ``loss_function``; a training metric should look at ``pred[0]``.
+
     Args:
         encoder: the encoder.
-        num_classes: output channels; with background, or 1 for a single class decided by a sigmoid.
-        head: ``"pyramid"``.
-        indices: blocks whose outputs the head takes, in the order of depth.
-        head_options: further keywords of the head.
+        num_classes: output channels, background included; 1 for a single class decided by a sigmoid.
+        head: ``"pyramid"`` (light, full resolution; the choice for volumes), ``"upernet"`` or ``"segvit"`` (USFM's).
+        indices: encoder blocks whose outputs the head takes, by depth. None takes, of 12 blocks, 2, 5, 8, 11
+            (pyramid), 3, 5, 7, 11 (UPerNet) or 5, 7, 11 (SegViT), and those at the same relative depth of others.
+        head_options: further keywords of :class:`PyramidHead`, :class:`UPerNetHead` or :class:`ATMHead`, such as
+            ``width`` and ``dropout``.
 
     Raises:
-        ValueError: for fewer than one class, an unknown head, or block indices that the encoder does not have.
+        ValueError: for fewer than one class, an unknown head, or blocks that the encoder does not have.
     """
 
     def __init__(
@@ -38,20 +56,39 @@ class UltrasoundSegmenter(TaskNetwork):
     ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-        if head not in ("pyramid",):
-            raise ValueError(f"unknown head {head!r}")
-        indices = list(indices) if indices is not None else even_blocks(encoder.num_layers, 4)
-        super().__init__(encoder, indices)
-        self.indices = indices
-        self.head = PyramidHead(
-            encoder.hidden_size, num_classes, encoder.in_channels, encoder.patch_size, len(indices), **head_options
-        )
+        if head not in MAPS:
+            raise ValueError(f"head must be one of {', '.join(MAPS)}, got {head!r}.")
+        chosen = _default_blocks(encoder.num_layers, head) if indices is None else [int(i) for i in indices]
+        if not chosen or (head != "pyramid" and len(chosen) != MAPS[head]):
+            raise ValueError(f"head {head!r} takes {MAPS[head]} maps, got {len(chosen)} block indices: {chosen}.")
+        super().__init__(encoder, chosen)
+        self.indices = chosen
+        self.num_classes = num_classes
+        size, patch = encoder.hidden_size, encoder.patch_size
+        self.head: nn.Module
+        if head == "pyramid":
+            self.head = PyramidHead(size, num_classes, encoder.in_channels, patch, len(chosen), **head_options)
+        elif head == "upernet":
+            self.head = UPerNetHead(size, num_classes, patch, **head_options)
+        else:
+            self.head = ATMHead(size, num_classes, patch, **head_options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        size = x.shape[2:]
+        """``(B, C, *S) -> (B, num_classes, *S)``; a list in training where the head has more to say, see above."""
         image = pad_to_patches(x, self.patch_size)
         outputs = self.head(image, self.encoder.forward_intermediates(image, self.indices))
-        outputs = [crop_to(output, size) for output in outputs]
-        if self.training and len(outputs) > 1:
-            return outputs
-        return outputs[0]
+        cropped: list[torch.Tensor] = []
+        for output in outputs:
+            # Class logits of SegViT have no spatial axes.
+            cropped.append(crop_to(output, x.shape[2:]) if output.dim() == x.dim() else output)
+        if len(cropped) > 1:
+            return cropped
+        return cropped[0]
+
+
+def _default_blocks(num_layers: int, head: str) -> list[int]:
+    """Blocks of the published configurations, at the same relative depth in networks of another depth."""
+    if head == "pyramid" or num_layers < 5:
+        return even_blocks(num_layers, min(MAPS[head], num_layers))
+    middle = [num_layers // 2 - 1, 2 * num_layers // 3 - 1, num_layers - 1]
+    return middle if head == "segvit" else [num_layers // 3 - 1, *middle]

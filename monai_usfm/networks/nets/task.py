@@ -50,7 +50,7 @@ class TaskNetwork(nn.Module):
     Args:
         encoder: the encoder; it becomes part of the network and is not copied.
         indices: blocks whose outputs are used, or None where the final norm is used. What comes after the last of them
-            gets no gradient and is therefore frozen, so that distributed training needs no search for unused parameters.
+            gets no gradient and is therefore frozen: distributed training needs no search for unused parameters.
 
     Raises:
         ValueError: if an index is not a block of the encoder.

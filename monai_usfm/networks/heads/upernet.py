@@ -1,0 +1,149 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""UPerNet: pyramid pooling on the deepest map, a feature pyramid over all of them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Dropout, Pool
+from monai.networks.layers.utils import get_norm_layer
+from monai.utils import InterpolateMode
+
+__all__ = ["UPerNetHead", "finer_by_four", "finer_by_two", "linear_mode"]
+
+POOL_SIZES = (1, 2, 3, 6)
+AUXILIARY_WIDTH = 256
+
+
+def linear_mode(spatial_dims: int) -> str:
+    """The interpolation mode that is linear along each axis."""
+    return str(InterpolateMode.BILINEAR if spatial_dims == 2 else InterpolateMode.TRILINEAR)
+
+
+def _double(hidden_size: int, patch_size: Sequence[int], at_least: int) -> nn.Module:
+    """Transposed convolution that doubles the axes whose patches are ``at_least`` pixels long."""
+    factor = [2 if patch >= at_least else 1 for patch in patch_size]
+    return Conv[Conv.CONVTRANS, len(patch_size)](hidden_size, hidden_size, kernel_size=factor, stride=factor)
+
+
+def finer_by_four(hidden_size: int, patch_size: Sequence[int], norm: str | tuple) -> nn.Sequential:
+    """Four times finer map, ``fpn1`` of the official backbone; an axis never gets finer than the pixel."""
+    return nn.Sequential(
+        _double(hidden_size, patch_size, 2),
+        get_norm_layer(norm, len(patch_size), hidden_size),
+        nn.GELU(),
+        _double(hidden_size, patch_size, 4),
+    )
+
+
+def finer_by_two(hidden_size: int, patch_size: Sequence[int]) -> nn.Sequential:
+    """Twice finer map, ``fpn2`` of the official backbone."""
+    return nn.Sequential(_double(hidden_size, patch_size, 2))
+
+
+class _ConvNormReLU(nn.Module):
+    """Convolution without bias, norm, ReLU; named as in the published files (``conv``, ``bn``)."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel_size: int, norm: str | tuple) -> None:
+        super().__init__()
+        self.conv = Conv[Conv.CONV, dims](
+            in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, bias=False
+        )
+        self.bn = get_norm_layer(norm, dims, out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class _FCNHead(nn.Module):
+    """Auxiliary head of the official configuration: one 3x3 convolution, dropout, one linear layer per pixel."""
+
+    def __init__(self, dims: int, hidden_size: int, num_classes: int, norm: str | tuple, dropout: float) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(_ConvNormReLU(dims, hidden_size, AUXILIARY_WIDTH, 3, norm))
+        self.dropout = Dropout[Dropout.DROPOUT, dims](dropout)
+        self.conv_seg = Conv[Conv.CONV, dims](AUXILIARY_WIDTH, num_classes, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv_seg(self.dropout(self.convs(x)))
+
+
+class UPerNetHead(nn.Module):
+    """UPerNet on four maps of a plain ViT, as in the segmentation configuration of USFM, in 2D and 3D.
+
+    The maps are made 4x, 2x, 1x and 1/2x as fine as the token grid; the last one gets pooled context (1, 2, 3 and 6
+    cells per axis), context flows from coarse to fine, and all levels are fused at the finest. Parameter names are
+    those of the published files. Xiao et al. 2018, https://arxiv.org/abs/1807.10221.
+
+    Args:
+        hidden_size: channels of the encoder maps.
+        num_classes: channels of the output.
+        patch_size: patch size of the encoder, one number per spatial axis.
+        width: channels inside the head. The official 768 costs 85 % of a ViT-B segmenter's operations.
+        norm: MONAI norm name; ``"instance"`` or ``("group", {"num_groups": 8})`` suit small batches.
+        dropout: rate of the channel dropout before the last layers.
+        auxiliary: also classify the third map, in training: :meth:`forward` then returns ``[logits, auxiliary
+            logits]``, which ``monai.losses.DeepSupervisionLoss(loss, weights=[1.0, 0.4])`` takes.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        width: int = 256,
+        norm: str | tuple = "batch",
+        dropout: float = 0.1,
+        auxiliary: bool = False,
+    ) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}.")
+        dims = len(patch_size)
+        self.fpn1 = finer_by_four(hidden_size, patch_size, norm)
+        self.fpn2 = finer_by_two(hidden_size, patch_size)
+        # Odd grids keep their last line, and a single plane stays one.
+        self.fpn4 = Pool[Pool.MAX, dims](kernel_size=2, stride=2, ceil_mode=True)
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(Pool[Pool.ADAPTIVEAVG, dims](size), _ConvNormReLU(dims, hidden_size, width, 1, norm))
+            for size in POOL_SIZES
+        )
+        self.bottleneck = _ConvNormReLU(dims, hidden_size + len(POOL_SIZES) * width, width, 3, norm)
+        self.lateral_convs = nn.ModuleList(_ConvNormReLU(dims, hidden_size, width, 1, norm) for _ in range(3))
+        self.fpn_convs = nn.ModuleList(_ConvNormReLU(dims, width, width, 3, norm) for _ in range(3))
+        self.fpn_bottleneck = _ConvNormReLU(dims, 4 * width, width, 3, norm)
+        self.dropout = Dropout[Dropout.DROPOUT, dims](dropout)
+        self.conv_seg = Conv[Conv.CONV, dims](width, num_classes, kernel_size=1)
+        self.auxiliary_head = _FCNHead(dims, hidden_size, num_classes, norm, dropout) if auxiliary else None
+        self.mode = linear_mode(dims)
+
+    def _resize(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
+        return F.interpolate(x, size=size, mode=self.mode, align_corners=False)
+
+    def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Four maps ``(B, E, *grid)`` by depth, image ``(B, C, *S)`` -> logits ``(B, num_classes, *S)``.
+
+        In training, and with ``auxiliary``, the auxiliary logits follow.
+        """
+        deepest = self.fpn4(maps[3])
+        context = [deepest]
+        for pool in self.psp_modules:
+            context.append(self._resize(pool(deepest), deepest.shape[2:]))
+        levels = [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2]]
+        laterals: list[torch.Tensor] = []
+        for i, lateral in enumerate(self.lateral_convs):
+            laterals.append(lateral(levels[i]))
+        laterals.append(self.bottleneck(torch.cat(context, dim=1)))
+        for i in range(3, 0, -1):
+            laterals[i - 1] = laterals[i - 1] + self._resize(laterals[i], laterals[i - 1].shape[2:])
+        fused = [laterals[3]]
+        for i, convolution in enumerate(self.fpn_convs):
+            fused.insert(i, convolution(laterals[i]))
+        fused = [fused[0]] + [self._resize(x, fused[0].shape[2:]) for x in fused[1:]]
+        features = self.fpn_bottleneck(torch.cat(fused, dim=1))
+        outputs = [self._resize(self.conv_seg(self.dropout(features)), image.shape[2:])]
+        if self.auxiliary_head is not None and self.training:
+            outputs.append(self._resize(self.auxiliary_head(maps[2]), image.shape[2:]))
+        return outputs
