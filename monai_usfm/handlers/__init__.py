@@ -4,4 +4,36 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from monai_usfm.handlers.checkpoint import (
+    BestCheckpoint,
+    EpochSeed,
+    ExportWeights,
+    ResumableCheckpoint,
+    save_atomically,
+)
+from monai_usfm.handlers.embeddings import EmbeddingSaver
+from monai_usfm.handlers.gradient import GradientClip
+from monai_usfm.handlers.records import (
+    MetricsTable,
+    PictureHandler,
+    Progress,
+    RunRecord,
+    save_panels,
+    write_text_atomically,
+)
+
+__all__ = [
+    "BestCheckpoint",
+    "EmbeddingSaver",
+    "EpochSeed",
+    "ExportWeights",
+    "GradientClip",
+    "MetricsTable",
+    "PictureHandler",
+    "Progress",
+    "ResumableCheckpoint",
+    "RunRecord",
+    "save_atomically",
+    "save_panels",
+    "write_text_atomically",
+]

@@ -13,13 +13,15 @@ __all__ = ["FocalFrequencyLoss", "MaskedReconstructionLoss", "SpatialFrequencyLo
 class MaskedReconstructionLoss(nn.Module):
     """Mean reconstruction error over what was hidden.
 
-    Takes patches ``(B, N, P)`` with a mask ``(B, N)``, as MAE does, or images ``(B, C, *S)`` with a mask ``(B, 1, *S)``, as
-    SimMIM does: the error is averaged over the masked entries only, so it does not depend on the mask ratio. An empty mask
-    gives zero. He et al. 2022, https://arxiv.org/abs/2111.06377; Xie et al. 2022, https://arxiv.org/abs/2111.09886.
+    Takes patches ``(B, N, P)`` with a mask ``(B, N)``, as MAE does, or images ``(B, C, *S)`` with a mask
+    ``(B, 1, *S)``, as SimMIM does. The error is averaged over the masked entries only, so it does not depend on the
+    mask ratio; an empty mask gives zero. He et al. 2022, https://arxiv.org/abs/2111.06377; Xie et al. 2022,
+    https://arxiv.org/abs/2111.09886.
 
     Args:
         norm: ``"l1"`` or ``"l2"`` (squared).
-        normalize_patches: compare with each target patch standardised by its own mean and (unbiased) variance; patches only.
+        normalize_patches: compare with each target patch standardised by its own mean and (unbiased) variance; patches
+            only.
 
     Raises:
         ValueError: for an unknown norm, for shapes that do not fit, or images with ``normalize_patches``.
@@ -39,7 +41,7 @@ class MaskedReconstructionLoss(nn.Module):
         prediction, target = prediction.float(), target.float()
         if self.normalize_patches:
             if target.dim() != 3:
-                raise ValueError(f"normalize_patches needs patches (B, N, P), got a target of shape {tuple(target.shape)}.")
+                raise ValueError(f"normalize_patches needs patches (B, N, P), got shape {tuple(target.shape)}.")
             mean = target.mean(dim=-1, keepdim=True)
             variance = target.var(dim=-1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
@@ -61,8 +63,8 @@ class FocalFrequencyLoss(nn.Module):
     """Focal frequency loss: squared spectral error, weighted towards the frequencies that are hardest.
 
     With the orthonormal DFT ``F`` over the spatial axes, ``d = |F(prediction) - F(target)|`` and the weight
-    ``w = d ** alpha / max(d ** alpha)`` per image and channel (no gradient through it), the loss is ``mean(w * d ** 2)``.
-    Works in 2D and 3D. Jiang et al. 2021, https://arxiv.org/abs/2012.12821.
+    ``w = d ** alpha / max(d ** alpha)`` per image and channel (no gradient through it), the loss is
+    ``mean(w * d ** 2)``. Works in 2D and 3D. Jiang et al. 2021, https://arxiv.org/abs/2012.12821.
 
     Args:
         alpha: focusing exponent; 0 gives the plain squared spectral error (equal to the squared error, by Parseval).
@@ -99,10 +101,11 @@ class FocalFrequencyLoss(nn.Module):
 
 
 class SpatialFrequencyLoss(nn.Module):
-    """Weighted sum of :class:`MaskedReconstructionLoss` on hidden pixels and :class:`FocalFrequencyLoss` on whole images.
+    """Weighted sum of :class:`MaskedReconstructionLoss` on hidden pixels and :class:`FocalFrequencyLoss` on whole
+    images.
 
-    The dual objective of USFM (Jiao et al. 2024, https://arxiv.org/abs/2401.00153), whose exact terms and weights were not
-    published; the defaults are those of A2MIM (Li et al. 2023, https://arxiv.org/abs/2205.13943).
+    The dual objective of USFM (Jiao et al. 2024, https://arxiv.org/abs/2401.00153), whose exact terms and weights were
+    not published; the defaults are those of A2MIM (Li et al. 2023, https://arxiv.org/abs/2205.13943).
 
     Args:
         spatial_weight: weight of the pixel term.

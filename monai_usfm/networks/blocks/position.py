@@ -21,8 +21,8 @@ def sincos_position_table(grid: Sequence[int], hidden_size: int) -> torch.Tensor
     """Fixed sine-cosine codes ``(prod(grid), hidden_size)``, row-major.
 
     In 2D this is the table of the MAE reference: the first half codes the column, the second the row, each as sines
-    then cosines of ``position / 10000 ** (k / K)``. In 3D the axes are coded in the same way, last axis first; what is left
-    where ``hidden_size`` is not divisible by ``2 * len(grid)`` is zero.
+    then cosines of ``position / 10000 ** (k / K)``. In 3D the axes are coded in the same way, last axis first; what is
+    left where ``hidden_size`` is not divisible by ``2 * len(grid)`` is zero.
     He et al. 2022, https://arxiv.org/abs/2111.06377.
     """
     per_axis = hidden_size // (2 * len(grid))
@@ -145,7 +145,7 @@ def resize_relative_table(table: torch.Tensor, source: list[int], target: list[i
 
 
 def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
-    """Rows of the bias table for query and key: token numbers ``(..., K) -> (..., K + 1, K + 1)``, class token first."""
+    """Rows of the bias table for query and key: tokens ``(..., K) -> (..., K + 1, K + 1)``, class token first."""
     index = torch.zeros_like(tokens.unsqueeze(-1) - tokens.unsqueeze(-2))
     rest, stride = tokens, 1
     for axis in range(len(grid) - 1, -1, -1):

@@ -29,10 +29,10 @@ class TokenMask:
     """Draws random token orders; the tokens that come first stay visible, the others are hidden.
 
     Args:
-        kind: ``"uniform"`` (MAE), ``"block"`` (cubes of ``unit`` tokens are hidden together; SimMIM, USFM), ``"tube"`` (a
-            token is hidden at all times or never; for cines, whose first axis is time; Tong et al. 2022,
-            https://arxiv.org/abs/2203.12602), or ``"texture"`` (patches with much local variation are more likely to stay
-            visible, so that what is hidden can be told from them).
+        kind: ``"uniform"`` (MAE), ``"block"`` (cubes of ``unit`` tokens are hidden together; SimMIM, USFM), ``"tube"``
+            (a token is hidden at all times or never; for cines, whose first axis is time; Tong et al. 2022,
+            https://arxiv.org/abs/2203.12602), or ``"texture"`` (patches with much local variation are more likely to
+            stay visible, so that what is hidden can be told from them).
         ratio: share of tokens that are hidden.
         unit: side of a block, in tokens.
         fov_aware: spend no visible token outside the field of view: such tokens always come last, do not count for
@@ -85,8 +85,8 @@ class TokenMask:
     def hidden_count(self, grid: Sequence[int]) -> int:
         """How many tokens of a grid are hidden.
 
-        Blocks follow SimMIM: the number of hidden blocks is rounded up. A tube hides whole columns of tokens. Otherwise the
-        visible count is rounded down, as in MAE.
+        Blocks follow SimMIM: the number of hidden blocks is rounded up. A tube hides whole columns of tokens. Otherwise
+        the visible count is rounded down, as in MAE.
         """
         total = 1
         for n in grid:
@@ -118,7 +118,8 @@ class TokenMask:
             noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay.
 
         Returns:
-            ``(keep (B, K), hidden (B, N - K), counts (B, N - K))``; ``counts`` is 1 where a hidden token enters the loss.
+            ``(keep (B, K), hidden (B, N - K), counts (B, N - K))``; ``counts`` is 1 where a hidden token enters the
+            loss.
 
         Raises:
             ValueError: if ``noise`` has another shape than the tokens.
@@ -130,7 +131,9 @@ class TokenMask:
         if noise is None:
             noise = self.draw(image, patch_size)
         elif noise.shape != (image.shape[0], total):
-            raise ValueError(f"noise must have one number per token, {(image.shape[0], total)}, got {tuple(noise.shape)}.")
+            raise ValueError(
+                f"noise must have one number per token, {(image.shape[0], total)}, got {tuple(noise.shape)}."
+            )
         visible = total - self.hidden_count(grid)
         inside = None
         if self.fov_aware:

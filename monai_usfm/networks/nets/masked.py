@@ -62,8 +62,8 @@ class MaskedImageModel(nn.Module):
     """Spatial-frequency dual masked image modelling of USFM, in 2D and 3D.
 
     The image loses random rings of its spectrum (``band_stop``), then blocks of patches are overwritten (``fill``); the
-    encoder sees all tokens; one linear layer maps each token to the pixels of its patch; the loss compares the result with
-    the clean image in space (hidden pixels) and in frequency (whole image). Jiao et al. 2024,
+    encoder sees all tokens; one linear layer maps each token to the pixels of its patch; the loss compares the result
+    with the clean image in space (hidden pixels) and in frequency (whole image). Jiao et al. 2024,
     https://arxiv.org/abs/2401.00153. The authors published neither code nor all values; what is chosen here is named in
     the documentation of the pretraining bundle.
 
@@ -89,7 +89,7 @@ class MaskedImageModel(nn.Module):
         mask_ratio: float = 0.6,
         mask_unit: int = 2,
         fill: str = "speckle",
-        band_stop: nn.Module | None | str = "default",
+        band_stop: nn.Module | str | None = "default",
         loss_function: nn.Module | None = None,
         mask_kind: str = "block",
         fov_aware: bool = False,
@@ -167,7 +167,8 @@ class MaskedImageModel(nn.Module):
             noise: ``(B, N)`` fixes which patches are hidden: the tokens with the smallest values stay.
 
         Returns:
-            ``loss`` (scalar), ``prediction`` (the reconstructed images ``(B, C, *S)``), ``mask`` (``(B, N)``, 1 = hidden),
+            ``loss`` (scalar), ``prediction`` (the reconstructed images ``(B, C, *S)``), ``mask`` (``(B, N)``, 1 =
+            hidden),
             ``corrupted`` (what the encoder saw, ``(B, C, *S)``).
         """
         corrupted, mask, score = self.corrupt(image, noise)
@@ -192,9 +193,9 @@ class MaskedAutoencoder(nn.Module):
     """Masked autoencoder (MAE), the objective of USF-MAE, in 2D and 3D; and, with ``band_stop`` and
     ``frequency_weight``, the dual objective of USFM at the price of an MAE.
 
-    Only visible patches are embedded and encoded; a small decoder predicts the pixels of the hidden ones. For equal weights
-    and ``noise`` the loss equals that of the reference implementation. He et al. 2022, https://arxiv.org/abs/2111.06377;
-    Megahed et al. 2025, https://arxiv.org/abs/2510.22990.
+    Only visible patches are embedded and encoded; a small decoder predicts the pixels of the hidden ones. For equal
+    weights and ``noise`` the loss equals that of the reference implementation. He et al. 2022,
+    https://arxiv.org/abs/2111.06377; Megahed et al. 2025, https://arxiv.org/abs/2510.22990.
 
     Args:
         encoder: any :class:`UltrasoundViT`; the published models have ``pos_embed="sincos"`` and ``layer_scale=None``.
@@ -208,7 +209,8 @@ class MaskedAutoencoder(nn.Module):
         fov_aware: spend no visible token on black patches outside the field of view, and do not score them.
         norm: ``"l2"`` (MAE) or ``"l1"`` pixel error.
         band_stop: frequency corruption of what the encoder sees; the target stays clean. None for MAE.
-        frequency_weight: weight of a :class:`FocalFrequencyLoss` on whole images, visible patches taken from the target.
+        frequency_weight: weight of a :class:`FocalFrequencyLoss` on whole images, visible patches taken from the
+            target.
 
     Raises:
         ValueError: for a mask setting out of range, or ``frequency_weight`` together with ``normalize_patches``.
@@ -266,15 +268,15 @@ class MaskedAutoencoder(nn.Module):
             grid: token grid.
 
         Returns:
-            ``(B, M, prod(patch) * C)`` in the order of ``order``: in training the N - K hidden patches alone, which are all
-            that the loss needs, so that the last block, the norm and the prediction skip the visible ones; in evaluation
-            all N.
+            ``(B, M, prod(patch) * C)`` in the order of ``order``: in training the N - K hidden patches alone, which are
+            all that the loss needs, so that the last block, the norm and the prediction skip the visible ones; in
+            evaluation all N.
         """
         x = self.decoder_embed(latent)
         visible = x.shape[1] - 1
         hidden = self.mask_token.to(x.dtype).expand(x.shape[0], order.shape[1] - visible, -1)
         codes = self.decoder_pos_embed(grid).to(x.dtype)
-        # Tokens stay in the order (class, visible, hidden); attention does not care, and positions are gathered to match.
+        # Tokens stay in the order (class, visible, hidden); positions are gathered to match.
         x = torch.cat([x, hidden], dim=1)
         x = x + torch.cat([codes[:, :1].expand(x.shape[0], -1, -1), codes[0, 1:][order]], dim=1)
         first = 1 + visible if self.training else 1
@@ -291,8 +293,9 @@ class MaskedAutoencoder(nn.Module):
             noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay visible.
 
         Returns:
-            ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last; in training zero at visible
-            tokens, which are not decoded), ``mask`` (``(B, N)``, 1 = hidden), ``corrupted`` (``(B, C, *S)``, only with
+            ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last; in training zero at
+            visible tokens, which are not decoded), ``mask`` (``(B, N)``, 1 = hidden), ``corrupted`` (``(B, C, *S)``,
+            only with
             ``band_stop``).
         """
         patch_size = self.encoder.patch_size

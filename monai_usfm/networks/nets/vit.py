@@ -116,7 +116,7 @@ class UltrasoundViT(nn.Module):
     def _place(
         self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens with positions and class token ``(B, 1 + K, E)``, and the bias ``(tables, 1 or B, heads, 1 + K, 1 + K)``."""
+        """Tokens with positions and class token ``(B, 1 + K, E)``, and the bias of :class:`RelativePositionBias`."""
         cls_token = self.cls_token.to(tokens.dtype)
         bias: torch.Tensor | None = None
         if self.pos_embed is not None:

@@ -1,0 +1,200 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that survive a crash, and randomness that survives a restart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+from monai.utils import set_determinism
+
+__all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
+
+
+def save_atomically(state: Any, path: str | os.PathLike) -> Path:
+    """``torch.save`` to a temporary file, then rename: readers see the old file or the new one, whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _plain(module: Any) -> Any:
+    """The network inside a distributed wrapper."""
+    return module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
+
+
+class EpochSeed:
+    """Seeds all randomness from (seed, epoch), so that an epoch is the same after a restart as without one.
+
+    Attach it to the trainer before anything that draws. It seeds PyTorch, NumPy and Python, the random transforms of
+    the data set, and tells the sampler its epoch. Use non-persistent workers: they take their seeds from PyTorch's.
+
+    Args:
+        seed: non-negative base seed.
+        data_loader: the training loader.
+        rank: number of this process, which draws its own augmentations.
+    """
+
+    def __init__(self, seed: int, data_loader: torch.utils.data.DataLoader, rank: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}.")
+        self.seed = seed
+        self.data_loader = data_loader
+        self.rank = rank
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        # A large odd multiplier keeps the seeds of neighbouring runs and epochs apart.
+        seed = (self.seed + 1_000_003 * engine.state.epoch + 7_919 * self.rank) % (2**31)
+        set_determinism(seed=seed, use_deterministic_algorithms=None)
+        set_rnd(self.data_loader.dataset, seed=seed)
+        if hasattr(self.data_loader.sampler, "set_epoch"):
+            self.data_loader.sampler.set_epoch(engine.state.epoch)
+
+
+class ResumableCheckpoint:
+    """Saves everything that training needs after every ``interval`` epochs, and takes it up again.
+
+    One file, ``last.pt``, replaced atomically; loaded with ``weights_only=True``. Together with :class:`EpochSeed` a
+    run that was killed goes on as if it had not been: it repeats the epoch that was cut and gives the same losses.
+
+    Args:
+        path: the checkpoint file.
+        objects: what to save and restore by ``state_dict``: network, optimizer, scheduler, ...; the engine is added.
+        resume: restore from ``path`` at the start if the file exists.
+        interval: epochs between saves.
+
+    Raises:
+        RuntimeError: when the file does not fit the objects, with the name of the file.
+    """
+
+    def __init__(self, path: str, objects: Mapping[str, Any], resume: bool = False, interval: int = 1) -> None:
+        self.path = Path(path)
+        self.objects = dict(objects)
+        self.resume = resume
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        state = {name: _plain(thing).state_dict() for name, thing in self.objects.items()}
+        state["engine"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None:
+            state["scaler"] = scaler.state_dict()
+        save_atomically(state, self.path)
+
+    def restore(self, engine: Engine) -> None:
+        if not self.resume:
+            return
+        if not self.path.is_file():
+            engine.logger.info(f"resume: no checkpoint at {self.path}, starting from the beginning.")
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, thing in self.objects.items():
+                _plain(thing).load_state_dict(state[name])
+            progress = state["engine"]
+        except Exception as error:
+            raise RuntimeError(
+                f"cannot resume from {self.path}: {error}. Was it written by a run with other settings? "
+                "Set resume to false, or remove the file."
+            ) from error
+        if progress["epoch"] >= engine.state.max_epochs:
+            raise RuntimeError(
+                f"nothing to do: {self.path} has reached epoch {progress['epoch']} of {engine.state.max_epochs}; "
+                "raise max_epochs to train longer."
+            )
+        engine.state.epoch = progress["epoch"]
+        engine.state.iteration = progress["iteration"]
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and "scaler" in state:
+            scaler.load_state_dict(state["scaler"])
+        engine.logger.info(f"resumed from {self.path} after epoch {progress['epoch']}.")
+
+
+class BestCheckpoint:
+    """Saves the network whenever the evaluator's key metric improves; attach it to the evaluator.
+
+    Args:
+        path: file of the state dict, replaced atomically.
+        network: the network.
+        negate: True when smaller is better, as for a loss.
+    """
+
+    def __init__(self, path: str, network: torch.nn.Module, negate: bool = False) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.sign = -1.0 if negate else 1.0
+        self.best = -float("inf")
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        name = engine.state.key_metric_name
+        if name is None:
+            raise RuntimeError("BestCheckpoint needs an evaluator with key_val_metric.")
+        value = self.sign * float(engine.state.metrics[name])
+        # A metric that is not a number never wins, not even the first time.
+        if value > self.best:
+            self.best = value
+            save_atomically(_plain(self.network).state_dict(), self.path)
+            engine.logger.info(f"new best {name}: {self.sign * value:.4f}, saved to {self.path}.")
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.best = float(state["best"])
+
+
+class ExportWeights:
+    """At the end of training, writes the weights that other bundles take as ``pretrained``.
+
+    Args:
+        path: the file, replaced atomically.
+        network: module to export (for instance the feature extractor around the encoder).
+        source: state-dict file to export instead of the last state, if it exists: the best checkpoint. Its entries are
+            matched to ``network`` by name, so it may hold more.
+        half: store floating tensors as float16, which halves the file; loading converts them back.
+    """
+
+    def __init__(self, path: str, network: torch.nn.Module, source: str | None = None, half: bool = False) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.source = source
+        self.half = half
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state = {name: value.detach().cpu() for name, value in _plain(self.network).state_dict().items()}
+        if self.source is not None and os.path.isfile(self.source):
+            best = torch.load(self.source, map_location="cpu", weights_only=True)
+            state = {name: best[name] for name in state}
+        if self.half:
+            state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+        save_atomically(state, self.path)
+        engine.logger.info(f"weights written to {self.path}.")

@@ -1,0 +1,42 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient clipping for MONAI's trainers."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
+
+__all__ = ["GradientClip"]
+
+
+class GradientClip:
+    """Scales the gradient to a maximum norm before each optimiser step; knows the trainer's loss scaling and
+    accumulation.
+
+    Args:
+        network: whose gradients are clipped.
+        max_norm: largest L2 norm over all parameters.
+
+    Raises:
+        ValueError: unless ``max_norm`` is positive.
+    """
+
+    def __init__(self, network: torch.nn.Module, max_norm: float) -> None:
+        if max_norm <= 0:
+            raise ValueError(f"max_norm must be positive, got {max_norm}; leave the handler out to clip nothing.")
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        length, every = engine.state.epoch_length, engine.accumulation_steps
+        done = (engine.state.iteration - 1) % length + 1
+        if done % every != 0 and done != length:
+            return  # gradients are still being summed
+        if engine.amp and engine.scaler is not None:
+            engine.scaler.unscale_(engine.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)

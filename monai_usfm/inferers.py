@@ -1,0 +1,72 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Inference under automatic mixed precision on any device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SimpleInferer
+
+__all__ = ["AutocastInferer", "autocast_dtype"]
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_dtype(amp: str, device: torch.device | str) -> torch.dtype | None:
+    """Autocast type of a precision name on a device; None computes in float32.
+
+    ``"auto"`` is bf16 where the device computes in it natively, else float32.
+
+    Raises:
+        ValueError: for an unknown name, or fp16 on a CPU, which has no loss scaling and no gain there.
+    """
+    device = torch.device(device)
+    if amp == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            # Without these instructions bf16 is emulated, several times slower than float32.
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else None
+    if amp not in PRECISIONS:
+        raise ValueError(f"amp must be one of auto, {', '.join(PRECISIONS)}, got {amp!r}.")
+    if amp == "fp16" and device.type != "cuda":
+        raise ValueError('amp "fp16" needs a GPU; use "bf16" or "fp32" on this device.')
+    return PRECISIONS[amp]
+
+
+class AutocastInferer(Inferer):
+    """Runs another inferer under autocast, on CPU or GPU.
+
+    MONAI's engines know autocast on CUDA only. Used as the inferer of a trainer or evaluator this gives bf16
+    everywhere; for fp16 training the trainer's own ``amp`` with its gradient scaler is needed on top.
+
+    Args:
+        amp: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``, see :func:`autocast_dtype`.
+        device: where the network runs.
+        inferer: what is run; default :class:`monai.inferers.SimpleInferer`.
+    """
+
+    def __init__(self, amp: str, device: torch.device | str, inferer: Inferer | None = None) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.dtype = autocast_dtype(amp, self.device)
+        self.inferer = SimpleInferer() if inferer is None else inferer
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Output of the inner inferer; floating tensors come back in float32, so that losses and metrics are exact."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            output = self.inferer(inputs, network, *args, **kwargs)
+        return _to_float32(output)
+
+
+def _to_float32(output: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        return output.float() if output.is_floating_point() else output
+    if isinstance(output, dict):
+        return {key: _to_float32(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return type(output)(_to_float32(value) for value in output)
+    return output
