@@ -31,7 +31,7 @@ from monai_usfm.networks.blocks.position import (
 )
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
-__all__ = ["LoadReport", "load_pretrained", "to_mae_state_dict", "to_usfm_state_dict"]
+__all__ = ["LoadReport", "encoder_arguments", "load_pretrained", "to_mae_state_dict", "to_usfm_state_dict"]
 
 safetensors_torch, has_safetensors = optional_import("safetensors.torch")
 
@@ -45,6 +45,9 @@ DECODER_POSITIONS = "decoder_pos_embed.table"
 
 # Keys under which trainers keep the state dict among other things.
 WRAPPERS = ("model", "state_dict", "module", "network", "net", "model_state_dict", "encoder")
+
+# The tensor by which an encoder is found, as ours and as Hugging Face's.
+ANCHORS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
 
 EXPECTED = (
     "USFM_latest.pth or an official USFM classifier or segmentation backbone, MAE/USF-MAE with or without decoder, "
@@ -130,7 +133,7 @@ def _read(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
         return source
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}.")
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name the checkpoint file in it.")
     if not path.is_file():
@@ -144,8 +147,8 @@ def _read(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         if re.search(r"global|instantiate|reduce|\bcall\b", str(error).partition("WeightsUnpickler error:")[2], re.I):
             raise ValueError(
-                f"{path} holds Python objects besides tensors, and reading them could run code. If you trust "
-                "its origin, save the tensors alone first: torch.save(torch.load(path, weights_only=False)['model'], new_path)."
+                f"{path} holds Python objects besides tensors, and reading them could run code. If you trust its "
+                "origin, save the tensors alone: torch.save(torch.load(path, weights_only=False)['model'], new_path)."
             ) from error
         raise ValueError(f"{path} is no PyTorch checkpoint, or it is damaged.") from error
     except Exception as error:  # a damaged archive raises almost anything, from OSError to KeyError
@@ -167,23 +170,24 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _unwrap(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict itself, out of the wrappers of trainers."""
-    for _ in range(4):
-        tensors = {str(k): v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
+    """The state dict itself, out of the wrappers of trainers; half precision becomes single, for exact arithmetic."""
+    for _ in range(len(WRAPPERS)):
+        tensors = {str(k): v.detach().cpu() for k, v in content.items() if isinstance(v, torch.Tensor)}
         inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner or any(name.endswith(_ANCHORS) for name in tensors):
-            return tensors
+        if not inner or any(name.endswith(ANCHORS) for name in tensors):
+            break
         content = content[inner[0]]
-    return {}
+    if not any(name.endswith(ANCHORS) for name in tensors):
+        first = ", ".join(str(key) for key in list(content)[:8]) or "none"
+        raise ValueError(f"unknown checkpoint layout. Expected {EXPECTED}. First keys found: {first}.")
+    return {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in tensors.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Finding the encoder and giving its tensors our names
 
-_ANCHORS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
-_WRAPPER_LEVEL = re.compile(
-    r"(mask_token|fc_norm\.|head\.(?:weight|bias)$|decoder_embed\.|decoder_pos_embed|decoder_blocks\.|decoder_norm\.|decoder_pred\.)"
-)
+_ENCODER_LEVEL = re.compile(r"(cls_token|reg_token|dist_token|patch_embed\.|pos_embed|rel_pos_bias\.|blocks\.|norm\.)")
+_WRAPPER_LEVEL = re.compile(r"(mask_token|fc_norm\.|head\.(weight|bias)$|decoder_(embed|pos_embed|blocks|norm|pred)\b)")
 
 # Hugging Face names of files (`encoder.layer.0.attention.attention.query`) and modules (`layers.0.attention.q_proj`).
 _HUGGING_FACE = [
@@ -214,16 +218,13 @@ _HUGGING_FACE = [
 
 def _find_encoder(state: Mapping[str, torch.Tensor]) -> tuple[str, bool]:
     """Prefix of the encoder's keys, and whether its names are those of Hugging Face."""
-    anchors = [name for name in state if name.endswith(_ANCHORS)]
-    if not anchors:
-        first = ", ".join(list(state)[:8]) or "no tensors at all"
-        raise ValueError(f"unknown checkpoint layout. Expected {EXPECTED}. First keys found: {first}.")
+    anchors = [name for name in state if name.endswith(ANCHORS)]
     if len(anchors) > 1:
         raise ValueError(
             f"the source holds {len(anchors)} encoders ({', '.join(anchors)}): pass a dict of one of them."
         )
-    hugging_face = anchors[0].endswith(_ANCHORS[1])
-    return anchors[0].removesuffix(_ANCHORS[1] if hugging_face else _ANCHORS[0]), hugging_face
+    hugging_face = anchors[0].endswith(ANCHORS[1])
+    return anchors[0].removesuffix(ANCHORS[1] if hugging_face else ANCHORS[0]), hugging_face
 
 
 def _rename(name: str, hugging_face: bool) -> str:
@@ -250,6 +251,8 @@ def _parse(state: Mapping[str, torch.Tensor]) -> _Checkpoint:
         else:
             found.others.append(name)
             continue
+        if ours.endswith(".attn.k_bias"):
+            continue  # a buffer of zeros in timm's BEiT
         if ours.endswith("relative_position_index"):
             found.grid = _grid_of_index(tensor)  # derived from the grid, so not a weight
         elif ours.endswith(".native_grid"):
@@ -264,11 +267,6 @@ def _parse(state: Mapping[str, torch.Tensor]) -> _Checkpoint:
         for name in [n for n in found.tensors if n.startswith("head.")]:
             del found.tensors[name]
             found.others += found.origin.pop(name)
-    for name, tensor in found.tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{found.origin[name][0]} of the checkpoint holds NaN or infinite values: the file is unusable."
-            )
     found.layout = _layout(found.tensors, state, hugging_face)
     _join_projections(found)
     return found
@@ -341,7 +339,7 @@ def _fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
     """Another number of input channels, with the same output for images whose channels are equal."""
     if weight.shape[1] == channels:
         return weight
-    spread = weight.sum(1, keepdim=True) / channels
+    spread = weight.double().sum(1, keepdim=True) / channels
     return spread.repeat(1, channels, *[1] * (weight.dim() - 2))
 
 
@@ -368,7 +366,7 @@ def _fit_patch_embedding(source: _Checkpoint, encoder: UltrasoundViT, fold: bool
         done.append(f"{channels} -> {encoder.in_channels} channel(s), equal for images with equal channels")
     if source.spatial_dims == 2 and encoder.spatial_dims == 3:
         depth = encoder.patch_size[0]
-        weight = (weight / depth).unsqueeze(2).repeat(1, 1, depth, 1, 1)
+        weight = (weight.double() / depth).unsqueeze(2).repeat(1, 1, depth, 1, 1)
         done.append(f"spread over a depth of {depth}")
     if done:
         report.resized[name] = f"{before} -> {tuple(weight.shape)}: {'; '.join(done)}"
@@ -402,17 +400,16 @@ def _source_grid(
     side = round(count ** (1 / dims))
     square = [(side + 1) // 2 if relative else side] * dims
     candidates = [square] if entries(square) == count else []
-    if report_own := source.layout == "monai_usfm":
-        same = target[-dims:]
-        if entries(same) == count and same not in candidates:
-            candidates.append(same)
+    # Published encoders are square; one of ours that does not say so may also have the grid of the network.
+    plane = target[-dims:]
+    if entries(plane) == count and plane not in candidates and (not candidates or source.layout == "monai_usfm"):
+        candidates.append(plane)
     if len(candidates) == 1:
         return candidates[0]
-    if not report_own and not candidates and entries(target[-dims:]) == count:
-        return target[-dims:]
+    reason = f"could be {' or '.join(str(tuple(c)) for c in candidates)}" if candidates else "not square"
     raise ValueError(
-        f"the token grid of {name} ({count} positions) is not known: pass source_grid, the image size that it was "
-        f"trained at divided by the patch size" + (f" (could be {candidates})." if candidates else ".")
+        f"the token grid behind the {count} positions of {name} is not known ({reason}): pass source_grid, the image "
+        "size that they were trained at divided by the patch size."
     )
 
 
@@ -619,34 +616,47 @@ def _encoder_of(net: nn.Module) -> tuple[nn.Module, UltrasoundViT, str]:
     raise TypeError(f"{type(net).__name__} is neither an UltrasoundViT nor a network with one as its .encoder.")
 
 
-def _wanted(net: nn.Module, prefix: str, source: _Checkpoint) -> dict[str, str]:
-    """Names that may be filled: ours without prefix -> those in the network's state dict."""
+def _wanted(own: Mapping[str, torch.Tensor], prefix: str, source: _Checkpoint) -> dict[str, str]:
+    """Names of weights to fill: ours without prefix -> those in the network's state dict."""
     names: dict[str, str] = {}
-    decoder = "decoder_embed.weight"
-    own = net.state_dict()
-    autoencoder = decoder in own
     for name in own:
         if name.endswith(".native_grid"):
             continue
         if name.startswith(prefix):
             names[name.removeprefix(prefix)] = name
-        elif name.startswith("fc_norm.") or (name.startswith("head.") and _same_shape(own, source.tensors, name)):
-            names[name] = name
-        elif _WRAPPER_LEVEL.match(name) and autoencoder == (decoder in source.tensors):
-            # A mask token alone belongs to the encoder's width, that of an autoencoder to its decoder's.
+        elif name.startswith("head."):
+            if _same_shape(own, source.tensors, name):  # as many classes
+                names[name] = name
+        elif _WRAPPER_LEVEL.match(name):
             names[name] = name
     return names
+
+
+def _drop_foreign_decoder(source: _Checkpoint, own: Mapping[str, torch.Tensor]) -> None:
+    """A mask token beside a decoder has the decoder's width, else the encoder's: never take one for the other."""
+    if ("decoder_embed.weight" in own) != ("decoder_embed.weight" in source.tensors):
+        for name in [n for n in source.tensors if n.startswith(("decoder_", "mask_token"))]:
+            del source.tensors[name]
+            source.others += source.origin.pop(name)
 
 
 def _same_shape(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], name: str) -> bool:
     return name in b and a[name].shape == b[name].shape
 
 
-def _check_shapes(source: _Checkpoint, net: nn.Module, names: Mapping[str, str]) -> None:
-    own = net.state_dict()
+def _origin(source: _Checkpoint, name: str) -> str:
+    return " + ".join(source.origin.get(name) or [name])
+
+
+def _check(source: _Checkpoint, own: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+    """Raise unless everything that is about to be copied is finite and of the right shape."""
     for name, target in names.items():
         tensor = source.tensors.get(name)
-        if tensor is None or tensor.shape == own[target].shape:
+        if tensor is None:
+            continue
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{_origin(source, name)} of the source holds NaN or infinite values: it is unusable.")
+        if tensor.shape == own[target].shape:
             continue
         decoder = name.startswith("decoder")
         stem, lead = ("decoder_blocks", "decoder_") if decoder else ("blocks", "")
@@ -658,7 +668,7 @@ def _check_shapes(source: _Checkpoint, net: nn.Module, names: Mapping[str, str])
         if SHARED_TABLE in source.tensors:
             fix.append(f"num_heads={source.tensors[SHARED_TABLE].shape[-1]}")
         raise ValueError(
-            f"{' + '.join(source.origin.get(name) or [name])} of the source has shape {tuple(tensor.shape)}, {target} of "
+            f"{_origin(source, name)} of the source has shape {tuple(tensor.shape)}, {target} of "
             f"the network {tuple(own[target].shape)}: build the network with {', '.join(fix)}."
         )
 
@@ -679,8 +689,7 @@ def _note_positions(source: _Checkpoint, encoder: UltrasoundViT, report: LoadRep
                 "keep their values, so the two networks differ."
             )
             return
-        codes = sincos_position_table(encoder.grid, encoder.hidden_size).unsqueeze(0)
-        sincos = torch.allclose(source.tensors[POSITIONS][:, 1:].float(), codes, atol=1e-4)
+        sincos = _is_sincos(source.tensors[POSITIONS], encoder.grid)
         if encoder.position == "sincos" and not sincos:
             report.notes.append(
                 "the fixed position codes now hold those of the source, which are not the sine-cosine table."
@@ -736,11 +745,12 @@ def load_pretrained(
         report.notes.append(f"only the first {encoder.num_layers} of {found.blocks()} blocks are used.")
 
     own = net.state_dict()
+    _drop_foreign_decoder(found, own)
     _fit_decoder(found, net, encoder, fold_normalization, report)
     _fit_norm(found, list(own), report)
     _fit_attention_biases(found, "blocks", encoder.rel_pos_bias is None, report)
     _fit_layer_scale(found, "blocks", encoder.blocks[0].gamma_1 is not None, report)
-    names = _wanted(net, prefix, found)
+    names = _wanted(own, prefix, found)
     if encoder.rel_pos_bias is not None:
         _fit_bias_tables(found, encoder, source_grid, report)
     if encoder.pos_embed is not None:
@@ -748,7 +758,7 @@ def load_pretrained(
     if DECODER_POSITIONS in names:
         _fit_positions(found, DECODER_POSITIONS, encoder.grid, source_grid, report)
     _fit_patch_embedding(found, encoder, fold_normalization, report)
-    _check_shapes(found, net, names)
+    _check(found, own, names)
     _note_positions(found, encoder, report)
 
     used = [name for name in names if name in found.tensors]
@@ -771,7 +781,55 @@ def load_pretrained(
     return report
 
 
-_ENCODER_LEVEL = re.compile(r"(cls_token|patch_embed\.|pos_embed|rel_pos_bias\.|blocks\.|norm\.)")
+def encoder_arguments(
+    source: str | os.PathLike | Mapping[str, Any], *, source_grid: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Arguments of :class:`UltrasoundViT` for an encoder into which a source loads without any adaptation.
+
+    Args:
+        source: see :func:`load_pretrained`.
+        source_grid: see :func:`load_pretrained`.
+
+    Returns:
+        Keyword arguments. ``num_heads`` is read from bias tables; without any it is taken to be 64 channels per head,
+        as in all published encoders.
+
+    Raises:
+        ValueError: see :func:`load_pretrained`; also for an encoder without positions.
+    """
+    found = _parse(_unwrap(_read(source)))
+    patch = found.tensors["patch_embed.proj.weight"]
+    block_table = found.tensors.get("blocks.0.attn.relative_position_bias_table")
+    table = found.tensors.get(SHARED_TABLE, block_table)
+    width = patch.shape[0]
+    if table is not None:
+        per_block = block_table is not None or table.dim() == 3
+        position, heads = "relative_per_block" if per_block else "relative", table.shape[-1]
+        grid = _source_grid(found, [], table.shape[-2] - 3, True, source_grid, SHARED_TABLE)
+    elif POSITIONS in found.tensors:
+        codes = found.tensors[POSITIONS]
+        grid = _source_grid(found, [], codes.shape[1] - 1, False, source_grid, found.origin[POSITIONS][0])
+        position, heads = "sincos" if _is_sincos(codes, grid) else "learnable", max(width // 64, 1)
+    else:
+        raise ValueError(f"the source ({found.layout}) has no positions.")
+    patch_size = tuple(patch.shape[2:])
+    return {
+        "img_size": tuple(n * p for n, p in zip(grid, patch_size, strict=True)),
+        "patch_size": patch_size,
+        "in_channels": patch.shape[1],
+        "spatial_dims": found.spatial_dims,
+        "hidden_size": width,
+        "mlp_dim": found.tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        "num_layers": found.blocks(),
+        "num_heads": heads,
+        "pos_embed": position,
+        "layer_scale": 0.1 if "blocks.0.gamma_1" in found.tensors else None,
+    }
+
+
+def _is_sincos(table: torch.Tensor, grid: Sequence[int]) -> bool:
+    codes = sincos_position_table(grid, table.shape[-1])
+    return table.shape[1] == len(codes) + 1 and torch.allclose(table[0, 1:].float(), codes, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
