@@ -95,7 +95,8 @@ def ring_mask(
 
     Args:
         spatial_shape: samples per axis, ``S``.
-        rings: ``(low, high)`` radii as of :func:`frequency_radius`; rings may touch or overlap.
+        rings: ``(low, high)`` radii as of :func:`frequency_radius`; rings may touch or overlap, and with
+            ``low == high`` one is empty, as the first of the official layout can be.
         center_radius: samples with ``r <= center_radius`` are kept whatever the rings say. The zero frequency (the mean
             of the image) is always kept.
         spacing: as in :func:`frequency_radius`.
@@ -105,7 +106,7 @@ def ring_mask(
         float32 tensor of shape ``(*S[:-1], S[-1] // 2 + 1)``.
 
     Raises:
-        ValueError: for a ring that is not ``0 <= low < high``, or a negative ``center_radius``.
+        ValueError: for a ring that is not ``0 <= low <= high``, or a negative ``center_radius``.
     """
     rings = _check_rings(rings)
     _check_center(center_radius)
@@ -341,8 +342,8 @@ def _check_shape(spatial_shape: Sequence[int]) -> tuple[int, ...]:
 def _check_rings(rings: Rings) -> list[tuple[float, float]]:
     pairs = [(float(low), float(high)) for low, high in rings]
     for low, high in pairs:
-        if not 0 <= low < high:
-            raise ValueError(f"a ring must be (low, high) with 0 <= low < high, got ({low}, {high}).")
+        if not 0 <= low <= high:
+            raise ValueError(f"a ring must be (low, high) with 0 <= low <= high, got ({low}, {high}).")
     return pairs
 
 
@@ -374,7 +375,7 @@ class FourierBandStop(Transform):
         spacing: distance between samples per axis, to count physical frequency (see :func:`frequency_radius`).
 
     Raises:
-        ValueError: for a ring that is not ``0 <= low < high``; when called, for an image that is empty, not finite or
+        ValueError: for a ring that is not ``0 <= low <= high``; when called, for an image that is empty, not finite or
             not ``(C, *S)`` with 1 to 3 spatial axes.
     """
 
