@@ -4,4 +4,20 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from monai_usfm.metrics.image_quality import (
+    CNRMetric,
+    EnhancementQualityMetric,
+    FWHMMetric,
+    GeneralizedCNRMetric,
+    LocalNCCMetric,
+    SpeckleSNRMetric,
+)
+
+__all__ = [
+    "CNRMetric",
+    "EnhancementQualityMetric",
+    "FWHMMetric",
+    "GeneralizedCNRMetric",
+    "LocalNCCMetric",
+    "SpeckleSNRMetric",
+]

@@ -60,7 +60,7 @@ def acoustic_shadow(
     """Weaken the echoes behind an absorber by ``loss_db``; a negative loss is the enhancement behind a cyst.
 
     The shadow runs along the beams from ``start`` to the end. Its flanks are soft (the beam is wider than a line) and
-    it sets in over 2 % of the depth. No bright cap is painted: that would plant a finding. After the Gaussian shadows
+    it sets in over 4 % of the depth. No bright cap is painted: that would plant a finding. After the Gaussian shadows
     of Smistad et al. 2018, https://doi.org/10.1117/1.JMI.5.4.044004, bounded by a start depth and given in dB.
 
     Args:
@@ -74,7 +74,7 @@ def acoustic_shadow(
     if not width > 0 or (elevation is not None and not elevation[1] > 0):
         raise ValueError(f"a shadow needs a positive width, got width={width}, elevation={elevation}.")
     *first, depth, lateral = beam_coordinates(img, geometry)
-    profile = _smoothstep((depth - start) / 0.02) * _plateau(lateral, center, width)
+    profile = _smoothstep((depth - start) / 0.04) * _plateau(lateral, center, width)
     if elevation is not None:
         if not first:
             raise ValueError(f"elevation={elevation} needs a volume (C, D, H, W), got shape {tuple(img.shape)}.")
@@ -172,8 +172,8 @@ def _smoothstep(x: torch.Tensor) -> torch.Tensor:
 
 
 def _plateau(position: torch.Tensor, center: float, width: float) -> torch.Tensor:
-    """1 in the middle, 1/2 at ``center +- width / 2``, falling off within a quarter of the width."""
-    flank = width / 8
+    """1 in the middle, 1/2 at ``center +- width / 2``, with flanks as soft as a beam is wide."""
+    flank = width / 4
     rise = torch.erf((position - center + width / 2) / flank) - torch.erf((position - center - width / 2) / flank)
     return rise / 2
 

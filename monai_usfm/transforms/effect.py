@@ -148,6 +148,12 @@ def from_power(power: torch.Tensor, dynamic_range_db: float | None) -> torch.Ten
     return 1 + 10 * torch.log10(power.clamp(min=0) + 10 ** (-dynamic_range_db / 10)) / dynamic_range_db
 
 
+def stored_geometry(data: Mapping[Hashable, Any], key: str | None) -> BeamGeometry | None:
+    """The geometry under ``key``, also where it is kept as a plain dictionary; ``None`` if there is none."""
+    found = data.get(key) if key is not None else None
+    return BeamGeometry.from_dict(dict(found)) if isinstance(found, Mapping) else found
+
+
 def depth_mm(img: torch.Tensor, geometry: BeamGeometry | None) -> float:
     """Length of the beams in mm, from the pixel spacing of a ``MetaTensor``."""
     if not isinstance(img, MetaTensor):
@@ -241,7 +247,7 @@ class RandEffectd(Randomizable, MapTransform):
         """Apply one draw to every key, and leave the other items alone."""
         d = dict(data)
         fov = d.get(self.fov_key) if self.fov_key is not None else None
-        geometry = d.get(self.geometry_key) if self.geometry_key is not None else None
+        geometry = stored_geometry(d, self.geometry_key)
         for i, key in enumerate(self.key_iterator(d)):
             d[key] = self.effect(d[key], fov, geometry, randomize=i == 0)
         return d

@@ -21,7 +21,7 @@ from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Ra
 from monai.utils import TraceKeys, TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 
 from monai_usfm.transforms.beam import BeamGeometry
-from monai_usfm.transforms.effect import Range, beams_of, check_range, sample_pixels
+from monai_usfm.transforms.effect import Range, beams_of, check_range, sample_pixels, stored_geometry
 
 __all__ = [
     "RandConvexityChange",
@@ -72,7 +72,13 @@ def change_geometry(
     beam = target.pixel_to_beam(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
     pixel = source.beam_to_pixel(beam)
     inside = ((beam >= -1e-6) & (beam <= 1 + 1e-6)).all(-1)
-    out = torch.where(inside, sample_pixels(values, pixel, mode), 0)
+    if mode == "nearest":
+        out = sample_pixels(values, pixel, mode)
+    else:  # a mean of the neighbours that lie in the old beams: the black around them must not darken the edge
+        known = source.mask(size, image.device).to(values.dtype)
+        share = sample_pixels(known, pixel, mode)[0]
+        out = sample_pixels(values * known, pixel, mode) / share.clamp(min=1e-3)
+    out = torch.where(inside, out, 0)
     return convert_to_dst_type(out, img, dtype=img.dtype)[0]
 
 
@@ -261,7 +267,7 @@ class RandGeometryChanged(Randomizable, MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Apply one draw to every key; ``geometry_key``, if given, then holds the new beams."""
         d = dict(data)
-        geometry = d.get(self.geometry_key) if self.geometry_key is not None else None
+        geometry = stored_geometry(d, self.geometry_key)
         first = True
         for key, mode in self.key_iterator(d, self.mode):
             d[key] = self.effect(d[key], geometry, mode, randomize=first)
@@ -329,8 +335,8 @@ class RandDepthZoomd(RandGeometryChanged):
 class RandProbeTypeChange(RandGeometryChange):
     """Show the beams of a curved or phased probe as those of a linear one, and those of a linear one as curved.
 
-    VanBerlo et al. 2025, https://arxiv.org/abs/2504.07904. Anatomy is bent: not for tasks that measure shape. See
-    :func:`straight_geometry` and :func:`curved_geometry`.
+    VanBerlo et al. 2025, https://arxiv.org/abs/2504.07904. Anatomy is bent: not for tasks that measure shape. 3D
+    sectors stay as they are. See :func:`straight_geometry` and :func:`curved_geometry`.
 
     Args:
         prob: chance that an image is changed.
@@ -354,6 +360,8 @@ class RandProbeTypeChange(RandGeometryChange):
         }
 
     def _change(self, geometry: BeamGeometry) -> tuple[BeamGeometry, BeamGeometry]:
+        if geometry.spatial_dims == 3:
+            return geometry, geometry
         if geometry.kind == "linear":
             return geometry, curved_geometry(geometry, 1 - 1 / self.params["radius_factor"])
         return geometry, straight_geometry(geometry, self.params["width_fraction"])
@@ -377,7 +385,9 @@ class RandProbeTypeChanged(RandGeometryChanged):
 
 
 class RandConvexityChange(RandGeometryChange):
-    """Change how curved the probe is: the width of its face over the width of its far arc. Linear probes stay as is.
+    """Change how curved the probe is: the width of its face over the width of its far arc.
+
+    Linear probes and 3D sectors stay as they are.
 
     VanBerlo et al. 2025, https://arxiv.org/abs/2504.07904. See :func:`curved_geometry`.
 
@@ -396,7 +406,9 @@ class RandConvexityChange(RandGeometryChange):
         return {"top_fraction": self.R.uniform(*self.top_fraction)}
 
     def _change(self, geometry: BeamGeometry) -> tuple[BeamGeometry, BeamGeometry]:
-        return geometry, geometry if geometry.kind == "linear" else curved_geometry(geometry, **self.params)
+        if geometry.kind in ("linear", "sector3d"):
+            return geometry, geometry
+        return geometry, curved_geometry(geometry, **self.params)
 
 
 class RandConvexityChanged(RandGeometryChanged):
