@@ -4,6 +4,26 @@
 
 from __future__ import annotations
 
+from .datalist import check_patient_leak, label_fraction, load_datalist
+from .dataset import UltrasoundDataset
+from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
 from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UnreadableImageError
+from .sampler import OrganBalancedSampler, organ_balanced_weights
 
-__all__ = ["SUPPORTED_SUFFIXES", "LoadUltrasound", "LoadUltrasoundd", "UnreadableImageError"]
+__all__ = [
+    "SUPPORTED_SUFFIXES",
+    "LoadUltrasound",
+    "LoadUltrasoundd",
+    "OrganBalancedSampler",
+    "UltrasoundDataset",
+    "UltrasoundDicomReader",
+    "UltrasoundRegion",
+    "UnreadableImageError",
+    "check_patient_leak",
+    "convert_dicom",
+    "frame_times",
+    "label_fraction",
+    "load_datalist",
+    "organ_balanced_weights",
+    "ultrasound_regions",
+]

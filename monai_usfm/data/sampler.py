@@ -78,9 +78,9 @@ class OrganBalancedSampler(Sampler[int]):
         num_replicas: int | None = None,
     ) -> None:
         weights = organ_balanced_weights(organs, temperature)
-        names = sorted(set(organs), key=str)
-        of_organ = torch.tensor([names.index(organ) for organ in organs])
-        self._members = [torch.nonzero(of_organ == number).flatten() for number in range(len(names))]
+        number = {organ: index for index, organ in enumerate(sorted(set(organs), key=str))}
+        of_organ = torch.tensor([number[organ] for organ in organs])
+        self._members = [torch.nonzero(of_organ == index).flatten() for index in range(len(number))]
         self._shares = torch.stack([weights[members].sum() for members in self._members])
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else (torch.distributed.get_rank() if distributed else 0)
