@@ -15,16 +15,34 @@ from monai_usfm.evaluation.probes import (
     linear_probe,
 )
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
+from monai_usfm.evaluation.statistics import (
+    Interval,
+    PairedTest,
+    bootstrap_interval,
+    holm_adjust,
+    mean_interval,
+    paired_bootstrap,
+    paired_test,
+    patient_means,
+)
 
 __all__ = [
     "L2_GRID",
+    "Interval",
+    "PairedTest",
     "ProbeResult",
     "attentive_probe",
+    "bootstrap_interval",
     "classification_scores",
     "dense_linear_probe",
     "extract_features",
     "grouped_folds",
+    "holm_adjust",
     "knn_probe",
     "linear_probe",
+    "mean_interval",
     "overlap_scores",
+    "paired_bootstrap",
+    "paired_test",
+    "patient_means",
 ]

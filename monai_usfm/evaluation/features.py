@@ -37,8 +37,8 @@ def extract_features(
 
     Args:
         encoder: the network; its ``forward_features`` is used where it has one, else its ``forward``.
-        data: a ``Dataset`` (read in batches of ``batch_size``) or anything that yields batches, such as a ``DataLoader``
-            that does not shuffle. A batch is a tensor ``(B, C, *S)`` or a dictionary with ``"image"``.
+        data: a ``Dataset``, read in batches of ``batch_size``, or anything that yields batches, for example a
+            ``DataLoader`` that does not shuffle. A batch is a tensor ``(B, C, *S)`` or a dictionary with ``"image"``.
         pool: ``"mean"`` of the patch tokens or of the map, ``"class"`` token, or ``"tokens"``: all of them as a map.
         keys: further entries of the dictionaries to collect: numbers and tensors become one tensor, the rest a list.
         device: where to run; None stays on the encoder's device.

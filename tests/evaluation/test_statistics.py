@@ -1,0 +1,109 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Intervals and tests against closed forms and SciPy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from monai_usfm.evaluation import (
+    bootstrap_interval,
+    holm_adjust,
+    mean_interval,
+    paired_bootstrap,
+    paired_test,
+    patient_means,
+)
+
+
+def test_the_interval_of_three_seeds_is_the_tabulated_one():
+    # t(0.975, 2) = 4.303; deviation of (1, 2, 3) is 1
+    interval = mean_interval([1.0, 2.0, 3.0])
+    assert interval.value == 2.0
+    assert interval.high - 2.0 == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert 2.0 - interval.low == pytest.approx(interval.high - 2.0)
+
+
+def test_one_seed_has_no_interval():
+    interval = mean_interval([0.5])
+    assert interval.value == 0.5 and math.isnan(interval.low) and str(interval) == "0.500"
+
+
+def test_the_t_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(1.0, 3.0, size=(2000, 3))
+    intervals = [mean_interval(draw) for draw in draws]
+    assert np.mean([i.low <= 1.0 <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_patient_means_weigh_patients_not_images():
+    means, names = patient_means([1.0, 3.0, 10.0], ["a", "a", "b"])
+    assert means.tolist() == [2.0, 10.0] and names == ["a", "b"]
+
+
+def test_the_bootstrap_interval_has_the_width_of_the_normal_theory():
+    values = np.random.default_rng(0).normal(size=400)
+    interval = bootstrap_interval(lambda i: values[i].mean(), range(400))
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.06)
+    assert (interval.low + interval.high) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
+
+
+def test_repeated_images_of_a_patient_do_not_narrow_the_interval():
+    values = np.random.default_rng(0).normal(size=100)
+    single = bootstrap_interval(lambda i: values[i].mean(), range(100))
+    ninefold = np.repeat(values, 9)
+    repeated = bootstrap_interval(lambda i: ninefold[i].mean(), np.repeat(np.arange(100), 9).tolist())
+    assert repeated.high - repeated.low == pytest.approx(single.high - single.low)
+    assert repeated.count == 100
+
+
+def test_wilcoxon_equals_scipy_on_patient_means():
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(0.3, 1, 60), generator.normal(size=60)
+    patients = (np.arange(60) // 2).tolist()
+    means = (first - second).reshape(30, 2).mean(1)
+    found = paired_test(first, second, patients)
+    assert found.p_value == pytest.approx(stats.wilcoxon(means).pvalue)
+    assert found.difference == pytest.approx(means.mean()) and found.count == 30
+
+
+def test_the_permutation_test_equals_all_flips_of_the_sign():
+    differences = np.array([0.5, 1.0, -0.2, 0.7, 0.1, 0.9])
+    flips = [abs(np.mean(differences * signs)) for signs in itertools.product([-1, 1], repeat=6)]
+    expected = np.mean(np.array(flips) >= abs(differences.mean()) - 1e-12)
+    assert paired_test(differences, np.zeros(6), method="permutation").p_value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["wilcoxon", "permutation"])
+def test_equal_methods_are_not_told_apart(method):
+    found = paired_test([0.1, 0.5, 0.9], [0.1, 0.5, 0.9], method=method)
+    assert found.p_value == 1.0 and found.difference == 0.0
+
+
+def test_the_bootstrap_test_agrees_with_the_t_test_on_a_mean():
+    values = np.random.default_rng(1).normal(0.15, 1, 200)
+    found = paired_bootstrap(lambda i: values[i].mean(), range(200))
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
+    opposite = paired_bootstrap(lambda i: -values[i].mean(), range(200))
+    assert opposite.p_value == pytest.approx(found.p_value) and opposite.low == pytest.approx(-found.high)
+
+
+def test_the_bootstrap_test_leaves_out_draws_without_a_value():
+    values = np.array([1.0, 2.0, np.nan, 3.0])
+    found = paired_bootstrap(lambda i: values[i].mean(), range(4))
+    assert found.low >= 1.0 and found.p_value < 0.01
+
+
+def test_holm_correction_of_a_textbook_example():
+    # 0.005 * 4; 0.01 * 3; then 0.03 * 2; 0.04 * 1 is raised to its predecessor
+    assert holm_adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_scores_that_do_not_pair_up_are_refused():
+    with pytest.raises(ValueError, match="3 and 2 cases"):
+        paired_test([1, 2, 3], [1, 2])
