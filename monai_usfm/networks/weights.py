@@ -31,7 +31,14 @@ from monai_usfm.networks.blocks.position import (
 )
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
-__all__ = ["LoadReport", "encoder_arguments", "load_pretrained", "to_mae_state_dict", "to_usfm_state_dict"]
+__all__ = [
+    "LoadReport",
+    "decoder_arguments",
+    "encoder_arguments",
+    "load_pretrained",
+    "to_mae_state_dict",
+    "to_usfm_state_dict",
+]
 
 safetensors_torch, has_safetensors = optional_import("safetensors.torch")
 
@@ -824,6 +831,22 @@ def encoder_arguments(
         "num_heads": heads,
         "pos_embed": position,
         "layer_scale": 0.1 if "blocks.0.gamma_1" in found.tensors else None,
+    }
+
+
+def decoder_arguments(source: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments of :class:`MaskedAutoencoder` for the decoder in a source, or None where there is none.
+
+    The number of heads is not in a file; it is taken to be 32 channels per head, as in the published decoders.
+    """
+    found = _parse(_unwrap(_read(source)))
+    if "decoder_embed.weight" not in found.tensors:
+        return None
+    width = found.tensors["decoder_embed.weight"].shape[0]
+    return {
+        "decoder_hidden_size": width,
+        "decoder_num_layers": found.blocks("decoder_blocks"),
+        "decoder_num_heads": max(width // 32, 1),
     }
 
 

@@ -161,7 +161,25 @@ def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.cat([corner, first], -1), torch.cat([to_class, index], -1)], -2)
 
 
-class RelativePositionBias(nn.Module):
+class _GridTable(nn.Module):
+    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell the grid it belongs to.
+
+    Args:
+        grid: native token grid.
+    """
+
+    def __init__(self, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.grid = [int(n) for n in grid]
+        self.register_buffer("native_grid", torch.tensor(self.grid))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Files that say nothing about the grid load as before; the shape of the table is checked anyway.
+        state_dict.setdefault(prefix + "native_grid", torch.tensor(self.grid))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class RelativePositionBias(_GridTable):
     """BEiT's learned bias on attention logits, by the offset between query and key.
 
     Bao et al. 2022, https://arxiv.org/abs/2106.08254; in USFM one table serves all blocks. A grid other than the native
@@ -174,8 +192,7 @@ class RelativePositionBias(nn.Module):
     """
 
     def __init__(self, grid: Sequence[int], num_heads: int, num_tables: int = 1) -> None:
-        super().__init__()
-        self.grid = [int(n) for n in grid]
+        super().__init__(grid)
         self.num_heads = num_heads
         self.num_tables = num_tables
         rows = 3
@@ -231,7 +248,7 @@ class RelativePositionBias(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_cache"}
 
 
-class TokenPositions(nn.Module):
+class TokenPositions(_GridTable):
     """Absolute position codes with a row for the class token, resized to any grid.
 
     Args:
@@ -241,8 +258,7 @@ class TokenPositions(nn.Module):
     """
 
     def __init__(self, grid: Sequence[int], hidden_size: int, learnable: bool) -> None:
-        super().__init__()
-        self.grid = [int(n) for n in grid]
+        super().__init__(grid)
         table = torch.cat([torch.zeros(1, hidden_size), sincos_position_table(self.grid, hidden_size)]).unsqueeze(0)
         if learnable:
             nn.init.trunc_normal_(table, std=0.02)

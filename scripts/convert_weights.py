@@ -1,0 +1,112 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Convert a checkpoint between the layouts of this package, USFM and MAE, and print what was done.
+
+python scripts/convert_weights.py USFM_latest.pth usfm_grey.pt --to ours --in-channels 1 --fold-normalization
+python scripts/convert_weights.py models/model.pt for_usfm.pth --to usfm --imagenet-input
+
+What is not given (size, image size, axes, channels, positions) is as in the source. The source may be any file that
+``monai_usfm.networks.load_pretrained`` reads; an MAE keeps its decoder in the layouts "ours" and "mae".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from monai_usfm.networks import (
+    UltrasoundViT,
+    encoder_arguments,
+    load_pretrained,
+    to_mae_state_dict,
+    to_usfm_state_dict,
+    usfm_vit_base,
+    usfm_vit_small,
+    usfm_vit_tiny,
+)
+from monai_usfm.networks.nets.masked import MaskedAutoencoder
+from monai_usfm.networks.weights import decoder_arguments
+
+SIZES = {"tiny": usfm_vit_tiny, "small": usfm_vit_small, "base": usfm_vit_base}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="checkpoint to read")
+    parser.add_argument("output", type=Path, help="file to write; replaced only when everything has worked")
+    parser.add_argument("--to", choices=["ours", "usfm", "mae"], required=True, help="layout to write")
+    parser.add_argument("--size", choices=sorted(SIZES), help="named size of the encoder")
+    parser.add_argument("--img-size", type=int, nargs="+", help="native image size in pixels, one or one per axis")
+    parser.add_argument("--patch-size", type=int, nargs="+", help="patch size in pixels, one or one per axis")
+    parser.add_argument("--spatial-dims", type=int, choices=[2, 3], help="3 turns an image encoder into one of volumes")
+    parser.add_argument("--in-channels", type=int, help="channels of the encoder")
+    parser.add_argument(
+        "--fold-normalization", action="store_true", help="take images in [0, 1] instead of normalised RGB"
+    )
+    parser.add_argument("--imagenet-input", action="store_true", help="usfm, mae: write weights for normalised RGB")
+    parser.add_argument("--strict", action="store_true", help="fail if a weight is missing or has no place")
+    return parser.parse_args(arguments)
+
+
+def build(options: argparse.Namespace) -> torch.nn.Module:
+    """The network between the two layouts: that of the source, with what the command line changes."""
+    settings = encoder_arguments(options.source)
+    if options.size is not None:
+        for name in ("hidden_size", "mlp_dim", "num_layers", "num_heads"):
+            del settings[name]
+    if options.spatial_dims == 3 and settings["spatial_dims"] == 2:
+        # A volume encoder is as deep as it is wide unless told otherwise, with cubic patches.
+        settings["img_size"] = (settings["img_size"][0], *settings["img_size"])
+        settings["patch_size"] = (settings["patch_size"][0], *settings["patch_size"])
+        settings["spatial_dims"] = 3
+    for name in ("img_size", "patch_size"):
+        given = getattr(options, name)
+        if given is not None:
+            settings[name] = given[0] if len(given) == 1 else tuple(given)
+    if options.in_channels is not None:
+        settings["in_channels"] = options.in_channels
+    encoder = UltrasoundViT(**settings) if options.size is None else SIZES[options.size](**settings)
+    decoder = decoder_arguments(options.source)
+    return encoder if decoder is None or options.to == "usfm" else MaskedAutoencoder(encoder, **decoder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert; 0 on success, 1 with one line on standard error otherwise."""
+    options = parse(arguments)
+    try:
+        net = build(options)
+        report = load_pretrained(
+            net, options.source, strict=options.strict, fold_normalization=options.fold_normalization
+        )
+        print(report)
+        if options.to == "ours":
+            state = net.state_dict()
+        else:
+            writer = to_usfm_state_dict if options.to == "usfm" else to_mae_state_dict
+            state = writer(net, imagenet_input=options.imagenet_input)
+        save(state, options.output)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {len(state)} tensors to {options.output}")
+    return 0
+
+
+def save(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write to a temporary name beside ``path``, then rename: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(dict(state), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
