@@ -391,7 +391,7 @@ def _box_twice(image: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
     flat = image.reshape(-1, 1, *image.shape[image.ndim - dims :])
     for axis, width in enumerate(widths):  # one axis after the other: cost grows with the width, not its power
         kernel = [1] * dims
-        kernel[axis] = min(width, 2 * flat.shape[2 + axis] - 1)  # a wider one sees nothing more
+        kernel[axis] = min(width, (flat.shape[2 + axis] - 1) // 2 * 2 + 1)  # odd, and no longer than the axis
         padding = [size // 2 for size in kernel]
         for _ in range(2):
             flat = _POOLS[dims](flat, kernel, 1, padding, count_include_pad=False)
