@@ -152,7 +152,7 @@ def _read(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if re.search(r"global|instantiate|reduce|\bcall\b", str(error).partition("WeightsUnpickler error:")[2], re.I):
+        if re.search(r"GLOBAL |Unsupported class|instantiate|reduce", str(error)):
             raise ValueError(
                 f"{path} holds Python objects besides tensors, and reading them could run code. If you trust its "
                 "origin, save the tensors alone: torch.save(torch.load(path, weights_only=False)['model'], new_path)."
@@ -203,7 +203,7 @@ _HUGGING_FACE = [
     (r"^embeddings\.", ""),
     (r"^(encoder\.relative_position_bias|shared_position_bias)\.", "rel_pos_bias."),
     (r"^(encoder\.)?layers?\.(\d+)\.", r"blocks.\2."),
-    (r"^decoder\.decoder_layers\.(\d+)\.", r"decoder_blocks.\1."),
+    (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\1."),
     (r"^decoder\.", ""),
     (
         r"\.(attention\.attention\.)?relative_position_bias\.relative_position_bias_table$",
@@ -665,14 +665,14 @@ def _check(source: _Checkpoint, own: Mapping[str, torch.Tensor], names: Mapping[
             raise ValueError(f"{_origin(source, name)} of the source holds NaN or infinite values: it is unusable.")
         if tensor.shape == own[target].shape:
             continue
-        decoder = name.startswith("decoder")
+        decoder = name.startswith("decoder") or (name == "mask_token" and "decoder_embed.weight" in own)
         stem, lead = ("decoder_blocks", "decoder_") if decoder else ("blocks", "")
         fix = [f"{lead}num_layers={source.blocks(stem)}"]
         if f"{stem}.0.attn.proj.weight" in source.tensors:
             fix.insert(0, f"{lead}hidden_size={source.tensors[f'{stem}.0.attn.proj.weight'].shape[0]}")
         if not decoder and "blocks.0.mlp.fc1.weight" in source.tensors:
             fix.append(f"mlp_dim={source.tensors['blocks.0.mlp.fc1.weight'].shape[0]}")
-        if SHARED_TABLE in source.tensors:
+        if not decoder and SHARED_TABLE in source.tensors:
             fix.append(f"num_heads={source.tensors[SHARED_TABLE].shape[-1]}")
         raise ValueError(
             f"{_origin(source, name)} of the source has shape {tuple(tensor.shape)}, {target} of "

@@ -1,0 +1,863 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in and out, against the BEiT and ViTMAE of `transformers` with every parameter randomised."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import warnings
+
+import pytest
+import torch
+import torch.nn as nn
+
+from monai_usfm.networks import (
+    LoadReport,
+    UltrasoundViT,
+    encoder_arguments,
+    load_pretrained,
+    to_mae_state_dict,
+    to_usfm_state_dict,
+)
+from monai_usfm.networks.blocks.position import resize_relative_table
+from monai_usfm.networks.nets.classifier import UltrasoundClassifier
+from monai_usfm.networks.nets.masked import MaskedAutoencoder, MaskedImageModel
+
+WIDTH, LAYERS, HEADS, MLP = 32, 2, 2, 48
+SIZE = {"hidden_size": WIDTH, "mlp_dim": MLP, "num_layers": LAYERS, "num_heads": HEADS}
+MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+TABLE = "rel_pos_bias.relative_position_bias_table"
+POSITIONS = ["relative", "relative_per_block", "sincos", "learnable"]
+
+
+def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter random and of the order of one where it acts; evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in net.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        scale_like = "norm" in name and name.endswith("weight")
+        parameter.data = 1 + 0.2 * noise if scale_like else 0.15 * noise
+    return net.eval()
+
+
+def vit(img_size=64, pos_embed="relative", **settings) -> UltrasoundViT:
+    return randomised(UltrasoundViT(img_size, pos_embed=pos_embed, **{**SIZE, **settings}), seed=1)
+
+
+def fresh(img_size=64, pos_embed="relative", **settings) -> UltrasoundViT:
+    return UltrasoundViT(img_size, pos_embed=pos_embed, **{**SIZE, **settings}).eval()
+
+
+def images(*shape: int, seed: int = 2) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def assert_same(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
+
+
+# --- references and name maps written here, independently of the package ------------------------------------------
+
+
+def beit(per_block: bool = False, **settings):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BeitConfig(
+        hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=MLP, image_size=64,
+        patch_size=16, layer_norm_eps=1e-6, layer_scale_init_value=0.1, drop_path_rate=0.0, use_mask_token=True,
+        use_relative_position_bias=per_block, use_shared_relative_position_bias=not per_block,
+        use_absolute_position_embeddings=False, **{"use_mean_pooling": False, **settings},
+    )  # fmt: skip
+    return transformers, config
+
+
+def beit_model(per_block: bool = False) -> nn.Module:
+    transformers, config = beit(per_block)
+    return randomised(transformers.BeitModel(config, add_pooling_layer=False))
+
+
+def usfm_file(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A BeitModel's weights in the layout of USFM_latest.pth, or of official fine-tuning (one table per block)."""
+    theirs = model.state_dict()
+    file = {
+        "cls_token": theirs["embeddings.cls_token"],
+        "mask_token": theirs["embeddings.mask_token"],
+        "patch_embed.proj.weight": theirs["embeddings.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": theirs["embeddings.patch_embeddings.projection.bias"],
+    }
+    index = model.layers[0].relative_position_bias or model.shared_position_bias
+    index = index.generate_relative_position_index((4, 4))
+    if model.shared_position_bias is not None:
+        file[TABLE] = theirs["shared_position_bias.relative_position_bias_table"]
+        file["rel_pos_bias.relative_position_index"] = index
+    if "layernorm.weight" in theirs:
+        file["norm.weight"], file["norm.bias"] = theirs["layernorm.weight"], theirs["layernorm.bias"]
+    for i in range(LAYERS):
+        old, new = f"layers.{i}.", f"blocks.{i}."
+        file[new + "gamma_1"], file[new + "gamma_2"] = theirs[old + "lambda_1"], theirs[old + "lambda_2"]
+        parts = [theirs[old + f"attention.{p}_proj.weight"] for p in "qkv"]
+        file[new + "attn.qkv.weight"] = torch.cat(parts)
+        file[new + "attn.q_bias"] = theirs[old + "attention.q_proj.bias"]
+        file[new + "attn.v_bias"] = theirs[old + "attention.v_proj.bias"]
+        if model.shared_position_bias is None:
+            table = old + "relative_position_bias.relative_position_bias_table"
+            file[new + "attn.relative_position_bias_table"] = theirs[table]
+            file[new + "attn.relative_position_index"] = index
+        _copy_rest(theirs, old, file, new)
+    return file
+
+
+def _copy_rest(theirs, old, file, new) -> None:
+    names = {"attention.o_proj": "attn.proj", "layernorm_before": "norm1", "layernorm_after": "norm2"}
+    for a, b in {**names, "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}.items():
+        for part in ("weight", "bias"):
+            file[f"{new}{b}.{part}"] = theirs[f"{old}{a}.{part}"]
+
+
+def beit_from_usfm(file: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Fill a BeitModel from a USFM file: the inverse of `usfm_file`, every tensor of the model demanded."""
+    theirs = {
+        "embeddings.cls_token": file["cls_token"],
+        "embeddings.mask_token": torch.zeros(1, 1, WIDTH),
+        "embeddings.patch_embeddings.projection.weight": file["patch_embed.proj.weight"],
+        "embeddings.patch_embeddings.projection.bias": file["patch_embed.proj.bias"],
+        "layernorm.weight": file["norm.weight"],
+        "layernorm.bias": file["norm.bias"],
+    }
+    if TABLE in file:
+        theirs["shared_position_bias.relative_position_bias_table"] = file[TABLE]
+    for i in range(LAYERS):
+        new, old = f"layers.{i}.", f"blocks.{i}."
+        theirs[new + "lambda_1"], theirs[new + "lambda_2"] = file[old + "gamma_1"], file[old + "gamma_2"]
+        for p, weight in zip("qkv", file[old + "attn.qkv.weight"].chunk(3), strict=True):
+            theirs[new + f"attention.{p}_proj.weight"] = weight
+        theirs[new + "attention.q_proj.bias"] = file[old + "attn.q_bias"]
+        theirs[new + "attention.v_proj.bias"] = file[old + "attn.v_bias"]
+        if TABLE not in file:
+            table = file[old + "attn.relative_position_bias_table"]
+            theirs[new + "relative_position_bias.relative_position_bias_table"] = table
+        names = {"attn.proj": "attention.o_proj", "norm1": "layernorm_before", "norm2": "layernorm_after"}
+        for a, b in {**names, "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}.items():
+            for part in ("weight", "bias"):
+                theirs[f"{new}{b}.{part}"] = file[f"{old}{a}.{part}"]
+    model.load_state_dict(theirs, strict=True)
+
+
+def vit_mae(channels: int = 3, normalised: bool = False) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTMAEConfig(
+        hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=MLP, image_size=64,
+        patch_size=16, layer_norm_eps=1e-6, num_channels=channels, decoder_hidden_size=16, norm_pix_loss=normalised,
+        decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=64,
+    )  # fmt: skip
+    return randomised(transformers.ViTMAEForPreTraining(config))
+
+
+def mae_names() -> dict[str, str | list[str]]:
+    """facebookresearch/mae name -> name(s) in ViTMAEForPreTraining (several are concatenated)."""
+    names: dict[str, str | list[str]] = {
+        "cls_token": "vit.embeddings.cls_token",
+        "pos_embed": "vit.embeddings.position_embeddings",
+        "mask_token": "decoder.mask_token",
+        "decoder_pos_embed": "decoder.decoder_pos_embed",
+    }
+    pairs = [("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"), ("norm", "vit.layernorm")]
+    pairs += [(f"decoder_{n}", f"decoder.decoder_{n}") for n in ("embed", "norm", "pred")]
+    stacks = [(f"blocks.{i}.", f"vit.layers.{i}.") for i in range(LAYERS)]
+    stacks += [(f"decoder_blocks.{i}.", f"decoder.decoder_layers.{i}.") for i in range(2)]
+    for ours, theirs in stacks:
+        pairs += [(ours + "norm1", theirs + "layernorm_before"), (ours + "norm2", theirs + "layernorm_after")]
+        pairs += [(ours + f"mlp.{m}", theirs + f"mlp.{m}") for m in ("fc1", "fc2")]
+        pairs += [(ours + "attn.proj", theirs + "attention.o_proj")]
+        for part in ("weight", "bias"):
+            names[ours + f"attn.qkv.{part}"] = [theirs + f"attention.{p}_proj.{part}" for p in "qkv"]
+    for ours, theirs in pairs:
+        for part in ("weight", "bias"):
+            names[f"{ours}.{part}"] = f"{theirs}.{part}"
+    return names
+
+
+def mae_file(model: nn.Module) -> dict[str, torch.Tensor]:
+    theirs = model.state_dict()
+    return {a: torch.cat([theirs[n] for n in b]) if isinstance(b, list) else theirs[b] for a, b in mae_names().items()}
+
+
+def mae_from_file(file: dict[str, torch.Tensor], model: nn.Module) -> None:
+    theirs: dict[str, torch.Tensor] = {}
+    for name, target in mae_names().items():
+        if isinstance(target, list):
+            theirs.update(zip(target, file[name].chunk(3), strict=True))
+        else:
+            theirs[target] = file[name]
+    model.load_state_dict(theirs, strict=True)
+
+
+def autoencoder(img_size=64, in_channels=3, **settings) -> MaskedAutoencoder:
+    encoder = fresh(img_size, "sincos", in_channels=in_channels, layer_scale=None, **settings)
+    return MaskedAutoencoder(encoder, decoder_hidden_size=16, decoder_num_layers=2, decoder_num_heads=2).eval()
+
+
+# --- published layouts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_block", [False, True])
+def test_usfm_files_give_the_features_of_beit(per_block):
+    model = beit_model(per_block)
+    net = fresh(pos_embed="relative_per_block" if per_block else "relative", in_channels=3)
+    report = load_pretrained(net, usfm_file(model), strict=True)
+    assert (report.missing, report.unexpected, report.resized) == ([], ["mask_token"], {})
+    assert report.layout == ("USFM or BEiT with a bias table per block" if per_block else "USFM")
+    x = images(2, 3, 64, 64)
+    assert_same(net(x), model(x).last_hidden_state)
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "module", "network"])
+@pytest.mark.parametrize("prefix", ["", "encoder.", "backbone.", "module.", "model.", "transformer.", "module.model."])
+def test_wrappers_and_prefixes_do_not_matter(wrapper, prefix):
+    source = to_usfm_state_dict(vit())
+    content = {prefix + name: tensor for name, tensor in source.items()}
+    content["decode_head.conv_seg.weight"] = torch.zeros(2, 3)
+    net = fresh()
+    report = load_pretrained(net, {"epoch": 3, "optimizer": {"lr": 1.0}, wrapper: content} if wrapper else content)
+    assert report.missing == [] and report.unexpected == ["decode_head.conv_seg.weight"]
+    for name, tensor in net.state_dict().items():
+        if "native_grid" not in name:
+            assert torch.equal(tensor, source[name]), name
+
+
+def test_a_shared_table_serves_every_block_of_a_per_block_network():
+    source, net = vit(), fresh(pos_embed="relative_per_block")
+    report = load_pretrained(net, to_usfm_state_dict(source), strict=True)
+    assert any("copied to every block" in note for note in report.notes)
+    assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 1e-6)
+
+
+def test_equal_tables_become_the_shared_one_and_unequal_ones_are_refused():
+    source, net = vit(pos_embed="relative_per_block"), fresh()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match='pos_embed="relative_per_block"'):
+        load_pretrained(net, to_usfm_state_dict(source))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    with torch.no_grad():
+        source.rel_pos_bias.relative_position_bias_table[1:] = source.rel_pos_bias.relative_position_bias_table[:1]
+    load_pretrained(net, to_usfm_state_dict(source), strict=True)
+    assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 1e-6)
+
+
+def test_shared_and_per_block_tables_in_one_file_add_up():
+    source, extra = vit(pos_embed="relative_per_block"), vit()
+    file = to_usfm_state_dict(source)
+    file[TABLE] = extra.rel_pos_bias.relative_position_bias_table.detach()
+    net = fresh(pos_embed="relative_per_block")
+    load_pretrained(net, file, strict=True)
+    assert_same(
+        net.rel_pos_bias.relative_position_bias_table, source.rel_pos_bias.relative_position_bias_table + file[TABLE]
+    )
+
+
+def test_mae_files_give_the_features_of_vitmae():
+    model = vit_mae()
+    model.vit.config.mask_ratio = 0.0
+    net = fresh(pos_embed="sincos", in_channels=3, layer_scale=None)
+    report = load_pretrained(net, mae_file(model), strict=True)
+    assert report.layout == "MAE with decoder" and "decoder_embed.weight" in report.unexpected
+    x, order = images(2, 3, 64, 64), torch.arange(16.0).repeat(2, 1)
+    assert_same(net(x), model.vit(x, noise=order).last_hidden_state)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_mae_files_fill_the_decoder_too(normalised):
+    model, net = vit_mae(normalised=normalised), autoencoder()
+    net.loss_function.normalize_patches = normalised
+    report = load_pretrained(net, {"model": mae_file(model)}, strict=True)
+    assert (report.missing, report.unexpected, report.resized) == ([], [], {})
+    x, noise = images(2, 3, 64, 64), images(2, 16, seed=3)
+    theirs, ours = model(x, noise=noise), net(x, noise)
+    assert_same(ours["prediction"], theirs.logits)
+    assert_same(ours["loss"], theirs.loss)
+
+
+def test_a_file_without_decoder_leaves_the_decoder_and_says_so():
+    file = {k: v for k, v in mae_file(vit_mae()).items() if "decoder" not in k and k != "mask_token"}
+    net = autoencoder()
+    before = net.mask_token.clone()
+    report = load_pretrained(net, file)
+    assert report.layout == "MAE or ViT" and "mask_token" in report.missing and "decoder_pred.bias" in report.missing
+    assert torch.equal(net.mask_token, before)
+    with pytest.raises(ValueError, match="strict"):
+        load_pretrained(net, file, strict=True)
+
+
+def test_the_mask_token_of_an_encoder_is_never_taken_for_that_of_a_decoder():
+    file = to_usfm_state_dict(vit())
+    file["mask_token"] = torch.ones(1, 1, WIDTH)
+    masked = MaskedImageModel(fresh(), fill="token")
+    assert load_pretrained(masked, file).missing == []
+    assert torch.equal(masked.mask_token, file["mask_token"])
+    report = load_pretrained(MaskedAutoencoder(fresh(), 16, 1, 2), file)
+    assert "mask_token" in report.missing and "mask_token" in report.unexpected
+
+
+@pytest.mark.parametrize("kind", ["beit", "beit per block", "mae"])
+@pytest.mark.parametrize("stored", ["module", "file"])
+def test_hugging_face_names_are_understood(kind, stored, tmp_path):
+    model = vit_mae() if kind == "mae" else beit_model(kind != "beit")
+    source = model.state_dict()
+    if stored == "file":  # older names, in a safetensors file
+        pytest.importorskip("safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.save_pretrained(tmp_path)
+        source = tmp_path / "model.safetensors"
+    x, noise = images(2, 3, 64, 64), images(2, 16, seed=3)
+    if kind == "mae":
+        net = autoencoder()
+        report = load_pretrained(net, source, strict=True)
+        assert report.layout == "Hugging Face ViTMAE with decoder"
+        assert_same(net(x, noise)["prediction"], model(x, noise=noise).logits)
+    else:
+        net = fresh(pos_embed="relative" if kind == "beit" else "relative_per_block", in_channels=3)
+        report = load_pretrained(net, source, strict=True)
+        assert report.layout == "Hugging Face BEiT"
+        assert_same(net(x), model(x).last_hidden_state)
+    assert report.missing == []
+
+
+def test_hugging_face_names_of_older_files_are_understood():
+    model = beit_model()
+    old = {}
+    for name, tensor in model.state_dict().items():
+        for new, before in {
+            "layers.": "encoder.layer.", "shared_position_bias.": "encoder.relative_position_bias.",
+            "attention.q_proj": "attention.attention.query", "attention.k_proj": "attention.attention.key",
+            "attention.v_proj": "attention.attention.value", "attention.o_proj": "attention.output.dense",
+            "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+        }.items():  # fmt: skip
+            name = name.replace(new, before)
+        old["beit." + name] = tensor
+    net = fresh(in_channels=3)
+    load_pretrained(net, old, strict=True)
+    x = images(1, 3, 64, 64)
+    assert_same(net(x), model(x).last_hidden_state)
+
+
+def test_layer_scale_in_the_names_of_timm_vision_transformers_is_understood():
+    source = vit(pos_embed="learnable")
+    file = {
+        name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma").replace(".table", ""): tensor
+        for name, tensor in source.state_dict().items()
+        if "native_grid" not in name
+    }
+    net = fresh(pos_embed="learnable")
+    assert load_pretrained(net, file, strict=True).layout == "MAE or ViT"
+    assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 1e-6)
+
+
+def test_official_classifiers_give_their_logits():
+    transformers, config = beit(per_block=True, use_mean_pooling=True, num_labels=5)
+    model = randomised(transformers.BeitForImageClassification(config))
+    file = usfm_file(model.beit)
+    del file["mask_token"]
+    for part in ("weight", "bias"):
+        file[f"fc_norm.{part}"] = getattr(model.beit.pooler.layernorm, part).detach()
+        file[f"head.{part}"] = getattr(model.classifier, part).detach()
+    net = UltrasoundClassifier(fresh(pos_embed="relative_per_block", in_channels=3), num_classes=5).eval()
+    report = load_pretrained(net, {"model": file, "epoch": 7}, strict=True)
+    assert report.unexpected == [] and any("no final norm" in note for note in report.notes)
+    x = images(2, 3, 64, 64)
+    assert_same(net(x), model(x).logits)
+    other = UltrasoundClassifier(fresh(pos_embed="relative_per_block", in_channels=3), num_classes=3)
+    assert load_pretrained(other, file).unexpected == ["head.weight", "head.bias"]
+
+
+def test_a_pretrained_norm_initialises_fc_norm_and_the_report_says_so():
+    source, net = vit(), UltrasoundClassifier(fresh(), num_classes=2)
+    report = load_pretrained(net, to_usfm_state_dict(source))
+    assert torch.equal(net.fc_norm.weight, source.norm.weight) and any("fc_norm" in note for note in report.notes)
+    assert report.missing == []
+
+
+# --- own checkpoints -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [MaskedImageModel, lambda e: UltrasoundClassifier(e, 256), lambda e: e])
+def test_an_encoder_comes_out_of_any_network_of_ours(wrap):
+    source = vit()
+    trained = wrap(source)
+    net = fresh()
+    report = load_pretrained(net, {"network": trained.state_dict(), "epoch": 1}, strict=True)
+    assert report.layout == "monai_usfm"
+    assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 0)
+
+
+def test_a_pretraining_head_is_not_taken_for_a_class_layer():
+    # One pixel layer of 256 outputs, and 256 classes: the shapes agree, the meaning does not.
+    trained, net = randomised(MaskedImageModel(fresh())), UltrasoundClassifier(fresh(), num_classes=256, pool="class")
+    before = net.head.weight.clone()
+    report = load_pretrained(net, trained.state_dict())
+    assert torch.equal(net.head.weight, before) and "head.weight" in report.unexpected
+
+
+def test_an_autoencoder_of_ours_loads_whole():
+    trained, net = randomised(autoencoder()), autoencoder()
+    report = load_pretrained(net, trained.state_dict(), strict=True)
+    assert report.missing == report.unexpected == []
+    x, noise = images(1, 3, 64, 64), images(1, 16)
+    assert_same(net(x, noise)["loss"], trained(x, noise)["loss"], 0)
+
+
+@pytest.mark.parametrize("pos_embed", POSITIONS)
+@pytest.mark.parametrize("grids", [((32, 96), (64, 48)), ((32, 64, 64), (64, 48, 32))])
+def test_another_grid_equals_the_source_at_that_size(pos_embed, grids):
+    dims = len(grids[0])
+    source = vit(grids[0], pos_embed, spatial_dims=dims)
+    net = fresh(grids[1], pos_embed, spatial_dims=dims)
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert list(report.resized) == ["pos_embed.table" if net.pos_embed is not None else TABLE]
+    x = images(1, 1, *grids[1])
+    assert_same(net(x), source(x))
+
+
+def test_a_file_that_does_not_say_its_grid_needs_it():
+    source, net = vit((32, 96)), fresh((64, 64))
+    file = {name: tensor for name, tensor in source.state_dict().items() if "native_grid" not in name}
+    with pytest.raises(ValueError, match="source_grid"):
+        load_pretrained(net, file)
+    load_pretrained(net, file, source_grid=(2, 6))
+    x = images(1, 1, 64, 64)
+    assert_same(net(x), source(x))
+    with pytest.raises(ValueError, match=r"does not fit a token grid of \(3, 6\)"):
+        load_pretrained(net, file, source_grid=(3, 6))
+
+
+def test_equal_counts_of_two_grids_are_not_confused():
+    # 4 x 4 and 2 x 8 tokens have as many absolute positions.
+    source, net = vit((64, 64), "learnable"), fresh((32, 128), "learnable")
+    load_pretrained(net, source.state_dict())
+    assert_same(net(images(1, 1, 32, 128)), source(images(1, 1, 32, 128)))
+    file = {name: tensor for name, tensor in source.state_dict().items() if "native_grid" not in name}
+    with pytest.raises(ValueError, match=r"could be \(4, 4\) or \(2, 8\)"):
+        load_pretrained(net, file)
+
+
+def test_the_index_buffer_of_a_file_tells_its_grid():
+    source, net = vit((48, 96)), fresh((64, 64))
+    load_pretrained(net, to_usfm_state_dict(source))
+    x = images(1, 1, 64, 64)
+    assert_same(net(x), source(x))
+
+
+def test_half_precision_files_are_read():
+    source, net = vit(), fresh()
+    load_pretrained(net, {name: tensor.half() for name, tensor in source.state_dict().items()}, strict=True)
+    assert net.cls_token.dtype == torch.float32
+    assert torch.equal(net.cls_token, source.cls_token.half().float())
+
+
+# --- conversions that keep the function ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_channel_counts_equal_replicated_grey(channels):
+    source, net = vit(in_channels=3), fresh(in_channels=channels)
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert list(report.resized) == ["patch_embed.proj.weight"]
+    grey = images(2, 1, 64, 64)
+    assert_same(net(grey.expand(-1, channels, -1, -1)), source(grey.expand(-1, 3, -1, -1)))
+
+
+def test_a_grey_encoder_becomes_one_of_rgb():
+    source, net = vit(), fresh(in_channels=3)
+    load_pretrained(net, source.state_dict(), strict=True)
+    grey = images(2, 1, 64, 64)
+    assert_same(net(grey.expand(-1, 3, -1, -1)), source(grey))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folded_normalisation_equals_normalised_input(channels):
+    source, net = vit(in_channels=3), fresh(in_channels=channels)
+    load_pretrained(net, to_usfm_state_dict(source), strict=True, fold_normalization=True)
+    x = images(2, channels, 64, 64)
+    assert_same(net(x), source((x.expand(-1, 3, -1, -1) - MEAN) / STD), 3e-5)
+
+
+def test_folding_leaves_a_grey_source_alone():
+    source, net = vit(), fresh()
+    report = load_pretrained(net, source.state_dict(), fold_normalization=True)
+    assert torch.equal(net.patch_embed.proj.weight, source.patch_embed.proj.weight)
+    assert any("no normalisation folded" in note for note in report.notes)
+
+
+def test_a_folded_autoencoder_predicts_grey_levels():
+    model, net = vit_mae(), autoencoder(in_channels=1)
+    load_pretrained(net, mae_file(model), strict=True, fold_normalization=True)
+    x, noise = images(2, 1, 64, 64), images(2, 16, seed=3)
+    theirs = model((x.expand(-1, 3, -1, -1) - MEAN) / STD, noise=noise).logits.unflatten(2, (256, 3))
+    assert_same(net(x, noise)["prediction"], (theirs * STD.flatten() + MEAN.flatten()).mean(-1), 3e-5)
+
+
+@pytest.mark.parametrize("pos_embed", POSITIONS)
+@pytest.mark.parametrize("depth", [(1, 1), (4, 4), (4, 16), (16, 64)], ids=lambda d: f"patch{d[0]}-native{d[1]}")
+def test_an_inflated_encoder_equals_the_2d_one_on_a_slab(pos_embed, depth):
+    patch, native = depth
+    source = vit(64, pos_embed, in_channels=3)
+    net = fresh((native, 48, 80), pos_embed, spatial_dims=3, patch_size=(patch, 16, 16))
+    report = load_pretrained(net, source.state_dict(), strict=True, fold_normalization=True)
+    assert len(report.resized) == 2
+    x = images(2, 1, 48, 80)
+    slab = x.unsqueeze(2).expand(-1, -1, patch, -1, -1)
+    assert_same(net(slab), source((x.expand(-1, 3, -1, -1) - MEAN) / STD), 1e-4)
+
+
+def test_an_inflated_autoencoder_predicts_the_2d_patches_at_every_depth():
+    model = vit_mae(channels=1)
+    net = autoencoder((16, 64, 64), 1, spatial_dims=3, patch_size=(4, 16, 16))
+    load_pretrained(net, mae_file(model), strict=True)
+    x, noise = images(1, 1, 64, 64), images(1, 16, seed=3)
+    theirs = model(x, noise=noise).logits
+    ours = net(x.unsqueeze(2).expand(-1, -1, 4, -1, -1), noise)["prediction"].unflatten(2, (4, 256))
+    assert_same(ours, theirs.unsqueeze(2).expand(-1, -1, 4, -1), 1e-4)
+
+
+def with_fused_biases(net: UltrasoundViT) -> UltrasoundViT:
+    """The same architecture with one bias for q, k and v in every block."""
+    for block in net.blocks:
+        block.attn.q_bias = block.attn.v_bias = None
+        block.attn.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+    return randomised(net, seed=4)
+
+
+def test_a_bias_of_the_keys_changes_nothing_and_its_loss_is_reported():
+    source, net = with_fused_biases(fresh()), fresh()
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert any("keys dropped" in note for note in report.notes)
+    assert_same(net(images(2, 1, 64, 64)), source(images(2, 1, 64, 64)))
+
+
+def test_biases_of_query_and_value_fill_a_fused_bias_with_zero_for_the_keys():
+    source, net = vit(), fresh(pos_embed="sincos")
+    load_pretrained(net, source.state_dict())
+    q, k, v = net.blocks[1].attn.qkv.bias.chunk(3)
+    assert torch.equal(q, source.blocks[1].attn.q_bias) and torch.equal(v, source.blocks[1].attn.v_bias)
+    assert not k.any()
+
+
+def test_a_backbone_without_biases_and_layer_scale_keeps_its_function():
+    # The official SegVit configuration builds such a one.
+    source = vit(layer_scale=None)
+    for block in source.blocks:
+        block.attn.q_bias.data.zero_()
+        block.attn.v_bias.data.zero_()
+    file = {name: tensor for name, tensor in source.state_dict().items() if "_bias" not in name or "rel_pos" in name}
+    net = fresh()
+    report = load_pretrained(net, file, strict=True)
+    assert len(report.notes) == 2
+    assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 1e-6)
+
+
+@pytest.mark.parametrize("source_scale, net_scale", [(None, 0.1), (0.1, None)])
+def test_layer_scale_may_be_absent_on_either_side(source_scale, net_scale):
+    source, net = vit(layer_scale=source_scale), fresh(layer_scale=net_scale)
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert any("no layer scale" in note for note in report.notes)
+    assert_same(net(images(2, 1, 64, 64)), source(images(2, 1, 64, 64)))
+
+
+@pytest.mark.parametrize("pair", [("sincos", "learnable"), ("learnable", "sincos")])
+def test_fixed_and_learnable_positions_load_into_each_other(pair):
+    source, net = vit(pos_embed=pair[0]), fresh(pos_embed=pair[1])
+    if pair[0] == "sincos":
+        source.pos_embed.table.data = fresh(pos_embed="sincos").pos_embed.table.data
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert any("position codes" in note for note in report.notes)
+    assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 0)
+    assert net.pos_embed.table.requires_grad == (pair[1] == "learnable")
+
+
+def test_positions_of_another_kind_are_reported_and_refused_by_strict():
+    source, net = vit(pos_embed="sincos"), fresh()
+    report = load_pretrained(net, source.state_dict())
+    assert report.missing == [TABLE] and report.unexpected == ["pos_embed.table"]
+    assert any("two networks differ" in note for note in report.notes)
+    with pytest.raises(ValueError, match=r"pos_embed.table"):
+        load_pretrained(net, source.state_dict(), strict=True)
+
+
+def test_a_fresh_bias_is_used_after_loading():
+    source, net, x = vit(), fresh(), images(1, 1, 64, 64)
+    with torch.no_grad():
+        net(x)  # fills the cache
+        load_pretrained(net, source.state_dict())
+        assert_same(net(x), source(x), 0)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_another_width_names_tensor_shapes_and_fix():
+    net = UltrasoundViT(64, hidden_size=64, mlp_dim=64, num_layers=2, num_heads=2)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    message = r"cls_token.*\(1, 1, 32\).*\(1, 1, 64\).*hidden_size=32, num_layers=2, mlp_dim=48, num_heads=2"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(net, to_usfm_state_dict(vit()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_other_heads_or_decoder_width_are_named_too():
+    with pytest.raises(ValueError, match="num_heads=2"):
+        load_pretrained(fresh(num_heads=4), to_usfm_state_dict(vit()))
+    net = MaskedAutoencoder(fresh(pos_embed="sincos", in_channels=3, layer_scale=None), 32, 2, 2)
+    with pytest.raises(ValueError, match="decoder_hidden_size=16, decoder_num_layers=2"):
+        load_pretrained(net, randomised(autoencoder()).state_dict())
+
+
+def test_another_patch_size_names_the_fix():
+    with pytest.raises(ValueError, match=r"patches of \(16, 16\).*patch_size=16"):
+        load_pretrained(fresh(patch_size=8), vit().state_dict())
+    with pytest.raises(ValueError, match=r"patch_size=\(8, 16\)"):
+        load_pretrained(fresh(), vit(patch_size=(8, 16)).state_dict())
+
+
+def test_an_encoder_of_volumes_does_not_load_into_one_of_images():
+    with pytest.raises(ValueError, match="spatial_dims=3"):
+        load_pretrained(fresh(), vit((32, 32, 32), spatial_dims=3).state_dict())
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"conv1.weight": torch.ones(1)}, {"model": {"layer1.0.weight": torch.ones(1)}}]
+)
+def test_an_unknown_layout_lists_what_was_expected_and_found(content):
+    with pytest.raises(ValueError, match=r"unknown checkpoint layout.*USFM_latest.*MAE.*First keys found") as error:
+        load_pretrained(fresh(), content)
+    assert ("none" if not content else "weight") in str(error.value)
+
+
+def test_two_encoders_in_one_file_are_refused():
+    state = vit().state_dict()
+    both = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in state.items()}
+    with pytest.raises(ValueError, match="2 encoders"):
+        load_pretrained(fresh(), both)
+
+
+def test_values_that_are_not_finite_are_refused_by_name():
+    state = to_usfm_state_dict(vit())
+    state["blocks.1.norm2.bias"][3] = float("nan")
+    with pytest.raises(ValueError, match=r"blocks\.1\.norm2\.bias.*NaN"):
+        load_pretrained(fresh(), state)
+
+
+def test_neither_network_nor_source_may_be_of_another_type():
+    with pytest.raises(TypeError, match="Linear"):
+        load_pretrained(nn.Linear(2, 2), vit().state_dict())
+    with pytest.raises(TypeError, match="int"):
+        load_pretrained(fresh(), 3)
+
+
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path):
+    path = tmp_path / "bad.pth"
+    torch.save({"model": vit().state_dict(), "hook": Payload(tmp_path / "ran")}, path)
+    with pytest.raises(ValueError, match=r"bad\.pth holds Python objects besides tensors"):
+        load_pretrained(fresh(), path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_line_that_mae_stores_is_no_obstacle(tmp_path):
+    torch.save({"model": mae_file(vit_mae()), "args": argparse.Namespace(lr=1.0), "epoch": 2}, tmp_path / "mae.pth")
+    assert load_pretrained(autoencoder(), tmp_path / "mae.pth", strict=True).missing == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "scripted", "list", "safetensors"])
+def test_unusable_files_give_one_error_that_names_them(damage, tmp_path):
+    path = tmp_path / ("w.safetensors" if damage == "safetensors" else "w.pth")
+    if damage == "truncated":
+        torch.save(vit().state_dict(), path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "scripted":
+        torch.jit.script(nn.Linear(2, 2)).save(path)
+    elif damage == "list":
+        torch.save([torch.ones(2)], path)
+    else:
+        path.write_bytes(b"" if damage == "empty" else b"not a checkpoint")
+    with pytest.raises(ValueError, match=path.name.replace(".", r"\.")):
+        load_pretrained(fresh(), path)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_pretrained(fresh(), tmp_path / "absent.pth")
+    with pytest.raises(IsADirectoryError, match="folder"):
+        load_pretrained(fresh(), tmp_path)
+
+
+def test_a_path_may_be_text_and_a_network_parallel(tmp_path):
+    source = vit()
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "w.pt")
+    net = fresh()
+    load_pretrained(nn.DataParallel(net), str(tmp_path / "w.pt"), strict=True)
+    assert torch.equal(net.cls_token, source.cls_token)
+
+
+def test_fewer_blocks_are_reported():
+    report = load_pretrained(fresh(num_layers=1), vit().state_dict())
+    assert any("first 1 of 2 blocks" in note for note in report.notes)
+    report = load_pretrained(fresh(num_layers=3), vit().state_dict())
+    assert "blocks.2.mlp.fc1.weight" in report.missing
+
+
+def test_the_report_prints_what_matters_in_few_lines():
+    report = LoadReport("USFM", ["norm.weight"], [f"blocks.{i}.gamma_1" for i in range(12)], ["mask_token"])
+    assert str(report).splitlines() == [
+        "layout: USFM",
+        "loaded: 1 weights",
+        "missing: blocks.*.gamma_1 (12)",
+        "unexpected: mask_token",
+    ]
+
+
+# --- writing published layouts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_block", [False, True])
+@pytest.mark.parametrize("layer_scale", [0.1, None])
+def test_our_encoder_works_in_beit(per_block, layer_scale):
+    net = vit(pos_embed="relative_per_block" if per_block else "relative", in_channels=3, layer_scale=layer_scale)
+    file, model = to_usfm_state_dict(net), beit_model(per_block)
+    beit_from_usfm(file, model)
+    x = images(2, 3, 64, 64)
+    assert_same(model(x).last_hidden_state, net(x))
+
+
+def test_the_written_index_is_that_of_beit():
+    position = beit_model().shared_position_bias
+    index = to_usfm_state_dict(vit((48, 64)))["rel_pos_bias.relative_position_index"]
+    assert index.dtype == torch.int64 and torch.equal(index, position.generate_relative_position_index((3, 4)))
+
+
+def test_twelve_blocks_have_the_tensors_of_the_published_file():
+    net = UltrasoundViT(224, in_channels=3, hidden_size=24, mlp_dim=24, num_layers=12, num_heads=12)
+    file = to_usfm_state_dict(MaskedImageModel(net, fill="token"))
+    assert len(file) == 188  # with mask_token and the index buffer
+    assert file[TABLE].shape == (732, 12) and file["rel_pos_bias.relative_position_index"].shape == (197, 197)
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_our_autoencoder_works_in_vitmae(layer_scale):
+    encoder = fresh(pos_embed="sincos", in_channels=3, layer_scale=layer_scale)
+    net = randomised(MaskedAutoencoder(encoder, 16, 2, 2))
+    model = vit_mae()
+    mae_from_file(to_mae_state_dict(net), model)
+    x, noise = images(2, 3, 64, 64), images(2, 16, seed=3)
+    theirs, ours = model(x, noise=noise), net(x, noise)
+    assert_same(theirs.logits, ours["prediction"])
+    assert_same(theirs.loss, ours["loss"])
+
+
+def test_a_grey_encoder_is_written_for_normalised_rgb():
+    net, model = vit(), beit_model()
+    beit_from_usfm(to_usfm_state_dict(net, imagenet_input=True), model)
+    x = images(2, 1, 64, 64)
+    assert_same(model((x.expand(-1, 3, -1, -1) - MEAN) / STD).last_hidden_state, net(x), 3e-5)
+
+
+def test_a_grey_autoencoder_is_written_for_normalised_rgb():
+    net, model = randomised(autoencoder(in_channels=1)), vit_mae()
+    mae_from_file(to_mae_state_dict(net, imagenet_input=True), model)
+    x, noise = images(2, 1, 64, 64), images(2, 16, seed=3)
+    logits = model((x.expand(-1, 3, -1, -1) - MEAN) / STD, noise=noise).logits.unflatten(2, (256, 3))
+    grey = net(x, noise)["prediction"].unsqueeze(-1).expand(-1, -1, -1, 3)
+    assert_same(logits * STD.flatten() + MEAN.flatten(), grey, 3e-5)
+
+
+def test_layouts_that_cannot_hold_a_network_are_refused():
+    with pytest.raises(ValueError, match="spatial_dims=3"):
+        to_usfm_state_dict(vit((32, 32, 32), spatial_dims=3))
+    with pytest.raises(ValueError, match="use MAE's"):
+        to_usfm_state_dict(vit(pos_embed="sincos"))
+    with pytest.raises(ValueError, match="use USFM's"):
+        to_mae_state_dict(vit())
+
+
+@pytest.mark.parametrize("pos_embed", POSITIONS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_encoder_arguments_build_the_encoder_of_a_file(pos_embed, dims):
+    settings = {"img_size": (32, 64, 32)[:dims], "patch_size": (8, 16, 16)[:dims], "spatial_dims": dims}
+    source = vit(pos_embed=pos_embed, in_channels=2, **settings)
+    if pos_embed == "sincos":
+        source.pos_embed.table.data = UltrasoundViT(pos_embed=pos_embed, **settings, **SIZE).pos_embed.table.data
+    arguments = encoder_arguments(source.state_dict())
+    assert arguments.pop("num_heads") == (HEADS if source.rel_pos_bias is not None else 1)
+    net = UltrasoundViT(**arguments, num_heads=HEADS).eval()
+    assert net.position == pos_embed
+    assert load_pretrained(net, source.state_dict(), strict=True).resized == {}
+    x = images(1, 2, *settings["img_size"])
+    assert_same(net(x), source(x), 0)
+
+
+def test_the_upright_resize_is_what_a_larger_network_gets():
+    source, net = vit(), fresh(96)
+    load_pretrained(net, source.state_dict())
+    expected = resize_relative_table(source.rel_pos_bias.relative_position_bias_table, [4, 4], [6, 6])
+    assert_same(net.rel_pos_bias.relative_position_bias_table, expected, 1e-6)
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def convert(repository):
+    spec = importlib.util.spec_from_file_location("convert_weights", repository / "scripts" / "convert_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_the_script_goes_from_theirs_to_ours_and_back(convert, tmp_path, capsys):
+    source = vit(in_channels=3)
+    torch.save(to_usfm_state_dict(source), tmp_path / "usfm.pth")
+    ours, back = tmp_path / "ours.pt", tmp_path / "back.pth"
+    assert convert([str(tmp_path / "usfm.pth"), str(ours), "--to", "ours", "--in-channels", "1", "--fold-norm"]) == 0
+    assert "layout: USFM" in capsys.readouterr().out
+    assert convert([str(ours), str(back), "--to", "usfm", "--imagenet-input"]) == 0
+    net, x = fresh(in_channels=3), images(1, 1, 64, 64)
+    load_pretrained(net, back, strict=True)
+    normalised = (x.expand(-1, 3, -1, -1) - MEAN) / STD
+    assert_same(net(normalised), source(normalised), 3e-5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pth", "ours.pt", "usfm.pth"]
+
+
+def test_the_script_keeps_the_decoder_of_an_mae(convert, tmp_path):
+    trained = randomised(autoencoder())
+    torch.save(to_mae_state_dict(trained), tmp_path / "mae.pth")
+    assert convert([str(tmp_path / "mae.pth"), str(tmp_path / "o.pt"), "--to", "ours"]) == 0
+    assert convert([str(tmp_path / "o.pt"), str(tmp_path / "m.pth"), "--to", "mae"]) == 0
+    before, after = torch.load(tmp_path / "mae.pth"), torch.load(tmp_path / "m.pth")
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_the_script_inflates(convert, tmp_path):
+    torch.save(vit().state_dict(), tmp_path / "a.pt")
+    options = ["--to", "ours", "--spatial-dims", "3", "--img-size", "8", "64", "64", "--patch-size", "4", "16", "16"]
+    assert convert([str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), *options]) == 0
+    assert torch.load(tmp_path / "b.pt")["patch_embed.proj.weight"].shape == (WIDTH, 1, 4, 16, 16)
+
+
+def test_the_script_fails_with_one_line_and_keeps_the_old_output(convert, tmp_path, capsys):
+    torch.save({"conv.weight": torch.ones(1)}, tmp_path / "other.pth")
+    (tmp_path / "out.pt").write_bytes(b"old")
+    assert convert([str(tmp_path / "other.pth"), str(tmp_path / "out.pt"), "--to", "ours"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown checkpoint layout") and error.count("\n") == 1
+    assert (tmp_path / "out.pt").read_bytes() == b"old"
