@@ -1,0 +1,237 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the transforms are next to what one would use instead: ``python benchmarks/transforms.py [GROUP ...]``.
+
+All candidates of a group take turns in one process, on one thread, timed by CPU time (``--clock wall`` for a GPU or an
+idle machine). A ratio is taken within each round and the table shows the median over the rounds with its quartiles, so
+that a change of the machine's speed between rounds cancels. Peers that are not installed are skipped by name.
+
+To add a transform, write a function that takes an image ``(C, *S)`` and returns ``{name: callable}``, ours first, and
+decorate it with ``@group``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from monai.transforms import GibbsNoise, KSpaceSpikeNoise, RandGaussianNoise, RandRicianNoise
+
+from monai_usfm.transforms import (
+    BeamGeometry,
+    RandFourierBandStop,
+    RandSpeckleNoise,
+    SpeckleNoise,
+    apply_band_stop,
+    random_ring_masks,
+)
+
+Candidates = dict[str, Callable[[], object]]
+
+SHAPES = {"2D 224": (1, 224, 224), "2D 224, 3 channels": (3, 224, 224), "3D 128": (1, 128, 128, 128)}
+GROUPS: dict[str, tuple[tuple[str, ...], Callable[[torch.Tensor], Candidates]]] = {}
+
+
+def group(*shapes: str) -> Callable[[Callable[[torch.Tensor], Candidates]], Callable[[torch.Tensor], Candidates]]:
+    """Register a function under its name, to be run on images of these shapes."""
+
+    def register(function: Callable[[torch.Tensor], Candidates]) -> Callable[[torch.Tensor], Candidates]:
+        GROUPS[function.__name__] = (shapes, function)
+        return function
+
+    return register
+
+
+def installed(package: str) -> bool:
+    if importlib.util.find_spec(package) is None:
+        print(f"skipped: {package} (not installed)")
+        return False
+    return True
+
+
+@group("2D 224", "3D 128")
+def speckle(image: torch.Tensor) -> Candidates:
+    """Speckle on a log-compressed image; peers add or multiply some other noise."""
+    array, dims = image.numpy(), image.ndim - 1
+    independent = RandSpeckleNoise(prob=1.0, looks=(1.0, 1.0), psf_sigma=None)
+    any_looks = RandSpeckleNoise(prob=1.0, looks=(1.0, 8.0), psf_sigma=None)
+    correlated, wide = SpeckleNoise(psf_sigma=1.0), SpeckleNoise(psf_sigma=2.5)
+    anew, linear = SpeckleNoise(mode="respeckle"), SpeckleNoise(psf_sigma=None, dynamic_range_db=None)
+    rows: Candidates = {
+        "ours, independent samples": lambda: independent(image),
+        "ours, independent, 1 to 8 looks": lambda: any_looks(image),
+        "ours, independent, linear envelope": lambda: linear(image),
+        "ours, PSF of 1 sample": lambda: correlated(image),
+        "ours, PSF of 2.5 samples": lambda: wide(image),
+        'ours, "respeckle"': lambda: anew(image),
+    }
+    if dims == 2:
+        convex = BeamGeometry("convex", apex=(-60.0, 112.0), radii=(70.0, 280.0), angles=(-0.5, 0.5))
+        rows["ours, along the beams of a convex probe"] = lambda: correlated(image, geometry=convex)
+    gaussian, rician = RandGaussianNoise(prob=1.0, std=0.1), RandRicianNoise(prob=1.0, std=0.1)
+    state = np.random.RandomState(0)
+    rows |= {
+        "MONAI RandGaussianNoise": lambda: gaussian(image),
+        "MONAI RandRicianNoise": lambda: rician(image),
+        "NumPy, Rayleigh in decibels": lambda: np.clip(
+            array + 20 / 60 * np.log10(state.rayleigh(0.5**0.5, array.shape)).astype(np.float32), 0, 1
+        ),
+        "NumPy, complex noise and Gaussian filter": lambda: numpy_correlated(array, state),
+        "torch, rand and log": lambda: image.add(torch.rand_like(image).log_().neg_().log10_(), alpha=1 / 6).clamp_(
+            0, 1
+        ),
+        "multiply alone": lambda: image * image,
+    }
+    if dims == 2 and installed("albumentations"):
+        import albumentations
+
+        noise = albumentations.MultiplicativeNoise((0.5, 1.5), elementwise=True, p=1.0)
+        picture = np.ascontiguousarray(array[0])
+        rows["albumentations MultiplicativeNoise"] = lambda: noise(image=picture)["image"]
+    if installed("torchio"):
+        import torchio
+
+        added, volume = torchio.RandomNoise(std=(0.1, 0.1)), image if dims == 3 else image[..., None]
+        rows["torchio RandomNoise"] = lambda: added(volume)
+    return rows
+
+
+def numpy_correlated(array: np.ndarray, state: np.random.RandomState) -> np.ndarray:
+    """What a paper's supplement would do."""
+    from scipy.ndimage import gaussian_filter
+
+    real, imag = (
+        gaussian_filter(state.randn(*array.shape).astype(np.float32), (0, *[1.0] * (array.ndim - 1))) for _ in "ri"
+    )
+    intensity = real**2 + imag**2
+    return np.clip(array + 10 / 60 * np.log10(intensity / intensity.mean()), 0, 1)
+
+
+@group("2D 224", "2D 224, 3 channels", "3D 128")
+def band_stop(image: torch.Tensor) -> Candidates:
+    """Random rings of the spectrum removed; peers disturb the spectrum in some other way."""
+    array, dims = image.numpy(), image.ndim - 1
+    axes = tuple(range(1, image.ndim))
+    rings = RandFourierBandStop(prob=1.0)
+    generator = torch.Generator().manual_seed(0)
+    batch = image[None]
+
+    def on_device() -> torch.Tensor:
+        return apply_band_stop(batch, random_ring_masks(1, image.shape[1:], generator=generator))
+
+    rows: Candidates = {
+        "ours": lambda: rings(image),
+        "ours, batch functions": on_device,
+        "rfft and irfft alone": lambda: torch.fft.irfftn(torch.fft.rfftn(image, dim=axes), s=image.shape[1:], dim=axes),
+    }
+    if image.shape[0] > 1:
+        grey = image[:1].expand_as(image)
+        rows["ours, grey expanded to the channels"] = lambda: rings(grey)
+    gibbs = GibbsNoise(alpha=0.5)
+    spike = KSpaceSpikeNoise(loc=(0, *[10] * dims), k_intensity=13.0)
+    radius = np.sqrt(
+        sum(np.square(axis) for axis in np.ogrid[tuple(slice(-1, 1, size * 1j) for size in array.shape[1:])])
+    )
+    keep = ~((radius > 0.3) & (radius <= 0.6))
+    rows |= {
+        "MONAI GibbsNoise": lambda: gibbs(image),
+        "MONAI KSpaceSpikeNoise": lambda: spike(image),
+        "NumPy, fftn and fftshift": lambda: (
+            np.fft.ifftn(
+                np.fft.ifftshift(np.fft.fftshift(np.fft.fftn(array, axes=axes), axes=axes) * keep, axes=axes), axes=axes
+            ).real
+        ),
+        "torch, fftn, fftshift and abs": lambda: textbook(image, torch.from_numpy(keep), axes),
+    }
+    if installed("torchio"):
+        import torchio
+
+        spikes, ghosts = torchio.RandomSpike(), torchio.RandomGhosting()
+        volume = image if dims == 3 else image[..., None]
+        rows["torchio RandomSpike"] = lambda: spikes(volume)
+        rows["torchio RandomGhosting"] = lambda: ghosts(volume)
+    return rows
+
+
+def textbook(image: torch.Tensor, keep: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """As masked-frequency pretraining codes do it: the whole complex spectrum, shifted there and back."""
+    spectrum = torch.fft.fftshift(torch.fft.fftn(image, dim=axes), dim=axes) * keep
+    return torch.fft.ifftn(torch.fft.ifftshift(spectrum, dim=axes), dim=axes).abs()
+
+
+def measure(candidates: Candidates, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds per call of every candidate in every round; a candidate that raises is dropped with its message."""
+    repeats: dict[str, int] = {}
+    for name, call in candidates.items():
+        try:
+            call()  # caches, plans, lazy imports
+            start = clock()
+            call()
+            repeats[name] = max(1, min(50, int(0.02 / max(clock() - start, 1e-6))))
+        except Exception as error:  # a peer that fails on this input is a result, too
+            print(f"skipped: {name} ({type(error).__name__}: {str(error).splitlines()[0]})")
+    times: dict[str, list[float]] = {name: [] for name in repeats}
+    for _ in range(rounds):
+        for name, count in repeats.items():
+            start = clock()
+            for _ in range(count):
+                candidates[name]()
+            times[name].append((clock() - start) / count)
+    return times
+
+
+def table(times: dict[str, list[float]]) -> str:
+    """Markdown: time of each candidate, and how many times as long as ours it takes (median and quartiles)."""
+    lines = ["| candidate | ms | time over ours | quartiles |", "| --- | ---: | ---: | ---: |"]
+    ours = next(iter(times.values()))
+    for name, values in times.items():
+        ratios = [value / reference for value, reference in zip(values, ours, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        ms = 1000 * statistics.median(values)
+        lines.append(f"| {name} | {ms:.3g} | {statistics.median(ratios):.2f} | {low:.2f} to {high:.2f} |")
+    return "\n".join(lines)
+
+
+def conditions(threads: int) -> str:
+    packages = ("torch", "monai", "numpy", "albumentations", "torchio")
+    found = [p for p in packages if importlib.util.find_spec(p)]
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in found)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return (
+        f"{platform.processor() or platform.machine()}, {threads} thread(s), commit {commit.strip() or '?'}, {versions}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", help=f"which to run, all by default: {', '.join(GROUPS)}")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--shapes", nargs="*", help=f"which shapes, all by default: {', '.join(SHAPES)}")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.groups) - set(GROUPS):
+        parser.error(f"unknown group {sorted(unknown)}; choose from {', '.join(GROUPS)}")
+    torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    print(conditions(arguments.threads))
+    for name in arguments.groups or GROUPS:
+        shapes, build = GROUPS[name]
+        for shape in shapes:
+            if arguments.shapes and shape not in arguments.shapes:
+                continue
+            image = torch.rand(SHAPES[shape], generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+            print(f"\n### {name}, {shape}\n{build.__doc__}\n")
+            print(table(measure(build(image), arguments.rounds, clock)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
