@@ -4,4 +4,12 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from monai_usfm.losses.atm import ATMLoss
+from monai_usfm.losses.reconstruction import FocalFrequencyLoss, MaskedReconstructionLoss, SpatialFrequencyLoss
+
+__all__ = [
+    "ATMLoss",
+    "FocalFrequencyLoss",
+    "MaskedReconstructionLoss",
+    "SpatialFrequencyLoss",
+]

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from monai_usfm.networks.fine_tuning import apply_lora, freeze, layer_decay_groups, merge_lora
+from monai_usfm.networks.heads.official import load_official_head
 from monai_usfm.networks.nets import (
     FeatureExtractor,
     MaskedAutoencoder,
@@ -18,6 +20,7 @@ from monai_usfm.networks.nets import (
 from monai_usfm.networks.nets.classifier import UltrasoundClassifier
 from monai_usfm.networks.nets.enhancer import UltrasoundEnhancer
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
+from monai_usfm.networks.uncertainty import FlipInferer, TemperatureScaling, monte_carlo
 from monai_usfm.networks.weights import (
     LoadReport,
     encoder_arguments,
@@ -28,16 +31,24 @@ from monai_usfm.networks.weights import (
 
 __all__ = [
     "FeatureExtractor",
+    "FlipInferer",
     "LoadReport",
     "MaskedAutoencoder",
     "MaskedImageModel",
     "RandomBandStop",
+    "TemperatureScaling",
     "UltrasoundClassifier",
     "UltrasoundEnhancer",
     "UltrasoundSegmenter",
     "UltrasoundViT",
+    "apply_lora",
     "encoder_arguments",
+    "freeze",
+    "layer_decay_groups",
+    "load_official_head",
     "load_pretrained",
+    "merge_lora",
+    "monte_carlo",
     "to_mae_state_dict",
     "to_usfm_state_dict",
     "usfm_vit",

@@ -4,4 +4,13 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from monai_usfm.networks.heads.atm import ATMHead
+from monai_usfm.networks.heads.pyramid import PyramidDecoder, PyramidHead
+from monai_usfm.networks.heads.upernet import UPerNetHead
+
+__all__ = [
+    "ATMHead",
+    "PyramidDecoder",
+    "PyramidHead",
+    "UPerNetHead",
+]

@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv, Dropout, Pool
 from monai.networks.layers.utils import get_norm_layer
 from monai.utils import InterpolateMode
 
-__all__ = ["UPerNetHead", "finer_by_four", "finer_by_two", "linear_mode"]
+__all__ = ["AdaptiveMean", "UPerNetHead", "finer_by_four", "finer_by_two", "linear_mode"]
 
 POOL_SIZES = (1, 2, 3, 6)
 AUXILIARY_WIDTH = 256
@@ -41,6 +41,29 @@ def finer_by_four(hidden_size: int, patch_size: Sequence[int], norm: str | tuple
 def finer_by_two(hidden_size: int, patch_size: Sequence[int]) -> nn.Sequential:
     """Twice finer map, ``fpn2`` of the official backbone."""
     return nn.Sequential(_double(hidden_size, patch_size, 2))
+
+
+class AdaptiveMean(nn.Module):
+    """Adaptive average pooling, ``(B, C, *S) -> (B, C, *[cells] * len(S))``, one axis after the other.
+
+    Equal to PyTorch's; as matrix products it goes to ONNX in 3D and for sizes that ``cells`` does not divide.
+    """
+
+    def __init__(self, spatial_dims: int, cells: int) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.cells = cells
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for axis in range(2, 2 + self.spatial_dims):
+            length = x.shape[axis]
+            cell = torch.arange(self.cells, device=x.device).unsqueeze(1)
+            start = torch.div(cell * length, self.cells, rounding_mode="floor")
+            stop = torch.div((cell + 1) * length + self.cells - 1, self.cells, rounding_mode="floor")
+            place = torch.arange(length, device=x.device).unsqueeze(0)
+            weights = ((place >= start) & (place < stop)).to(x.dtype) / (stop - start).to(x.dtype)
+            x = torch.matmul(x.movedim(axis, -1), weights.t()).movedim(-1, axis)
+        return x
 
 
 class _ConvNormReLU(nn.Module):
@@ -107,7 +130,7 @@ class UPerNetHead(nn.Module):
         # Odd grids keep their last line, and a single plane stays one.
         self.fpn4 = Pool[Pool.MAX, dims](kernel_size=2, stride=2, ceil_mode=True)
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(Pool[Pool.ADAPTIVEAVG, dims](size), _ConvNormReLU(dims, hidden_size, width, 1, norm))
+            nn.Sequential(AdaptiveMean(dims, size), _ConvNormReLU(dims, hidden_size, width, 1, norm))
             for size in POOL_SIZES
         )
         self.bottleneck = _ConvNormReLU(dims, hidden_size + len(POOL_SIZES) * width, width, 3, norm)

@@ -1,0 +1,114 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Loss of SegViT's attention-to-mask head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.loss import _Loss
+
+__all__ = ["ATMLoss"]
+
+
+class ATMLoss(_Loss):
+    """Classification and mask losses of :class:`monai_usfm.networks.heads.ATMHead`, with a fixed assignment.
+
+    Query ``c`` stands for class ``c``. In an image where class ``c`` is present, query ``c`` should say "class c" and
+    its mask should cover the pixels of that class; the queries of absent classes should say "no object", and their
+    masks are free. Per stage the loss is::
+
+        class_weight * cross-entropy + focal_weight * focal + dice_weight * dice
+
+    with the "no object" entries of the cross-entropy weighted by ``no_object_weight``, the sigmoid focal loss averaged
+    over pixels, and ``1 - (2 <m, t> + 1) / (<m, 1> + <t, 1> + 1)`` for dice; focal and dice are summed over masks and
+    divided by their number in the batch (at least 1). Stages add up. Zhang et al. 2022,
+    https://arxiv.org/abs/2210.05844; values as configured by USFM.
+
+    Pixels labelled ``ignore_index`` enter no term (in the published code they count as background of every mask).
+
+    Args:
+        class_weight: weight of the cross-entropy.
+        focal_weight: weight of the focal loss.
+        dice_weight: weight of the dice loss.
+        no_object_weight: weight of "no object" within the cross-entropy.
+        alpha: weight of foreground pixels in the focal loss; background has ``1 - alpha``.
+        gamma: exponent of the focal loss.
+        ignore_index: label of pixels to leave out.
+    """
+
+    def __init__(
+        self,
+        class_weight: float = 1.0,
+        focal_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        no_object_weight: float = 0.1,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        self.class_weight = class_weight
+        self.focal_weight = focal_weight
+        self.dice_weight = dice_weight
+        self.no_object_weight = no_object_weight
+        self.alpha = alpha
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+
+    def forward(self, input: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """Scalar loss.
+
+        Args:
+            input: what the network returns in training: the prediction (not used), then class logits ``(B, K, K + 1)``
+                and mask logits ``(B, K, *S)`` of each stage.
+            target: class indices ``(B, 1, *S)``.
+
+        Raises:
+            ValueError: if ``input`` is not such a list, sizes differ, or a label is no class.
+        """
+        if isinstance(input, torch.Tensor) or len(input) < 3 or len(input) % 2 == 0:
+            raise ValueError(
+                'ATMLoss takes the list that UltrasoundSegmenter(head="segvit") returns in training mode, got '
+                f"{type(input).__name__}: use DiceCELoss for other heads, and to validate in evaluation mode."
+            )
+        classes, masks = input[1], input[2]
+        if target.shape != (masks.shape[0], 1, *masks.shape[2:]):
+            raise ValueError(
+                f"target must be class indices of shape {(masks.shape[0], 1, *masks.shape[2:])}, "
+                f"got {tuple(target.shape)}."
+            )
+        count = masks.shape[1]
+        labels = target[:, 0].long()
+        valid = labels != self.ignore_index
+        kinds = torch.arange(count, device=labels.device).reshape(1, -1, *[1] * (labels.dim() - 1))
+        truth = (labels.unsqueeze(1) == kinds).flatten(2)
+        if not torch.equal(truth.any(1), valid.flatten(1)):
+            found = sorted(set(labels[valid].unique().tolist()) - set(range(count)))
+            raise ValueError(f"labels {found} are neither one of the {count} classes nor {self.ignore_index}.")
+        present = truth.any(2)
+        wanted = torch.where(present, kinds.reshape(1, -1), count)
+        weight = classes.new_ones(count + 1)
+        weight[count] = self.no_object_weight
+        total = masks.new_zeros(())
+        for classes, masks in zip(input[1::2], input[2::2], strict=True):
+            total = total + self.class_weight * F.cross_entropy(classes.transpose(1, 2), wanted, weight)
+            total = total + self._mask_loss(masks.flatten(2), truth, present, valid.flatten(1))
+        return total
+
+    def _mask_loss(
+        self, masks: torch.Tensor, truth: torch.Tensor, present: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """Weighted focal and dice loss of mask logits ``(B, K, N)`` over the masks that are ``present`` (B, K)."""
+        image = present.nonzero()[:, 0]
+        logits, truth, valid = masks[present].float(), truth[present].float(), valid[image].float()
+        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        p = logits.sigmoid()
+        miss = p * (1 - truth) + (1 - p) * truth
+        balance = self.alpha * truth + (1 - self.alpha) * (1 - truth)
+        focal = (balance * entropy * miss**self.gamma * valid).sum(1) / valid.sum(1)
+        p = p * valid
+        dice = 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
+        return (self.focal_weight * focal + self.dice_weight * dice).sum() / max(len(logits), 1)

@@ -1,0 +1,225 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How sure is a network: Monte-Carlo dropout, flips at test time, temperature scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain, combinations
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from monai.inferers import Inferer, SimpleInferer
+
+__all__ = ["FlipInferer", "TemperatureScaling", "monte_carlo", "predictive_entropy", "to_probabilities"]
+
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """``(B, K, ...)`` logits to probabilities: softmax over channels, sigmoid where there is one."""
+    return logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+
+
+def to_logits(probabilities: torch.Tensor) -> torch.Tensor:
+    """Logits of which :func:`to_probabilities` is the inverse."""
+    tiny = torch.finfo(probabilities.dtype).tiny
+    if probabilities.shape[1] > 1:
+        return probabilities.clamp_min(tiny).log()
+    return probabilities.clamp_min(tiny).log() - (1 - probabilities).clamp_min(tiny).log()
+
+
+def predictive_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy over channels as a share of its maximum: ``(B, K, ...) -> (B, 1, ...)``; one channel is binary."""
+    if probabilities.shape[1] == 1:
+        probabilities = torch.cat([probabilities, 1 - probabilities], dim=1)
+    entropy = torch.special.entr(probabilities).sum(1, keepdim=True)
+    return (entropy / math.log(probabilities.shape[1])).clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def monte_carlo(
+    net: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    samples: int = 16,
+    seed: int = 0,
+    classes: bool = True,
+    module: nn.Module | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and uncertainty over random dropout masks. Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142.
+
+    Only dropout layers are random; all else is in evaluation mode. The modes of the layers and the global random state
+    are as before afterwards.
+
+    Args:
+        net: the network, or a function that runs one (such as a sliding window); then name the network as ``module``.
+        x: images ``(B, C, *S)``.
+        samples: passes through the network.
+        seed: fixes the dropout masks.
+        classes: the network returns logits; the mean is over probabilities. False for images, as from an enhancer.
+        module: the network whose dropout is switched on, where ``net`` is not a module.
+
+    Returns:
+        The mean ``(B, K, ...)``, and the uncertainty ``(B, 1, ...)``: for classes the entropy of the mean as a share of
+        its maximum, otherwise the standard deviation over samples, averaged over channels.
+
+    Raises:
+        ValueError: for fewer than two samples, or if no dropout layer has a positive rate.
+    """
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}.")
+    network = module if module is not None else net
+    if not isinstance(network, nn.Module):
+        raise ValueError("net is not a torch module: pass the network whose dropout is meant as `module`.")
+    dropouts = [layer for layer in network.modules() if isinstance(layer, DROPOUTS) and layer.p > 0]
+    if not dropouts:
+        raise ValueError(
+            f"{type(network).__name__} has no dropout with a positive rate: set `dropout` when building it."
+        )
+    modes = {layer: layer.training for layer in network.modules()}
+    total = squares = torch.zeros((), device=x.device)
+    try:
+        network.eval()
+        for layer in dropouts:
+            layer.training = True
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(seed)
+            for _ in range(samples):
+                output = net(x).float()
+                if classes:
+                    output = to_probabilities(output)
+                else:
+                    squares = squares + output.double().square()
+                total = total + output
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+    mean = total / samples
+    if classes:
+        return mean, predictive_entropy(mean)
+    variance = (squares / samples - mean.double().square()).clamp_min(0) * samples / (samples - 1)
+    return mean, variance.sqrt().mean(1, keepdim=True).to(mean.dtype)
+
+
+class FlipInferer(Inferer):
+    """Mean over all combinations of flips of the image, each prediction flipped back.
+
+    For random transforms, other than these few fixed ones, MONAI has ``TestTimeAugmentation``.
+
+    Args:
+        spatial_axes: axes that may be flipped, counted without batch and channel; ``k`` axes make ``2 ** k`` passes.
+            Leave out what has a meaning, such as the depth axis of most ultrasound.
+        inferer: runs the network on one batch; None is one call.
+        classes: outputs are logits: probabilities are averaged and turned into logits again. False averages as it is.
+        spatial: outputs have the spatial axes of the input. False for logits of a classifier, which are not flipped.
+
+    Raises:
+        ValueError: for no axis, a negative one or one named twice.
+    """
+
+    def __init__(
+        self,
+        spatial_axes: Sequence[int] = (1,),
+        inferer: Inferer | None = None,
+        classes: bool = True,
+        spatial: bool = True,
+    ) -> None:
+        super().__init__()
+        self.spatial_axes = [int(axis) for axis in spatial_axes]
+        if not self.spatial_axes or min(self.spatial_axes) < 0 or len(set(self.spatial_axes)) < len(self.spatial_axes):
+            raise ValueError(f"spatial_axes must be different numbers from 0 on, got {tuple(spatial_axes)}.")
+        self.inferer = SimpleInferer() if inferer is None else inferer
+        self.classes = classes
+        self.spatial = spatial
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """``(B, C, *S)`` -> what the network returns, averaged.
+
+        Raises:
+            ValueError: if the input has no such axis.
+        """
+        if max(self.spatial_axes) > inputs.dim() - 3:
+            raise ValueError(
+                f"spatial axes {self.spatial_axes} are not all in an image of shape {tuple(inputs.shape)}."
+            )
+        flips = list(chain.from_iterable(combinations(self.spatial_axes, n) for n in range(len(self.spatial_axes) + 1)))
+        total = None
+        for flip in flips:
+            axes = [axis + 2 for axis in flip]
+            output = self.inferer(torch.flip(inputs, axes) if axes else inputs, network, *args, **kwargs)
+            if self.classes:
+                output = to_probabilities(output)
+            if axes and self.spatial:
+                output = torch.flip(output, axes)
+            total = output if total is None else total + output
+        mean = total / len(flips)
+        return to_logits(mean) if self.classes else mean
+
+
+class TemperatureScaling(nn.Module):
+    """Divide logits by one number, fitted on validation data, so that probabilities are calibrated.
+
+    The arg max stays. Guo et al. 2017, https://arxiv.org/abs/1706.04599. It takes ``(K, ...)`` and ``(B, K, ...)``
+    alike, so that it serves as the ``func`` of MONAI's ``Lambdad`` before the softmax, or as the last layer of a
+    network; ``temperature`` is a buffer and is saved with it.
+
+    Args:
+        temperature: positive; 1 changes nothing.
+    """
+
+    temperature: torch.Tensor
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}.")
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits of any shape -> logits of that shape."""
+        return logits / self.temperature.to(logits.dtype)
+
+    @torch.no_grad()
+    def fit(self, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> TemperatureScaling:
+        """Set the temperature that minimises the negative log-likelihood.
+
+        Args:
+            logits: ``(B, K, ...)``; one channel means a sigmoid. Of many pixels a random sample is enough.
+            labels: class indices ``(B, ...)`` or ``(B, 1, ...)``.
+            ignore_index: label to leave out.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: if shapes do not match or no label is left.
+        """
+        classes = logits.shape[1]
+        scores = logits.detach().movedim(1, -1).reshape(-1, classes).double()
+        truth = labels.reshape(-1).long()
+        if len(scores) != len(truth):
+            raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match.")
+        scores, truth = scores[truth != ignore_index], truth[truth != ignore_index]
+        if len(truth) == 0:
+            raise ValueError(f"no label is left without {ignore_index}: nothing to fit.")
+        if classes == 1:  # a sigmoid is a softmax against zero
+            scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+        with torch.enable_grad():
+            log_temperature = torch.zeros((), dtype=torch.double, device=scores.device, requires_grad=True)
+            optimiser = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+            def closure() -> torch.Tensor:
+                optimiser.zero_grad()
+                loss = F.cross_entropy(scores * (-log_temperature).exp(), truth)
+                loss.backward()
+                return loss
+
+            optimiser.step(closure)
+        self.temperature.copy_(log_temperature.exp())
+        return self
