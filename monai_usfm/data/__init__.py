@@ -9,12 +9,15 @@ from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
 from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UnreadableImageError
 from .sampler import OrganBalancedSampler, organ_balanced_weights
+from .sections import load_sections
+from .synthetic import SyntheticUltrasound, write_synthetic_dataset
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
     "LoadUltrasound",
     "LoadUltrasoundd",
     "OrganBalancedSampler",
+    "SyntheticUltrasound",
     "UltrasoundDataset",
     "UltrasoundDicomReader",
     "UltrasoundRegion",
@@ -24,6 +27,8 @@ __all__ = [
     "frame_times",
     "label_fraction",
     "load_datalist",
+    "load_sections",
     "organ_balanced_weights",
     "ultrasound_regions",
+    "write_synthetic_dataset",
 ]

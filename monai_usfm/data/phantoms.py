@@ -1,0 +1,576 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Procedural anatomy for simulated ultrasound: what the tissue is, before any sound is sent into it.
+
+A phantom is a set of maps on the image grid: echogenicity, attenuation, acoustic impedance and the structure each
+voxel belongs to. Organs differ in structure, not only in numbers, and two classes of each differ in what a reader of
+ultrasound would look at (margin, orientation, shadow or enhancement, chamber size ...). Shapes are analytic, so that
+the masks are exact. Values follow the order of magnitude of Szabo, Diagnostic Ultrasound Imaging, 2nd ed., appendix B;
+the anatomy is a caricature with sensible millimetres, not an atlas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+__all__ = ["CLASS_NAMES", "ORGANS", "STRUCTURES", "Phantom", "build_phantom"]
+
+STRUCTURES = (
+    "background",
+    "lesion",
+    "skin",
+    "fat",
+    "muscle",
+    "gland",
+    "vessel",
+    "bone",
+    "airway",
+    "liver",
+    "diaphragm",
+    "left ventricle",
+    "myocardium",
+    "right ventricle",
+    "left atrium",
+    "right atrium",
+    "fluid",
+    "fetal brain",
+    "fetal skull",
+    "cerebral ventricle",
+    "renal cortex",
+    "renal medulla",
+    "renal sinus",
+    "uterine wall",
+)
+_CODE = {name: code for code, name in enumerate(STRUCTURES)}
+
+SOFT_TISSUE_ATTENUATION = 0.5  # dB/cm/MHz, what the machine's time-gain compensation assumes
+FLUID = {"echo": -45.0, "attenuation": 0.03, "impedance": -0.4}
+BLOOD = {"echo": -30.0, "attenuation": 0.18, "impedance": -0.3}
+
+
+class Phantom:
+    """Tissue maps on an image grid, and the few brushes that organs are painted with.
+
+    Args:
+        x, z, y: lateral, depth and elevation coordinates in mm, broadcastable to ``shape``; depth 0 is the probe face.
+        shape: ``(H, W)`` or ``(D, H, W)``: depth down the rows, elevation first.
+        steps: mm per voxel along each axis of ``shape``.
+        depth: depth in mm that is visible in the middle of the image.
+        width: function of depth (mm) giving the half-width (mm) that is visible there.
+        rng: source of every random choice.
+
+    Attributes:
+        echo: mean scattered intensity in dB; soft tissue is about 0.
+        attenuation: dB/cm/MHz, one way.
+        impedance: relative acoustic impedance; its gradient makes the mirror-like (specular) echoes.
+        structures: ``uint8`` codes into :data:`STRUCTURES`.
+        target: ``uint8``, 1 inside what the organ's segmentation task asks for.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        z: np.ndarray,
+        y: np.ndarray,
+        shape: Sequence[int],
+        steps: Sequence[float],
+        depth: float,
+        width: Callable[[float], float],
+        rng: np.random.Generator,
+    ) -> None:
+        self.x, self.z, self.y = x, z, y
+        self.shape = tuple(shape)
+        self.steps, self.spacing = tuple(steps), float(steps[-1])
+        self.depth, self.width, self.rng = depth, width, rng
+        self.echo = np.zeros(self.shape, np.float32)
+        self.attenuation = np.full(self.shape, SOFT_TISSUE_ATTENUATION, np.float32)
+        self.impedance = np.zeros(self.shape, np.float32)
+        self.structures = np.zeros(self.shape, np.uint8)
+        self.target = np.zeros(self.shape, np.uint8)
+        self.beat: tuple[tuple[float, float], float, float] | None = (
+            None  # centre, radius (mm), strength of a heartbeat
+        )
+
+    # ---- drawing random shapes -------------------------------------------------------------------------------------
+    def uniform(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def noise(self, correlation: Sequence[float], shape: Sequence[int] | None = None) -> np.ndarray:
+        """Smooth unit-variance random field; ``correlation`` is its grain in mm along (depth, lateral, elevation)."""
+        shape = self.shape if shape is None else tuple(shape)
+        grain = (correlation[2] if len(correlation) > 2 else correlation[1], correlation[0], correlation[1])
+        grain = grain[-len(shape) :]
+        coarse = [
+            2 if n == 1 else max(4, round(n * step / g) + 3)
+            for n, step, g in zip(shape, self.steps, grain, strict=True)
+        ]
+        coarse = [min(c, max(4, n)) for c, n in zip(coarse, shape, strict=True)]
+        lattice = torch.from_numpy(self.rng.standard_normal(coarse, dtype=np.float32))[None, None]
+        mode = "bicubic" if len(shape) == 2 else "trilinear"
+        field = F.interpolate(lattice, size=shape, mode=mode, align_corners=True)[0, 0].numpy()
+        return field * (1.3 if len(shape) == 2 else 1.7)  # interpolation between lattice points lowers the variance
+
+    def surface(self, depth: float, amplitude: float, grain: float) -> np.ndarray:
+        """Signed distance-like map ``z - surface``: negative above (towards the probe), for a wavy layer border."""
+        flat = tuple(1 if axis == len(self.shape) - 2 else n for axis, n in enumerate(self.shape))
+        wave = self.noise((1.0, grain, grain), flat)
+        return self.z - (depth + amplitude * wave)
+
+    def ellipse(
+        self,
+        center: Sequence[float],
+        radii: Sequence[float],
+        angle: float = 0.0,
+        lobes: Sequence[tuple[int, float]] = (),
+    ) -> np.ndarray:
+        """Normalised radius of an ellipsoid: below 1 inside, 1 on the border.
+
+        Args:
+            center: (x, z) or (x, z, y) in mm.
+            radii: semi-axes along x, z (and y; by default their mean), in mm.
+            angle: rotation in the image plane in radians.
+            lobes: (order, relative amplitude) of angular ripples that make the border irregular.
+        """
+        depth_radius = radii[2] if len(radii) > 2 else 0.5 * (radii[0] + radii[1])
+        cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        dx, dz = self.x - np.float32(center[0]), self.z - np.float32(center[1])
+        a = (cosine * dx + sine * dz) / np.float32(radii[0])
+        b = (cosine * dz - sine * dx) / np.float32(radii[1])
+        c = (self.y - np.float32(center[2] if len(center) > 2 else 0.0)) / np.float32(depth_radius)
+        rho = np.sqrt(a * a + b * b + c * c)
+        if lobes:
+            azimuth = np.arctan2(b, a)
+            ripple = np.zeros_like(rho)
+            for order, amplitude in lobes:
+                phase = self.uniform(0, 2 * np.pi)
+                ripple += amplitude * np.cos(order * azimuth + phase + 1.5 * c)
+            rho = rho / (1 + ripple)
+        return np.broadcast_to(rho, self.shape).astype(np.float32, copy=False)
+
+    def irregular(self, amount: float) -> list[tuple[int, float]]:
+        """Ripples for :meth:`ellipse` with random weights: low orders large, high orders small."""
+        return [(k, amount * self.uniform(0.3, 1.0) / np.sqrt(k)) for k in (2, 3, 4, 5, 7)]
+
+    def inside_view(self, fraction: float, margin: float) -> tuple[float, float]:
+        """A point (x, z) at ``fraction`` of the depth which stays ``margin`` mm away from the lateral borders."""
+        z = fraction * self.depth
+        reach = max(self.width(z) - margin, 0.0)
+        return self.uniform(-reach, reach) * 0.8, z
+
+    # ---- painting --------------------------------------------------------------------------------------------------
+    def paint(
+        self,
+        where: np.ndarray,
+        structure: str | None = None,
+        echo: float | np.ndarray | None = None,
+        attenuation: float | None = None,
+        impedance: float | None = None,
+    ) -> None:
+        """Replace the tissue in the boolean mask ``where``; arguments left out keep what is there."""
+        if structure is not None:
+            self.structures[where] = _CODE[structure]
+        if echo is not None:
+            self.echo[where] = echo[where] if isinstance(echo, np.ndarray) else echo
+        if attenuation is not None:
+            self.attenuation[where] = attenuation
+        if impedance is not None:
+            self.impedance[where] = impedance
+
+    def sheet(self, distance: np.ndarray, thickness: float, echo: float, impedance: float = 0.6) -> None:
+        """A bright membrane where ``distance`` (mm) is near 0; never thinner than the grid can hold."""
+        bump = np.exp(-0.5 * np.square(distance / max(thickness, 0.6 * self.spacing)))
+        self.echo += (bump * np.maximum(echo - self.echo, 0)).astype(np.float32)
+        self.impedance += (impedance * bump).astype(np.float32)
+
+    def septa(self, where: np.ndarray, grain: Sequence[float], width: float, echo: float) -> None:
+        """Fibrous strands: the zero lines of a smooth random field, bright inside the mask ``where``."""
+        field = self.noise(grain)
+        strand = np.exp(-np.square(field / width)) * np.clip(self.noise([2 * g for g in grain]) * 0.6 + 0.7, 0, 1.3)
+        self.echo += np.where(where, strand * echo, 0).astype(np.float32)
+        self.impedance += np.where(where, 0.5 * strand, 0).astype(np.float32)
+
+    def mark_target(self, where: np.ndarray) -> None:
+        self.target[where] = 1
+
+    def stripes(self, pitch: float, tilt: float = 0.0) -> np.ndarray:
+        """Muscle fibres in [-1, 1]: long streaks along the probe face, ``pitch`` mm apart."""
+        streak = self.noise((pitch, 9 * pitch, 6 * pitch))
+        return np.clip(streak + tilt * self.noise((3 * pitch, 20 * pitch, 20 * pitch)), -1.5, 1.5)
+
+    def skin(self, thickness: float) -> np.ndarray:
+        """Skin under the probe; returns the distance below its lower border."""
+        below = self.surface(thickness, 0.08 * thickness, 12.0)
+        self.paint(below < 0, "skin", echo=7.0, attenuation=0.8, impedance=0.3)
+        self.sheet(below, 0.15 * thickness, 12.0)
+        return below
+
+
+def _lesion(p: Phantom, center: tuple[float, float], size: float, malignant: bool, clearance: float = 1e9) -> None:
+    """A regular, through-transmitting lesion or an irregular, shadowing one."""
+    if malignant:
+        radii = (size * p.uniform(0.65, 0.95), size * p.uniform(0.8, 1.15), size * p.uniform(0.7, 1.0))
+        lobes = p.irregular(0.14) + [(int(p.rng.integers(9, 15)), p.uniform(0.04, 0.08))]
+        rho = p.ellipse(center, radii, p.uniform(-0.5, 0.5), lobes)
+        halo = np.exp(-np.square((rho - 1.12) / 0.12))
+        p.echo += (p.uniform(2, 6) * halo * (rho > 1)).astype(np.float32)
+        texture = p.uniform(-19, -12) + 3.0 * p.noise((0.25 * size, 0.25 * size, 0.25 * size))
+        inside = rho < 1
+        p.paint(inside, "lesion", echo=texture, attenuation=p.uniform(1.0, 1.7), impedance=0.05)
+        if p.rng.random() < 0.5:  # microcalcifications
+            for _ in range(int(p.rng.integers(2, 7))):
+                spot = (
+                    center[0] + 0.5 * size * p.uniform(-1, 1),
+                    center[1] + 0.5 * size * p.uniform(-1, 1),
+                    0.4 * size * p.uniform(-1, 1),
+                )
+                dot = p.ellipse(spot, (0.05 * size + 0.6 * p.spacing,) * 3) < 1
+                p.paint(dot & inside, echo=14.0)
+    else:
+        cyst = p.rng.random() < 0.35
+        radii = (size * p.uniform(1.0, 1.45), size * p.uniform(0.6, 0.85), size * p.uniform(0.8, 1.2))
+        rho = p.ellipse(center, radii, p.uniform(-0.2, 0.2), [(2, p.uniform(0, 0.04)), (3, p.uniform(0, 0.03))])
+        inside = rho < 1
+        if cyst:
+            p.paint(inside, "lesion", **FLUID)
+        else:
+            texture = p.uniform(-14, -8) + 1.2 * p.noise((0.3 * size, 0.4 * size, 0.4 * size))
+            p.paint(inside, "lesion", echo=texture, attenuation=p.uniform(0.1, 0.3), impedance=-0.15)
+        p.sheet((rho - 1) * size, 0.04 * size, p.uniform(0, 5), 0.25)
+    p.mark_target(inside)
+
+
+def _breast(p: Phantom, altered: bool) -> None:
+    skin = p.uniform(1.2, 2.2)
+    below_skin = p.skin(skin)
+    fat_end = p.uniform(0.18, 0.32) * p.depth
+    gland_end = p.uniform(0.58, 0.75) * p.depth
+    gland_top = p.surface(fat_end, 0.045 * p.depth, p.uniform(6, 12))
+    gland_floor = p.surface(gland_end, 0.02 * p.depth, 14.0)
+    fat = (below_skin > 0) & (gland_top < 0)
+    p.paint(fat, "fat", echo=-9.0 + 1.5 * p.noise((2.0, 4.0, 4.0)), attenuation=0.48)
+    gland = (gland_top >= 0) & (gland_floor < 0)
+    fibres = 3.5 * p.noise((0.7, 3.2, 3.2)) + 3.0 * p.noise((4.0, 9.0, 9.0))
+    p.paint(gland, "gland", echo=2.0 + fibres, attenuation=0.55, impedance=0.15)
+    lobules = gland & (p.noise((3.0, 7.0, 7.0)) > p.uniform(0.5, 1.3))  # fat lobules inside the gland
+    p.paint(lobules, "fat", echo=-8.0 + 1.5 * p.noise((1.5, 3.0, 3.0)))
+    p.septa(fat, (3.0, 9.0, 9.0), 0.12, 16.0)
+    p.septa(gland, (2.5, 10.0, 10.0), 0.14, 9.0)
+    retro = gland_floor >= 0
+    muscle_top = p.surface(gland_end + p.uniform(1.5, 4.0), 0.4, 20.0)
+    p.paint(retro, "fat", echo=-8.0)
+    muscle = muscle_top >= 0
+    p.paint(muscle, "muscle", echo=-6.0 + 5.0 * p.stripes(0.6), attenuation=0.7)
+    p.sheet(muscle_top, 0.25, 11.0)
+    if p.rng.random() < 0.5:  # chest wall: pleura, air behind it
+        pleura = p.surface(p.uniform(0.86, 0.96) * p.depth, 0.5, 25.0)
+        p.paint(pleura > 0, "airway", echo=-18.0, attenuation=4.0)
+        p.sheet(pleura, 0.3, 18.0, 1.5)
+    size = p.uniform(0.09, 0.19) * p.depth
+    fraction = p.uniform(max(0.34, (fat_end + 0.6 * size) / p.depth), 0.58)
+    _lesion(p, p.inside_view(fraction, 1.6 * size), size, altered)
+
+
+def _thyroid(p: Phantom, altered: bool) -> None:
+    side = 1.0 if p.rng.random() < 0.5 else -1.0
+    below_skin = p.skin(p.uniform(1.0, 1.8))
+    strap = p.surface(p.uniform(3.0, 5.0), 0.5, 15.0)
+    p.paint((below_skin > 0) & (strap < 0), "fat", echo=-7.0 + 1.5 * p.noise((1.0, 5.0, 5.0)))
+    p.paint(strap >= 0, "muscle", echo=-9.0 + 4.0 * p.stripes(0.7), attenuation=0.6)
+    p.sheet(strap, 0.2, 9.0)
+    # The trachea lies beside the middle, one lobe is centred; the other one is cut by the border of the view.
+    trachea_x, trachea_z = -side * p.uniform(0.35, 0.55) * p.width(15.0), p.uniform(14.0, 18.0)
+    trachea_radius = p.uniform(7.0, 9.0)
+    lobe_radii = (p.uniform(7.5, 10.0), p.uniform(6.5, 9.0), 20.0)
+    lobe = np.full(p.shape, np.inf, np.float32)
+    centers = []
+    for sign in (side, -side):
+        center = (trachea_x + sign * (trachea_radius + 0.75 * lobe_radii[0]), trachea_z - 0.5)
+        centers.append(center)
+        lobe = np.minimum(lobe, p.ellipse(center, lobe_radii, sign * p.uniform(0.0, 0.4), p.irregular(0.03)))
+    isthmus = p.ellipse((trachea_x, trachea_z - trachea_radius - 0.8), (trachea_radius + 2, p.uniform(1.8, 2.8), 12.0))
+    lobe = np.minimum(lobe, isthmus)
+    p.paint(lobe < 1, "gland", echo=3.0 + 1.2 * p.noise((1.5, 2.0, 2.0)), attenuation=0.55, impedance=0.15)
+    p.sheet((lobe - 1) * 7.0, 0.2, 8.0, 0.4)
+    nodule = p.uniform(0.4, 0.62) * lobe_radii[1]
+    _lesion(p, (centers[0][0] + p.uniform(-1, 1), centers[0][1] + p.uniform(-1, 1)), nodule, altered)
+    for center, sign in zip(centers, (side, -side), strict=True):
+        carotid = (center[0] + sign * (lobe_radii[0] + 4.0), center[1] + p.uniform(0, 3))
+        radius = p.uniform(2.6, 3.6)
+        rho = p.ellipse(carotid, (radius, radius, 200.0))
+        p.paint(rho < 1, "vessel", **BLOOD)
+        p.sheet((rho - 1) * radius, 0.3, 9.0, 0.8)
+        jugular = p.ellipse(
+            (carotid[0] + sign * 4.5, carotid[1] - 4.0), (p.uniform(3.5, 5.0), p.uniform(1.5, 2.6), 200.0), 0.4 * sign
+        )
+        p.paint(jugular < 1, "vessel", **BLOOD)
+    rho = p.ellipse((trachea_x, trachea_z), (trachea_radius, 0.9 * trachea_radius, 200.0))
+    p.paint(rho < 1.0, "airway", echo=-14.0, attenuation=3.0)
+    p.paint((rho >= 1.0) & (rho < 1.16) & (p.target == 0), "airway", echo=-12.0)  # cartilage ring
+    p.sheet((rho - 1) * trachea_radius, 0.3, 17.0, 2.5)
+    p.target[p.structures != _CODE["lesion"]] = 0
+    spine = p.surface(trachea_z + trachea_radius + p.uniform(6.0, 9.0), 1.0, 18.0)
+    p.paint(spine > 0, "bone", echo=-12.0, attenuation=6.0)
+    p.sheet(spine, 0.4, 15.0, 1.2)
+
+
+def _abdominal_wall(p: Phantom, fat: float, muscle: float) -> np.ndarray:
+    """Skin, subcutaneous fat and muscle; returns the distance below the wall."""
+    below_skin = p.skin(p.uniform(1.8, 3.0))
+    fat_floor = p.surface(fat, 0.6, 25.0)
+    wall_floor = p.surface(fat + muscle, 1.0, 30.0)
+    p.paint((below_skin > 0) & (fat_floor < 0), "fat", echo=-7.0 + 5.0 * p.stripes(1.2), attenuation=0.5)
+    p.paint((fat_floor >= 0) & (wall_floor < 0), "muscle", echo=-3.0 + 5.0 * p.stripes(1.0), attenuation=0.6)
+    p.sheet(fat_floor, 0.5, 10.0)
+    p.sheet(fat_floor - 0.45 * muscle, 0.4, 8.0, 0.5)
+    p.sheet(wall_floor, 0.5, 13.0, 1.0)
+    return wall_floor
+
+
+def _vessel_tree(p: Phantom, count: int, top: float, bottom: float, walled: bool) -> np.ndarray:
+    """Gently curved, tapering tubes; returns the mask of their lumen."""
+    lumen = np.zeros(p.shape, bool)
+    for _ in range(count):
+        start_x, start_z = p.uniform(-0.8, 0.8) * p.width(0.6 * p.depth), p.uniform(top, bottom)
+        angle, length = p.uniform(-1.0, 1.0), p.uniform(0.15, 0.4) * p.depth
+        bend, radius = p.uniform(-0.004, 0.004), p.uniform(0.012, 0.03) * p.depth
+        along = np.cos(angle) * (p.x - start_x) + np.sin(angle) * (p.z - start_z)
+        across = np.cos(angle) * (p.z - start_z) - np.sin(angle) * (p.x - start_x) - bend * along * along
+        out_of_plane = p.y - p.uniform(-0.3, 0.3) * along - (0.0 if len(p.shape) == 2 else p.uniform(-20, 20))
+        taper = np.clip(1 - np.abs(along) / length, 0, 1)
+        distance = np.sqrt(across * across + out_of_plane * out_of_plane * (len(p.shape) == 3))
+        tube = np.broadcast_to(distance - radius * np.sqrt(taper), p.shape)
+        inside = (tube < 0) & np.broadcast_to(taper > 0.02, p.shape)
+        if walled:
+            near = np.where(np.broadcast_to(taper > 0.05, p.shape), tube - 0.6, 1e3)
+            p.sheet(near, 0.8, 8.0, 0.5)
+        lumen |= inside
+    return lumen
+
+
+def _liver(p: Phantom, altered: bool) -> None:
+    wall = _abdominal_wall(p, p.uniform(6, 14), p.uniform(6, 10))
+    parenchyma = wall >= 0
+    p.paint(parenchyma, "liver", echo=0.6 * p.noise((4.0, 4.0, 4.0)) + 0.8 * p.noise((30.0, 30.0, 30.0)))
+    top = 0.25 * p.depth
+    hepatic = _vessel_tree(p, int(p.rng.integers(2, 5)), top, 0.75 * p.depth, walled=False) & parenchyma
+    portal = _vessel_tree(p, int(p.rng.integers(2, 5)), top, 0.75 * p.depth, walled=True) & parenchyma
+    p.paint(hepatic | portal, "vessel", **BLOOD)
+    size = p.uniform(0.055, 0.13) * p.depth
+    center = p.inside_view(p.uniform(0.34, 0.62), 1.6 * size)
+    if not altered:
+        kind = p.rng.random()
+        rho = p.ellipse(center, (size * p.uniform(0.9, 1.2), size * p.uniform(0.8, 1.0)), 0, [(3, p.uniform(0, 0.04))])
+        if kind < 0.5:  # simple cyst
+            p.paint(rho < 1, "lesion", **FLUID)
+            p.sheet((rho - 1) * size, 0.4, 5.0, 0.4)
+        else:  # haemangioma
+            p.paint(rho < 1, "lesion", echo=8.0 + p.noise((2.0, 2.0, 2.0)), attenuation=0.4, impedance=0.1)
+    else:  # metastasis: hypoechoic rim around a brighter centre, or hypoechoic throughout
+        rho = p.ellipse(center, (size * p.uniform(0.9, 1.2), size * p.uniform(0.9, 1.2)), 0, p.irregular(0.09))
+        core = -4.0 + 3.0 * p.noise((4.0, 4.0, 4.0)) if p.rng.random() < 0.6 else -9.0 + 2.0 * p.noise((4.0, 4.0, 4.0))
+        p.paint(rho < 1, "lesion", echo=-12.0, attenuation=p.uniform(0.7, 1.0), impedance=-0.05)
+        p.paint(rho < p.uniform(0.68, 0.8), echo=core)
+    lesion = rho < 1
+    p.mark_target(lesion & parenchyma)
+    bow = p.ellipse((p.uniform(-20, 20), p.uniform(0.1, 0.25) * p.depth), (0.85 * p.depth, 0.7 * p.depth, p.depth))
+    beyond = bow > 1
+    p.paint(beyond, "airway", echo=-20.0 + 2.0 * p.noise((6.0, 10.0, 10.0)), attenuation=1.0)
+    p.sheet((bow - 1) * 0.7 * p.depth, 0.9, 17.0, 2.0)
+    p.paint(np.abs((bow - 1) * 0.7 * p.depth) < 1.2, "diaphragm")
+    p.target[p.structures != _CODE["lesion"]] = 0
+
+
+def _kidney(p: Phantom, altered: bool) -> None:
+    wall = _abdominal_wall(p, p.uniform(6, 14), p.uniform(6, 10))
+    beside = p.rng.random() < 0.6  # seen through the liver, or through fat and muscle
+    texture = 0.7 * p.noise((4.0, 4.0, 4.0))
+    p.paint(wall >= 0, "liver" if beside else "muscle", echo=(texture if beside else -4.0 + 5.0 * p.stripes(2.0)))
+    if beside:
+        vessels = _vessel_tree(p, 3, 0.2 * p.depth, 0.4 * p.depth, walled=True)
+        p.paint(vessels & (wall >= 0), "vessel", **BLOOD)
+    long, short = p.uniform(44, 56), p.uniform(20, 26)
+    center = (p.uniform(-10, 10), max(0.5 * p.depth + p.uniform(-6, 8), short + 24.0))
+    angle = p.uniform(-0.35, 0.35)
+    rho = p.ellipse(center, (long, short, short), angle, [(2, p.uniform(0, 0.04)), (3, p.uniform(0, 0.03))])
+    fat = (rho < 1.14) & (wall >= 0)
+    p.paint(fat, "fat", echo=6.0 + 2.0 * p.noise((3.0, 8.0, 8.0)))
+    kidney = (rho < 1) & (wall >= 0)
+    p.paint(kidney, "renal cortex", echo=-4.0 + 0.8 * p.noise((3.0, 3.0, 3.0)), attenuation=0.5)
+    p.sheet((rho - 1) * short, 0.5, 9.0, 0.7)
+    sinus = p.ellipse(center, (0.55 * long, 0.42 * short, 0.45 * short), angle, p.irregular(0.08))
+    cosine, sine = np.cos(angle), np.sin(angle)
+    for side in (-1.0, 1.0):
+        for position in np.linspace(-0.62, 0.62, 5):
+            jitter = p.uniform(-0.05, 0.05)
+            a, b = (position + jitter) * long, side * short * 0.62 * np.sqrt(1 - (position * 0.95) ** 2)
+            spot = (center[0] + cosine * a - sine * b, center[1] + sine * a + cosine * b)
+            pyramid = p.ellipse(spot, (p.uniform(4.0, 5.5), p.uniform(3.5, 4.8), 6.0), angle) < 1
+            p.paint(pyramid & kidney & (sinus > 1), "renal medulla", echo=-11.0)
+    p.paint(sinus < 1, "renal sinus", echo=8.0 + 3.0 * p.noise((2.0, 4.0, 4.0)), attenuation=0.7, impedance=0.3)
+    p.septa(sinus < 1, (2.5, 8.0, 8.0), 0.2, 5.0)
+    if altered:  # hydronephrosis: the collecting system is wide and filled with urine
+        pelvis = p.ellipse(center, (0.38 * long, p.uniform(0.24, 0.32) * short, 0.3 * short), angle, p.irregular(0.1))
+        for position in (-0.42, -0.14, 0.14, 0.42):
+            for side in (-1.0, 1.0):
+                a, b = position * long, side * 0.32 * short
+                spot = (center[0] + cosine * a - sine * b, center[1] + sine * a + cosine * b)
+                calyx = p.ellipse(spot, (p.uniform(4.5, 6.5), p.uniform(4.0, 6.0), 5.0))
+                pelvis = np.minimum(pelvis, calyx)
+        urine = (pelvis < 1) & (rho < 0.9)
+        p.paint(urine, "fluid", **FLUID)
+    p.mark_target(kidney)
+
+
+def _heart(p: Phantom, altered: bool) -> None:
+    below_skin = p.skin(p.uniform(1.5, 2.5))
+    chest = p.surface(p.uniform(12, 20), 1.0, 25.0)
+    p.paint((below_skin > 0) & (chest < 0), "muscle", echo=-3.0 + 5.0 * p.stripes(1.5), attenuation=0.6)
+    p.paint(chest >= 0, "background", echo=-17.0 + 3.0 * p.noise((12.0, 12.0, 12.0)), attenuation=0.5)
+    scale = p.depth / 150.0
+    tilt = p.uniform(-0.25, 0.15)
+    cosine, sine = np.cos(tilt), np.sin(tilt)
+    apex = (p.uniform(-4, 10) * scale, p.uniform(22, 30) * scale)
+
+    def place(a: float, b: float) -> tuple[float, float]:  # a across, b along the long axis from the apex, both in mm
+        return apex[0] + scale * (cosine * a + sine * b), apex[1] + scale * (cosine * b - sine * a)
+
+    length = p.uniform(70, 80)
+    half = p.uniform(27, 31) if altered else p.uniform(19, 23)
+    wall = p.uniform(5, 7) if altered else p.uniform(9, 12)
+    lv = p.ellipse(place(half * 0.6, 0.5 * length + 6), (scale * half, scale * (0.5 * length), scale * half), -tilt)
+    outer = p.ellipse(
+        place(half * 0.6, 0.5 * length + 5),
+        (scale * (half + wall), scale * (0.5 * length + 0.8 * wall), scale * (half + wall)),
+        -tilt,
+    )
+    plane = (
+        sine * (p.x - apex[0]) + cosine * (p.z - apex[1]) - scale * 0.88 * length
+    )  # negative on the ventricles' side
+    plane = np.broadcast_to(plane, p.shape)
+    rv_half = p.uniform(14, 18)
+    rv_at = place(-(0.4 * half + wall + 0.7 * rv_half), 0.56 * length)
+    rv = p.ellipse(rv_at, (scale * rv_half, scale * 0.36 * length, scale * rv_half), -tilt + 0.2)
+    rv_outer = p.ellipse(
+        rv_at, (scale * (rv_half + 4), scale * (0.36 * length + 4), scale * (rv_half + 4)), -tilt + 0.2
+    )
+    la_half = p.uniform(17, 21)
+    la = p.ellipse(place(half * 0.6, 0.88 * length + la_half), (scale * la_half, scale * 1.05 * la_half), -tilt)
+    ra = p.ellipse(place(-(0.4 * half + wall + 0.6 * rv_half), 0.9 * length + 17), (scale * 17, scale * 17), -tilt)
+    fibre = 1.5 * p.noise((3.0, 3.0, 3.0))
+    muscle = ((outer < 1) | (rv_outer < 1)) & (plane < 3 * scale)
+    p.paint(muscle, "myocardium", echo=fibre, attenuation=0.55)
+    atrial_wall = ((la < 1.16) | (ra < 1.16)) & (plane >= 0)
+    p.paint(atrial_wall, "myocardium", echo=2.0 + fibre, attenuation=0.55)
+    p.sheet((np.minimum(outer, rv_outer) - 1) * 25 * scale + 50 * (plane > 0), 0.9 * scale, 11.0, 0.9)  # pericardium
+    p.sheet((np.minimum(la, ra) - 1.1) * 18 * scale + 50 * (plane < 0), 0.8 * scale, 8.0, 0.6)
+    p.paint((rv < 1) & (outer >= 1) & (plane < 0), "right ventricle", **BLOOD)
+    p.paint((lv < 1) & (plane < 0), "left ventricle", **BLOOD)
+    p.paint((la < 1) & (plane >= 0), "left atrium", **BLOOD)
+    p.paint((ra < 1) & (plane >= 0), "right atrium", **BLOOD)
+    p.sheet((lv - 1) * half * scale + 50 * (plane > 0), 0.6 * scale, 4.0, 0.4)
+    opening = p.uniform(0.1, 0.5)  # leaflets hang from the valve plane into the ventricles
+    for across, reach in ((half * 0.6, half), (-(0.4 * half + wall + 0.65 * rv_half), rv_half)):
+        for side in (-1.0, 1.0):
+            root = place(across + side * reach * 0.8, 0.88 * length)
+            tip = place(across + side * reach * opening * 0.6, (0.88 - 0.14 * (0.4 + opening)) * length)
+            direction = np.array(tip) - np.array(root)
+            span = float(np.hypot(*direction))
+            direction /= span
+            along = direction[0] * (p.x - root[0]) + direction[1] * (p.z - root[1])
+            across_leaf = direction[0] * (p.z - root[1]) - direction[1] * (p.x - root[0])
+            off = np.where((along > 0) & (along < span), across_leaf - 0.06 * along * side, 50.0)
+            leaf = np.broadcast_to(off, p.shape)
+            p.sheet(leaf, 0.9 * scale, 8.0, 0.7)
+    p.mark_target(p.structures == _CODE["left ventricle"])
+    # The cine contracts towards the middle of the left ventricle.
+    p.beat = (place(half * 0.6, 0.5 * length), scale * (half + wall), p.uniform(0.05, 0.09) if altered else 0.22)
+
+
+def _fetal_head(p: Phantom, altered: bool) -> None:
+    wall = _abdominal_wall(p, p.uniform(5, 10), p.uniform(4, 8))
+    uterus = p.surface(p.uniform(20, 28), 2.0, 40.0)
+    p.paint(wall >= 0, "uterine wall", echo=-3.0 + 2.0 * p.noise((3.0, 8.0, 8.0)))
+    p.paint(uterus >= 0, "fluid", **FLUID)
+    p.sheet(uterus, 0.5, 6.0, 0.6)
+    behind = p.surface(p.uniform(0.86, 1.0) * p.depth, 4.0, 40.0)
+    p.paint(behind > 0, "uterine wall", echo=1.0 + 2.0 * p.noise((3.0, 8.0, 8.0)))
+    half_long = min(p.uniform(0.30, 0.40) * p.depth, p.width(0.5 * p.depth) * 0.8)
+    half_short = half_long * p.uniform(0.72, 0.84)
+    center = (p.uniform(-0.06, 0.06) * p.depth, max(p.uniform(0.52, 0.6) * p.depth, half_short + 26.0))
+    angle = p.uniform(-0.6, 0.6)
+    radii = (half_long, half_short, half_short)
+    side_reach = p.width(center[1])
+    for _ in range(int(p.rng.integers(1, 3))):  # placenta, fetal body or uterine wall beside the head
+        away = (1.0 if p.rng.random() < 0.5 else -1.0) * p.uniform(0.9, 1.2) * side_reach
+        blob = p.ellipse((away, p.uniform(0.35, 0.95) * p.depth), (0.22 * p.depth, 0.3 * p.depth), 0, p.irregular(0.1))
+        p.paint((blob < 1) & (uterus >= 0), "uterine wall", echo=0.5 + 2.5 * p.noise((4.0, 4.0, 4.0)))
+    head = p.ellipse(center, radii, angle, [(2, p.uniform(0, 0.02)), (3, p.uniform(0, 0.015))])
+    scalp = (head < 1.06) & (head >= 1)
+    p.paint(scalp, "muscle", echo=-3.0)
+    p.paint(head < 1, "fetal skull", echo=8.0, attenuation=p.uniform(2.5, 4.5), impedance=1.2)
+    skull_thickness = p.uniform(1.6, 2.4)
+    brain = head < 1 - skull_thickness / half_short
+    gyri = 2.0 * p.noise((3.0, 3.0, 3.0)) + 2.0 * p.noise((9.0, 9.0, 9.0))
+    p.paint(brain, "fetal brain", echo=-9.0 + gyri, attenuation=0.4, impedance=0.0)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    along = cosine * (p.x - center[0]) + sine * (p.z - center[1])
+    across = cosine * (p.z - center[1]) - sine * (p.x - center[0])
+    along, across = np.broadcast_to(along, p.shape), np.broadcast_to(across, p.shape)
+    p.septa(brain, (5.0, 5.0, 5.0), 0.1, 8.0)  # sulci
+
+    def inner(a: float, b: float) -> tuple[float, float]:  # fractions of the semi-axes -> mm
+        return (
+            center[0] + cosine * a * half_long - sine * b * half_short,
+            center[1] + sine * a * half_long + cosine * b * half_short,
+        )
+
+    for side in (-1.0, 1.0):
+        thalamus = p.ellipse(inner(-0.02, 0.17 * side), (0.17 * half_long, 0.15 * half_short), angle)
+        p.paint((thalamus < 1) & brain, echo=-13.0)
+        width = p.uniform(0.17, 0.24) if altered else p.uniform(0.06, 0.09)
+        ventricle = p.ellipse(
+            inner(-0.42, 0.34 * side), (0.3 * half_long, width * half_short, 0.4 * half_short), angle + 0.18 * side
+        )
+        inside = (ventricle < 1) & brain
+        p.paint(inside, "cerebral ventricle", **FLUID)
+        p.sheet((ventricle - 1) * width * half_short, 0.5, 5.0, 0.4)
+        plexus = p.ellipse(
+            inner(-0.38, 0.34 * side), (0.16 * half_long, min(width, 0.11) * 0.75 * half_short), angle + 0.18 * side
+        )
+        p.paint((plexus < 1) & inside, echo=5.0)
+    cavum = p.ellipse(inner(0.45, 0.0), (0.09 * half_long, 0.06 * half_short), angle)
+    falx = np.where(brain & (np.abs(along) < 0.93 * half_long) & (cavum > 1), across, 50.0)
+    falx = np.where((along > -0.18 * half_long) & (along < 0.16 * half_long), falx * 3 + 1.0, falx)
+    p.sheet(falx, 0.6, 6.0, 1.0)
+    p.paint((cavum < 1) & brain, "fluid", **FLUID)
+    p.sheet((cavum - 1) * 0.06 * half_short, 0.5, 5.0, 0.4)
+    p.mark_target(head < 1)
+
+
+ORGANS: dict[str, Callable[[Phantom, bool], None]] = {
+    "breast": _breast,
+    "thyroid": _thyroid,
+    "liver": _liver,
+    "heart": _heart,
+    "fetal_head": _fetal_head,
+    "kidney": _kidney,
+}
+
+CLASS_NAMES = {
+    "breast": ("regular, through-transmitting mass", "irregular, shadowing mass"),
+    "thyroid": ("regular nodule", "irregular, shadowing nodule"),
+    "liver": ("cyst or haemangioma", "metastasis-like lesion"),
+    "heart": ("normal left ventricle", "dilated, hypokinetic left ventricle"),
+    "fetal_head": ("normal ventricles", "wide ventricles"),
+    "kidney": ("normal collecting system", "hydronephrosis"),
+}
+
+
+def build_phantom(organ: str, altered: bool, phantom: Phantom) -> Phantom:
+    """Paint ``organ`` into an empty phantom; ``altered`` chooses the second name of :data:`CLASS_NAMES`."""
+    ORGANS[organ](phantom, altered)
+    return phantom
