@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import get_track_meta
+from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
@@ -395,7 +395,7 @@ class FourierBandStop(Transform):
                 made_for[0], self.rings, center_radius=self.center_radius, spacing=self.spacing, device=made_for[1]
             )
         out = apply_band_stop(plain, self.keep)
-        return convert_to_dst_type(out, image, dtype=out.dtype)[0]
+        return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
 
 
 class RandFourierBandStop(RandomizableTransform):
@@ -443,7 +443,7 @@ class RandFourierBandStop(RandomizableTransform):
         if randomize:
             self.randomize()
         if not self._do_transform:
-            image = convert_to_tensor(img, track_meta=get_track_meta())
+            image = _as_tensor(img)
             self.keep = torch.ones((1, *image.shape[1:-1], image.shape[-1] // 2 + 1), device=image.device)
             return image
         image, plain = _as_image(img)
@@ -451,7 +451,7 @@ class RandFourierBandStop(RandomizableTransform):
         keep = _look_up_rings(kept, plain.shape[1:], self.candidates, self.center_radius, self.spacing)
         self.keep = keep[0]
         out = apply_band_stop(plain, keep[0, 0])
-        return convert_to_dst_type(out, image, dtype=out.dtype)[0]
+        return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
 
 
 class FourierBandStopd(MapTransform):
@@ -531,9 +531,14 @@ class RandFourierBandStopd(Randomizable, MapTransform):
         return d
 
 
+def _as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
+    """A tensor as it is, with or without metadata; anything else as MONAI converts it."""
+    return img if isinstance(img, torch.Tensor) else convert_to_tensor(img, track_meta=get_track_meta())
+
+
 def _as_image(img: NdarrayOrTensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The image with its metadata, and as a plain tensor that has been checked."""
-    image = convert_to_tensor(img, track_meta=get_track_meta())
+    image = _as_tensor(img)
     plain = image.as_subclass(torch.Tensor)
     if plain.ndim < 2 or plain.ndim > 4 or plain.numel() == 0:
         raise ValueError(
