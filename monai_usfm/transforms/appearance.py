@@ -142,7 +142,9 @@ def clahe(
         if low == high:  # nothing to equalise
             out[channel] = pixels
             continue
-        out[channel] = exposure.equalize_adapthist(pixels, kernel, clip_limit=clip_limit / bins, nbins=bins)
+        # the axis of one keeps scikit-image from taking a volume with 3 or 4 columns for a colour picture
+        equalized = exposure.equalize_adapthist(pixels[..., None], (*kernel, 1), clip_limit / bins, bins)
+        out[channel] = equalized[..., 0]
     return blend(img, image, torch.as_tensor(out, dtype=image.dtype, device=image.device), fov, geometry)
 
 

@@ -8,6 +8,7 @@ What they share (decibels, beams, field of view) is described in :mod:`monai_usf
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -175,7 +176,7 @@ def _plateau(position: torch.Tensor, center: float, width: float) -> torch.Tenso
     """1 in the middle, 1/2 at ``center +- width / 2``, with flanks as soft as a beam is wide."""
     flank = width / 4
     rise = torch.erf((position - center + width / 2) / flank) - torch.erf((position - center - width / 2) / flank)
-    return rise / 2
+    return rise / (2 * math.erf(2))
 
 
 class RandAcousticShadow(RandEffect):

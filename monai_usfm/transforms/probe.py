@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor, get_track_meta
+from monai.data import MetaTensor, get_track_meta, to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform, Randomizable, RandomizableTransform
 from monai.utils import TraceKeys, TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 
@@ -237,8 +237,8 @@ class RandGeometryChange(RandomizableTransform, InvertibleTransform):
         source, target = BeamGeometry.from_dict(info["source"]), BeamGeometry.from_dict(info["target"])
         out = change_geometry(data, target, source, info["mode"])
         if isinstance(out, MetaTensor):
-            change = torch.as_tensor(info["affine"], dtype=torch.float64)
-            out.affine = out.affine.to(torch.float64) @ torch.linalg.inv(change)
+            undo = torch.linalg.inv(torch.as_tensor(info["affine"], dtype=torch.float64))
+            out.affine = out.affine.to(torch.float64) @ to_affine_nd(out.affine.shape[-1] - 1, undo)
         return out
 
 
