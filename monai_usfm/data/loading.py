@@ -18,7 +18,7 @@ from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
 from monai.data.meta_obj import get_track_meta
 from monai.data.utils import affine_to_spacing, to_affine_nd
 from monai.transforms import MapTransform, Randomizable, Transform
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple_rep, optional_import
 from monai.utils.misc import ImageMetaKey
 from PIL import Image, ImageOps
 
@@ -32,6 +32,8 @@ __all__ = [
     "file_format",
     "grey_from_rgb",
 ]
+
+itk, _ = optional_import("itk")  # as MONAI does: importing it takes long, and most lists need none of it
 
 _FORMATS: dict[str, tuple[str, ...]] = {
     "picture": (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"),
@@ -86,7 +88,7 @@ class LoadUltrasound(Transform):
     **Axes.** MONAI's readers return ``(x, y[, z])``. Here the spatial axes are reversed for every format, so that
     rows come first and the picture is upright: ``(C, H, W)`` or ``(C, D, H, W)``, where ``D`` is the slice, page or
     time axis. The affine's columns are reversed with them, so a voxel keeps its place in the world; ``meta`` holds
-    the file's own ``original_affine`` and ``spatial_shape``, with which ``SaveImage`` writes NIfTI on the input's grid.
+    the file's own ``original_affine`` and ``spatial_shape``, so ``SaveImage(resample=True)`` writes NIfTI on its grid.
 
     **Values.** ``scale="auto"`` maps to [0, 1] by these rules, decided once per file (not per frame):
 
@@ -516,8 +518,21 @@ def _decode_nifti(path: str, pick: FramePicker | None) -> _Decoded:
 
 
 def _decode_itk(path: str, pick: FramePicker | None) -> _Decoded:
+    header = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
+    if header is None:
+        raise ValueError("no ITK reader takes this file")
+    header.SetFileName(path)
+    header.ReadImageInformation()
+    channels, kind = header.GetNumberOfComponents(), header.GetComponentTypeAsString(header.GetComponentType())
+    options = {}
+    if channels > 1:  # ITK's Python build holds colour pixels of 8 bits, but no vectors of them
+        if channels not in (3, 4) or kind != "unsigned_char":
+            raise UnreadableImageError(
+                path, f"has {channels} channels of {kind}; expected 1 of any type, or 3 (RGB) or 4 (RGBA) of 8 bits."
+            )
+        options["pixel_type"] = {3: itk.RGBPixel, 4: itk.RGBAPixel}[channels][itk.UC]
     reader = ITKReader()
-    values, meta = reader.get_data(reader.read(path))
+    values, meta = reader.get_data(reader.read(path, **options))
     values = np.array(values)  # a copy: the array is a view of memory that ITK owns
     spatial = len(meta["spatial_shape"])
     if spatial not in (2, 3):

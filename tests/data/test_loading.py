@@ -1,0 +1,488 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Reading ultrasound files: the same upright picture, values and millimetres from every format."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import warnings
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor, list_data_collate, set_track_meta
+from monai.transforms import Compose, Randomizable, SaveImage
+from monai.transforms.traits import RandomizableTrait
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage
+
+from monai_usfm.data.loading import LoadUltrasound, LoadUltrasoundd, UnreadableImageError, grey_from_rgb
+
+STILLS = ["png", "bmp", "tif", "jpg", "nii", "nii.gz", "mha", "mhd", "nrrd", "dcm"]
+VOLUMES = ["tif", "nii", "nii.gz", "mha", "nrrd", "dcm"]
+SPACING = {"nii": (3.0, 2.0), "nii.gz": (3.0, 2.0), "mha": (3.0, 2.0), "mhd": (3.0, 2.0), "nrrd": (3.0, 2.0)}
+
+
+@pytest.fixture(autouse=True)
+def tracking():
+    yield
+    set_track_meta(True)
+
+
+def asymmetric(shape: tuple[int, ...] = (5, 8)) -> np.ndarray:
+    """A picture that no flip, turn or transposition leaves as it is; 16 px blocks survive JPEG."""
+    blocks = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return blocks.repeat(16, axis=-1).repeat(16, axis=-2)
+
+
+def write_dicom(path: Path, frames: np.ndarray, bits_stored: int = 8) -> None:
+    """``(T, H, W)`` or ``(H, W)`` as uncompressed greyscale ultrasound."""
+    frames = frames[None] if frames.ndim == 2 else frames
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = UltrasoundMultiFrameImageStorage, "1.2.3", "US"
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    ds.NumberOfFrames, ds.Rows, ds.Columns = frames.shape
+    ds.BitsAllocated = frames.dtype.itemsize * 8
+    ds.BitsStored, ds.HighBit = bits_stored, bits_stored - 1
+    ds.PixelData = frames.tobytes()
+    ds.save_as(path, enforce_file_format=True)
+
+
+def write_mha(path: Path, array: np.ndarray) -> None:
+    """``(H, W, c)`` uint8 as MetaImage, without a library."""
+    header = f"ObjectType = Image\nNDims = 2\nDimSize = {array.shape[1]} {array.shape[0]}\nElementType = MET_UCHAR\n"
+    header += f"ElementNumberOfChannels = {array.shape[2]}\nElementDataFile = LOCAL\n"
+    path.write_bytes(header.encode() + array.tobytes())
+
+
+def write(path: Path, array: np.ndarray) -> Path:
+    """Store ``(H, W)`` or ``(D, H, W)``, spacing 2 mm along x, 3 mm along y and 4 mm along z where the format can."""
+    kind = path.name.split(".", 1)[1]
+    if kind in ("nii", "nii.gz"):
+        nib.save(nib.Nifti1Image(array.T, np.diag([2.0, 3.0, 4.0, 1.0])), path)
+    elif kind in ("mha", "mhd", "nrrd"):
+        img = itk.image_from_array(array)
+        img.SetSpacing([2.0, 3.0, 4.0][: array.ndim])
+        itk.imwrite(img, str(path))
+    elif kind == "dcm":
+        write_dicom(path, array)
+    elif array.ndim == 3:
+        pages = [Image.fromarray(page) for page in array]
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+    else:
+        Image.fromarray(array).save(path, **({"quality": 100} if kind == "jpg" else {}))
+    return path
+
+
+@pytest.mark.parametrize("kind", STILLS)
+def test_a_still_of_every_format_is_the_upright_picture(tmp_path, kind):
+    picture = asymmetric()
+    img = LoadUltrasound()(write(tmp_path / f"a.{kind}", picture))
+    assert img.shape == (1, *picture.shape) and img.dtype == torch.float32
+    error = np.abs(img.numpy()[0] - picture / 255).max()
+    assert error <= (2 / 255 if kind == "jpg" else 1e-6)
+
+
+@pytest.mark.parametrize("kind", VOLUMES)
+def test_a_volume_of_every_format_has_slices_then_rows_then_columns(tmp_path, kind):
+    volume = asymmetric((4, 3, 5))
+    img = LoadUltrasound(spatial_dims=3)(write(tmp_path / f"a.{kind}", volume))
+    np.testing.assert_allclose(img.numpy()[0], volume / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", VOLUMES)
+@pytest.mark.parametrize(("frame", "expected"), [("middle", 2), (0, 0), (3, 3), (-1, 3)])
+def test_two_dimensions_take_one_frame_of_a_volume(tmp_path, kind, frame, expected):
+    volume = asymmetric((4, 3, 5))
+    img = LoadUltrasound(frame=frame)(write(tmp_path / f"a.{kind}", volume))
+    np.testing.assert_allclose(img.numpy()[0], volume[expected] / 255, atol=1e-6)
+    assert img.meta["frame"] == expected and img.meta["num_frames"] == 4
+
+
+@pytest.mark.parametrize("kind", ["nii.gz", "mha", "nrrd"])
+def test_spacing_follows_the_order_of_the_axes(tmp_path, kind):
+    path = write(tmp_path / f"a.{kind}", asymmetric((4, 3, 5)))
+    volume, frame = LoadUltrasound(spatial_dims=3)(path), LoadUltrasound()(path)
+    assert volume.pixdim.tolist() == pytest.approx([4, 3, 2]) and volume.meta["spacing"].tolist() == [4, 3, 2]
+    assert frame.meta["spacing"].tolist() == [3, 2] and frame.meta["spacing_known"] is True
+
+
+def test_a_format_without_spacing_says_that_it_is_unknown_and_takes_the_items(tmp_path):
+    path = write(tmp_path / "a.png", asymmetric())
+    assert LoadUltrasound()(path).meta["spacing_known"] is False
+    img = LoadUltrasoundd("image")({"image": path, "spacing": [0.2, 0.1]})["image"]
+    assert img.meta["spacing"].tolist() == pytest.approx([0.2, 0.1]) and img.meta["spacing_known"] is True
+
+
+def test_nifti_in_metres_becomes_millimetres(tmp_path):
+    img = nib.Nifti1Image(asymmetric().T, np.diag([0.002, 0.003, 1, 1]))
+    img.header.set_xyzt_units("meter")
+    nib.save(img, tmp_path / "a.nii")
+    assert LoadUltrasound()(tmp_path / "a.nii").meta["spacing"].tolist() == pytest.approx([3, 2])
+
+
+@given(seed=st.integers(0, 2**20), frame=st.integers(0, 3))
+@settings(max_examples=15, deadline=None)
+def test_a_voxel_keeps_its_place_in_the_world(tmp_path_factory, seed, frame):
+    random = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3] = random.normal(size=(3, 4))
+    path = tmp_path_factory.mktemp("world") / "a.nii"
+    nib.save(nib.Nifti1Image(random.integers(0, 255, (6, 5, 4), dtype=np.uint8), affine), path)
+    stored = nib.load(path).affine  # header precision
+    x, y = 2, 3
+    expected = stored @ [x, y, frame, 1]
+    volume = LoadUltrasound(spatial_dims=3)(path)
+    still = LoadUltrasound(frame=frame)(path)
+    np.testing.assert_allclose(volume.affine.numpy() @ [frame, y, x, 1], expected, atol=1e-5)
+    np.testing.assert_allclose(still.affine.numpy() @ [y, x, 0, 1], expected, atol=1e-5)
+
+
+def test_monai_saves_a_volume_back_on_the_grid_of_its_file(tmp_path):
+    volume = asymmetric((4, 3, 5))
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[:3, 3] = 5, 6, 7
+    nib.save(nib.Nifti1Image(volume.T, affine), tmp_path / "a.nii.gz")
+    img = LoadUltrasound(spatial_dims=3)(tmp_path / "a.nii.gz")
+    SaveImage(tmp_path, output_postfix="out", separate_folder=False, print_log=False, resample=True)(img)
+    saved = nib.load(tmp_path / "a_out.nii.gz")
+    np.testing.assert_allclose(saved.affine, affine)
+    np.testing.assert_allclose(saved.get_fdata(), volume.T / 255, atol=1e-6)
+
+
+def test_a_cine_stored_along_the_fourth_axis_is_a_volume_of_frames(tmp_path):
+    cine = asymmetric((4, 3, 5))
+    nib.save(nib.Nifti1Image(cine.T[:, :, None], np.eye(4)), tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(LoadUltrasound(3)(tmp_path / "a.nii.gz").numpy()[0], cine / 255, atol=1e-6)
+    np.testing.assert_allclose(LoadUltrasound(frame=1)(tmp_path / "a.nii.gz").numpy()[0], cine[1] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "full_scale"),
+    [("u1", 200, 255), ("u2", 200, 255), ("u2", 3000, 4095), ("u2", 40000, 65535), ("i2", 3000, 4095), ("i4", 99, 255)],
+)
+@pytest.mark.parametrize("kind", ["tif", "nii", "mha"])
+def test_integers_are_divided_by_the_smallest_usual_range_that_holds_them(tmp_path, kind, dtype, largest, full_scale):
+    if kind == "tif" and dtype == "i2":
+        pytest.skip("Pillow writes no signed 16-bit TIFF")
+    array = np.linspace(0, largest, 48).reshape(6, 8).astype(dtype)
+    img = LoadUltrasound()(write(tmp_path / f"a.{kind}", array))
+    np.testing.assert_allclose(img.numpy()[0], array / full_scale, atol=1e-6)
+
+
+def test_sixteen_bit_png_keeps_its_range(tmp_path):
+    array = np.linspace(0, 60000, 48).reshape(6, 8).astype(np.uint16)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.png").numpy()[0], array / 65535, atol=1e-6)
+
+
+def test_dicom_is_divided_by_its_stored_bits_however_dark_it_is(tmp_path):
+    array = np.full((4, 6), 100, dtype=np.uint16)
+    write_dicom(tmp_path / "a.dcm", array, bits_stored=12)
+    assert LoadUltrasound()(tmp_path / "a.dcm").unique().item() == pytest.approx(100 / 4095)
+
+
+@pytest.mark.parametrize("kind", ["tif", "nii.gz", "mha"])
+def test_all_frames_of_a_deep_volume_share_one_scale(tmp_path, kind):
+    volume = np.stack([np.full((4, 5), value, np.uint16) for value in (100, 200, 4000)])
+    path = write(tmp_path / f"a.{kind}", volume)
+    assert LoadUltrasound(frame=0)(path).max().item() == pytest.approx(100 / 4095)
+
+
+@pytest.mark.parametrize(("high", "full_scale"), [(1.0, 1), (0.3, 1), (200.0, 255)])
+def test_floats_in_a_usual_range_are_not_stretched(tmp_path, high, full_scale):
+    array = np.linspace(0.1 * high, high, 48).reshape(6, 8).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        img = LoadUltrasound()(write(tmp_path / "a.nii", array))
+    np.testing.assert_allclose(img.numpy()[0], array / full_scale, rtol=1e-5)
+
+
+def test_other_floats_are_stretched_with_one_warning_that_names_the_file(tmp_path):
+    array = np.linspace(-60, 0, 48).reshape(6, 8).astype(np.float32)  # decibels
+    path = write(tmp_path / "decibel.mha", array)
+    load = LoadUltrasound()
+    with pytest.warns(UserWarning, match=r"decibel\.mha: float32 values from -60 to 0"):
+        img = load(path)
+    np.testing.assert_allclose(img.numpy()[0], (array + 60) / 60, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path)
+        LoadUltrasound(scale="minmax")(path)
+
+
+def test_minmax_of_a_constant_image_is_zero(tmp_path):
+    path = write(tmp_path / "a.png", np.full((4, 5), 77, np.uint8))
+    assert LoadUltrasound(scale="minmax")(path).abs().max() == 0
+
+
+def test_label_maps_keep_their_numbers(tmp_path):
+    label = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    for kind in ("png", "nii.gz", "mha"):
+        img = LoadUltrasound(scale=None, dtype=torch.uint8)(write(tmp_path / f"a.{kind}", label))
+        assert img.dtype == torch.uint8 and torch.equal(img.as_tensor()[0], torch.from_numpy(label))
+
+
+def test_a_palette_label_gives_indices_and_a_palette_image_gives_colours(tmp_path):
+    index = np.array([[0, 1], [2, 1]], dtype=np.uint8)
+    img = Image.fromarray(index, mode="P")
+    img.putpalette([0, 0, 0, 90, 90, 90, 255, 255, 255])
+    img.save(tmp_path / "a.png")
+    assert LoadUltrasound(scale=None)(tmp_path / "a.png")[0].tolist() == [[0, 1], [2, 1]]
+    expected = np.array([[0, 90], [255, 90]]) / 255
+    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.png").numpy()[0], expected, atol=1e-6)
+
+
+def test_grey_stored_as_rgb_is_exactly_grey(tmp_path):
+    picture = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(np.repeat(picture[..., None], 3, axis=-1)).save(tmp_path / "a.png")
+    Image.fromarray(np.dstack([picture] * 3 + [np.full_like(picture, 128)])).save(tmp_path / "b.png")  # with opacity
+    for name in ("a.png", "b.png"):
+        assert torch.equal(LoadUltrasound(dtype=torch.uint8)(tmp_path / name)[0], torch.from_numpy(picture))
+        assert torch.equal(LoadUltrasound(scale=None)(tmp_path / name)[0], torch.from_numpy(picture).float())
+
+
+@pytest.mark.parametrize("kind", ["png", "nii", "mha"])
+def test_colour_becomes_luma_alike_in_every_format(tmp_path, kind):
+    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{kind}"
+    if kind == "png":
+        Image.fromarray(colour).save(path)
+    elif kind == "nii":
+        record = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+        nib.save(nib.Nifti1Image(colour.transpose(1, 0, 2).copy().view(record)[..., 0], np.eye(4)), path)
+    else:
+        write_mha(path, colour)
+    luma = (colour * [0.299, 0.587, 0.114]).sum(-1)
+    np.testing.assert_allclose(LoadUltrasound()(path).numpy()[0] * 255, luma, atol=0.51)
+    assert torch.equal(
+        LoadUltrasound(grey=False, dtype=torch.uint8)(path).as_tensor(), torch.from_numpy(colour).permute(2, 0, 1)
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([np.uint8, np.uint16, np.float32, np.float64]))
+@settings(max_examples=20, deadline=None)
+def test_luma_of_equal_channels_is_that_channel(seed, dtype):
+    channel = (np.random.default_rng(seed).random((7, 5, 1)) * 255).astype(dtype)
+    assert np.array_equal(grey_from_rgb(np.repeat(channel, 3, axis=-1)), channel)
+
+
+def test_a_grey_file_can_be_given_three_channels(tmp_path):
+    img = LoadUltrasound(grey=False)(write(tmp_path / "a.nii", asymmetric()))
+    assert img.shape[0] == 3 and torch.equal(img[0], img[2])
+
+
+def test_a_turned_photograph_is_upright(tmp_path):
+    picture = asymmetric()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise for display
+    Image.fromarray(np.rot90(picture).copy()).save(tmp_path / "a.jpg", quality=100, exif=exif)
+    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.jpg").numpy()[0], picture / 255, atol=2 / 255)
+
+
+def test_the_file_is_found_to_be_dicom_without_an_ending(tmp_path):
+    picture = asymmetric()
+    write_dicom(tmp_path / "1.2.840.113619", picture)
+    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "1.2.840.113619").numpy()[0], picture / 255, atol=1e-6)
+
+
+def bad_file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if "folder" in name:
+        path.mkdir()
+    elif "empty" in name:
+        path.touch()
+    elif "truncated" in name:
+        volume = np.random.default_rng(0).integers(0, 255, (8, 64, 64), dtype=np.uint8)
+        write(path, volume[0] if path.suffix in (".png", ".jpg", ".bmp") else volume)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif "text" in name:
+        path.write_text("not an image")
+    elif "nan" in name:
+        volume = np.zeros((4, 5, 6), np.float32)
+        volume[0, 0, 0], volume[1, 1, 1] = np.nan, np.inf
+        write(path, volume)
+    elif "two_channels.mha" in name:
+        write_mha(path, np.zeros((4, 5, 2), np.uint8))
+    elif "two_channels.nii" in name:
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 1, 1, 2), np.uint8), np.eye(4)), path)
+    elif "complex" in name:
+        nib.save(nib.Nifti1Image(np.zeros((4, 5), np.complex64), np.eye(4)), path)
+    elif "sequence" in name:
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 3, 2), np.uint8), np.eye(4)), path)
+    elif "report" in name:
+        ds = pydicom.Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.3"
+        ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.png", "no such file; check dataset_dir"),
+        ("folder.png", "is a folder"),
+        ("empty.png", "an empty file"),
+        ("truncated.png", "truncated"),
+        ("truncated.jpg", "truncated"),
+        ("truncated.bmp", "truncated"),
+        ("truncated.tif", "truncated"),
+        ("truncated.nii", "truncated"),
+        ("truncated.nii.gz", "truncated"),
+        ("truncated.mha", "truncated"),
+        ("truncated.nrrd", "truncated"),
+        ("truncated.dcm", "truncated"),
+        ("text.png", "not of the type its name says"),
+        ("text.nii.gz", "not of the type its name says"),
+        ("text.dcm", "not of the type its name says"),
+        ("text.xyz", "unsupported file type; supported are .png"),
+        ("nan.nii.gz", "has 2 NaN or infinite of 120 values"),
+        ("nan.mha", "has 2 NaN or infinite of 120 values"),
+        ("two_channels.mha", "has 2 channels of unsigned_char; expected 1"),
+        ("two_channels.nii", "has 2 channels; expected 1"),
+        ("complex.nii", "values of type complex64"),
+        ("sequence.nii", "a sequence of volumes"),
+        ("report.dcm", "without an image"),
+    ],
+)
+def test_a_bad_file_gives_one_error_with_its_name_and_the_reason(tmp_path, name, message):
+    path = bad_file(tmp_path, name)
+    with pytest.raises(UnreadableImageError, match=message) as caught:
+        LoadUltrasound()(path)
+    assert str(caught.value).startswith(f"{path}: ") and caught.value.path == str(path)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_still_is_no_volume(tmp_path):
+    with pytest.raises(UnreadableImageError, match=r"a\.png: a still image, but spatial_dims=3"):
+        LoadUltrasound(spatial_dims=3)(write(tmp_path / "a.png", asymmetric()))
+
+
+def test_a_frame_that_does_not_exist_is_refused(tmp_path):
+    path = write(tmp_path / "a.nii", asymmetric((3, 2, 2)))
+    with pytest.raises(UnreadableImageError, match="has 3 frames, so there is no frame 7"):
+        LoadUltrasoundd("image")({"image": path, "frame": 7})
+
+
+def test_a_coloured_label_is_refused(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match="a coloured picture where a label map is expected"):
+        LoadUltrasound(scale=None)(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("options", [{"spatial_dims": 4}, {"frame": "first"}, {"frame": True}, {"scale": "bright"}])
+def test_an_unknown_option_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        LoadUltrasound(**options)
+
+
+def test_without_tracking_a_plain_tensor_of_the_same_values_comes(tmp_path):
+    for kind in STILLS:
+        path = write(tmp_path / f"a.{kind}", asymmetric())
+        tracked = LoadUltrasound()(path)
+        set_track_meta(False)
+        plain = LoadUltrasound()(path)
+        set_track_meta(True)
+        assert isinstance(tracked, MetaTensor) and not isinstance(plain, MetaTensor)
+        assert torch.equal(tracked.as_tensor(), plain)
+
+
+def test_a_batch_of_mixed_formats_collates(tmp_path):
+    load = LoadUltrasoundd("image")
+    paths = [write(tmp_path / f"a.{kind}", asymmetric()) for kind in STILLS]
+    paths.append(write(tmp_path / "cine.tif", asymmetric((3, 5, 8))))
+    batch = list_data_collate([load({"image": path}) for path in paths])
+    assert batch["image"].shape == (11, 1, 80, 128)
+
+
+def test_random_frames_repeat_with_the_seed_and_reach_every_frame(tmp_path):
+    path = write(tmp_path / "a.mha", asymmetric((4, 3, 5)))
+    drawn = []
+    for _ in range(2):
+        load = LoadUltrasoundd("image", frame="random")
+        Compose([load]).set_random_state(3)
+        drawn.append([load({"image": path})["image"].meta["frame"] for _ in range(40)])
+    assert drawn[0] == drawn[1]
+    counts = np.bincount(drawn[0], minlength=4)
+    assert counts.sum() == 40 and counts.min() >= 3  # a fixed or clipped index would leave some at 0
+
+
+def test_image_and_label_keep_to_one_random_frame(tmp_path):
+    volume = asymmetric((9, 3, 5))
+    image, label = write(tmp_path / "a.mha", volume), write(tmp_path / "b.nii.gz", volume)
+    load = LoadUltrasoundd(["image", "label"], frame="random", scale=("auto", None)).set_random_state(0)
+    for _ in range(5):
+        item = load({"image": image, "label": label})
+        assert torch.equal((item["image"].as_tensor() * 255).round(), item["label"].as_tensor())
+
+
+def test_an_items_own_frame_wins(tmp_path):
+    path = write(tmp_path / "a.mha", asymmetric((9, 3, 5)))
+    load = LoadUltrasoundd("image", frame="random")
+    assert {load({"image": path, "frame": 5})["image"].meta["frame"] for _ in range(8)} == {5}
+
+
+def test_global_random_state_is_untouched(tmp_path):
+    path = write(tmp_path / "a.mha", asymmetric((9, 3, 5)))
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    LoadUltrasound(frame="random")(path)
+    assert np.array_equal(before[0], np.random.get_state()[1]) and torch.equal(before[1], torch.get_rng_state())
+
+
+@pytest.mark.parametrize("form", [LoadUltrasound, lambda **options: LoadUltrasoundd("image", **options)])
+def test_only_random_frames_make_the_transform_random(form):
+    assert isinstance(form(frame="random"), Randomizable)
+    assert not isinstance(form(frame="middle"), RandomizableTrait)  # so that caching datasets cache it
+    assert type(pickle.loads(pickle.dumps(form(frame="random")))) is type(form(frame="random"))
+
+
+def test_both_forms_have_the_same_defaults():
+    array = inspect.signature(LoadUltrasound.__init__).parameters
+    dictionary = inspect.signature(LoadUltrasoundd.__init__).parameters
+    assert {name: p.default for name, p in array.items()} == {
+        name: p.default for name, p in dictionary.items() if name not in ("keys", "allow_missing_keys")
+    }
+
+
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4)),
+    dtype=st.sampled_from(["u1", "u2", "i2", "i4", "f4", "f8"]),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_readable_volume_gives_finite_values_in_the_unit_range(tmp_path_factory, shape, dtype, seed):
+    random = np.random.default_rng(seed)
+    array = (random.normal(size=shape) * 10.0 ** random.integers(-2, 5)).astype("f8")
+    array = array.clip(0, 65535) if dtype == "u2" else array.clip(0, 255) if dtype == "u1" else array.clip(-3e4, 3e4)
+    path = tmp_path_factory.mktemp("any") / "a.nii"
+    nib.save(nib.Nifti1Image(array.astype(dtype), np.eye(4)), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        img = LoadUltrasound()(path)
+    assert img.shape == (1, shape[1], shape[0])
+    assert torch.isfinite(img).all() and img.min() >= 0 and img.max() <= 1
+
+
+def test_real_volumes_and_cines_are_read(shared_data):
+    liver = LoadUltrasound(spatial_dims=3)(shared_data / "volumes_3d" / "liver_sweep.nii.gz")
+    stored = nib.load(shared_data / "volumes_3d" / "liver_sweep.nii.gz")
+    assert liver.shape[1:] == stored.shape[::-1]
+    assert liver.meta["spacing"].tolist() == pytest.approx(list(stored.header.get_zooms())[::-1])
+    frame = LoadUltrasound(frame=7)(shared_data / "cine_2dt" / "bone_linear_21f.nii.gz")
+    cine = np.asarray(nib.load(shared_data / "cine_2dt" / "bone_linear_21f.nii.gz").dataobj)
+    np.testing.assert_allclose(frame.numpy()[0], cine[:, :, 7].T / 255, atol=1e-6)
