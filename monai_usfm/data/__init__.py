@@ -9,7 +9,7 @@ from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
 from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UnreadableImageError
 from .sampler import OrganBalancedSampler, organ_balanced_weights
-from .sections import load_sections
+from .sections import list_images, load_sections
 from .synthetic import SyntheticUltrasound, write_synthetic_dataset
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "convert_dicom",
     "frame_times",
     "label_fraction",
+    "list_images",
     "load_datalist",
     "load_sections",
     "organ_balanced_weights",

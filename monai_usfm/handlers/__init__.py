@@ -12,7 +12,7 @@ from monai_usfm.handlers.checkpoint import (
     save_atomically,
 )
 from monai_usfm.handlers.embeddings import EmbeddingSaver
-from monai_usfm.handlers.gradient import GradientClip
+from monai_usfm.handlers.gradient import FiniteLoss, GradientClip
 from monai_usfm.handlers.records import (
     MetricsTable,
     PictureHandler,
@@ -27,6 +27,7 @@ __all__ = [
     "EmbeddingSaver",
     "EpochSeed",
     "ExportWeights",
+    "FiniteLoss",
     "GradientClip",
     "MetricsTable",
     "PictureHandler",

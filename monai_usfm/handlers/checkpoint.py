@@ -48,25 +48,28 @@ class EpochSeed:
         seed: non-negative base seed.
         data_loader: the training loader.
         rank: number of this process, which draws its own augmentations.
+        fixed: draw the same every time, as a validation loss wants.
     """
 
-    def __init__(self, seed: int, data_loader: torch.utils.data.DataLoader, rank: int = 0) -> None:
+    def __init__(self, seed: int, data_loader: torch.utils.data.DataLoader, rank: int = 0, fixed: bool = False) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}.")
         self.seed = seed
         self.data_loader = data_loader
         self.rank = rank
+        self.fixed = fixed
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         # A large odd multiplier keeps the seeds of neighbouring runs and epochs apart.
-        seed = (self.seed + 1_000_003 * engine.state.epoch + 7_919 * self.rank) % (2**31)
+        epoch = 0 if self.fixed else engine.state.epoch
+        seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % (2**31)
         set_determinism(seed=seed, use_deterministic_algorithms=None)
         set_rnd(self.data_loader.dataset, seed=seed)
         if hasattr(self.data_loader.sampler, "set_epoch"):
-            self.data_loader.sampler.set_epoch(engine.state.epoch)
+            self.data_loader.sampler.set_epoch(epoch)
 
 
 class ResumableCheckpoint:

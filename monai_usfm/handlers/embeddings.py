@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from monai_usfm.handlers.records import write_text_atomically
+from monai_usfm.networks.nets.features import FeatureExtractor
 
 __all__ = ["EmbeddingSaver"]
 
@@ -26,13 +28,20 @@ class EmbeddingSaver:
     Attach it to an evaluator whose ``pred`` is a vector for each image; file names come from the image's metadata.
 
     Args:
-        output_dir: folder of the two files.
-        keys: item of the evaluator's output.
+        output_dir: folder of the files.
+        network: :class:`~monai_usfm.networks.FeatureExtractor` for feature maps; not needed without ``feature_blocks``.
+        feature_blocks: also write the maps ``(E, *grid)`` after these blocks, as ``<image>_maps.npz`` with one entry
+            ``block_<i>`` each.
     """
 
-    def __init__(self, output_dir: str, keys: str = "pred") -> None:
+    def __init__(
+        self, output_dir: str, network: FeatureExtractor | None = None, feature_blocks: Sequence[int] = ()
+    ) -> None:
+        if feature_blocks and network is None:
+            raise ValueError("feature_blocks need the network that makes the maps.")
         self.folder = Path(output_dir)
-        self.keys = keys
+        self.network = network
+        self.feature_blocks = list(feature_blocks)
         self.names: list[str] = []
         self.vectors: list[np.ndarray] = []
 
@@ -48,18 +57,31 @@ class EmbeddingSaver:
         for item in engine.state.output:
             image = item["image"]
             known = isinstance(image, MetaTensor) and "filename_or_obj" in image.meta
-            self.names.append(str(image.meta["filename_or_obj"]) if known else f"image_{len(self.names):06d}")
-            self.vectors.append(torch.as_tensor(item[self.keys]).detach().float().cpu().flatten().numpy())
+            name = str(image.meta["filename_or_obj"]) if known else f"image_{len(self.names):06d}"
+            self.names.append(name)
+            self.vectors.append(torch.as_tensor(item["pred"]).detach().float().cpu().flatten().numpy())
+            if self.network is not None and self.feature_blocks:
+                with torch.no_grad():
+                    pixels = torch.as_tensor(image).as_subclass(torch.Tensor).unsqueeze(0)
+                    maps = self.network.feature_maps(pixels, self.feature_blocks)
+                number = f"{len(self.names) - 1:06d}"
+                self._save(
+                    f"{number}_{Path(name).name.split('.')[0]}_maps.npz",
+                    {f"block_{i}": m[0].float().cpu().numpy() for i, m in zip(self.feature_blocks, maps, strict=True)},
+                )
+
+    def _save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, self.folder / name)
 
     def _write(self, engine: Engine) -> None:
         if not self.vectors:
             return
         vectors = np.stack(self.vectors)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".embeddings.{os.getpid()}.tmp"
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, embeddings=vectors, images=np.array(self.names))
-        os.replace(temporary, self.folder / "embeddings.npz")
+        self._save("embeddings.npz", {"embeddings": vectors, "images": np.array(self.names)})
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["image", *[f"feature_{i}" for i in range(vectors.shape[1])]])

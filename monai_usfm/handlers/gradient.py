@@ -1,14 +1,35 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient clipping for MONAI's trainers."""
+"""Guards of a training step: gradient clipping and a stop on a loss that is not a number."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
-__all__ = ["GradientClip"]
+__all__ = ["FiniteLoss", "GradientClip"]
+
+
+class FiniteLoss:
+    """Stops training when the loss is NaN or infinite, before it reaches the weights.
+
+    Raises:
+        FloatingPointError: naming the iteration.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        loss = float(engine.state.output["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at iteration {engine.state.iteration}, epoch {engine.state.epoch}: lower "
+                "learning_rate, use amp fp32, or look for unusual images in this batch. The last checkpoint is intact."
+            )
 
 
 class GradientClip:

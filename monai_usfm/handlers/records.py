@@ -272,7 +272,9 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
 
 
 class PictureHandler:
-    """Saves pictures of the last batch of an engine every few epochs of the trainer.
+    """Saves pictures of the last batch of an engine every few epochs.
+
+    On an evaluator the epoch is that of the trainer which runs it.
 
     Args:
         output_dir: folder; files are named ``<prefix>_epoch_0001.png``.
@@ -289,14 +291,12 @@ class PictureHandler:
         self,
         output_dir: str,
         panels: Callable[[Engine], Mapping[str, torch.Tensor]],
-        epoch: Callable[[], int] | None = None,
         interval: int = 1,
         prefix: str = "pictures",
         max_items: int = 8,
     ) -> None:
         self.folder = Path(output_dir)
         self.panels = panels
-        self.epoch = epoch
         self.interval = interval
         self.prefix = prefix
         self.max_items = max_items
@@ -305,6 +305,6 @@ class PictureHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        epoch = engine.state.epoch if self.epoch is None else self.epoch()
+        epoch = engine.state.epoch
         if epoch == 1 or epoch % self.interval == 0:
             save_panels(self.folder / f"{self.prefix}_epoch_{epoch:04d}.png", self.panels(engine), self.max_items)

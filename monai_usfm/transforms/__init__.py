@@ -56,6 +56,7 @@ from monai_usfm.transforms.band_stop import (
     ring_mask,
     usfm_rings,
 )
+from monai_usfm.transforms.batch import BatchAugmentation
 from monai_usfm.transforms.beam import (
     BeamGeometry,
     FitBeam,
@@ -96,6 +97,7 @@ from monai_usfm.transforms.speckle import (
 )
 
 __all__ = [
+    "BatchAugmentation",
     "BeamGeometry",
     "CropFieldOfView",
     "CropFieldOfViewd",

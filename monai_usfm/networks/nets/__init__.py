@@ -7,13 +7,20 @@ from __future__ import annotations
 from monai_usfm.networks.nets.classifier import UltrasoundClassifier
 from monai_usfm.networks.nets.enhancer import UltrasoundEnhancer
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
-from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
+from monai_usfm.networks.nets.features import FeatureExtractor
+from monai_usfm.networks.nets.masked import MaskedAutoencoder, MaskedImageModel, RandomBandStop
+from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
 
 __all__ = [
+    "FeatureExtractor",
+    "MaskedAutoencoder",
+    "MaskedImageModel",
+    "RandomBandStop",
     "UltrasoundClassifier",
     "UltrasoundEnhancer",
     "UltrasoundSegmenter",
     "UltrasoundViT",
+    "usfm_vit",
     "usfm_vit_base",
     "usfm_vit_small",
     "usfm_vit_tiny",

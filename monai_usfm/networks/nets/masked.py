@@ -185,8 +185,14 @@ class MaskedImageModel(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """The network's estimate of the clean images ``(B, C, *S)`` from a corrupted version, for pictures."""
+        """The network's estimate of the clean images ``(B, C, *S)`` from a corrupted version."""
         return self(image, noise)["prediction"].clamp(0, 1)
+
+    @torch.no_grad()
+    def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pictures of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
+        output = self(image)
+        return _panels(image, output["corrupted"], output["prediction"].clamp(0, 1))
 
 
 class MaskedAutoencoder(nn.Module):
@@ -327,8 +333,19 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Images ``(B, C, *S)`` whose hidden patches are the network's, for pictures; visible ones are as they were."""
-        output = self(image, noise)
+        """Images ``(B, C, *S)`` whose hidden patches are the network's; visible ones are as they were."""
+        return self._compose(image, self(image, noise))
+
+    @torch.no_grad()
+    def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pictures of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
+        output = self(image)
+        seen = patchify(output.get("corrupted", image), self.encoder.patch_size)
+        seen = torch.where(output["mask"].unsqueeze(-1) > 0, 0.5, seen.float())
+        seen = unpatchify(seen, self.encoder.token_grid(image), self.encoder.patch_size)
+        return _panels(image, seen, self._compose(image, output))
+
+    def _compose(self, image: torch.Tensor, output: dict[str, torch.Tensor]) -> torch.Tensor:
         patches = patchify(image, self.encoder.patch_size).float()
         prediction = output["prediction"]
         if self.loss_function.normalize_patches:
@@ -342,6 +359,11 @@ def _scatter(patches: torch.Tensor, index: torch.Tensor, total: int) -> torch.Te
     """Put patches ``(B, M, P)`` at token numbers ``index`` (B, M) of ``total``; zero elsewhere."""
     full = patches.new_zeros(patches.shape[0], total, patches.shape[2])
     return full.scatter(1, index.unsqueeze(-1).expand_as(patches), patches)
+
+
+def _panels(image: torch.Tensor, seen: torch.Tensor, restored: torch.Tensor) -> dict[str, torch.Tensor]:
+    image = image.float()
+    return {"input": image, "corrupted": seen, "reconstruction": restored, "error": (restored - image).abs()}
 
 
 def _product(numbers: Sequence[int]) -> int:

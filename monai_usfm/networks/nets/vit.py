@@ -14,7 +14,7 @@ from monai_usfm.networks.blocks.patch_embed import PatchEmbedding, patch_grid
 from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
 from monai_usfm.networks.blocks.transformer import TransformerBlock
 
-__all__ = ["UltrasoundViT", "usfm_vit_base", "usfm_vit_small", "usfm_vit_tiny"]
+__all__ = ["UltrasoundViT", "usfm_vit", "usfm_vit_base", "usfm_vit_small", "usfm_vit_tiny"]
 
 POSITIONS = ("relative", "relative_per_block", "sincos", "learnable")
 
@@ -187,27 +187,40 @@ def _block_bias(bias: torch.Tensor | None, block: int) -> torch.Tensor | None:
     return bias[block if bias.shape[0] > 1 else 0]
 
 
-def _named(hidden_size: int, num_heads: int, overrides: dict[str, Any]) -> UltrasoundViT:
+# Width and heads; the MLP is four times as wide and there are 12 blocks.
+SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
+
+
+def usfm_vit(network_size: str, **overrides: Any) -> UltrasoundViT:
+    """Encoder of a named size, ``"tiny"``, ``"small"`` or ``"base"``; keywords override those of
+    :class:`UltrasoundViT`.
+
+    Raises:
+        ValueError: for an unknown size.
+    """
+    if network_size not in SIZES:
+        raise ValueError(f"network_size must be one of {', '.join(SIZES)}, got {network_size!r}.")
+    width, heads = SIZES[network_size]
     settings: dict[str, Any] = {
         "img_size": 224,
-        "hidden_size": hidden_size,
-        "mlp_dim": 4 * hidden_size,
+        "hidden_size": width,
+        "mlp_dim": 4 * width,
         "num_layers": 12,
-        "num_heads": num_heads,
+        "num_heads": heads,
     }
     return UltrasoundViT(**{**settings, **overrides})
 
 
 def usfm_vit_tiny(**overrides: Any) -> UltrasoundViT:
-    """Width 192, 12 blocks, 3 heads: 5.5 million parameters. Keywords override those of :class:`UltrasoundViT`."""
-    return _named(192, 3, overrides)
+    """Width 192, 12 blocks, 3 heads: 5.4 million parameters. Keywords override those of :class:`UltrasoundViT`."""
+    return usfm_vit("tiny", **overrides)
 
 
 def usfm_vit_small(**overrides: Any) -> UltrasoundViT:
-    """Width 384, 12 blocks, 6 heads: 22 million parameters. Keywords override those of :class:`UltrasoundViT`."""
-    return _named(384, 6, overrides)
+    """Width 384, 12 blocks, 6 heads: 21 million parameters. Keywords override those of :class:`UltrasoundViT`."""
+    return usfm_vit("small", **overrides)
 
 
 def usfm_vit_base(**overrides: Any) -> UltrasoundViT:
-    """Width 768, 12 blocks, 12 heads: 86 million parameters, the size of USFM and USF-MAE. Keywords override."""
-    return _named(768, 12, overrides)
+    """Width 768, 12 blocks, 12 heads: 85 million parameters, the size of USFM and USF-MAE. Keywords override."""
+    return usfm_vit("base", **overrides)

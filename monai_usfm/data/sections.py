@@ -1,0 +1,109 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The lists of images that a bundle works on: the user's, or simulated ones where none are given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_usfm.data.datalist import load_datalist
+from monai_usfm.data.loading import SUPPORTED_SUFFIXES
+
+__all__ = ["list_images", "load_sections"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_sections(
+    dataset_dir: str | os.PathLike | None = None,
+    datalist: str | os.PathLike | None = None,
+    *,
+    synthetic_dir: str | os.PathLike,
+    synthetic: dict[str, Any] | None = None,
+    sections: Sequence[str] = ("training", "validation"),
+    required: Sequence[str] = ("image",),
+    holdout: float = 0.05,
+    check_files: bool = True,
+) -> dict[str, list[dict[str, Any]]]:
+    """Lists of items with absolute paths, by section.
+
+    Args:
+        dataset_dir: folder that relative paths start from; its ``dataset.json`` is read where no ``datalist`` is given.
+        datalist: Decathlon-style JSON file; paths are relative to ``dataset_dir``, or to its own folder without one.
+        synthetic_dir: where simulated images are written when neither of the two is given.
+        synthetic: arguments of :func:`~monai_usfm.data.write_synthetic_dataset`.
+        sections: wanted sections.
+        required: keys that every item must have.
+        holdout: a list without ``validation`` gives this share of its training items to it, chosen by a hash of the
+            patient (of the file name where no patient is known), so that it does not change from run to run.
+        check_files: see :func:`~monai_usfm.data.load_datalist`.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
+    """
+    if not dataset_dir and not datalist:
+        logger.warning(
+            "no dataset_dir given: running on SIMULATED ultrasound images in %s. Give dataset_dir (and datalist) for "
+            "real ones.",
+            synthetic_dir,
+        )
+        from monai_usfm.data.synthetic import write_synthetic_dataset
+
+        datalist = write_synthetic_dataset(synthetic_dir, **(synthetic or {}))
+        dataset_dir = Path(datalist).parent
+    elif not datalist:
+        datalist = Path(str(dataset_dir)) / "dataset.json"
+
+    def read(section: str) -> list[dict[str, Any]]:
+        return load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
+
+    if "validation" not in sections or _has_section(datalist, "validation"):
+        return {section: read(section) for section in sections}
+    lists = {section: read(section) for section in sections if section != "validation"}
+    training = lists.get("training") or read("training")
+    held = [item for item in training if _share(item) < holdout] or training[-1:]
+    kept = [item for item in training if _share(item) >= holdout] or training
+    logger.info("%s has no validation section: holding out %d of %d items.", datalist, len(held), len(training))
+    lists["validation"] = held
+    if "training" in lists:
+        lists["training"] = kept
+    return lists
+
+
+def list_images(
+    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, section: str = "test"
+) -> list[dict[str, Any]]:
+    """Items to run inference on: a section of a datalist, or every image file below a folder.
+
+    Raises:
+        FileNotFoundError: when the folder does not exist or holds no image.
+    """
+    if datalist:
+        return load_datalist(datalist, dataset_dir or None, section)
+    folder = Path(str(dataset_dir))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith(SUPPORTED_SUFFIXES))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); set dataset_dir to the folder that holds them."
+        )
+    return [{"image": str(file)} for file in files]
+
+
+def _has_section(datalist: str | os.PathLike, section: str) -> bool:
+    try:
+        content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # the reader explains what is wrong
+    return isinstance(content, dict) and bool(content.get(section))
+
+
+def _share(item: dict[str, Any]) -> float:
+    """A number in [0, 1) that depends on the patient or file name alone."""
+    name = str(item.get("patient") or Path(str(item["image"])).name)
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,101 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation of whole batches where they live, for pretraining at the speed of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.utils import ensure_tuple_rep
+
+__all__ = ["BatchAugmentation"]
+
+
+class BatchAugmentation:
+    """Random resized crop, rotation, flip and brightness of a batch in one resampling, on the device of training.
+
+    Used as ``prepare_batch`` of a MONAI trainer it makes the (image, target) pair of self-supervised learning, both the
+    same augmented image. Per image: a crop of a random share and aspect ratio is resized to ``spatial_size`` after a
+    rotation about the crop's centre, mirrored along the last axis with probability ``flip``, and its values are raised
+    to a random power. Draws come from PyTorch's global generator of the device. 2D and 3D: in 3D the rotation is in the
+    plane of the last two axes.
+
+    Args:
+        spatial_size: size of the output.
+        scale: range of the cropped share of the image's area or volume.
+        ratio: range of the crop's aspect ratio (last axis by the one before), drawn log-uniformly.
+        rotate: largest rotation in degrees, either way.
+        flip: probability of mirroring.
+        gamma: largest factor of the exponent, either way; 1 leaves values alone.
+        key: item of the batch that is the image.
+
+    Raises:
+        ValueError: for ranges that are empty or out of bounds.
+    """
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int],
+        scale: Sequence[float] = (0.67, 1.0),
+        ratio: Sequence[float] = (0.75, 1.3333),
+        rotate: float = 10.0,
+        flip: float = 0.5,
+        gamma: float = 1.3,
+        key: str = "image",
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be an increasing pair in (0, 1], got {tuple(scale)}.")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"ratio must be an increasing pair of positive numbers, got {tuple(ratio)}.")
+        if gamma < 1 or rotate < 0 or not 0 <= flip <= 1:
+            raise ValueError(f"need gamma >= 1, rotate >= 0, flip in [0, 1]; got {gamma}, {rotate}, {flip}.")
+        self.spatial_size = tuple(int(n) for n in spatial_size)
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+        self.rotate, self.flip, self.gamma, self.key = rotate, flip, gamma, key
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``prepare_batch`` of MONAI's engines: ``(image, image)`` on ``device``."""
+        image = torch.as_tensor(batch[self.key])
+        image = image.to(device=device, non_blocking=non_blocking, **kwargs)
+        augmented = self.augment(image.as_subclass(torch.Tensor))
+        return augmented, augmented
+
+    def augment(self, image: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S) -> (B, C, *spatial_size)``, float in [0, 1]; uint8 input is scaled from 0..255."""
+        dims = image.dim() - 2
+        size = ensure_tuple_rep(self.spatial_size, dims)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        batch, device = image.shape[0], image.device
+
+        def uniform(low: float, high: float) -> torch.Tensor:
+            return low + (high - low) * torch.rand(batch, device=device)
+
+        side = uniform(*self.scale) ** (1.0 / dims)
+        stretch = torch.exp(0.5 * uniform(*(float(torch.log(torch.tensor(r))) for r in self.ratio)))
+        # Extents in the order of grid_sample: last axis first. A side longer than the image is cut to it.
+        extent = torch.stack([side * stretch, side / stretch, *[side] * (dims - 2)], dim=1).clamp(max=1.0)
+        centre = (1 - extent) * (2 * torch.rand(batch, dims, device=device) - 1)
+        angle = torch.deg2rad(uniform(-self.rotate, self.rotate))
+        mirror = 1.0 - 2.0 * (torch.rand(batch, device=device) < self.flip).float()
+        theta = torch.zeros(batch, dims, dims + 1, device=device)
+        # Rotation in the plane of the last two axes, in pixels: the grid's units differ where the image is not square.
+        aspect = image.shape[-2] / image.shape[-1]
+        theta[:, 0, 0] = extent[:, 0] * angle.cos() * mirror
+        theta[:, 0, 1] = -extent[:, 1] * angle.sin() * aspect
+        theta[:, 1, 0] = extent[:, 0] * angle.sin() * mirror / aspect
+        theta[:, 1, 1] = extent[:, 1] * angle.cos()
+        for axis in range(2, dims):
+            theta[:, axis, axis] = extent[:, axis]
+        theta[:, :, -1] = centre
+        grid = F.affine_grid(theta, [batch, 1, *size], align_corners=False)
+        out = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        if self.gamma > 1:
+            limit = float(torch.log(torch.tensor(self.gamma)))
+            power = torch.exp(uniform(-limit, limit)).view(-1, *[1] * (dims + 1))
+            out = out.clamp(0, 1).pow(power)
+        return out
