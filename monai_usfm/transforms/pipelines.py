@@ -109,6 +109,7 @@ def semantics_preserving_pipeline(
                 mode=modes,
                 padding_mode="zeros",
             ),
+            MaskIntensityd(images, mask_key=fov),
             *last,
             *([DeleteItemsd(geometry_key)] if geometry_key is not None else []),
         ]
@@ -153,6 +154,7 @@ def distilled_pipeline(
             RandScaleCropd(moved, roi_scale=crop_scale, max_roi_scale=1.0, random_size=True),
             Resized(moved, spatial_size=size, mode=resize),
             RandFlipd(moved, prob=0.5, spatial_axis=len(size) - 1),
+            MaskIntensityd(images, mask_key=fov),
             *last,
             *([DeleteItemsd(geometry_key)] if geometry_key is not None else []),
         ]
