@@ -28,6 +28,7 @@ from monai_usfm.transforms.acquisition import apply_gain, attenuate, recompress,
 from monai_usfm.transforms.appearance import clahe, salt_and_pepper, wavelet_denoise
 from monai_usfm.transforms.artifacts import acoustic_shadow, add_haze, reverberate
 from monai_usfm.transforms.beam import BeamGeometry
+from monai_usfm.transforms.pipelines import distilled_pipeline, semantics_preserving_pipeline
 from monai_usfm.transforms.probe import change_geometry, curved_geometry, straight_geometry, zoomed_geometry
 from monai_usfm.transforms.speckle import speckle_intensity
 
@@ -160,7 +161,17 @@ def main(folder: Path) -> None:
     ):
         panels = [panel(torch.as_tensor(effect()).as_subclass(torch.Tensor), title) for title, effect in effects]
         save(panels, columns, folder / f"{name}.png")
-    save([panel(*[p[1], p[0], p[2]]) for p in probes], 3, folder / "probe.png")
+    save([panel(moved, title, contour) for title, moved, contour in probes], 3, folder / "probe.png")
+
+    item = {"image": image, "label": label, "fov": keep["fov"], "beam": geometry}
+    panels = []
+    for title, build in (("semantics-preserving", semantics_preserving_pipeline), ("distilled", distilled_pipeline)):
+        pipeline = build("image", SIZE, "label", "fov", "beam").set_random_state(7)
+        for draw in range(1, 5):
+            out = pipeline(item)
+            moved, contour = (torch.as_tensor(out[key]).as_subclass(torch.Tensor) for key in ("image", "label"))
+            panels.append(panel(moved, f"{title} {draw}", contour))
+    save(panels, 4, folder / "pipelines.png")
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def test_metric_works_in_an_engine_as_in_a_loop(name):
     engine = Engine(lambda _, batch: None)
     engine.add_event_handler(
         Events.ITERATION_COMPLETED,
-        lambda e: setattr(e.state, "output", [{"pred": i, "y": t} for i, t in zip(image, y)]),
+        lambda e: setattr(e.state, "output", [{"pred": i, "y": t} for i, t in zip(image, y, strict=True)]),
     )
     IgniteMetricHandler(metric_fn=build(), output_transform=from_engine(["pred", "y"])).attach(engine, "quality")
     engine.run([0, 0])
