@@ -897,7 +897,7 @@ def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = False) -> dict[
         state[SHARED_TABLE], state["rel_pos_bias.relative_position_index"] = table, index
     for i in range(encoder.num_layers):
         for gamma in (f"blocks.{i}.gamma_1", f"blocks.{i}.gamma_2"):
-            state.setdefault(gamma, torch.ones_like(encoder.blocks[i].norm1.weight))
+            state.setdefault(gamma, torch.ones_like(state[f"blocks.{i}.norm1.weight"]))
         if encoder.rel_pos_bias.num_tables > 1:
             state[f"blocks.{i}.attn.relative_position_bias_table"] = table[i].clone()
             state[f"blocks.{i}.attn.relative_position_index"] = index.clone()

@@ -55,7 +55,7 @@ def resize_position_table(table: torch.Tensor, source: list[int], target: list[i
     return codes.movedim(0, -1).reshape(1, -1, width)
 
 
-def _geometric_coordinates(source: int, target: int) -> torch.Tensor:
+def _geometric_coordinates(source: int, target: int) -> list[float]:
     """Where BEiT places the ``source`` relative offsets on the axis of the ``target`` ones.
 
     Near offsets keep their distance, far ones are stretched in geometric progression. Bisection bounds and step are
@@ -70,46 +70,91 @@ def _geometric_coordinates(source: int, target: int) -> torch.Tensor:
             right = ratio
         else:
             left = ratio
-    steps = torch.cumsum(ratio ** torch.arange(half, dtype=torch.float64), dim=0)
-    return torch.cat([-steps.flip(0), torch.zeros(1, dtype=torch.float64), steps])
+    coordinates = [0.0]
+    step = 1.0
+    for _ in range(half):
+        coordinates.append(coordinates[-1] + step)
+        coordinates.insert(0, coordinates[0] - step)
+        step = step * ratio
+    return coordinates
 
 
-def _spline_matrix(knots: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Matrix ``(len(at), len(knots))`` that evaluates the not-a-knot cubic spline through values at ``knots``.
+def _second_derivatives(knots: list[float]) -> torch.Tensor:
+    """Matrix ``(n, n)``: values at ``n >= 4`` knots -> second derivatives there of the not-a-knot cubic spline.
+
+    The tridiagonal system is solved by elimination with plain numbers, of which exported graphs see only the result;
+    ONNX has no general solver.
+    """
+    n = len(knots)
+    step = [knots[i + 1] - knots[i] for i in range(n - 1)]
+    eye = torch.eye(n, dtype=torch.float64)
+    # Rows 1 .. n - 2: step[i-1] m[i-1] + 2 (step[i-1] + step[i]) m[i] + step[i] m[i+1] = 6 (slope[i] - slope[i-1]).
+    # Not-a-knot: the third derivative does not jump at the second and the last but one knot, which gives m[0] and
+    # m[n-1] in terms of their two neighbours; they are put into the first and the last row.
+    first, last = step[0] / step[1], step[n - 2] / step[n - 3]
+    diagonal = [2.0 * (step[i - 1] + step[i]) for i in range(1, n - 1)]
+    lower = [step[i - 1] for i in range(1, n - 1)]
+    upper = [step[i] for i in range(1, n - 1)]
+    diagonal[0] += step[0] * (1.0 + first)
+    upper[0] -= step[0] * first
+    diagonal[n - 3] += step[n - 2] * (1.0 + last)
+    lower[n - 3] -= step[n - 2] * last
+    rows: list[torch.Tensor] = []
+    for i in range(n - 2):
+        slopes = (eye[i + 2] - eye[i + 1]) / step[i + 1] - (eye[i + 1] - eye[i]) / step[i]
+        row = 6.0 * slopes
+        if i > 0:
+            factor = lower[i] / diagonal[i - 1]
+            diagonal[i] -= factor * upper[i - 1]
+            row = row - factor * rows[i - 1]
+        rows.append(row)
+    rows[n - 3] = rows[n - 3] / diagonal[n - 3]
+    for k in range(n - 3):
+        i = n - 4 - k
+        rows[i] = (rows[i] - upper[i] * rows[i + 1]) / diagonal[i]
+    start = (1.0 + first) * rows[0] - first * rows[1]
+    end = (1.0 + last) * rows[n - 3] - last * rows[n - 4]
+    return torch.stack([start] + rows + [end])
+
+
+def _spline_matrix(knots: list[float], reach: int) -> torch.Tensor:
+    """Matrix ``(2 * reach + 1, len(knots))``: values at ``knots`` -> their not-a-knot cubic spline at -reach .. reach.
 
     The end pieces are continued beyond the knots, so the result is finite everywhere. Fewer than four knots give the
     polynomial through all of them.
     """
-    count = knots.shape[0]
+    count = len(knots)
+    at = [float(i - reach) for i in range(2 * reach + 1)]
     if count < 4:
-        columns: list[torch.Tensor] = []
-        for i in range(count):
-            column = torch.ones_like(at)
-            for j in range(count):
-                if j != i:
-                    column = column * (at - knots[j]) / (knots[i] - knots[j])
-            columns.append(column)
-        return torch.stack(columns, dim=1)
-    # Solve for the second derivatives at the knots, as a linear map of the values.
-    step = knots[1:] - knots[:-1]
-    left = torch.zeros(count, count, dtype=torch.float64)
-    right = torch.zeros(count, count, dtype=torch.float64)
-    for i in range(1, count - 1):
-        left[i, i - 1], left[i, i], left[i, i + 1] = step[i - 1], 2 * (step[i - 1] + step[i]), step[i]
-        right[i, i - 1], right[i, i + 1] = 6 / step[i - 1], 6 / step[i]
-        right[i, i] = -6 / step[i - 1] - 6 / step[i]
-    # Not-a-knot: the third derivative does not jump at the second and the last but one knot.
-    left[0, 0], left[0, 1], left[0, 2] = step[1], -(step[0] + step[1]), step[0]
-    left[-1, -3], left[-1, -2], left[-1, -1] = step[-1], -(step[-2] + step[-1]), step[-2]
-    second = torch.linalg.solve(left, right)
-    piece = torch.clamp(torch.searchsorted(knots, at, right=True) - 1, 0, count - 2)
-    h = step[piece]
-    b = (at - knots[piece]) / h
+        rows: list[list[float]] = []
+        for x in at:
+            row: list[float] = []
+            for i in range(count):
+                weight = 1.0
+                for j in range(count):
+                    if j != i:
+                        weight = weight * (x - knots[j]) / (knots[i] - knots[j])
+                row.append(weight)
+            rows.append(row)
+        return torch.tensor(rows, dtype=torch.float64)
+    piece: list[int] = []
+    width: list[float] = []
+    share: list[float] = []
+    k = 0
+    for x in at:
+        while k < count - 2 and knots[k + 1] <= x:
+            k += 1
+        piece.append(k)
+        width.append(knots[k + 1] - knots[k])
+        share.append((x - knots[k]) / (knots[k + 1] - knots[k]))
+    start = torch.tensor(piece)
+    h = torch.tensor(width, dtype=torch.float64).unsqueeze(1)
+    b = torch.tensor(share, dtype=torch.float64).unsqueeze(1)
     a = 1 - b
     eye = torch.eye(count, dtype=torch.float64)
-    value = a.unsqueeze(1) * eye[piece] + b.unsqueeze(1) * eye[piece + 1]
-    bend = (a**3 - a).unsqueeze(1) * second[piece] + (b**3 - b).unsqueeze(1) * second[piece + 1]
-    return value + bend * (h * h / 6).unsqueeze(1)
+    second = _second_derivatives(knots)
+    bend = (a**3 - a) * second[start] + (b**3 - b) * second[start + 1]
+    return a * eye[start] + b * eye[start + 1] + bend * (h * h / 6)
 
 
 def resize_relative_table(table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
@@ -132,12 +177,10 @@ def resize_relative_table(table: torch.Tensor, source: list[int], target: list[i
     for axis in range(len(source)):
         if source[axis] != target[axis]:
             rows, wanted = 2 * source[axis] - 1, 2 * target[axis] - 1
-            reach = float(wanted // 2)
-            at = torch.linspace(-reach, reach, wanted, dtype=torch.float64)
             if rows == 1:
                 matrix = torch.ones(wanted, 1, dtype=torch.float64)
             else:
-                matrix = _spline_matrix(_geometric_coordinates(rows, wanted), at)
+                matrix = _spline_matrix(_geometric_coordinates(rows, wanted), wanted // 2)
             matrix = matrix.to(dtype=table.dtype, device=table.device)
             place = len(lead) + axis
             values = torch.matmul(values.movedim(place, -1), matrix.transpose(0, 1)).movedim(-1, place)
@@ -219,7 +262,7 @@ class RelativePositionBias(_GridTable):
         return self._lookup(grid, tokens.unsqueeze(0))
 
     def _lookup(self, grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
-        table = self.relative_position_bias_table
+        table: torch.Tensor = self.relative_position_bias_table
         if table.dim() == 2:
             table = table.unsqueeze(0)
         if grid != self.grid:
@@ -234,15 +277,25 @@ class RelativePositionBias(_GridTable):
     @torch.jit.unused
     def _cached(self, grid: list[int]) -> torch.Tensor:
         table = self.relative_position_bias_table
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self._full(grid)
-        # The version counter of the parameter tells whether an optimiser or a loader has written to it since.
+        if self.training or torch.is_grad_enabled() or table.grad is not None:
+            # Fused optimisers write without raising the version below: keep nothing while one may be at work.
+            self.__dict__.pop("_cache", None)
+            return self._full(grid)
+        # The version counter of the parameter tells whether a loader has written to it since.
         key = (tuple(grid), table.device, table.dtype, table.data_ptr(), table._version)
         cached = self.__dict__.get("_cache")
         if cached is None or cached[0] != key:
             cached = (key, self._full(grid))
             self.__dict__["_cache"] = cached
         return cached[1]
+
+    def train(self, mode: bool = True) -> "RelativePositionBias":
+        """Switch the mode; a bias kept from before training is forgotten."""
+        self.__dict__.pop("_cache", None)
+        super().train(mode)
+        return self
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_cache"}
