@@ -61,7 +61,7 @@ def acoustic_shadow(
     """Weaken the echoes behind an absorber by ``loss_db``; a negative loss is the enhancement behind a cyst.
 
     The shadow runs along the beams from ``start`` to the end. Its flanks are soft (the beam is wider than a line) and
-    it sets in over 4 % of the depth. No bright cap is painted: that would plant a finding. After the Gaussian shadows
+    it sets in over 8 % of the depth. No bright cap is painted: that would plant a finding. After the Gaussian shadows
     of Smistad et al. 2018, https://doi.org/10.1117/1.JMI.5.4.044004, bounded by a start depth and given in dB.
 
     Args:
@@ -75,7 +75,7 @@ def acoustic_shadow(
     if not width > 0 or (elevation is not None and not elevation[1] > 0):
         raise ValueError(f"a shadow needs a positive width, got width={width}, elevation={elevation}.")
     *first, depth, lateral = beam_coordinates(img, geometry)
-    profile = _smoothstep((depth - start) / 0.04) * _plateau(lateral, center, width)
+    profile = _smoothstep((depth - start) / 0.08) * _plateau(lateral, center, width)
     if elevation is not None:
         if not first:
             raise ValueError(f"elevation={elevation} needs a volume (C, D, H, W), got shape {tuple(img.shape)}.")
@@ -195,7 +195,7 @@ class RandAcousticShadow(RandEffect):
     def __init__(
         self,
         prob: float = 0.1,
-        loss_db: Range = (10.0, 30.0),
+        loss_db: Range = (6.0, 20.0),
         start: Range = (0.0, 0.6),
         width: Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
@@ -227,7 +227,7 @@ class RandAcousticShadowd(RandEffectd):
         self,
         keys: KeysCollection,
         prob: float = 0.1,
-        loss_db: Range = (10.0, 30.0),
+        loss_db: Range = (6.0, 20.0),
         start: Range = (0.0, 0.6),
         width: Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
@@ -345,7 +345,7 @@ class RandHaze(RandEffect):
     def __init__(
         self,
         prob: float = 0.1,
-        level_db: Range = (-45.0, -30.0),
+        level_db: Range = (-52.0, -40.0),
         center: Range = (0.1, 0.6),
         extent: Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
@@ -378,7 +378,7 @@ class RandHazed(RandEffectd):
         self,
         keys: KeysCollection,
         prob: float = 0.1,
-        level_db: Range = (-45.0, -30.0),
+        level_db: Range = (-52.0, -40.0),
         center: Range = (0.1, 0.6),
         extent: Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,

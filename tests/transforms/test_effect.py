@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -184,3 +186,17 @@ def test_depth_comes_from_the_spacing_of_the_image():
     assert depth_mm(image, CONVEX) == pytest.approx(25.0)
     with pytest.raises(ValueError, match="MetaTensor"):
         depth_mm(torch.zeros(1, 64, 64), CONVEX)
+
+
+def test_documented_defaults_are_those_of_the_code(repository):
+    text = (repository / "docs" / "transforms.md").read_text(encoding="utf-8")
+    documented = 0
+    for line in text.splitlines():
+        name = re.match(r"\| `(Rand\w+)`", line)
+        if name is None:
+            continue
+        parameters = inspect.signature(getattr(transforms, name[1]).__init__).parameters
+        for argument, value in re.findall(r"`(\w+)=([^`]+)`", line):
+            assert parameters[argument].default == ast.literal_eval(value), (name[1], argument)
+            documented += 1
+    assert documented >= 20
