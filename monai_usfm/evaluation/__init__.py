@@ -4,7 +4,16 @@
 
 from __future__ import annotations
 
+from monai_usfm.evaluation.cases import CaseSet, add_patients, load_cases, restore_size
 from monai_usfm.evaluation.features import extract_features
+from monai_usfm.evaluation.fine_tuning import FineTuning, NetworkSpec, Recipe, augment, choose_learning_rate
+from monai_usfm.evaluation.label_efficiency import (
+    FRACTIONS,
+    Cell,
+    label_subsets,
+    run_label_efficiency,
+    summarise_label_efficiency,
+)
 from monai_usfm.evaluation.probes import (
     L2_GRID,
     ProbeResult,
@@ -27,22 +36,36 @@ from monai_usfm.evaluation.statistics import (
 )
 
 __all__ = [
+    "FRACTIONS",
     "L2_GRID",
+    "CaseSet",
+    "Cell",
+    "FineTuning",
     "Interval",
+    "NetworkSpec",
     "PairedTest",
     "ProbeResult",
+    "Recipe",
+    "add_patients",
     "attentive_probe",
+    "augment",
     "bootstrap_interval",
+    "choose_learning_rate",
     "classification_scores",
     "dense_linear_probe",
     "extract_features",
     "grouped_folds",
     "holm_adjust",
     "knn_probe",
+    "label_subsets",
     "linear_probe",
+    "load_cases",
     "mean_interval",
     "overlap_scores",
     "paired_bootstrap",
     "paired_test",
     "patient_means",
+    "restore_size",
+    "run_label_efficiency",
+    "summarise_label_efficiency",
 ]

@@ -57,7 +57,7 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
 
 
 def _auc(probabilities: np.ndarray, labels: np.ndarray, actual: np.ndarray) -> float:
-    """From rank sums (Mann and Whitney): a bootstrap calls it thousands of times, MONAI's takes a Python step per case."""
+    """From rank sums (Mann and Whitney): a bootstrap calls it thousands of times, and MONAI's loops over cases."""
     if (actual == 0).any() or len(actual) == 1:
         return float("nan")
     classes = range(len(actual)) if len(actual) > 2 else [1]

@@ -1,0 +1,194 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A split in memory: images of one size as uint8, their labels, classes and patients."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.config import PathLike
+from torch.utils.data import Dataset
+
+from monai_usfm.data import LoadUltrasound
+
+__all__ = ["CaseSet", "add_patients", "load_cases", "restore_size"]
+
+
+@dataclass
+class CaseSet(Dataset):
+    """Images of a split, scaled to fit one size with their proportions kept, the rest padded with zeros.
+
+    Indexing gives a dictionary with ``image``, a float tensor ``(1, *S)`` in [0, 1].
+
+    Args:
+        images: uint8 ``(M, 1, *S)``.
+        patients: the patient of each image.
+        names: file name of each image.
+        classes: class index of each image (M,), or None.
+        labels: class index of each pixel, uint8 ``(M, *S)``, or None.
+        truths: the same at the size of each file.
+    """
+
+    images: torch.Tensor
+    patients: list[Any]
+    names: list[str]
+    classes: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    truths: list[torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": self.images[index].float() / 255}
+
+    def rows(self, image_names: Sequence[str]) -> list[int]:
+        """Indices of the images with these file names.
+
+        Raises:
+            ValueError: naming one that is not here.
+        """
+        place = {name: i for i, name in enumerate(self.names)}
+        lacking = [name for name in image_names if name not in place]
+        if lacking:
+            raise ValueError(f"{len(lacking)} images are not in this split, for example {lacking[0]}.")
+        return [place[name] for name in image_names]
+
+
+def load_cases(
+    items: Sequence[dict[str, Any]], size: Sequence[int], with_label: bool = False, num_classes: int = 2
+) -> CaseSet:
+    """Read the items of a datalist into memory.
+
+    Label maps hold class indices; with two classes every value above 0 is the foreground, so that masks of 0 and 255
+    need no conversion.
+
+    Args:
+        items: with ``image``, ``patient`` and where wanted ``label`` and ``class``; absolute paths, as
+            :func:`~monai_usfm.data.load_datalist` gives them.
+        size: (H, W) or (D, H, W) to fit the images into.
+        with_label: read the label maps.
+        num_classes: classes of the label maps, including background.
+
+    Raises:
+        ValueError: for items without ``patient``, label maps of another size than their image, or values outside the
+            classes.
+    """
+    if not items:
+        raise ValueError("there are no items to load.")
+    if any(item.get("patient") is None for item in items):
+        raise ValueError(
+            "items lack the key 'patient'; add it to the datalist, or give a table or pattern of patients."
+        )
+    read, read_label = LoadUltrasound(len(size), dtype=torch.uint8), LoadUltrasound(len(size), scale=None)
+    images, labels, truths = [], [], []
+    for item in items:
+        image = _plain(read(item["image"]))
+        images.append(_fit(image, size, "linear"))
+        if with_label:
+            truth = _plain(read_label(item["label"]))[0].round().long()
+            if truth.shape != image.shape[1:]:
+                raise ValueError(
+                    f"{item['label']}: size {tuple(truth.shape)}, but its image is {tuple(image.shape[1:])}."
+                )
+            truth = (truth > 0).long() if num_classes == 2 else truth
+            if int(truth.max()) >= num_classes:
+                raise ValueError(
+                    f"{item['label']}: holds the value {int(truth.max())}, outside the {num_classes} classes; "
+                    "set num_classes, or map the values to class indices."
+                )
+            truths.append(truth.to(torch.uint8))
+            labels.append(_fit(truths[-1][None], size, "nearest")[0])
+    has_class = all(item.get("class") is not None for item in items)
+    return CaseSet(
+        images=torch.stack(images),
+        patients=[item["patient"] for item in items],
+        names=[str(item["image"]) for item in items],
+        classes=torch.tensor([int(item["class"]) for item in items]) if has_class else None,
+        labels=torch.stack(labels) if with_label else None,
+        truths=truths if with_label else None,
+    )
+
+
+def restore_size(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Undo the fitting of one image: ``(K, *S) -> (K, *shape)``, the padding cut off, linear interpolation."""
+    for axis, (start, length) in enumerate(_inner(shape, maps.shape[1:])):
+        maps = maps.narrow(axis + 1, start, length)
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    return F.interpolate(maps[None].float(), size=tuple(shape), mode=mode, align_corners=False)[0]
+
+
+def add_patients(
+    items: Sequence[dict[str, Any]],
+    dataset_dir: PathLike,
+    table: PathLike | None = None,
+    column: str = "patient_id",
+    pattern: str | None = None,
+) -> list[dict[str, Any]]:
+    """Give each item its ``patient``, for datalists that do not name them.
+
+    Args:
+        items: with absolute paths; those with a ``patient`` keep it.
+        dataset_dir: folder that the paths in the table are relative to.
+        table: CSV file with a column ``image`` and one of patients.
+        column: the column of patients.
+        pattern: regular expression searched in the file name; its first group is the patient. ``"(.*)"`` takes every
+            image for a patient.
+
+    Raises:
+        ValueError: for items that get no patient this way, naming the first.
+    """
+    known: dict[str, str] = {}
+    if table is not None:
+        with Path(table).open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if "image" not in row or column not in row:
+                    raise ValueError(f"{table}: needs the columns image and {column}, it has {', '.join(row)}.")
+                known[str(Path(dataset_dir) / row["image"])] = row[column]
+    result = []
+    for item in items:
+        patient = item.get("patient", known.get(str(item["image"])))
+        if patient is None and pattern is not None and (match := re.search(pattern, Path(item["image"]).name)):
+            patient = match.group(1)
+        if patient is None:
+            raise ValueError(
+                f"the patient of {item['image']} is not known; add 'patient' to the datalist, or give a table or a "
+                "pattern of file names that has it."
+            )
+        result.append({**item, "patient": patient})
+    return result
+
+
+def _plain(image: torch.Tensor) -> torch.Tensor:
+    return image.as_tensor() if hasattr(image, "as_tensor") else image
+
+
+def _inner(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int]]:
+    """Where an image of ``shape`` lies in the frame of ``size``: (start, length) of each axis."""
+    scale = min(frame / length for frame, length in zip(size, shape, strict=True))
+    lengths = [min(frame, max(1, round(length * scale))) for frame, length in zip(size, shape, strict=True)]
+    return [((frame - length) // 2, length) for frame, length in zip(size, lengths, strict=True)]
+
+
+def _fit(image: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
+    """``(C, *shape) -> (C, *size)``, uint8, proportions kept."""
+    if image.ndim - 1 != len(size):
+        raise ValueError(f"an image of shape {tuple(image.shape[1:])} does not fit into {len(size)} dimensions.")
+    inner = _inner(image.shape[1:], size)
+    lengths = tuple(length for _, length in inner)
+    if mode == "nearest":
+        scaled = F.interpolate(image[None].float(), size=lengths, mode="nearest-exact")[0]
+    elif len(size) == 2:
+        scaled = F.interpolate(image[None].float(), size=lengths, mode="bilinear", antialias=True)[0]
+    else:
+        scaled = F.interpolate(image[None].float(), size=lengths, mode="area")[0]
+    result = torch.zeros(len(image), *size, dtype=torch.uint8)
+    result[(slice(None), *(slice(start, start + length) for start, length in inner))] = scaled.round().to(torch.uint8)
+    return result

@@ -1,0 +1,104 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Results on disk: CSV, Markdown and figures, complete or absent, and the conditions that a number was made under."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from monai.config import PathLike
+
+from monai_usfm import __version__
+
+__all__ = ["conditions_of_run", "file_digest", "markdown_table", "save_figure", "write_csv", "write_whole"]
+
+
+def write_whole(path: PathLike, write: Callable[[Path], Any]) -> Path:
+    """Let ``write`` fill a temporary file beside ``path`` and rename it when complete: nobody reads half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows as CSV, columns in the order in which they first appear; a row without a column leaves it empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def write(file: Path) -> None:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return write_whole(path, write)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; floats with three decimals."""
+    shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = [list(columns), ["---"] * len(columns), *shown]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def save_figure(path: PathLike, figure: Any) -> Path:
+    """Save a Matplotlib figure."""
+    return write_whole(path, lambda file: figure.savefig(file, dpi=120, bbox_inches="tight"))
+
+
+def file_digest(path: PathLike) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of a file: tells weights of one name apart."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def conditions_of_run(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Versions, commit and machine under which a number is made."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "monai_usfm": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+@lru_cache(maxsize=1)  # of the code that was imported, whatever happens to the files later
+def _commit() -> str:
+    """Commit of the checkout this package runs from, with ``+`` when its files were edited; empty without one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no", "..") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,81 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Splits in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_usfm.data import load_datalist
+from monai_usfm.evaluation import add_patients, extract_features, load_cases, restore_size
+
+
+def write_case(folder, name: str, shape: tuple[int, int], box: tuple[slice, slice]) -> dict:
+    """A grey ramp over rows with a bright box, and its mask of 0 and 255."""
+    image = np.repeat(np.linspace(0, 100, shape[0])[:, None], shape[1], 1).astype(np.uint8)
+    mask = np.zeros(shape, np.uint8)
+    mask[box] = 255
+    Image.fromarray(np.where(mask > 0, np.uint8(200), image)).save(folder / f"{name}.png")
+    Image.fromarray(mask).save(folder / f"{name}-mask.png")
+    return {"image": str(folder / f"{name}.png"), "label": str(folder / f"{name}-mask.png"), "patient": name}
+
+
+def test_proportions_are_kept_and_the_rest_is_black(tmp_path):
+    item = write_case(tmp_path, "a", (60, 30), (slice(0, 30), slice(0, 15)))
+    cases = load_cases([item], (32, 32), with_label=True)
+    assert cases.images.shape == (1, 1, 32, 32) and cases.images.dtype == torch.uint8
+    assert cases.images[0, 0, :, :8].max() == 0 and cases.images[0, 0, :, 24:].max() == 0
+    assert cases.labels[0, :16, 8:16].float().mean() == 1 and cases.labels.sum() == 16 * 8
+    assert cases.images[0, 0, 4, 12] == 200
+    assert cases.truths[0].shape == (60, 30) and set(cases.truths[0].unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("shape", [(60, 30), (33, 64), (20, 20)])
+def test_restoring_the_size_puts_a_label_map_back(tmp_path, shape):
+    item = write_case(tmp_path, "a", shape, (slice(5, 15), slice(8, 18)))
+    cases = load_cases([item], (64, 64), with_label=True)
+    restored = restore_size(torch.stack([1.0 - cases.labels[0], cases.labels[0].float()]), shape).argmax(0)
+    assert restored.shape == shape
+    assert (restored != cases.truths[0]).sum() <= 40  # the rim of the box, at most one pixel wide
+
+
+def test_a_volume_goes_through_the_same_code():
+    maps = torch.zeros(2, 16, 16, 16)
+    maps[1, :, 4:12] = 1  # 20 x 10 x 20 fills 16 x 8 x 16
+    assert bool((restore_size(maps, (20, 10, 20))[1] == 1).all())
+
+
+def test_values_outside_the_classes_are_named(tmp_path):
+    item = write_case(tmp_path, "a", (20, 20), (slice(0, 5), slice(0, 5)))
+    with pytest.raises(ValueError, match="holds the value 255, outside the 3 classes"):
+        load_cases([item], (16, 16), with_label=True, num_classes=3)
+
+
+def test_patients_come_from_a_table_or_a_pattern(tmp_path):
+    items = [{"image": str(tmp_path / "p12-left.png")}, {"image": str(tmp_path / "p7.png"), "patient": "x"}]
+    table = tmp_path / "labels.csv"
+    table.write_text("image,patient_id\np12-left.png,77\n")
+    assert [i["patient"] for i in add_patients(items, tmp_path, table)] == ["77", "x"]
+    assert [i["patient"] for i in add_patients(items, tmp_path, pattern=r"p(\d+)")] == ["12", "x"]
+    with pytest.raises(ValueError, match=r"p12-left\.png is not known"):
+        add_patients(items, tmp_path)
+
+
+def test_cases_feed_the_feature_extraction(tmp_path):
+    item = write_case(tmp_path, "a", (20, 20), (slice(0, 5), slice(0, 5)))
+    cases = load_cases([item, item], (16, 16))
+    found = extract_features(torch.nn.Flatten(), cases)["features"]
+    torch.testing.assert_close(found, cases.images.flatten(1).float() / 255)
+
+
+def test_real_masks_survive_the_way_to_network_size_and_back(shared_data):
+    folder = shared_data / "busbra"
+    items = add_patients(load_datalist(folder / "dataset.json", folder, "test")[:8], folder, folder / "labels.csv")
+    cases = load_cases(items, (128, 128), with_label=True)
+    for label, truth in zip(cases.labels, cases.truths, strict=True):
+        found = restore_size(torch.stack([1.0 - label, label.float()]), truth.shape).argmax(0)
+        dice = 2 * (found * truth).sum() / (found.sum() + truth.sum())
+        assert dice > 0.96
