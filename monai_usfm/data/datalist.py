@@ -126,10 +126,10 @@ def label_fraction(
         if fraction < 1:
             warnings.warn(f"no item has the key {group!r}, so single images are drawn, not patients.", stacklevel=2)
         groups = [item.get("image", index) for index, item in enumerate(items)]
-    by_class = stratify is not None and _all_have(items, stratify)
+    classes = [item[stratify] for item in items] if stratify and _all_have(items, stratify) else [None] * len(items)
     votes: dict[Hashable, Counter] = defaultdict(Counter)
-    for item, name in zip(items, groups, strict=True):
-        votes[name][item[stratify] if by_class else None] += 1
+    for name, one_class in zip(groups, classes, strict=True):
+        votes[name][one_class] += 1
     strata: dict[Hashable, list[Hashable]] = defaultdict(list)
     for name, counts in votes.items():
         strata[max(counts, key=lambda value: (counts[value], str(value)))].append(name)

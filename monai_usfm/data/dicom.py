@@ -179,22 +179,24 @@ class UltrasoundDicomReader(ImageReader):
             return True
         return all(Path(name).is_file() and pydicom.misc.is_dicom(name) for name in ensure_tuple(filename))
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Dataset | list[Dataset]:
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         """Read one file, or a list of them that ``get_data`` will stack as channels.
 
         Args:
             data: file name or names.
             kwargs: passed to :func:`pydicom.dcmread`.
         """
-        datasets = []
-        for name in ensure_tuple(data):
-            dataset = pydicom.dcmread(name, **kwargs)
-            dataset.filename = str(name)
-            if "PixelData" not in dataset or "Rows" not in dataset:
-                raise UnreadableImageError(name, "a DICOM file without an image (a report or a presentation state?).")
-            self._protect(dataset)
-            datasets.append(dataset)
+        datasets = [self.read_file(name, **kwargs) for name in ensure_tuple(data)]
         return datasets if len(datasets) > 1 else datasets[0]
+
+    def read_file(self, name: PathLike, **kwargs: Any) -> Dataset:
+        """Read one file, see :meth:`read`."""
+        dataset = pydicom.dcmread(name, **kwargs)
+        dataset.filename = str(name)
+        if "PixelData" not in dataset or "Rows" not in dataset:
+            raise UnreadableImageError(name, "a DICOM file without an image (a report or a presentation state?).")
+        self._protect(dataset)
+        return dataset
 
     def get_data(self, img: Dataset | Sequence[Dataset]) -> tuple[np.ndarray, dict]:
         """``(array, metadata)`` in MONAI's reader convention, see the class."""
@@ -248,7 +250,7 @@ class UltrasoundDicomReader(ImageReader):
         if values.ndim == 3:
             values = values[..., None]
         if self.deidentify == "strip":
-            values = _blackened_outside_regions(dataset, values)
+            values = values * _inside_regions(dataset)[None, :, :, None].astype(values.dtype)
         region = self._region(dataset)
         if self.crop and region is not None and region.box is not None:
             top, bottom, left, right = region.box
@@ -257,21 +259,15 @@ class UltrasoundDicomReader(ImageReader):
 
     def affine(self, dataset: Dataset) -> tuple[np.ndarray, bool]:
         """4x4 matrix from the voxel ``(x, y, frame)`` to mm, and whether the file gave the spacing."""
-        affine = np.eye(4)
         region = self._region(dataset)
         measured = _functional_group(dataset, 0, "PixelMeasuresSequence")
-        spacing = None
-        if measured is not None and measured.get("PixelSpacing"):
-            spacing = [float(mm) for mm in measured.PixelSpacing]
+        if measured is not None and _positive(measured.get("PixelSpacing")):
             affine = self._volume_affine(dataset, measured)
-        elif region is not None and region.spacing is not None:
-            spacing = list(region.spacing)
-        elif dataset.get("PixelSpacing"):
-            spacing = [float(mm) for mm in dataset.PixelSpacing]
-        if spacing is None or not all(np.isfinite(mm) and mm > 0 for mm in spacing):
-            return np.eye(4), False
-        if measured is None or not measured.get("PixelSpacing"):
-            affine = np.diag([spacing[1], spacing[0], 1.0, 1.0])
+        else:
+            row_and_column = region.spacing if region is not None and region.spacing else dataset.get("PixelSpacing")
+            if not _positive(row_and_column):
+                return np.eye(4), False
+            affine = np.diag([float(row_and_column[1]), float(row_and_column[0]), 1.0, 1.0])
         if self.crop and region is not None and region.box is not None:
             affine[:3, 3] += affine[:3, 0] * region.box[2] + affine[:3, 1] * region.box[0]
         return affine, True
@@ -375,13 +371,13 @@ class UltrasoundDicomReader(ImageReader):
         dataset.remove_private_tags()
         dataset.walk(_empty_if_identifying)
         dataset.PatientIdentityRemoved = "YES"
-        dataset.DeidentificationMethod = "monai_usfm: identifying and private attributes emptied, UIDs replaced"
+        dataset.DeidentificationMethod = "identifying and private attributes emptied, UIDs replaced"
         logger.info(
             "%s: emptied %s; removed %d private attributes; replaced unique identifiers; %s.",
             _name(dataset),
             ", ".join(named) or "nothing",
             private,
-            "pixels outside the ultrasound regions are blackened" if boxes else "pixels are unchanged (no regions)",
+            f"blackened {1 - _inside_regions(dataset).mean():.0%} of the pixels, all outside the ultrasound regions",
         )
 
 
@@ -422,7 +418,7 @@ def convert_dicom(
     if not picture and not target.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"output must end in .png, .nii or .nii.gz, got {target.name!r}.")
     reader = UltrasoundDicomReader(region, crop, deidentify)
-    dataset = reader.read(path)
+    dataset = reader.read_file(path)
     count = reader.num_frames(dataset)
     if frame is None and picture:
         frame = count // 2
@@ -444,8 +440,8 @@ def convert_dicom(
     try:
         if picture:
             page = values[0, ..., 0] if values.shape[-1] == 1 else values[0]
-            dpi = tuple(25.4 / mm for mm in spacing[:2]) if meta["spacing_known"] else None
-            Image.fromarray(page).save(part, **({"dpi": dpi} if dpi else {}))
+            known: dict[str, Any] = {"dpi": tuple(25.4 / spacing[:2])} if meta["spacing_known"] else {}
+            Image.fromarray(page).save(part, **known)
         else:
             nib.save(_nifti(values, affine, _slice_geometry(dataset, count) is not None, meta["frame_time"]), part)
         description = {
@@ -491,6 +487,11 @@ def _palette(dataset: Dataset) -> np.ndarray:
     return (table >> 8 if table.max() > 255 else table).astype(np.uint8)
 
 
+def _positive(spacing: Sequence | None) -> bool:
+    """Whether a spacing is given and usable."""
+    return bool(spacing) and all(np.isfinite(float(mm)) and float(mm) > 0 for mm in spacing or ())
+
+
 def _functional_group(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
     """A functional group of one frame of an enhanced image, from the per-frame or the shared sequence."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -505,21 +506,14 @@ def _functional_group(dataset: Dataset, frame: int, keyword: str) -> Dataset | N
 
 def _slice_geometry(dataset: Dataset, count: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None:
     """Positions ``(frames, 3)`` in mm and the directions along a row and along a column; ``None`` for a flat image."""
-    for suffix in ("Volume", ""):  # the ultrasound volume's own frame of reference, else the patient's
-        position, orientation = (
-            ("ImagePositionVolume", "ImageOrientationVolume")
-            if suffix
-            else (
-                "ImagePositionPatient",
-                "ImageOrientationPatient",
-            )
-        )
-        groups = [_functional_group(dataset, frame, f"PlanePosition{suffix}Sequence") for frame in range(count)]
-        oriented = _functional_group(dataset, 0, f"PlaneOrientation{suffix}Sequence")
-        if count and oriented is not None and all(group is not None and position in group for group in groups):
-            positions = np.asarray([group[position].value for group in groups], dtype=np.float64)
-            directions = np.asarray(oriented[orientation].value, dtype=np.float64).reshape(2, 3)
-            return positions, (directions[0], directions[1])
+    # the ultrasound volume's own frame of reference, else the patient's
+    for group, attribute in (("Volume", "Volume"), ("", "Patient")):
+        planes = [_functional_group(dataset, frame, f"PlanePosition{group}Sequence") for frame in range(count)]
+        oriented = _functional_group(dataset, 0, f"PlaneOrientation{group}Sequence")
+        points = [plane.get(f"ImagePosition{attribute}") for plane in planes if plane is not None]
+        if oriented is not None and len(points) == count and None not in points:
+            directions = np.asarray(oriented[f"ImageOrientation{attribute}"].value, dtype=np.float64).reshape(2, 3)
+            return np.asarray(points, dtype=np.float64), (directions[0], directions[1])
     return None
 
 
@@ -540,14 +534,12 @@ def _empty_if_identifying(dataset: Dataset, element: pydicom.DataElement) -> Non
         element.value = generate_uid(entropy_srcs=[str(element.value)])  # same in, same out: series stay together
 
 
-def _blackened_outside_regions(dataset: Dataset, values: np.ndarray) -> np.ndarray:
-    """``(T, H, W, c)`` with zeros outside all ultrasound regions; unchanged where there is none."""
+def _inside_regions(dataset: Dataset) -> np.ndarray:
+    """Mask of the ultrasound regions, ``(H, W)``; all true where a file has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reading has already warned of clamped boxes
         boxes = [region.box for region in ultrasound_regions(dataset) if region.box is not None]
-    if not boxes:
-        return values
-    keep = np.zeros(values.shape[1:3], dtype=bool)
+    inside = np.full((int(dataset.Rows), int(dataset.Columns)), not boxes)
     for top, bottom, left, right in boxes:
-        keep[top:bottom, left:right] = True
-    return np.where(keep[None, :, :, None], values, np.zeros((), dtype=values.dtype))
+        inside[top:bottom, left:right] = True
+    return inside

@@ -33,9 +33,8 @@ def difference_hash(image: torch.Tensor) -> np.ndarray:
     if grey.ndim == 3:
         grey = grey[len(grey) // 2]
     # cells are means over equal areas; rounding keeps noise far below a grey level from deciding flat regions
-    cells = F.adaptive_avg_pool2d(_at_least(grey[None, None], HASH_SIDE, HASH_SIDE + 1), (HASH_SIDE, HASH_SIDE + 1))[
-        0, 0
-    ]
+    size = (HASH_SIDE, HASH_SIDE + 1)
+    cells = F.adaptive_avg_pool2d(_at_least(grey[None, None], *size), size)[0, 0]
     cells = cells / cells.abs().amax().clamp_min(1e-12)
     return (cells[:, :-1] - cells[:, 1:] > 1e-3).flatten().cpu().numpy()
 

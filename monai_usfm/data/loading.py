@@ -418,8 +418,8 @@ def grey_from_rgb(values: np.ndarray) -> np.ndarray:
     """
     red, green, blue = values[..., 0:1], values[..., 1:2], values[..., 2:3]
     if values.dtype == np.uint8:
-        weighted = red * np.uint32(19595) + green * np.uint32(38470) + blue * np.uint32(7471) + np.uint32(0x8000)
-        return (weighted >> 16).astype(np.uint8)
+        red, green, blue = (band.astype(np.uint32) for band in (red, green, blue))
+        return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) // 65536).astype(np.uint8)
     red, green, blue = (band.astype(np.float64) for band in (red, green, blue))
     return (green + 0.299 * (red - green) + 0.114 * (blue - green)).astype(
         np.float64 if values.dtype == np.float64 else np.float32
@@ -548,7 +548,7 @@ def _decode_dicom(path: str, pick: FramePicker | None) -> _Decoded:
     from monai_usfm.data.dicom import UltrasoundDicomReader
 
     reader = UltrasoundDicomReader()
-    dataset = reader.read(path)
+    dataset = reader.read_file(path)
     count = reader.num_frames(dataset)
     frame = None if pick is None else _checked_frame(path, pick, count)
     affine, known = reader.affine(dataset)

@@ -1,0 +1,382 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Ultrasound DICOM: expected values are literals, read from the files' headers with another tool."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from monai.transforms import LoadImage
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from monai_usfm.data import LoadUltrasound, UnreadableImageError
+from monai_usfm.data.dicom import UltrasoundDicomReader, convert_dicom, frame_times, ultrasound_regions
+
+# File in pydicom's wheel: array (x, y, ...), mm per pixel (None: unknown), Hz, region, its box (top, bottom, left, right)
+PYDICOM_FILES = {
+    "examples_ybr_color.dcm": ((320, 240, 30, 3), 0.5104970559477806, 30.0003, 0, (31, 240, 84, 320)),
+    "examples_palette.dcm": ((800, 350, 3), 0.2622878766196998, 0.0, 0, (60, 350, 120, 800)),
+    "examples_rgb_color.dcm": ((320, 240, 3), None, 0.0, -1, None),
+    "examples_jpeg2k.dcm": ((640, 480, 3), None, 0.0, -1, None),
+}
+
+
+def ultrasound(pixels: np.ndarray, **attributes) -> FileDataset:
+    """An uncompressed file of ``(H, W)``, ``(T, H, W)`` or, with three last channels, colour."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.3"
+    ds = FileDataset("made.dcm", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = meta.MediaStorageSOPClassUID, "1.2.3", "US"
+    ds.SamplesPerPixel = 3 if pixels.shape[-1] == 3 else 1
+    ds.PhotometricInterpretation = "RGB" if ds.SamplesPerPixel == 3 else "MONOCHROME2"
+    ds.PlanarConfiguration = 0
+    size = pixels.shape[:-1] if ds.SamplesPerPixel == 3 else pixels.shape
+    ds.Rows, ds.Columns = size[-2:]
+    if len(size) == 3:
+        ds.NumberOfFrames = size[0]
+    ds.BitsAllocated = ds.BitsStored = pixels.dtype.itemsize * 8
+    ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, 0
+    ds.PixelData = pixels.tobytes()
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def region(
+    box: tuple[int, int, int, int],
+    delta: tuple[float, float] = (0.01, 0.02),
+    units: tuple[int, int] = (3, 3),
+    spatial_format: int = 1,
+    data_type: int = 1,
+) -> Dataset:
+    """``box`` is x0, y0, x1, y1 inclusive; ``delta`` along x, y."""
+    item = Dataset()
+    item.RegionSpatialFormat, item.RegionDataType, item.RegionFlags = spatial_format, data_type, 0
+    item.RegionLocationMinX0, item.RegionLocationMinY0 = box[:2]
+    item.RegionLocationMaxX1, item.RegionLocationMaxY1 = box[2:]
+    item.PhysicalUnitsXDirection, item.PhysicalUnitsYDirection = units
+    item.PhysicalDeltaX, item.PhysicalDeltaY = delta
+    return item
+
+
+def saved(tmp_path: Path, ds: FileDataset, name: str = "made.dcm") -> Path:
+    ds.save_as(tmp_path / name, enforce_file_format=True)
+    return tmp_path / name
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*clamped.*")
+        yield
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (12, 20), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", PYDICOM_FILES)
+def test_the_files_of_pydicom_have_the_size_spacing_and_rate_of_their_headers(name):
+    shape, spacing, rate, used, box = PYDICOM_FILES[name]
+    reader = UltrasoundDicomReader()
+    ds = reader.read(get_testdata_file(name))
+    array, meta = reader.get_data(ds)
+    assert array.shape == shape and array.dtype == np.uint8
+    assert meta["spacing_known"] is (spacing is not None) and meta["region"] == used
+    assert np.diag(meta["affine"])[:2] == pytest.approx([spacing or 1] * 2)
+    assert meta["frame_rate"] == pytest.approx(rate, abs=1e-3)
+    regions = ultrasound_regions(ds)
+    assert (regions[0].box if regions else None) == box
+
+
+def test_a_palette_file_has_two_regions_of_which_the_wave_form_has_no_millimetres():
+    ds = pydicom.dcmread(get_testdata_file("examples_palette.dcm"))
+    tissue, ecg = ultrasound_regions(ds)
+    assert (tissue.spatial_format, tissue.data_type) == (1, 1) and (ecg.spatial_format, ecg.data_type) == (4, 10)
+    assert ecg.spacing is None and ecg.box is None  # rows 522 to 576 of 350
+
+
+def test_a_region_beyond_the_matrix_is_clamped_with_a_warning_that_names_the_file():
+    ds = pydicom.dcmread(get_testdata_file("examples_ybr_color.dcm"))
+    with pytest.warns(UserWarning, match=r"examples_ybr.*reaches to column 595 and row 414, .*320 columns and 240"):
+        ultrasound_regions(ds)
+
+
+def test_the_cines_frames_are_grey_where_pydicom_says_so():
+    ds = pydicom.dcmread(get_testdata_file("examples_ybr_color.dcm"))
+    frame = pydicom.pixels.pixel_array(ds, index=7)
+    img = LoadUltrasound(frame=7)(get_testdata_file("examples_ybr_color.dcm"))
+    luma = (frame * [0.299, 0.587, 0.114]).sum(-1) / 255
+    np.testing.assert_allclose(img.numpy()[0], luma, atol=0.51 / 255)
+
+
+def test_a_palette_is_applied_with_eight_bits():
+    colours = UltrasoundDicomReader().frames(pydicom.dcmread(get_testdata_file("examples_palette.dcm")))[0]
+    ds = pydicom.dcmread(get_testdata_file("examples_palette.dcm"))
+    table = np.frombuffer(ds.RedPaletteColorLookupTableData, "<u2") >> 8
+    np.testing.assert_array_equal(colours[..., 0], table[ds.pixel_array])
+
+
+def test_the_phantom_scans_are_grey_and_calibrated(shared_data):
+    for path in sorted((shared_data / "dicom").glob("*.dcm")):
+        reader = UltrasoundDicomReader()
+        ds = reader.read(path)
+        array, meta = reader.get_data(ds)
+        assert array.shape == (2083, 1455, 3)
+        # a YBR picture labelled RGB: taken at its word, it would be green
+        assert (np.ptp(array[::8, ::8].astype(int), axis=-1) <= 8).mean() > 0.999
+        assert np.diag(meta["affine"])[:2] == pytest.approx([0.0291, 0.0291])  # 0.00291 cm
+        assert ultrasound_regions(ds)[0].box == (0, 1455, 0, 2083)  # written one pixel too long, without a warning
+
+
+def test_monais_loader_takes_the_reader(tmp_path, picture):
+    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 19, 11))])))
+    img = LoadImage(UltrasoundDicomReader, image_only=True, ensure_channel_first=True)(path)
+    assert img.shape == (1, 20, 12) and np.array_equal(img.numpy()[0].T, picture)
+    assert img.pixdim[:2].tolist() == pytest.approx([0.1, 0.2])
+
+
+def test_several_files_are_stacked_as_channels(tmp_path, picture):
+    paths = [saved(tmp_path, ultrasound(picture), "a.dcm"), saved(tmp_path, ultrasound(255 - picture), "b.dcm")]
+    img = LoadImage(UltrasoundDicomReader, image_only=True, ensure_channel_first=True)(paths)
+    np.testing.assert_array_equal(img.numpy().transpose(0, 2, 1), np.stack([picture, 255 - picture]))
+
+
+def test_the_largest_tissue_region_gives_the_spacing_and_an_index_another(tmp_path, picture):
+    regions = [
+        region((0, 0, 4, 4), (0.01, 0.01)),
+        region((5, 0, 19, 11), (0.02, 0.03)),
+        region((0, 0, 19, 11), (0.05, 0.05), data_type=2),  # larger, but colour flow
+        region((0, 0, 19, 11), (0.07, 1), units=(3, 4), spatial_format=2),  # M-mode: centimetres and seconds
+    ]
+    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence(regions), PixelSpacing=[7, 8]))
+
+    def spacing(choice):
+        reader = UltrasoundDicomReader(choice)
+        return np.diag(reader.affine(reader.read(path))[0])[1::-1].tolist()  # row, column
+
+    assert spacing("largest_tissue") == pytest.approx([0.3, 0.2])
+    assert spacing(0) == pytest.approx([0.1, 0.1]) and spacing(2) == pytest.approx([0.5, 0.5])
+    assert spacing(None) == [7, 8] and spacing(3) == [7, 8]
+    with pytest.raises(UnreadableImageError, match="has 4 ultrasound regions, so there is no region 4"):
+        spacing(4)
+
+
+def test_cropping_keeps_the_regions_pixels_and_their_place(tmp_path, picture):
+    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence([region((3, 2, 10, 7))])))
+    reader = UltrasoundDicomReader(crop=True)
+    ds = reader.read(path)
+    np.testing.assert_array_equal(reader.frames(ds)[0, ..., 0], picture[2:8, 3:11])
+    np.testing.assert_allclose(reader.affine(ds)[0][:2, 3], [3 * 0.1, 2 * 0.2])
+
+
+def test_monochrome1_is_inverted_within_its_stored_bits(tmp_path):
+    stored = np.array([[0, 1000], [4095, 7]], dtype=np.uint16)
+    ds = ultrasound(stored, PhotometricInterpretation="MONOCHROME1", BitsStored=12, HighBit=11)
+    img = LoadUltrasound()(saved(tmp_path, ds))
+    np.testing.assert_allclose(img.numpy()[0], (4095 - stored.astype(float)) / 4095, atol=1e-6)
+
+
+def test_jpeg_compressed_colour_is_decoded(tmp_path):
+    colour = np.zeros((16, 32, 3), np.uint8)
+    colour[:, :16], colour[:, 16:] = (200, 30, 30), (20, 40, 220)
+    Image.fromarray(colour).save(tmp_path / "a.jpg", quality=95, subsampling=0)
+    ds = ultrasound(colour, PhotometricInterpretation="YBR_FULL")
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    ds.PixelData = encapsulate([(tmp_path / "a.jpg").read_bytes()])
+    ds["PixelData"].is_undefined_length = True
+    img = LoadUltrasound(grey=False)(saved(tmp_path, ds))
+    np.testing.assert_allclose(img.numpy() * 255, colour.transpose(2, 0, 1), atol=4)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"FrameTime": 40}, [0, 0.04, 0.08]),
+        ({"FrameTimeVector": [0, 30, 50]}, [0, 0.03, 0.08]),
+        ({"CineRate": 20}, [0, 0.05, 0.1]),
+        ({"RecommendedDisplayFrameRate": 10, "FrameTime": 0}, [0, 0.1, 0.2]),
+    ],
+)
+def test_frame_times_come_from_whatever_the_file_has(attributes, expected):
+    times = frame_times(ultrasound(np.zeros((3, 4, 5), np.uint8), **attributes))
+    np.testing.assert_allclose(times, expected)
+
+
+def test_frame_times_are_none_where_the_file_does_not_tell():
+    assert frame_times(ultrasound(np.zeros((3, 4, 5), np.uint8))) is None
+
+
+def enhanced_volume(volume: np.ndarray, order: list[int], positions: list[float] | None = None) -> FileDataset:
+    """Enhanced US Volume of ``(Z, H, W)``, slices 0.5 mm apart, stored in ``order``; pixels 0.3 by 0.2 mm."""
+    positions = positions or [10 + 0.5 * index for index in range(len(volume))]
+    ds = ultrasound(volume[order], SOPClassUID="1.2.840.10008.5.1.4.1.1.6.2")
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    measures, direction, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.3, 0.2], 0.9
+    direction.ImageOrientationVolume = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence = Sequence([measures])
+    shared.PlaneOrientationVolumeSequence = Sequence([direction])
+    ds.SharedFunctionalGroupsSequence = Sequence([shared])
+    groups = []
+    for index in order:
+        plane, group = Dataset(), Dataset()
+        plane.ImagePositionVolume = [1, 2, positions[index]]
+        group.PlanePositionVolumeSequence = Sequence([plane])
+        groups.append(group)
+    ds.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    return ds
+
+
+def test_an_enhanced_volume_is_sorted_by_position_and_keeps_spacing_and_origin(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    path = saved(tmp_path, enhanced_volume(volume, [3, 0, 4, 1, 2]))
+    img = LoadUltrasound(spatial_dims=3)(path)
+    np.testing.assert_allclose(img.numpy()[0], volume / 255, atol=1e-6)
+    assert img.meta["spacing"].tolist() == pytest.approx([0.5, 0.3, 0.2])
+    # left-posterior-superior in the file, right-anterior-superior in MONAI
+    np.testing.assert_allclose(img.affine.numpy() @ [0, 0, 0, 1], [-1, -2, 10, 1])
+    np.testing.assert_allclose(img.affine.numpy() @ [4, 2, 3, 1], [-1 - 3 * 0.2, -2 - 2 * 0.3, 12, 1])
+    still = LoadUltrasound(frame=3)(path)
+    np.testing.assert_allclose(still.numpy()[0], volume[3] / 255, atol=1e-6)
+
+
+def test_a_sequence_of_volumes_is_refused(tmp_path):
+    volume = np.zeros((4, 3, 5), np.uint8)
+    path = saved(tmp_path, enhanced_volume(volume, [0, 1, 2, 3], [1, 2, 1, 2]))
+    with pytest.raises(UnreadableImageError, match="a sequence of volumes"):
+        LoadUltrasound(spatial_dims=3)(path)
+
+
+def test_check_refuses_a_named_patient_and_names_attributes_but_no_values(tmp_path, picture):
+    path = saved(tmp_path, ultrasound(picture, PatientName="Doe^Jane", PatientBirthDate="19700101"))
+    with pytest.raises(UnreadableImageError, match=r"PatientName.*PatientBirthDate") as caught:
+        UltrasoundDicomReader(deidentify="check").read(path)
+    assert "Jane" not in caught.value.reason and "1970" not in caught.value.reason
+
+
+def test_check_finds_names_inside_sequences_and_declared_annotation(tmp_path, picture):
+    inner = Dataset()
+    inner.PersonName = "Doe^Jane"
+    ds = ultrasound(picture, BurnedInAnnotation="YES", OtherPatientIDsSequence=Sequence([Dataset()]))
+    ds.PerformedProtocolCodeSequence = Sequence([inner])
+    with pytest.raises(UnreadableImageError, match=r"PersonName.*burnt-in annotation declared"):
+        UltrasoundDicomReader(deidentify="check").read(saved(tmp_path, ds))
+
+
+def test_check_passes_pseudonyms_and_placeholders(tmp_path, picture):
+    reader = UltrasoundDicomReader(deidentify="check")
+    reader.read(saved(tmp_path, ultrasound(picture, PatientName="--", PatientID="")))
+    reader.read(saved(tmp_path, ultrasound(picture, PatientName="Case 7", PatientIdentityRemoved="YES")))
+
+
+def test_strip_empties_attributes_blackens_the_surroundings_and_says_so(tmp_path, picture, caplog):
+    inner = Dataset()
+    inner.OperatorsName = "Roe^Richard"
+    ds = ultrasound(
+        picture,
+        PatientName="Doe^Jane",
+        PatientID="4711",
+        StudyDate="20200101",
+        StudyInstanceUID="1.2.3.4",
+        SequenceOfUltrasoundRegions=Sequence([region((0, 6, 19, 11))]),
+        PerformedProtocolCodeSequence=Sequence([inner]),
+    )
+    ds.private_block(0x0011, "MAKER", create=True).add_new(0x01, "LO", "Jane")
+    reader = UltrasoundDicomReader(deidentify="strip")
+    with caplog.at_level(logging.INFO):
+        clean = reader.read(saved(tmp_path, ds))
+    text = str(clean)
+    assert "Jane" not in text and "4711" not in text and "Roe" not in text and "20200101" not in text
+    assert clean.StudyInstanceUID != "1.2.3.4" and clean.PatientIdentityRemoved == "YES"
+    pixels = reader.frames(clean)[0, ..., 0]
+    assert not pixels[:6].any() and np.array_equal(pixels[6:], picture[6:])
+    assert "emptied" in caplog.text and "PatientName" in caplog.text and "blackened 50%" in caplog.text
+
+
+def test_strip_refuses_burnt_in_text_that_it_cannot_place(tmp_path, picture):
+    path = saved(tmp_path, ultrasound(picture, BurnedInAnnotation="YES"))
+    with pytest.raises(UnreadableImageError, match="no ultrasound region tells where"):
+        UltrasoundDicomReader(deidentify="strip").read(path)
+
+
+def test_no_person_reaches_the_metadata(tmp_path, picture):
+    path = saved(tmp_path, ultrasound(picture, PatientName="Doe^Jane", PatientID="4711"))
+    reader = UltrasoundDicomReader()
+    meta = reader.get_data(reader.read(path))[1]
+    assert "Jane" not in str(meta) and "4711" not in str(meta)
+
+
+def test_conversion_to_png_keeps_pixels_and_spacing(tmp_path, picture):
+    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 19, 11))])))
+    out = convert_dicom(path, tmp_path / "out" / "a.png")
+    with Image.open(out) as img:
+        np.testing.assert_array_equal(np.asarray(img), picture)
+        assert [25.4 / dots for dots in img.info["dpi"]] == pytest.approx([0.1, 0.2], rel=1e-3)
+    note = json.loads((tmp_path / "out" / "a.png.json").read_text())
+    assert note["spacing_mm"] == pytest.approx([0.2, 0.1])  # rows, columns
+    assert sorted(p.name for p in out.parent.iterdir()) == ["a.png", "a.png.json"]
+
+
+def test_conversion_of_a_cine_to_nifti_reads_back_the_same(tmp_path):
+    cine = np.random.default_rng(0).integers(0, 256, (4, 6, 8), dtype=np.uint8)
+    ds = ultrasound(cine, FrameTime=40, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 7, 5))]))
+    out = convert_dicom(saved(tmp_path, ds), tmp_path / "a.nii.gz")
+    img = nib.load(out)
+    assert img.shape == (8, 6, 1, 4) and img.header.get_xyzt_units() == ("mm", "sec")
+    assert img.header.get_zooms() == pytest.approx((0.1, 0.2, 1, 0.04))
+    np.testing.assert_allclose(LoadUltrasound(spatial_dims=3)(out).numpy()[0], cine / 255, atol=1e-6)
+
+
+def test_conversion_of_a_volume_to_nifti_keeps_its_geometry(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    path = saved(tmp_path, enhanced_volume(volume, [4, 3, 2, 1, 0]))
+    out = convert_dicom(path, tmp_path / "a.nii")
+    before, after = LoadUltrasound(spatial_dims=3)(path), LoadUltrasound(spatial_dims=3)(out)
+    assert np.array_equal(before.numpy(), after.numpy())
+    np.testing.assert_allclose(before.affine.numpy(), after.affine.numpy(), atol=1e-5)
+
+
+def test_conversion_to_nifti_can_keep_colour(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    out = convert_dicom(saved(tmp_path, ultrasound(colour)), tmp_path / "a.nii", grey=False)
+    img = LoadUltrasound(grey=False)(out)
+    np.testing.assert_allclose(img.numpy() * 255, colour.transpose(2, 0, 1), atol=1e-3)
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path, picture, monkeypatch):
+    path = saved(tmp_path, ultrasound(picture))
+
+    def broken(self, target, **options):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        convert_dicom(path, tmp_path / "out" / "a.png")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{"region": "smallest"}, {"deidentify": "maybe"}])
+def test_an_unknown_option_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        UltrasoundDicomReader(**options)
+
+
+def test_an_unknown_output_type_is_refused(tmp_path, picture):
+    with pytest.raises(ValueError, match="output must end in"):
+        convert_dicom(saved(tmp_path, ultrasound(picture)), tmp_path / "a.gif")
