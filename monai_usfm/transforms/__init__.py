@@ -18,6 +18,7 @@ from monai_usfm.transforms.acquisition import (
     recompress,
     time_gain,
 )
+from monai_usfm.transforms.annotation import AnnotationReport, RemoveAnnotations, RemoveAnnotationsd
 from monai_usfm.transforms.appearance import (
     RandCLAHE,
     RandCLAHEd,
@@ -97,6 +98,7 @@ from monai_usfm.transforms.speckle import (
 )
 
 __all__ = [
+    "AnnotationReport",
     "BatchAugmentation",
     "BeamGeometry",
     "CropFieldOfView",
@@ -142,6 +144,8 @@ __all__ = [
     "RandTimeGaind",
     "RandWaveletDenoise",
     "RandWaveletDenoised",
+    "RemoveAnnotations",
+    "RemoveAnnotationsd",
     "SpeckleNoise",
     "SpeckleNoised",
     "ToBeamSpace",

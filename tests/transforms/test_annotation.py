@@ -1,0 +1,266 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.utils import OptionalImportError
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_dilation, gaussian_filter
+
+from monai_usfm.transforms import RemoveAnnotations, RemoveAnnotationsd, annotation
+
+SHAPE = (260, 240)
+
+
+def speckle(seed=0, shape=SHAPE, level=0.45):
+    """Log-compressed speckle (50 dB), finer in depth than across, with a lesion and a layer."""
+    rng = np.random.default_rng(seed)
+    field = [gaussian_filter(rng.standard_normal(shape), (1, 2)) for _ in range(2)]
+    envelope = np.hypot(*field) / np.std(field)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    echo = np.where(((rows - 120) / 30) ** 2 + ((columns - 110) / 40) ** 2 < 1, 0.15, 1.0)
+    echo = np.where(abs(rows - 60 - 0.1 * columns) < 3, 2.5, echo)
+    return np.clip(level + 20 / 50 * np.log10(envelope * echo + 1e-6), 0, 1).astype(np.float32)
+
+
+def draw(grey, paint, value):
+    """Copy of ``grey`` with antialiased strokes of ``value`` painted by ``paint(ImageDraw)``; and their mask."""
+    canvas = Image.new("L", (grey.shape[1], grey.shape[0]))
+    paint(ImageDraw.Draw(canvas))
+    alpha = np.asarray(canvas, np.float32) / 255
+    return (grey * (1 - alpha) + value * alpha).astype(np.float32), alpha > 0.3
+
+
+def text(x, y, words, size=13):
+    return lambda d: d.text((x, y), words, fill=255, font=ImageFont.load_default(size))
+
+
+def cross(x, y, arm=5, diagonal=False):
+    if diagonal:
+        return lambda d: (
+            d.line((x - arm, y - arm, x + arm, y + arm), 255),
+            d.line((x - arm, y + arm, x + arm, y - arm), 255),
+        )
+    return lambda d: (d.line((x - arm, y, x + arm, y), 255), d.line((x, y - arm, x, y + arm), 255))
+
+
+def dots(x, y, dx, dy, count=12):
+    return lambda d: [
+        d.rectangle((x + i * dx, y + i * dy, x + i * dx + 1, y + i * dy + 1), fill=255) for i in range(count)
+    ]
+
+
+MARKS = {
+    "text": text(60, 215, "MAMA DIREITA 12"),
+    "small text": text(20, 20, "RAIO 34", size=10),
+    "caliper": cross(75, 118),
+    "diagonal caliper": cross(150, 130, arm=4, diagonal=True),
+    "dotted line": dots(40, 180, 8, -3),
+}
+KIND = {"small text": "text", "diagonal caliper": "caliper"}
+
+
+def recall_and_precision(found, planted):
+    """Share of planted pixels that were found, and share of found pixels on or within two pixels of a planted one."""
+    near = binary_dilation(planted, np.ones((3, 3)), iterations=2)
+    return (found & planted).sum() / planted.sum(), (found & near).sum() / max(found.sum(), 1)
+
+
+@pytest.mark.parametrize("name", list(MARKS))
+@pytest.mark.parametrize("value", [1.0, 0.85])
+def test_a_planted_mark_is_found_and_named(name, value):
+    image, planted = draw(speckle(), MARKS[name], value)
+    mask, report = RemoveAnnotations().detect(image[None])
+    recall, precision = recall_and_precision(mask[0].numpy(), planted)
+    assert recall > 0.9 and precision > 0.85
+    assert KIND.get(name, name) in report.kinds
+
+
+def test_planted_marks_are_found_with_high_recall_and_precision_over_many_images():
+    scores = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        image, planted = speckle(seed), np.zeros(SHAPE, bool)
+        for paint in (
+            text(rng.integers(5, 100), rng.integers(190, 240), "ESQUERDA 3H"),
+            cross(rng.integers(60, 90), rng.integers(90, 150)),
+            cross(rng.integers(120, 160), rng.integers(90, 150), arm=4),
+        ):
+            image, mask = draw(image, paint, 0.95)
+            planted |= mask
+        scores.append(recall_and_precision(RemoveAnnotations().detect(image[None])[0][0].numpy(), planted))
+    recall, precision = np.mean(scores, axis=0)
+    assert recall > 0.95 and precision > 0.9
+
+
+def test_filling_brings_the_tissue_back():
+    clean = speckle()
+    image, planted = draw(clean, MARKS["text"], 1.0)
+    out = RemoveAnnotations()(image[None])[0].numpy()
+    assert abs(out - clean)[planted].mean() < 0.35 * abs(image - clean)[planted].mean()
+    rim = binary_dilation(planted, np.ones((3, 3)), iterations=4)
+    np.testing.assert_array_equal(out[~rim], image[~rim])
+
+
+def test_biharmonic_filling_agrees_with_scikit_image():
+    restoration = pytest.importorskip("skimage.restoration")
+    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    remove = RemoveAnnotations(method="biharmonic")
+    mask = remove.detect(image[None])[0][0].numpy()
+    np.testing.assert_allclose(remove(image[None])[0], restoration.inpaint_biharmonic(image, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_unmarked_speckle_is_returned_unchanged(seed):
+    image = speckle(seed)
+    assert torch.equal(RemoveAnnotations()(image[None]), torch.as_tensor(image[None]))
+
+
+def test_colour_on_a_grey_image_is_found_but_doppler_is_left_alone():
+    grey = np.repeat(speckle()[None], 3, axis=0)
+    arrow, doppler = grey.copy(), grey.copy()
+    arrow[:2, 100:110, 100:104], arrow[2, 100:110, 100:104] = 0.9, 0.1
+    _, report = RemoveAnnotations().detect(arrow)
+    assert report.kinds == ("colour",) and report.boxes == ((0, 99, 99, 111, 105),)
+    doppler[0, 60:160, 60:160] = 1.0
+    assert RemoveAnnotations().detect(doppler)[1].count == 0
+
+
+def test_logo_and_grey_bar_outside_the_sector_are_found():
+    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    angle, radius = np.arctan2(columns - 120, rows + 40), np.hypot(rows + 40, columns - 120)
+    image = speckle() * ((abs(angle) < 0.5) & (radius > 60) & (radius < 280))
+    image[10:20, 8:20], image[20:90, 230:234] = 0.9, np.linspace(1, 0.3, 70)[:, None]
+    out = RemoveAnnotations()
+    cleaned = out(image[None])[0]
+    assert set(out.report.kinds) == {"screen"} and out.report.count == 2
+    assert cleaned[8:22, 6:22].max() < 0.05 and cleaned[18:92, 228:236].max() < 0.05
+
+
+def test_report_counts_boxes_and_area():
+    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    remove = RemoveAnnotations()
+    out = remove(image[None])
+    mask, report = remove.detect(image[None])
+    assert remove.report == report and report.count == len(report.boxes) == 1
+    assert report.area_fraction == pytest.approx(mask.float().mean().item())
+    frame, top, left, bottom, right = report.boxes[0]
+    assert frame == 0 and top <= 113 and bottom >= 124 and left <= 70 and right >= 81
+    assert torch.equal(out[~mask], torch.as_tensor(image[None])[~mask])
+
+
+def test_a_cine_is_searched_frame_by_frame():
+    marked, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    remove = RemoveAnnotations()
+    out = remove(np.stack([speckle(1), marked, speckle(2)])[None])
+    assert [box[0] for box in remove.report.boxes] == [1]
+    assert torch.equal(out[:, 1], remove(marked[None]))
+    np.testing.assert_array_equal(out[0, 0], speckle(1))
+
+
+def test_real_images_without_marks_change_by_less_than_a_thousandth(shared_data):
+    sweep = sorted((shared_data / "liver_sweep_2d" / "images").glob("*.png"))[::9]
+    heads = sorted((shared_data / "fetal_head_hc18" / "images").glob("*.png"))[::125]
+    images = [np.array(Image.open(f).convert("L")) for f in sweep]
+    images += [
+        np.array(Image.open(f).convert("L"))[:200, 30:300] for f in heads
+    ]  # beside the grey bar and the black box
+    fractions = [RemoveAnnotations().detect(i[None])[1].area_fraction for i in images]
+    assert max(fractions) < 1e-3
+
+
+def test_marks_planted_on_real_breast_images_are_found(shared_data):
+    scores = []
+    for name in ("bus_0110-r", "bus_0002-l", "bus_0868-l", "bus_0546-l"):
+        clean = np.asarray(Image.open(shared_data / "busbra" / "images" / f"{name}.png").convert("L"), np.float32) / 255
+        before = RemoveAnnotations().detect(clean[None])[0][0].numpy()
+        image, planted = draw(clean, text(60, 150, "PLANTADO 45"), 1.0)
+        image, mask = draw(image, cross(100, 110), 1.0)
+        found = RemoveAnnotations().detect(image[None])[0][0].numpy() & ~before
+        scores.append(recall_and_precision(found, (planted | mask) & ~before))
+    recall, precision = np.mean(scores, axis=0)
+    assert recall > 0.8 and precision > 0.8
+
+
+def test_real_portuguese_text_and_calipers_are_found(shared_data):
+    _, report = RemoveAnnotations().detect(np.array(Image.open(shared_data / "busbra/images/bus_0056-l.png"))[None])
+    assert sorted(report.kinds) == ["caliper"] * 4 + ["text"] * 2
+
+
+def test_types_devices_and_meta_data_are_kept_and_the_input_is_not_edited():
+    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    for dtype in (torch.uint8, torch.float32, torch.float64):
+        tensor = MetaTensor(
+            (torch.as_tensor(image[None]) * 255).to(dtype), affine=torch.diag(torch.tensor([2.0, 3, 1, 1]))
+        )
+        before = tensor.clone()
+        out = RemoveAnnotations()(tensor)
+        assert isinstance(out, MetaTensor) and out.dtype == dtype and torch.equal(out.affine, tensor.affine)
+        assert torch.equal(tensor, before) and not torch.equal(out, tensor)
+
+
+def test_alpha_is_neither_searched_nor_filled():
+    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    rgba = np.stack([image, image, image, np.linspace(0, 1, image.size).reshape(image.shape).astype(np.float32)])
+    out = RemoveAnnotations()(rgba)
+    np.testing.assert_array_equal(out[3], rgba[3])
+    assert torch.equal(out[0], RemoveAnnotations()(image[None])[0])
+
+
+def test_dictionary_form_equals_the_array_form_and_its_report_collates():
+    marked, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    data = Dataset([{"image": torch.as_tensor(i[None])} for i in (marked, speckle())], RemoveAnnotationsd("image"))
+    assert torch.equal(data[0]["image"], RemoveAnnotations()(marked[None]))
+    assert json.loads(json.dumps(data[0]["image_annotations"]))["kinds"] == "caliper"
+    batch = next(iter(DataLoader(data, batch_size=2)))
+    assert batch["image_annotations"]["count"].tolist() == [1, 0]
+
+
+def test_both_forms_have_equal_defaults():
+    ours, theirs = (inspect.signature(c).parameters for c in (RemoveAnnotations, RemoveAnnotationsd))
+    assert all(theirs[name].default == parameter.default for name, parameter in ours.items())
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setattr(annotation, "optional_import", lambda name: (None, False))
+    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    with pytest.raises(OptionalImportError, match="pip install opencv-python-headless"):
+        RemoveAnnotations()(image[None])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.tuples(st.sampled_from([1, 3, 4]), st.integers(1, 40), st.integers(1, 40)),
+    dtype=st.sampled_from([torch.uint8, torch.int16, torch.float16, torch.float32, torch.float64]),
+    scale=st.sampled_from([0.0, 1.0, 255.0, -3.0]),
+    nan=st.booleans(),
+)
+def test_any_image_keeps_its_shape_and_type(shape, dtype, scale, nan):
+    image = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * scale).to(dtype)
+    if nan and dtype.is_floating_point:
+        image[:, 0, 0] = float("nan")
+    out = RemoveAnnotations()(image)
+    assert out.shape == image.shape and out.dtype == dtype
+    assert out.isnan().sum() <= image.isnan().sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RemoveAnnotations(contrast=0), "contrast"),
+        (lambda: RemoveAnnotations(method="median"), "method"),
+        (lambda: RemoveAnnotations()(torch.zeros(2, 20, 20)), "channels"),
+        (lambda: RemoveAnnotations()(torch.zeros(20, 20)), "the image must be"),
+    ],
+)
+def test_wrong_use_is_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
