@@ -191,7 +191,7 @@ def test_every_objective_overfits_one_image(dims, size, patch, make):
     torch.manual_seed(0)
     encoder = tiny(dims, size, patch, pos_embed="sincos", layer_scale=None)
     if make == "usfm":
-        model = MaskedImageModel(encoder, band_stop=None, fill="mean")
+        model = MaskedImageModel(encoder, band_stop=None, fill="token")
     elif make == "mae":
         model = MaskedAutoencoder(encoder, 32, 1, 2)
     else:
@@ -200,7 +200,7 @@ def test_every_objective_overfits_one_image(dims, size, patch, make):
     image = torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0).sin().abs()[None, None]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(200):
         loss = model(image)["loss"]
         optimizer.zero_grad()
         loss.backward()
