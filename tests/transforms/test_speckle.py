@@ -95,6 +95,18 @@ def test_correlated_intensity_is_gamma_distributed(looks):
     assert scipy.stats.kstest(far.numpy().ravel(), scipy.stats.gamma(looks, scale=1 / looks).cdf).statistic < 0.009
 
 
+@pytest.mark.parametrize(("looks", "psf_sigma"), [(1, None), (2.5, None), (2, (1.0, 1.0))])
+def test_draws_without_the_quantile_table_follow_the_same_law(monkeypatch, looks, psf_sigma):
+    """The way that a GPU takes."""
+    monkeypatch.setattr("monai_usfm.transforms.speckle._on_cpu", lambda device: False)
+    intensity = speckle_intensity((20, 120, 120), looks, psf_sigma, generator=generator(2))
+    samples = intensity[:, ::8, ::8].numpy().ravel()
+    assert scipy.stats.kstest(samples, scipy.stats.gamma(looks, scale=1 / looks).cdf).statistic < 0.0243
+    out = SpeckleNoise(looks, psf_sigma=psf_sigma).set_random_state(0)(torch.full((1, 200, 200), 0.7))
+    spread = 10 / math.log(10) * math.sqrt(scipy.special.polygamma(1, looks))
+    assert out.std().item() * 60 == pytest.approx(spread, rel=0.04)
+
+
 def test_lower_tail_reaches_deep_nulls():
     level = decibels(speckle_intensity((1000, 1000), generator=generator()))
     assert (level < -30).mean() == pytest.approx(1 - math.exp(-1e-3), rel=0.15)
