@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 
 from monai_usfm.data.phantoms import SOFT_TISSUE_ATTENUATION
 from monai_usfm.transforms.beam import BeamGeometry
@@ -53,6 +54,7 @@ class Device:
         tgc_error: relative error of the machine's assumed attenuation.
         noise: receiver noise at the far end of the beams in dB.
         clutter: side-lobe level in dB; ``haze``: near-field clutter in dB.
+        shading: standard deviation in dB of the slow changes of gain over the picture (contact, TGC sliders).
     """
 
     frequency: float
@@ -71,6 +73,7 @@ class Device:
     noise: float = -30.0
     clutter: float = -40.0
     haze: float = -40.0
+    shading: float = 0.0
 
     @property
     def wavelength(self) -> float:
@@ -99,9 +102,9 @@ def draw_device(kind: str, rng: np.random.Generator) -> Device:
     frequency = {"linear": u(7.0, 13.0), "convex": u(2.8, 5.0), "phased": u(2.0, 3.5)}[kind]
     return Device(
         frequency=frequency,
-        cycles=u(1.3, 2.2),
-        f_number={"linear": u(1.6, 2.6), "convex": u(2.0, 3.0), "phased": u(3.0, 4.0)}[kind],
-        aperture={"linear": u(12.0, 22.0), "convex": u(18.0, 30.0), "phased": u(17.0, 22.0)}[kind],
+        cycles=u(1.1, 2.0),
+        f_number={"linear": u(2.2, 5.0), "convex": u(2.2, 4.5), "phased": u(3.0, 4.0)}[kind],
+        aperture={"linear": u(7.0, 16.0), "convex": u(14.0, 28.0), "phased": u(17.0, 22.0)}[kind],
         slice_aperture={"linear": u(5.0, 8.0), "convex": u(11.0, 15.0), "phased": u(12.0, 16.0)}[kind],
         focus=u(0.35, 0.7),
         looks=int(rng.choice([1, 2, 4], p=[0.4, 0.35, 0.25])),
@@ -112,7 +115,8 @@ def draw_device(kind: str, rng: np.random.Generator) -> Device:
         tgc_error=u(-0.1, 0.1),
         noise=u(-36.0, -14.0),
         clutter=u(-46.0, -30.0),
-        haze=u(-48.0, -26.0),
+        haze=u(-44.0, -22.0) if kind != "phased" else u(-30.0, -18.0),
+        shading=u(0.5, 3.0),
     )
 
 
@@ -227,6 +231,24 @@ def beam_widths(
     return axial, lateral, elevation
 
 
+def _extended(field: torch.Tensor, extents: Sequence[int]) -> torch.Tensor:
+    """Continue ``field`` to ``extents``: mirrored at both ends (of a periodic axis), silent along the axial axis."""
+    for axis, extent in zip(range(-field.dim(), 0), extents, strict=True):
+        count = field.shape[axis]
+        margin = extent - count
+        if margin == 0:
+            continue
+        if axis == -2:
+            silence = field.new_zeros([*field.shape[:-2], margin, field.shape[-1]])
+            parts = [field, silence]
+        else:
+            after, before = (margin + 1) // 2, margin // 2
+            far, near = field.narrow(axis, count - after, after), field.narrow(axis, 0, before)
+            parts = [field, far.flip(axis), near.flip(axis)]
+        field = torch.cat(parts, dim=axis)
+    return field
+
+
 def backscatter(
     echo: torch.Tensor,
     specular: torch.Tensor,
@@ -259,21 +281,34 @@ def backscatter(
     amplitude = torch.sqrt(10 ** (echo / 10) + haze) * 10 ** (-loss / 20)
     # the lateral sum over one pulse makes a coherent line brighter than its samples: undo what the scaling of H adds
     coherent = specular * 10 ** (-loss / 20) / lateral.sqrt()[:, None]
+    if elevation is not None:
+        coherent = coherent / elevation.sqrt()[:, None]
     gain = SOFT_TISSUE_ATTENUATION * 2 * min(device.frequency, 6.0) / 10  # dB per mm of depth
     noise_db = (device.noise - gain * (reach - depth)).clamp(min=-90)
     noise = 10 ** (noise_db / 20)[:, None]
 
-    across = _with_side_lobes(_transfer(shape[-1], lateral), lateral, device.clutter)
-    along = _transfer(shape[-2], torch.tensor(axial))
+    # The Fourier transforms are periodic: mirror a margin of tissue beside the beams, and leave silence below them.
+    weighted, coherent = field * amplitude, coherent.to(field.dtype)
+    extents = []
+    for axis, sigma in zip(range(-len(shape), 0), (elevation, None, lateral)[-len(shape) :], strict=True):
+        count = shape[axis]
+        margin = math.ceil(4 * axial if sigma is None else min(3 * float(sigma.max()), 0.25 * count))
+        extents.append(next_fast_len(count + margin))
+    weighted, coherent = _extended(weighted, extents), _extended(coherent, extents)
+    rows, columns = extents[-2:]
+    lateral_padded = torch.cat([lateral, lateral[-1:].expand(rows - shape[-2])])
+    across = _with_side_lobes(_transfer(columns, lateral_padded), lateral_padded, device.clutter)
+    along = _transfer(rows, torch.tensor(axial))
     along = along / along.square().mean().sqrt()
     if elevation is not None:
-        slices = _transfer(shape[0], elevation)
+        elevation_padded = torch.cat([elevation, elevation[-1:].expand(rows - shape[-2])])
+        slices = _transfer(extents[0], elevation_padded)
         slices = (slices / slices.square().mean(-1, keepdim=True).sqrt()).T[:, :, None]  # (E, A, 1)
-        coherent = coherent / elevation.sqrt()[:, None]
+    noise = F.pad(noise, (0, 0, 0, rows - shape[-2]))
 
     intensity = torch.zeros(shape)
-    weighted = field * amplitude
-    checker = [torch.tensor([1.0, -1.0]).repeat(n // 2 + 1)[:n] for n in shape[-2:]]
+    checker = [torch.tensor([1.0, -1.0]).repeat(n // 2 + 1)[:n] for n in extents[-2:]]
+    keep = tuple(slice(n) for n in shape)
     for look in range(device.looks):
         # Turning the phase of every other sample moves the pass band by half the sampling rate: another part of the
         # same scatterers' spectrum, hence a nearly independent look, as frequency and angle compounding take it.
@@ -284,10 +319,10 @@ def backscatter(
             echoes = echoes * checker[0][:, None]
         echoes = echoes + coherent
         if elevation is not None:
-            echoes = torch.fft.ifft(torch.fft.fft(echoes, dim=0) * slices, dim=0)
-        echoes = torch.fft.ifft(torch.fft.fft(echoes) * across)
-        echoes = echoes + scatterers(shape, rng) * noise
-        echoes = torch.fft.ifft(torch.fft.fft(echoes, dim=-2) * along[:, None], dim=-2)
+            echoes = torch.fft.ifft(torch.fft.fft(echoes, dim=0) * slices, dim=0)[: shape[0]]
+        echoes = torch.fft.ifft(torch.fft.fft(echoes) * across)[..., : shape[-1]]
+        echoes = echoes + scatterers(echoes.shape, rng) * noise
+        echoes = torch.fft.ifft(torch.fft.fft(echoes, dim=-2) * along[:, None], dim=-2)[keep]
         intensity += torch.view_as_real(echoes).square().sum(-1)
     return intensity / device.looks
 

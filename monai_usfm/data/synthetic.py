@@ -51,7 +51,7 @@ _DEPTH = {
     "fetal_head": (95, 135),
     "kidney": (100, 135),
 }
-_SPECULAR_GAIN = 9.0  # amplitude of a full impedance step that faces the probe, relative to soft tissue
+_SPECULAR_GAIN = 4.5  # amplitude of a full impedance step that faces the probe, relative to soft tissue
 
 
 class SyntheticUltrasound(Dataset):
@@ -191,7 +191,8 @@ class _View:
             widest = (radius + reach) * math.sin(opening)
             choices = ((bottom - top) / height * 1.02, 2 * widest / width * 1.02)
         # Between the picture that the beams fill (and overflow) and the one that shows all of them.
-        share = rng.uniform(0.0, 1.0) if self.kind != "phased" else rng.uniform(0.5, 1.0)
+        draw = float(rng.uniform(0, 1))
+        share = {"linear": draw**2, "convex": draw, "phased": 0.5 + 0.5 * draw}[self.kind]
         step = float(min(choices) + share * (max(choices) - min(choices)))
         row_of_face = float(max((height * step - (bottom - top)) * rng.uniform(0, 0.5), 0.0) - top) / step
         middle = (width - 1) / 2
@@ -225,12 +226,17 @@ class _View:
             )
         self.shape = (slices, height, width) if volume else (height, width)
         self.radius, self.half = radius, widest
+        self.gain_lattice = rng.standard_normal((4, 6)).astype(np.float32)  # slow changes of gain: depth x lateral
+        # A rib, gas or an edge without contact takes away the beams on one side.
+        self.dropout = (0.0, 0.0, 0.0)
+        if rng.random() < (0.15 if self.kind == "linear" else 0.35):
+            self.dropout = (rng.choice((-1.0, 1.0)), rng.uniform(0.05, 0.22), rng.uniform(5, 20))
         self.depth = min(reach, (height - 1 - row_of_face) * step)
         natural = self.geometry.natural_beam_shape()
         lines = [max(24, round(0.85 * n)) for n in natural]
         axial = max(32, natural[-2])
         # Matrix and swept probes have few slices, and the far field would ask for more beams than the image can show.
-        self.beam_shape = (axial, lines[-1])
+        self.beam_shape: tuple[int, ...] = (axial, lines[-1])
         if volume:
             self.beam_shape = (min(lines[0], slices) if len(natural) == 3 else slices, axial, min(lines[-1], width))
 
@@ -244,6 +250,15 @@ class _View:
         slices = self.shape[0]
         y = (np.arange(slices, dtype=np.float32) - np.float32((slices - 1) / 2)) * np.float32(self.steps[0])
         return x[None, None, :], z[None, :, None], y[:, None, None]
+
+    def gain_loss(self, shading: float) -> torch.Tensor:
+        """Loss of gain in dB ``(axial, lateral)``: uneven contact and gain, ``shading`` dB strong, and a dropout."""
+        size = self.beam_shape[-2:]
+        lattice = torch.from_numpy(self.gain_lattice)[None, None]
+        loss = shading * F.interpolate(lattice, size=size, mode="bicubic", align_corners=True)[0, 0]
+        side, share, strength = self.dropout
+        across = torch.linspace(-side, side, size[1])  # 1 at the border that lost contact
+        return loss + strength * torch.sigmoid((across - (1 - 2 * share)) * 14)
 
     def half_width(self, z: float) -> float:
         """Half-width in mm that both the beams and the image show at depth ``z``."""
@@ -299,7 +314,7 @@ def _still(
     slice_step = view.steps[0] if len(view.shape) == 3 else None
     images = []
     for machine in machines:
-        loss = shadow_db(beams[1], step, machine)
+        loss = shadow_db(beams[1], step, machine) + view.gain_loss(machine.shading)
         intensity = backscatter(beams[0], beams[2], loss, field, view.geometry, machine, rng, slice_step)
         images.append(display(to_image(detect(intensity, machine)[None], view.geometry, grid)[0], machine))
     return images
