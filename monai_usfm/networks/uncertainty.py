@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How sure is a network: Monte-Carlo dropout, flips at test time, temperature scaling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain, combinations
@@ -186,7 +184,7 @@ class TemperatureScaling(nn.Module):
         return logits / self.temperature.to(logits.dtype)
 
     @torch.no_grad()
-    def fit(self, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> TemperatureScaling:
+    def fit(self, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> "TemperatureScaling":
         """Set the temperature that minimises the negative log-likelihood.
 
         Args:

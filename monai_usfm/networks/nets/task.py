@@ -21,7 +21,15 @@ def even_blocks(num_layers: int, count: int) -> list[int]:
 
 
 def pad_to_patches(x: torch.Tensor, patch_size: list[int]) -> torch.Tensor:
-    """Repeat the last row, column or plane until each size is a multiple of the patch size."""
+    """Repeat the last row, column or plane until each size is a multiple of the patch size.
+
+    Raises:
+        ValueError: for another number of spatial axes.
+    """
+    if x.dim() != len(patch_size) + 2:
+        raise ValueError(
+            f"expected an image batch (B, C, *S) with {len(patch_size)} spatial axes, got shape {list(x.shape)}."
+        )
     pad: list[int] = []
     needed = False
     for axis in range(len(patch_size) - 1, -1, -1):
