@@ -54,7 +54,7 @@ class Entry:
     fov: Path | None = None
     extra: dict = field(default_factory=dict)
     digest: str = ""
-    hash: np.ndarray | None = None
+    hash: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=bool))
     num_frames: int = 1
     unreadable: str = ""
 
@@ -178,7 +178,7 @@ def inspect(entry: Entry) -> None:
                 identity = str(pydicom.dcmread(entry.path, stop_before_pixels=True).get("PatientID") or "")
                 if any(c.isalnum() for c in identity):  # the datalist names nobody
                     entry.patient = "dicom-" + hashlib.sha256(identity.encode()).hexdigest()[:12]
-        entry.num_frames = int(img.meta["num_frames"])
+        entry.num_frames = int(getattr(img, "meta", {}).get("num_frames", 1))
         entry.digest = hashlib.sha256(repr(img.shape).encode() + img.numpy().tobytes()).hexdigest()
         entry.hash = difference_hash(img)
     except UnreadableImageError as error:
@@ -214,7 +214,7 @@ def group(entries: list[Entry], bits: int) -> tuple[list[int], dict[str, int]]:
         "identical": sum(number for number in copies.values() if number > 1),
         "near": len({item for pair in near for item in pair}),
     }
-    keys = [[entry.digest for entry in entries], [entry.patient for entry in entries]]
+    keys: list[list[str | None]] = [[entry.digest for entry in entries], [entry.patient for entry in entries]]
     return joined_groups(len(entries), near, keys), counts
 
 

@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.data.dicom import UltrasoundDicomReader, convert_dicom, frame_times, ultrasound_regions
 
-# File in pydicom's wheel: array (x, y, ...), mm per pixel (None: unknown), Hz, region, its box (top, bottom, left, right)
+# File in pydicom's wheel: array (x, y, ...), mm per pixel (None: unknown), Hz, region, its rows and columns
 PYDICOM_FILES = {
     "examples_ybr_color.dcm": ((320, 240, 30, 3), 0.5104970559477806, 30.0003, 0, (31, 240, 84, 320)),
     "examples_palette.dcm": ((800, 350, 3), 0.2622878766196998, 0.0, 0, (60, 350, 120, 800)),

@@ -1,0 +1,114 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Organ-balanced sampling: closed-form weights, and draws that depend on seed and epoch alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monai_usfm.data.sampler import OrganBalancedSampler, organ_balanced_weights
+
+ORGANS = ["breast"] * 90 + ["eye"] * 9 + ["bone"]
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=50), st.floats(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_weights_are_a_power_of_the_organs_size(organs, temperature):
+    weights = organ_balanced_weights(organs, temperature)
+    counts = Counter(organs)
+    raw = np.array([counts[organ] ** -float(temperature) for organ in organs])
+    np.testing.assert_allclose(weights.numpy(), raw / raw.sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("temperature", "shares"), [(1.0, [1 / 3, 1 / 3, 1 / 3]), (0.0, [0.9, 0.09, 0.01])])
+def test_one_gives_organs_equal_shares_and_zero_gives_images_equal_shares(temperature, shares):
+    weights = organ_balanced_weights(ORGANS, temperature)
+    assert [weights[:90].sum(), weights[90:99].sum(), weights[99:].sum()] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(
+    ("organs", "temperature", "message"),
+    [
+        ([], 1, "there are no images"),
+        (["a", None, ""], 1, r"2 of 3 images have no organ \(the first is number 1\)"),
+        (["a"], -1, "temperature must be 0 or more"),
+        (["a"], float("nan"), "temperature must be 0 or more"),
+    ],
+)
+def test_wrong_input_is_refused(organs, temperature, message):
+    with pytest.raises(ValueError, match=message):
+        organ_balanced_weights(organs, temperature)
+
+
+@pytest.mark.parametrize(("temperature", "shares"), [(1.0, [1 / 3, 1 / 3, 1 / 3]), (0.0, [0.9, 0.09, 0.01])])
+def test_draws_have_the_shares_of_the_weights(temperature, shares):
+    sampler = OrganBalancedSampler(ORGANS, temperature, num_samples=20000, seed=1)
+    drawn = np.array(list(sampler))
+    counts = [np.mean(drawn < 90), np.mean((drawn >= 90) & (drawn < 99)), np.mean(drawn == 99)]
+    np.testing.assert_allclose(counts, shares, atol=4 * np.sqrt(0.25 / 20000))
+
+
+def test_no_image_of_an_organ_comes_twice_before_all_have_come():
+    drawn = [index for index in OrganBalancedSampler(ORGANS, num_samples=60, seed=1) if 90 <= index < 99]
+    for start in range(0, len(drawn) - 8, 9):
+        assert sorted(drawn[start : start + 9]) == list(range(90, 99))
+
+
+def test_an_epoch_is_the_same_whatever_was_drawn_before():
+    through = OrganBalancedSampler(ORGANS, seed=4)
+    epochs = []
+    for epoch in range(4):
+        through.set_epoch(epoch)
+        epochs.append(list(through))
+    resumed = OrganBalancedSampler(ORGANS, seed=4)
+    resumed.set_epoch(3)
+    torch.rand(7)  # nor on the global generator
+    assert list(resumed) == epochs[3] and len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_seeds_draw_differently_and_do_not_shift_into_each_others_epochs():
+    draws = set()
+    for seed in range(3):
+        for epoch in range(3):
+            sampler = OrganBalancedSampler(ORGANS, seed=seed)
+            sampler.set_epoch(epoch)
+            draws.add(tuple(sampler))
+    assert len(draws) == 9
+
+
+@given(replicas=st.integers(1, 7), samples=st.integers(1, 60))
+@settings(max_examples=20, deadline=None)
+def test_processes_share_one_draw_without_overlap(replicas, samples):
+    parts = [
+        list(OrganBalancedSampler(ORGANS, num_samples=samples, seed=2, rank=rank, num_replicas=replicas))
+        for rank in range(replicas)
+    ]
+    total = -(-samples // replicas) * replicas
+    assert {len(part) for part in parts} == {total // replicas}
+    interleaved = [part[step] for step in range(total // replicas) for part in parts]
+    assert interleaved == list(OrganBalancedSampler(ORGANS, num_samples=total, seed=2, rank=0, num_replicas=1))
+
+
+def test_the_length_is_fixed_and_true():
+    sampler = OrganBalancedSampler(ORGANS, num_samples=37, rank=1, num_replicas=4)
+    assert len(sampler) == len(list(sampler)) == 10
+
+
+def test_the_global_generator_is_untouched():
+    before = torch.get_rng_state()
+    list(OrganBalancedSampler(ORGANS))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"num_samples": 0}, "num_samples"), ({"rank": 2, "num_replicas": 2}, "rank must be in")]
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        OrganBalancedSampler(ORGANS, **options)
