@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _FLOOR = 2.0**-25  # half a step of a float32 uniform draw: keeps the logarithm finite, -75 dB
+_LEAST_LOOKS = 0.5  # below, quantiles are too steep for a table
 _NEGLECT = 1e-3  # amplitudes of the PSF's spectrum below this are not drawn: a millionth of the power
 
 
@@ -245,6 +246,10 @@ def _on_cpu(device: torch.device | str | None) -> bool:
     return torch.device(device or "cpu").type == "cpu"
 
 
+def _tabled(how: SpeckleNoise | RandSpeckleNoise, device: torch.device) -> bool:
+    return _on_cpu(device) and how.looks >= _LEAST_LOOKS
+
+
 def _independent_intensity(
     shape: tuple[int, ...],
     looks: float,
@@ -253,7 +258,7 @@ def _independent_intensity(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     work = _working(dtype)
-    if _on_cpu(device) and looks >= 0.5:
+    if _on_cpu(device) and looks >= _LEAST_LOOKS:
         return _lookup(_gamma_table(looks), shape, generator).to(dtype)
     if looks == 1:
         intensity = torch.rand(shape, generator=generator, device=device, dtype=work).neg_().log1p_().neg_()
@@ -406,7 +411,9 @@ class _LocalMean:
         self.covered = None if self.weight is None else self._smooth(self.weight).clamp_(min=1e-6)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return self._smooth(image) if self.weight is None else self._smooth(image * self.weight) / self.covered
+        if self.weight is None or self.covered is None:
+            return self._smooth(image)
+        return self._smooth(image * self.weight) / self.covered
 
     def _smooth(self, image: torch.Tensor) -> torch.Tensor:
         # One matrix product per axis: several times as fast as pooling, and right at the borders by its row sums.
@@ -434,8 +441,11 @@ def _log_bias_db(variance: torch.Tensor, fov: torch.Tensor | None, widths: Seque
     dims = len(widths)
     if fov is not None:
         variance = variance.masked_fill(fov.expand_as(variance) <= 0, torch.nan)
-    thin = variance[(..., *(slice(None, None, width // 2 + 1) for width in widths))]  # it varies no faster
-    median = thin.flatten(-dims).nanmedian(-1).values.nan_to_num(0.0)
+    for axis, width in zip(range(-dims, 0), widths, strict=True):  # it varies no faster than half a window
+        variance = variance.index_select(
+            axis, torch.arange(0, variance.shape[axis], width // 2 + 1).to(variance.device)
+        )
+    median = variance.flatten(-dims).nanmedian(-1).values.nan_to_num(0.0)
     known, bias = (torch.from_numpy(values).to(median) for values in _log_moments())
     right = torch.bucketize(median, known).clamp(1, len(known) - 1)
     share = ((median - known[right - 1]) / (known[right] - known[right - 1])).clamp(0, 1)
@@ -719,44 +729,64 @@ def _speckle(
     plain = image.as_subclass(torch.Tensor)
     _check_image(plain, how.dynamic_range_db)
     dtype = plain.dtype if plain.dtype.is_floating_point else torch.float32
-    work = plain.to(_working(plain.dtype))
-    spatial = tuple(plain.shape[1:])
-    if isinstance(geometry, Mapping):
-        geometry = BeamGeometry.from_dict(dict(geometry))
-    if fov is not None:
-        fov = convert_to_tensor(fov, track_meta=False).to(plain.device) > 0
-        if fov.ndim != plain.ndim or tuple(fov.shape[1:]) != spatial:
-            raise ValueError(f"fov {tuple(fov.shape)} does not fit the image: it must be (1, *{spatial}).")
-    elif geometry is not None:
-        fov = _reached(geometry, spatial[len(spatial) - geometry.spatial_dims :], plain.device).expand(1, *spatial)
+    work, spatial, device = plain.to(_working(plain.dtype)), tuple(plain.shape[1:]), plain.device
+    beams = BeamGeometry.from_dict(dict(geometry)) if isinstance(geometry, Mapping) else geometry
+    inside = _inside(fov, beams, spatial, device)
+    generator = torch.Generator(device).manual_seed(how.seed)
 
-    generator = torch.Generator(plain.device).manual_seed(how.seed)
-    draw = {"generator": generator, "device": plain.device}
-    added = how.mode == "add" and how.dynamic_range_db is not None
-    if geometry is not None:
-        if how.psf_sigma is None:
-            raise ValueError("speckle along beams is correlated: give psf_sigma, or leave out the geometry.")
-        speckle = beam_speckle_intensity((1, *spatial), geometry, how.looks, how.psf_sigma, **draw)
-    elif how.psf_sigma is not None:
-        sigmas = _per_axis(how.psf_sigma, len(spatial), len(spatial))
-        if len(sigmas) != len(spatial):
-            raise ValueError(f"psf_sigma {how.psf_sigma} must hold one value for each of the axes of {spatial}.")
-        speckle = speckle_intensity((1, *spatial), how.looks, sigmas, **draw)
-    elif added and _on_cpu(plain.device) and how.looks >= 0.5:
+    display = how.dynamic_range_db
+    if how.mode == "add" and display is not None and how.psf_sigma is None and beams is None and _tabled(how, device):
         level = _lookup(_gamma_level_table(how.looks), (1, *spatial), generator)  # no logarithm to take
-        scale = how.strength / how.dynamic_range_db
         alone = work.shape == level.shape and work.dtype == level.dtype
+        scale = how.strength / display
         out = level.mul_(scale).add_(work) if alone else torch.add(work, level, alpha=scale)
-        return _finish(out.clamp_(0, 1), work, fov, image, dtype)
-    else:
-        speckle = speckle_intensity((1, *spatial), how.looks, **draw)
-    if how.mode == "add":
-        return _finish(add_speckle(work, speckle, how.dynamic_range_db, how.strength), work, fov, image, dtype)
+        return _finish(out.clamp_(0, 1), work, inside, image, dtype)
 
-    inside = _close(work > 0, len(spatial)) if fov is None else fov
+    speckle = _draw(how, spatial, beams, generator, device)
+    if how.mode == "add":
+        return _finish(add_speckle(work, speckle, display, how.strength), work, inside, image, dtype)
+    if inside is None:
+        inside = _close(work > 0, len(spatial))
     speckle = speckle if how.strength == 1 else speckle.pow(how.strength)
-    out = respeckle(work[None], speckle[None], how.dynamic_range_db, spatial_dims=len(spatial), fov=inside[None])[0]
+    out = respeckle(work[None], speckle[None], display, spatial_dims=len(spatial), fov=inside[None])[0]
     return _restore(torch.where(inside, out, work), image, dtype)
+
+
+def _draw(
+    how: SpeckleNoise | RandSpeckleNoise,
+    spatial: tuple[int, ...],
+    beams: BeamGeometry | None,
+    generator: torch.Generator,
+    device: torch.device,
+) -> torch.Tensor:
+    """Speckle intensity ``(1, *spatial)``."""
+    shape, sigma = (1, *spatial), how.psf_sigma
+    if beams is not None:
+        if sigma is None:
+            raise ValueError("speckle along beams is correlated: give psf_sigma, or leave out the geometry.")
+        return beam_speckle_intensity(shape, beams, how.looks, sigma, generator=generator, device=device)
+    sigmas = None if sigma is None else _per_axis(sigma, len(spatial), len(spatial))
+    if sigmas is not None and len(sigmas) != len(spatial):
+        raise ValueError(f"psf_sigma {sigma} must hold one value for each of the axes of {spatial}.")
+    return speckle_intensity(shape, how.looks, sigmas, generator=generator, device=device)
+
+
+def _inside(
+    fov: NdarrayOrTensor | None, beams: BeamGeometry | None, spatial: tuple[int, ...], device: torch.device
+) -> torch.Tensor | None:
+    """Field of view ``(1, *spatial)`` as booleans; that of the beams if there is no other."""
+    if fov is not None:
+        mask = torch.as_tensor(fov, device=device).as_subclass(torch.Tensor) > 0
+        if mask.ndim != len(spatial) + 1 or tuple(mask.shape[1:]) != spatial:
+            raise ValueError(f"fov {tuple(mask.shape)} does not fit the image: it must be (1, {str(spatial)[1:-1]}).")
+        return mask
+    if beams is None:
+        return None
+    if beams.spatial_dims > len(spatial):
+        raise ValueError(
+            f"a {beams.kind} geometry of {beams.spatial_dims} axes does not fit an image of shape {spatial}."
+        )
+    return _reached(beams, spatial[len(spatial) - beams.spatial_dims :], device).expand(1, *spatial)
 
 
 @lru_cache(maxsize=2)
