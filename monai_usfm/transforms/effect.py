@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
+from monai.transforms import MapTransform, RandGaussianNoise, Randomizable, RandomizableTransform
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from monai_usfm.transforms.beam import BeamGeometry
 
@@ -185,7 +185,7 @@ class RandEffect(RandomizableTransform):
     parameters stay in ``params``, so that ``randomize=False`` repeats them.
     """
 
-    backend = (TransformBackends.TORCH,)
+    backend = RandGaussianNoise.backend
 
     def __init__(self, prob: float) -> None:
         super().__init__(prob)
@@ -225,7 +225,7 @@ class RandEffectd(Randomizable, MapTransform):
     says.
     """
 
-    backend = (TransformBackends.TORCH,)
+    backend = RandGaussianNoise.backend
 
     def __init__(
         self,

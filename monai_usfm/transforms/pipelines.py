@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import (
@@ -26,7 +27,6 @@ from monai.transforms import (
     RandAffined,
     RandFlipd,
     RandGaussianNoised,
-    RandomizableTrait,
     RandScaleCropd,
     RandScaleIntensityd,
     RandScaleIntensityFixedMeand,
@@ -77,13 +77,13 @@ def semantics_preserving_pipeline(
     images, masks, first, last, fov = _items(keys, label_keys, fov_key)
     moved = images + masks
     modes = ["bilinear"] * len(images) + ["nearest"] * len(masks)
-    change = {"mode": modes, "geometry_key": geometry_key}
+    change: dict[str, Any] = {"mode": modes, "geometry_key": geometry_key}
     probe = [
         RandProbeTypeChanged(moved, prob=0.3, **change),
         RandConvexityChanged(moved, prob=0.75, **change),
         RandDepthZoomd(moved, prob=0.333, factor=(0.8, 1.2), **change),
     ]
-    inside = {"fov_key": fov, "geometry_key": geometry_key}
+    inside: dict[str, Any] = {"fov_key": fov, "geometry_key": geometry_key}
     size = tuple(int(n) for n in spatial_size)
     in_plane = (0.0,) * (len(size) - 2)
     return Compose(
@@ -173,7 +173,7 @@ def _items(
     return images, [*labels, own], [FieldOfViewd(images[0], postfix=_POSTFIX)], [DeleteItemsd(own)], own
 
 
-def _brightness_contrast(images: list[str], prob: float) -> list[RandomizableTrait]:
+def _brightness_contrast(images: list[str], prob: float) -> list[MapTransform]:
     return [
         RandScaleIntensityd(images, factors=0.4, prob=prob),
         RandScaleIntensityFixedMeand(images, factors=0.4, prob=prob),

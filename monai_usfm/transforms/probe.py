@@ -17,8 +17,14 @@ from typing import Any
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta, to_affine_nd
-from monai.transforms import InvertibleTransform, MapTransform, Randomizable, RandomizableTransform
-from monai.utils import TraceKeys, TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+from monai.transforms import (
+    InvertibleTransform,
+    MapTransform,
+    RandGaussianNoise,
+    Randomizable,
+    RandomizableTransform,
+)
+from monai.utils import TraceKeys, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 
 from monai_usfm.transforms.beam import BeamGeometry
 from monai_usfm.transforms.effect import Range, beams_of, check_range, sample_pixels, stored_geometry
@@ -186,7 +192,7 @@ class RandGeometryChange(RandomizableTransform, InvertibleTransform):
     After a call ``geometry`` holds the beams of the result: the new ones, or the old ones if nothing was changed.
     """
 
-    backend = (TransformBackends.TORCH,)
+    backend = RandGaussianNoise.backend
 
     def __init__(self, prob: float) -> None:
         RandomizableTransform.__init__(self, prob)
@@ -245,7 +251,7 @@ class RandGeometryChange(RandomizableTransform, InvertibleTransform):
 class RandGeometryChanged(Randomizable, MapTransform, InvertibleTransform):
     """Base of the dictionary forms: one draw serves all keys, each in its own ``mode``; the geometry item follows."""
 
-    backend = (TransformBackends.TORCH,)
+    backend = RandGaussianNoise.backend
 
     def __init__(
         self,
