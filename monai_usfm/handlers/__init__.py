@@ -21,6 +21,7 @@ from monai_usfm.handlers.records import (
     save_panels,
     write_text_atomically,
 )
+from monai_usfm.handlers.segmentation import SegmentationReport, score_case, segmentation_panels
 
 __all__ = [
     "BestCheckpoint",
@@ -34,7 +35,10 @@ __all__ = [
     "Progress",
     "ResumableCheckpoint",
     "RunRecord",
+    "SegmentationReport",
     "save_atomically",
     "save_panels",
+    "score_case",
+    "segmentation_panels",
     "write_text_atomically",
 ]

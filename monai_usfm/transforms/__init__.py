@@ -69,6 +69,7 @@ from monai_usfm.transforms.beam import (
     ToBeamSpaced,
 )
 from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
+from monai_usfm.transforms.labels import LabelIndices, LabelIndicesd
 from monai_usfm.transforms.pipelines import (
     distilled_pipeline,
     semantics_preserving_pipeline,
@@ -111,6 +112,8 @@ __all__ = [
     "FourierBandStopd",
     "FromBeamSpace",
     "FromBeamSpaced",
+    "LabelIndices",
+    "LabelIndicesd",
     "NotAConeError",
     "RandAcousticShadow",
     "RandAcousticShadowd",

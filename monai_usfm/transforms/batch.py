@@ -17,11 +17,14 @@ __all__ = ["BatchAugmentation"]
 class BatchAugmentation:
     """Random resized crop, rotation, flip and brightness of a batch in one resampling, on the device of training.
 
-    Used as ``prepare_batch`` of a MONAI trainer it makes the (image, target) pair of self-supervised learning, both the
-    same augmented image. Per image: a crop of a random share and aspect ratio is resized to ``spatial_size`` after a
-    rotation about the crop's centre, mirrored along the last axis with probability ``flip``, and its values are raised
-    to a random power. Draws come from PyTorch's global generator of the device. 2D and 3D: in 3D the rotation is in the
-    plane of the last two axes.
+    Used as ``prepare_batch`` of a MONAI trainer: without ``label_key`` it makes the (image, target) pair of
+    self-supervised learning, both the same augmented image; with it, labels that are images follow the geometry by
+    nearest neighbour, and other labels (a class per image) are passed on.
+
+    Per image, a crop of a random share and aspect ratio is resized to ``spatial_size`` after a rotation about the
+    crop's centre, mirrored along the last axis with probability ``flip``, and its values are raised to a random power.
+    Draws come from PyTorch's global generator of the device. 2D and 3D: in 3D the rotation is in the plane of the last
+    two axes.
 
     Args:
         spatial_size: size of the output.
@@ -31,6 +34,8 @@ class BatchAugmentation:
         flip: probability of mirroring.
         gamma: largest factor of the exponent, either way; 1 leaves values alone.
         key: item of the batch that is the image.
+        label_key: item of the batch that is the label: ``(B, C, *S)``, or one value or vector per image.
+        continuous_label: resample the label like an image (for enhancement), instead of by nearest neighbour.
 
     Raises:
         ValueError: for ranges that are empty or out of bounds.
@@ -45,6 +50,8 @@ class BatchAugmentation:
         flip: float = 0.5,
         gamma: float = 1.3,
         key: str = "image",
+        label_key: str | None = None,
+        continuous_label: bool = False,
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be an increasing pair in (0, 1], got {tuple(scale)}.")
@@ -55,18 +62,34 @@ class BatchAugmentation:
         self.spatial_size = tuple(int(n) for n in spatial_size)
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.rotate, self.flip, self.gamma, self.key = rotate, flip, gamma, key
+        self.label_key = label_key
+        self.continuous_label = continuous_label
 
     def __call__(
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``prepare_batch`` of MONAI's engines: ``(image, image)`` on ``device``."""
-        image = torch.as_tensor(batch[self.key])
-        image = image.to(device=device, non_blocking=non_blocking, **kwargs)
-        augmented = self.augment(image.as_subclass(torch.Tensor))
-        return augmented, augmented
+        """``prepare_batch`` of MONAI's engines: ``(image, target)`` on ``device``."""
 
-    def augment(self, image: torch.Tensor) -> torch.Tensor:
-        """``(B, C, *S) -> (B, C, *spatial_size)``, float in [0, 1]; uint8 input is scaled from 0..255."""
+        def move(key: str) -> torch.Tensor:
+            tensor = torch.as_tensor(batch[key]).as_subclass(torch.Tensor)
+            return tensor.to(device=device, non_blocking=non_blocking, **kwargs)
+
+        image = move(self.key)
+        if self.label_key is None:
+            augmented, _ = self.augment(image)
+            return augmented, augmented
+        label = move(self.label_key)
+        if label.dim() == image.dim():
+            return self.augment(image, label)
+        return self.augment(image)[0], label
+
+    def augment(
+        self, image: torch.Tensor, label: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``(B, C, *S) -> (B, C, *spatial_size)``, float in [0, 1]; uint8 input is scaled from 0..255.
+
+        A label ``(B, L, *S)`` keeps its dtype, and takes the background value 0 where the image was left.
+        """
         dims = image.dim() - 2
         size = ensure_tuple_rep(self.spatial_size, dims)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
@@ -98,4 +121,10 @@ class BatchAugmentation:
             limit = float(torch.log(torch.tensor(self.gamma)))
             power = torch.exp(uniform(-limit, limit)).view(-1, *[1] * (dims + 1))
             out = out.clamp(0, 1).pow(power)
-        return out
+        if label is not None:
+            mode = "bilinear" if self.continuous_label else "nearest"
+            moved = F.grid_sample(label.float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
+            if self.continuous_label and self.gamma > 1:
+                moved = moved.clamp(0, 1).pow(power)
+            label = moved.to(label.dtype)
+        return out, label

@@ -1,0 +1,166 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A table of segmentation scores by case and class, in millimetres where the pixel size is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
+from monai.networks.utils import one_hot
+
+from monai_usfm.handlers.records import write_text_atomically
+
+__all__ = ["SegmentationReport", "score_case", "segmentation_panels"]
+
+# Colours of the classes after the background, repeated when there are more.
+COLOURS = ((1.0, 0.25, 0.2), (0.2, 0.8, 1.0), (1.0, 0.85, 0.1), (0.5, 1.0, 0.3), (0.9, 0.4, 1.0))
+
+
+def score_case(
+    prediction: torch.Tensor, label: torch.Tensor, num_classes: int, spacing: list[float] | None = None
+) -> list[dict[str, Any]]:
+    """Scores of every foreground class of one case.
+
+    Dice and IoU are 1 where prediction and label are both empty. Surface distances are NaN where either is empty: there
+    is no surface to measure from; how often that happens is told by ``missed`` and ``invented``.
+
+    Args:
+        prediction: class indices ``(1, *S)``.
+        label: class indices ``(1, *S)``.
+        num_classes: classes, background included.
+        spacing: mm per sample along ``S``; None measures in pixels.
+
+    Returns:
+        One dictionary per class with ``class, dice, iou, hd95, asd, missed, invented``.
+    """
+    predicted = one_hot(prediction[None].float(), num_classes)
+    wanted = one_hot(label[None].float(), num_classes)
+    dice = compute_dice(predicted, wanted, include_background=False, ignore_empty=False)[0]
+    iou = compute_iou(predicted, wanted, include_background=False, ignore_empty=False)[0]
+    rows = []
+    for number in range(1, num_classes):
+        here, there = predicted[:, number : number + 1], wanted[:, number : number + 1]
+        distances = {"hd95": float("nan"), "asd": float("nan")}
+        if here.any() and there.any():
+            pair = {"y_pred": here, "y": there, "include_background": True, "spacing": spacing}
+            distances["hd95"] = compute_hausdorff_distance(**pair, percentile=95).item()
+            distances["asd"] = compute_average_surface_distance(**pair, symmetric=True).item()
+        rows.append(
+            {
+                "class": number,
+                "dice": dice[number - 1].item(),
+                "iou": iou[number - 1].item(),
+                **distances,
+                "missed": int(there.any() and not here.any()),
+                "invented": int(here.any() and not there.any()),
+            }
+        )
+    return rows
+
+
+def segmentation_panels(output: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, torch.Tensor]:
+    """Image | label | prediction, for :func:`~monai_usfm.handlers.save_panels`.
+
+    Args:
+        output: decollated items with ``image (C, *S)``, ``pred (1, *S)`` and, where there is one, ``label (1, *S)``; of
+            items with different sizes only the first is shown, of volumes the middle slice.
+        num_classes: classes, background included.
+    """
+    items = [item for item in output if item["image"].shape == output[0]["image"].shape]
+
+    def stack(key: str) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(item[key]).as_subclass(torch.Tensor).float().cpu() for item in items])
+
+    image = stack("image")[:, :1]
+    panels = {"image": image}
+    for key in ("label", "pred"):
+        if key in items[0]:
+            panels["prediction" if key == "pred" else key] = _overlay(image, stack(key), num_classes)
+    return panels
+
+
+def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Grey images ``(B, 1, *S)`` with coloured classes ``(B, 3, *S)``."""
+    colour = image.expand(-1, 3, *image.shape[2:]).clone()
+    for number in range(1, num_classes):
+        tint = torch.tensor(COLOURS[(number - 1) % len(COLOURS)]).view(1, 3, *[1] * (image.dim() - 2))
+        colour = torch.where(classes == number, 0.55 * colour + 0.45 * tint, colour)
+    return colour
+
+
+class SegmentationReport:
+    """Writes ``cases.csv`` (a row per case and class) and ``summary.json`` (means per class) after an evaluation.
+
+    Attach it to an evaluator that decollates, with class indices ``(1, *S)`` under ``pred`` and ``label``. The pixel
+    size is read from the label's affine; where none is known (a plain picture) distances are in pixels, and the
+    ``unit`` column says so.
+
+    Args:
+        output_dir: folder of the files.
+        num_classes: classes, background included.
+    """
+
+    def __init__(self, output_dir: str, num_classes: int) -> None:
+        self.folder = Path(output_dir)
+        self.num_classes = num_classes
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            label, prediction = item["label"], item["pred"]
+            spacing = _known_spacing(label)
+            name = str(item["image"].meta.get("filename_or_obj", len(self.rows)))
+            for row in score_case(torch.as_tensor(prediction), torch.as_tensor(label), self.num_classes, spacing):
+                self.rows.append({"image": name, **row, "unit": "px" if spacing is None else "mm"})
+
+    def _write(self, engine: Engine) -> None:
+        if not self.rows:
+            return
+        text = io.StringIO()
+        table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
+        write_text_atomically(self.folder / "cases.csv", text.getvalue())
+        summary = {"cases": len({row["image"] for row in self.rows})}
+        for number in range(1, self.num_classes):
+            rows = [row for row in self.rows if row["class"] == number]
+            units = {row["unit"] for row in rows}
+            entry: dict[str, Any] = {"unit": units.pop() if len(units) == 1 else "mixed mm and px: do not average"}
+            for name in ("dice", "iou", "hd95", "asd"):
+                values = np.array([row[name] for row in rows])
+                entry[name] = float(np.nanmean(values)) if np.isfinite(values).any() else None
+                entry[f"{name}_std"] = float(np.nanstd(values)) if np.isfinite(values).any() else None
+            entry["missed"] = sum(row["missed"] for row in rows)
+            entry["invented"] = sum(row["invented"] for row in rows)
+            summary[f"class_{number}"] = entry
+        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        engine.logger.info(f"segmentation report: {json.dumps(summary)}")
+
+
+def _known_spacing(label: torch.Tensor) -> list[float] | None:
+    """Spacing in mm along the axes of ``S``, or None where the file did not say."""
+    if not isinstance(label, MetaTensor):
+        return None
+    known = label.meta.get("spacing")
+    if known is None or not bool(label.meta.get("spacing_known", True)):
+        return None
+    values = [float(v) for v in torch.as_tensor(known).flatten()][: label.dim() - 1]
+    return values or None

@@ -1,0 +1,93 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Label images as class indices, whatever values a file uses for its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
+from monai.utils.misc import ImageMetaKey
+
+__all__ = ["LabelIndices", "LabelIndicesd"]
+
+
+class LabelIndices(Transform):
+    """Map the values of a label image to class indices 0 .. K - 1, and refuse any other value.
+
+    Args:
+        num_classes: K, background included.
+        values: file value of each class, in the order of the classes. None takes class indices as they are, and, for
+            two classes, 0/255 masks too.
+
+    Raises:
+        ValueError: when ``values`` are not K different numbers, or a label has a value that is no class.
+    """
+
+    def __init__(self, num_classes: int, values: Sequence[int] | None = None) -> None:
+        if values is not None and (len(values) != num_classes or len(set(values)) != num_classes):
+            raise ValueError(f"label_values must be {num_classes} different values, one per class, got {list(values)}.")
+        self.num_classes = num_classes
+        self.values = None if values is None else [int(v) for v in values]
+
+    def __call__(self, label: torch.Tensor) -> torch.Tensor:
+        """``(1, *S) -> (1, *S)`` uint8 class indices."""
+        label = convert_to_tensor(label, track_meta=True)
+        found = label.unique().tolist()
+        values = self.values
+        if values is None:
+            binary_mask = self.num_classes == 2 and 255 in found and set(found) <= {0, 255}
+            values = [0, 255] if binary_mask else list(range(self.num_classes))
+        unknown = sorted(set(found) - set(values))
+        if unknown:
+            name = getattr(label, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "a label")
+            shown = ", ".join(f"{v:g}" for v in unknown[:8])
+            raise ValueError(
+                f"{name}: value(s) {shown} stand for no class; expected {values}. "
+                "Set num_classes, and label_values to the file values of the classes in their order."
+            )
+        index = torch.zeros_like(label, dtype=torch.uint8)
+        for number, value in enumerate(values):
+            index[label == value] = number
+        return index
+
+
+class LabelIndicesd(MapTransform):
+    """Dictionary form of :class:`LabelIndices`; also checks that label and image have one size.
+
+    Args:
+        keys: labels.
+        num_classes: see :class:`LabelIndices`.
+        values: see :class:`LabelIndices`.
+        image_key: image whose spatial shape the label must have; None checks nothing.
+        allow_missing_keys: see :class:`monai.transforms.MapTransform`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int,
+        values: Sequence[int] | None = None,
+        image_key: str | None = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.indices = LabelIndices(num_classes, values)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if self.image_key is not None and d[key].shape[1:] != d[self.image_key].shape[1:]:
+                name = getattr(d[key], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, key)
+                sizes = f"{tuple(d[key].shape[1:])}, its image {tuple(d[self.image_key].shape[1:])}"
+                raise ValueError(
+                    f"{name}: the label has size {sizes}: they must lie on one grid; correct the datalist or resample "
+                    "the label."
+                )
+            d[key] = self.indices(d[key])
+        return d
