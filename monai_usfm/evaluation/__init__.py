@@ -14,6 +14,7 @@ from monai_usfm.evaluation.label_efficiency import (
     run_label_efficiency,
     summarise_label_efficiency,
 )
+from monai_usfm.evaluation.leaks import Leak, LeakError, calibrated_distance, check_leaks, find_leaks
 from monai_usfm.evaluation.probes import (
     L2_GRID,
     ProbeResult,
@@ -24,6 +25,16 @@ from monai_usfm.evaluation.probes import (
     linear_probe,
 )
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
+from monai_usfm.evaluation.shortcuts import (
+    ALTERATIONS,
+    ShortcutAudit,
+    ShortcutRow,
+    audit_shortcuts,
+    crop_borders,
+    cut_sector,
+    plant_calipers,
+    plant_text,
+)
 from monai_usfm.evaluation.statistics import (
     Interval,
     PairedTest,
@@ -36,24 +47,35 @@ from monai_usfm.evaluation.statistics import (
 )
 
 __all__ = [
+    "ALTERATIONS",
     "FRACTIONS",
     "L2_GRID",
     "CaseSet",
     "Cell",
     "FineTuning",
     "Interval",
+    "Leak",
+    "LeakError",
     "NetworkSpec",
     "PairedTest",
     "ProbeResult",
     "Recipe",
+    "ShortcutAudit",
+    "ShortcutRow",
     "add_patients",
     "attentive_probe",
+    "audit_shortcuts",
     "augment",
     "bootstrap_interval",
+    "calibrated_distance",
+    "check_leaks",
     "choose_learning_rate",
     "classification_scores",
+    "crop_borders",
+    "cut_sector",
     "dense_linear_probe",
     "extract_features",
+    "find_leaks",
     "grouped_folds",
     "holm_adjust",
     "knn_probe",
@@ -65,6 +87,8 @@ __all__ = [
     "paired_bootstrap",
     "paired_test",
     "patient_means",
+    "plant_calipers",
+    "plant_text",
     "restore_size",
     "run_label_efficiency",
     "summarise_label_efficiency",

@@ -1,0 +1,138 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The leak guard finds planted copies and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from PIL import Image, ImageEnhance
+from scipy.ndimage import gaussian_filter
+
+from monai_usfm.data import load_datalist
+from monai_usfm.evaluation import LeakError, add_patients, calibrated_distance, check_leaks, find_leaks
+
+
+def write_images(folder, count: int, seed: int) -> list[dict]:
+    """Smooth random textures in a black surround."""
+    folder.mkdir()
+    generator = np.random.default_rng(seed)
+    items = []
+    for i in range(count):
+        values = gaussian_filter(generator.normal(size=(120, 150)), 7)
+        values = (values - values.min()) / np.ptp(values) * 200
+        values[:, :12] = 0
+        path = folder / f"{i}.png"
+        Image.fromarray(values.astype(np.uint8)).save(path)
+        items.append({"image": str(path), "patient": f"{folder.name}-{i}"})
+    return items
+
+
+ALTERED = {
+    "copied": lambda image: image,
+    "halved": lambda image: image.resize((75, 60)),
+    "squeezed": lambda image: image.resize((100, 120)),
+    "brightened": lambda image: ImageEnhance.Brightness(image).enhance(1.25),
+    "darkened": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
+    "recompressed": lambda image: image,
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_a_planted_copy_is_found_and_named(tmp_path, how):
+    train, test = write_images(tmp_path / "train", 12, 0), write_images(tmp_path / "test", 6, 1)
+    name = tmp_path / "test" / ("planted.jpg" if how == "recompressed" else "planted.png")
+    ALTERED[how](Image.open(train[7]["image"])).save(name, **({"quality": 35} if how == "recompressed" else {}))
+    leaks = find_leaks(train, [*test, {"image": str(name), "patient": "new"}])
+    assert [(leak.train, leak.test) for leak in leaks] == [(train[7]["image"], str(name))]
+    assert leaks[0].reason == "similar" if how != "copied" else leaks[0].reason in ("same file", "similar")
+
+
+def test_a_mirrored_copy_is_found(tmp_path):
+    train, test = write_images(tmp_path / "train", 6, 0), write_images(tmp_path / "test", 3, 1)
+    Image.open(train[2]["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(test[1]["image"])
+    assert [(leak.train, leak.test, leak.reason) for leak in find_leaks(train, test)] == [
+        (train[2]["image"], test[1]["image"], "mirrored")
+    ]
+
+
+def test_a_shared_patient_and_a_renamed_file_are_found(tmp_path):
+    train, test = write_images(tmp_path / "train", 4, 0), write_images(tmp_path / "test", 3, 1)
+    test[0]["patient"] = "train-3"
+    shutil.copy(train[1]["image"], test[2]["image"])
+    found = {(leak.reason, leak.train, leak.test) for leak in find_leaks(train, test)}
+    assert found == {
+        ("patient", train[3]["image"], test[0]["image"]),
+        ("same file", train[1]["image"], test[2]["image"]),
+    }
+
+
+def test_the_check_stops_with_the_list(tmp_path):
+    train, test = write_images(tmp_path / "train", 4, 0), write_images(tmp_path / "test", 3, 1)
+    check_leaks(train, test)
+    shutil.copy(train[1]["image"], test[2]["image"])
+    with pytest.raises(LeakError, match=r"1 leaks.*\n.*2\.png \(test\) and .*1\.png \(training\): same file") as caught:
+        check_leaks(train, test)
+    assert caught.value.leaks[0].test == test[2]["image"]
+
+
+def test_flat_images_are_no_copies_of_each_other(tmp_path):
+    for name, level in (("a", 0), ("b", 90)):
+        Image.fromarray(np.full((40, 40), level, np.uint8)).save(tmp_path / f"{name}.png")
+    assert find_leaks([{"image": str(tmp_path / "a.png")}], [{"image": str(tmp_path / "b.png")}]) == []
+
+
+class Thumbnail(nn.Module):
+    """An encoder for which a copy is near: a small picture, standardised against changes of brightness."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small = nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)
+        return (small - small.mean(1, keepdim=True)) / small.std(1, keepdim=True)
+
+
+def test_an_encoder_finds_a_copy_that_the_hash_misses(tmp_path):
+    train, test = write_images(tmp_path / "train", 40, 0), write_images(tmp_path / "test", 6, 1)
+    picture = Image.open(train[7]["image"]).crop((4, 0, 150, 116))
+    picture.save(test[4]["image"])
+    assert find_leaks(train, test, max_bits=3) == []
+    leaks = find_leaks(train, test, max_bits=3, encoder=Thumbnail(), size=(64, 64))
+    assert [(leak.train, leak.test, leak.reason) for leak in leaks] == [
+        (train[7]["image"], test[4]["image"], "embedding")
+    ]
+
+
+def test_an_encoder_that_cannot_tell_copies_is_refused():
+    class Brightness(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x.mean((1, 2, 3)), torch.ones(len(x))], 1)
+
+    with pytest.raises(ValueError, match="does not tell copies"):
+        calibrated_distance(Brightness(), torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
+
+
+def splits(folder, step: int):
+    table = folder / "labels.csv"
+    for section in ("training", "validation", "test"):
+        items = load_datalist(folder / "dataset.json", folder, section)[::step]
+        yield add_patients(items, folder, table if table.is_file() else None, pattern=r"^(\d+)")
+
+
+def test_real_splits_have_no_leak_and_a_planted_one_is_found(shared_data, tmp_path):
+    train, _, test = splits(shared_data / "busbra", 24)
+    assert find_leaks(train, test) == []
+    picture = Image.open(train[5]["image"])
+    picture = ImageEnhance.Brightness(picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))).enhance(1.2)
+    picture.save(tmp_path / "other-name.jpg", quality=40)
+    leaks = find_leaks(train, [*test, {"image": str(tmp_path / "other-name.jpg"), "patient": "other"}])
+    assert [(leak.train, leak.reason) for leak in leaks] == [(train[5]["image"], "similar")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["busbra", "fetal_head_hc18"])
+def test_the_whole_real_splits_have_no_leak(shared_data, name):
+    train, validation, test = splits(shared_data / name, 1)
+    assert find_leaks(train, [*validation, *test]) == []
