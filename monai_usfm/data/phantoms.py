@@ -285,7 +285,8 @@ def _lesion(p: Phantom, center: tuple[float, float], size: float, malignant: boo
     """A regular, through-transmitting lesion or an irregular, shadowing one."""
     if malignant:
         radii = (size * p.uniform(0.65, 0.95), size * p.uniform(0.8, 1.15), size * p.uniform(0.7, 1.0))
-        lobes = p.irregular(0.14) + [(int(p.rng.integers(9, 15)), p.uniform(0.04, 0.08))]
+        spikes = [(int(k), p.uniform(0.015, 0.045)) for k in p.rng.integers(7, 18, 4)]
+        lobes = p.irregular(0.15) + spikes
         rho = p.ellipse(center, radii, p.uniform(-0.5, 0.5), lobes)
         halo = np.exp(-np.square((rho - 1.12) / 0.12))
         p.echo += (p.uniform(2, 6) * halo * (rho > 1)).astype(np.float32)
@@ -489,7 +490,7 @@ def _liver(p: Phantom, altered: bool) -> None:
     p.mark_target(lesion & parenchyma)
     beyond = bow > 1
     seen = np.clip(0.45 + 0.6 * p.noise((0.3 * p.depth,) * 3), 0.02, 1)
-    p.paint(beyond, "airway", echo=-20.0 + 2.0 * p.noise((6.0, 10.0, 10.0)), attenuation=1.0)
+    p.paint(beyond, "airway", echo=-20.0 + 2.0 * p.noise((6.0, 10.0, 10.0)), attenuation=1.0, impedance=0.0)
     p.sheet((bow - 1) * 0.7 * p.depth, 0.8, 8.0, 2.4, seen)
     p.paint(np.abs((bow - 1) * 0.7 * p.depth) < 1.2, "diaphragm")
     p.target[p.structures != _CODE["lesion"]] = 0
@@ -589,7 +590,7 @@ def _heart(p: Phantom, altered: bool) -> None:
         for side in (-1.0, 1.0):
             root = place(middle + side * reach, valve)
             tip = place(middle + side * reach * opening * 0.7, valve - (0.3 + 0.7 * opening) * 0.75 * reach)
-            plate = p.tube((*root, 0.0), (*tip, 0.0), (0.8 * scale, 0.5 * scale), 3.0, 0.6 * reach * scale)
+            plate = p.tube((*root, 0.0), (*tip, 0.0), (0.3 * scale, 0.2 * scale), 3.0, 0.6 * reach * scale)
             if plate is not None:
                 window, distance = plate
                 bump = np.exp(-0.5 * np.square(np.maximum(distance, 0) / (0.7 * scale)))
