@@ -4,7 +4,7 @@
 """Fine-tune networks on 5, 10, 20, 50 and 100 % of the labelled patients and compare them.
 
     python scripts/label_efficiency.py --task segmentation --datalist data/busbra/dataset.json \\
-        --patient_table data/busbra/labels.csv --pretrained encoder.pt --baselines unet segresnet --output results/breast
+        --patient_table data/busbra/labels.csv --pretrained encoder.pt --baselines unet segresnet --output breast
 
 Compares the pretrained encoder, the same network from scratch, and MONAI's networks, all with the same batches and
 number of steps (or the same --seconds). Finished cells are kept: run it again to continue, or with more seeds. Writes

@@ -125,9 +125,10 @@ def main() -> None:
             torch.manual_seed(0)
             encoder = spec.build("classification", 2, args.size).encoder
         maps, pooled = {}, {}
+        where = {"device": args.device, "amp": args.amp}
         for section, split in cases.items():
             if {"attentive", "dense"} & set(args.probes):
-                maps[section] = extract_features(encoder, split, "tokens", device=args.device, amp=args.amp)["features"]
+                maps[section] = extract_features(encoder, split, "tokens", **where)["features"]
             if args.pool == "mean" and section in maps:
                 pooled[section] = maps[section].flatten(2).mean(2)
             else:

@@ -76,13 +76,13 @@ def find_leaks(
 
     On 500 images of breast and fetal head, copies that were halved, squeezed, brightened by 30 %, darkened by 40 %,
     re-compressed (JPEG quality 30) or made noisy were at most 32 bits of the hash away from the original, different
-    images at least 58; copies cropped by 3 % at two sides were 37 to 55 bits away, so only an encoder finds all of them.
+    images at least 58; copies cropped by 3 % at two sides were up to 55 bits away: only an encoder finds them.
 
     Args:
         train: items with ``image`` (absolute path) and, where known, ``patient``.
         test: the same.
-        max_bits: largest distance of two difference hashes (:func:`~monai_usfm.data.duplicates.difference_hash`) that counts as a copy; the
-            mirrored test image is compared too.
+        max_bits: largest distance of two hashes (:func:`~monai_usfm.data.duplicates.difference_hash`) that counts as a
+            copy; the mirrored test image is compared too.
         encoder: compares features as well, at ``size``; None does not.
         size: (H, W) that images are resized to for the encoder.
         max_distance: largest cosine distance of two centred features that counts as a copy; None measures what it has

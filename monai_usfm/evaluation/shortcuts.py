@@ -142,7 +142,7 @@ def plant_text(image: torch.Tensor, generator: torch.Generator, text: str = "LEF
 
 
 def crop_borders(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Cut 2 to 8 % off each side and scale back: the edge of the field of view and what stands there leave the image."""
+    """Cut 2 to 8 % off each side and scale back: the edge of the field of view and what stands there are gone."""
     cut = 0.02 + 0.06 * torch.rand(2, 2, generator=generator)
     view = image
     for axis, (first, last) in zip((-2, -1), cut.tolist(), strict=True):
