@@ -313,7 +313,7 @@ class FitBeam(Transform):
 
     Radii are in pixels, or in the unit of the voxel sizes where a ``MetaTensor`` carries them. ``confidence`` is the
     share of the lateral edges that the outline supports, times the overlap (intersection over union) of fit and field
-    of view.
+    of view, reduced towards 0 where one edge stands upright beside a leaning one.
 
     Args:
         fallback: what to return for an image without a cone: ``"error"`` raises, ``"linear"`` gives a rectangle or
@@ -420,13 +420,20 @@ class _Outline:
         }
         seen = {"left": first > 0, "right": last < width - 1, "top": top > 0, "bottom": bottom < height - 1}
         if cuts:
-            # exports often crop a sector and pad it again: a long run at the outermost column is no lateral edge
-            if (first == first.min()).mean() > 0.15:
-                seen["left"] &= first > first.min() + 1
-            if (last == last.max()).mean() > 0.15:
-                seen["right"] &= last < last.max() - 1
+            # exports crop sectors and paint boxes over them: a long vertical run of the outline is no lateral edge
+            seen["left"] &= ~_vertical(first)
+            seen["right"] &= ~_vertical(last)
         sides = {k: np.stack([z * spacing[0], x * spacing[1]], axis=1) for k, (z, x) in points.items()}
         return cls(sides, seen, min(spacing))
+
+
+def _vertical(columns: np.ndarray) -> np.ndarray:
+    """Which entries belong to a run that stays within one pixel over more than a seventh of all rows."""
+    length = max(len(columns) // 7, 12)
+    if len(columns) <= length:
+        return np.zeros(len(columns), bool)
+    spread = ndimage.maximum_filter1d(columns, length) - ndimage.minimum_filter1d(columns, length)
+    return ndimage.maximum_filter1d((spread <= 1).astype(np.uint8), length).astype(bool)
 
 
 def _consensus_line(points: np.ndarray, seen: np.ndarray, side: int, tolerance: float) -> tuple[float, float] | None:
@@ -572,7 +579,10 @@ def _confidence(geometry: BeamGeometry, mask: np.ndarray, outline: _Outline, tol
             radius, theta = _polar(points, apex)
             counts.append(int((seen & (abs(radius * np.sin(theta - angle)) < tolerance)).sum()))
         support.append(min(counts[0] / max(counts[1], 1), 1.0))
-    return float(overlap * (support[0] + support[1]) / 2)
+    # an edge that is upright while the other leans is more often the side of a box or of a crop than of a sector
+    (a0, a1) = geometry.angles
+    balance = min(2 * (1 - abs(a0 + a1) / (a1 - a0)), 1.0)
+    return float(overlap * (support[0] + support[1]) / 2 * max(balance, 0.0))
 
 
 def _fit_sector3d(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
