@@ -103,8 +103,9 @@ def _pooled(output: torch.Tensor, image: torch.Tensor, encoder: nn.Module, pool:
 
 
 def _token_grid(encoder: nn.Module, image: torch.Tensor, count: int) -> list[int]:
-    if hasattr(encoder, "token_grid"):
-        return list(encoder.token_grid(image))
+    tell = getattr(encoder, "token_grid", None)
+    if callable(tell):
+        return list(tell(image))
     # an encoder that does not tell: patches are cubes in all published ones
     patch = round((image[0, 0].numel() / count) ** (1 / (image.ndim - 2)))
     grid = [size // patch for size in image.shape[2:]]

@@ -27,13 +27,13 @@ from monai_usfm.evaluation.label_efficiency import Cell
 from monai_usfm.evaluation.report import file_digest
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.networks.nets import UltrasoundClassifier, UltrasoundSegmenter
-from monai_usfm.networks.nets.vit import usfm_vit_base, usfm_vit_small, usfm_vit_tiny
+from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
 from monai_usfm.networks.weights import load_pretrained
 
 __all__ = ["FineTuning", "NetworkSpec", "Recipe", "augment", "choose_learning_rate", "fine_tune", "parameter_groups"]
 
 TASKS = ("segmentation", "classification")
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
+ENCODERS: dict[str, Callable[..., UltrasoundViT]] = {
     "usfm_vit_tiny": usfm_vit_tiny,
     "usfm_vit_small": usfm_vit_small,
     "usfm_vit_base": usfm_vit_base,
@@ -83,8 +83,10 @@ class NetworkSpec:
             if self.weights:
                 load_pretrained(encoder, self.weights)
             if task == "segmentation":
-                return UltrasoundSegmenter(encoder, num_classes, **({"head": self.head} if self.head else {}))
-            return UltrasoundClassifier(encoder, num_classes, **({"pool": self.head} if self.head else {}))
+                segmentation: dict[str, Any] = {"head": self.head} if self.head else {}
+                return UltrasoundSegmenter(encoder, num_classes, **segmentation)
+            classification: dict[str, Any] = {"pool": self.head} if self.head else {}
+            return UltrasoundClassifier(encoder, num_classes, **classification)
         builders = _monai_networks(task)
         if self.network not in builders:
             names = ", ".join([*ENCODERS, *builders])
@@ -374,8 +376,9 @@ def parameter_groups(
     at ``layer_decay ** (L + 1)``, the head at the full rate (Bao et al. 2022, https://arxiv.org/abs/2106.08254).
     """
     encoder = getattr(net, "encoder", None)
-    depth = len(encoder.blocks) if encoder is not None and hasattr(encoder, "blocks") else 0
-    spared = {f"encoder.{name}" for name in encoder.no_weight_decay()} if depth else set()
+    depth, spared = 0, set[str]()
+    if isinstance(encoder, UltrasoundViT):
+        depth, spared = len(encoder.blocks), {f"encoder.{name}" for name in encoder.no_weight_decay()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:

@@ -98,12 +98,12 @@ def label_subsets(
             subsets[fraction] = [place[name] for name in names]
     smaller: set[str] = set()
     for fraction, chosen in subsets.items():
-        names = {str(item["image"]) for item in chosen}
-        if not smaller <= names:
+        current = {str(item["image"]) for item in chosen}
+        if not smaller <= current:
             raise ValueError(f"the part of {_percent(fraction)} % does not contain the one before it.")
-        rest = [item for item in items if str(item["image"]) not in names]
+        rest = [item for item in items if str(item["image"]) not in current]
         check_patient_leak({f"the part of {_percent(fraction)} %": chosen, "the rest of the training items": rest})
-        smaller = names
+        smaller = current
     return subsets
 
 

@@ -28,22 +28,20 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
     Raises:
         ValueError: unless there is one label in ``[0, K)`` for each row.
     """
-    probabilities = np.asarray(torch.as_tensor(probabilities).double().cpu())
-    labels = np.asarray(torch.as_tensor(labels).long().cpu())
-    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or len(labels) == 0:
-        raise ValueError(f"need probabilities (M, K) and labels (M,), got {probabilities.shape} and {labels.shape}.")
-    num_classes = probabilities.shape[1]
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, outside the {num_classes} classes predicted."
-        )
-    confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
-    confusion = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    p = np.asarray(torch.as_tensor(probabilities).double().cpu())
+    y = np.asarray(torch.as_tensor(labels).long().cpu())
+    if p.ndim != 2 or y.shape != p.shape[:1] or len(y) == 0:
+        raise ValueError(f"need probabilities (M, K) and labels (M,), got {p.shape} and {y.shape}.")
+    num_classes = p.shape[1]
+    if y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(f"labels run from {y.min()} to {y.max()}, outside the {num_classes} classes predicted.")
+    confidence, predicted = p.max(axis=1), p.argmax(axis=1)
+    confusion = np.bincount(y * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.reshape(num_classes, num_classes).astype(float)
     hits, actual, claimed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     seen, either = actual > 0, actual + claimed > 0
 
-    correct = (predicted == labels).astype(float)
+    correct = (predicted == y).astype(float)
     # right-closed bins (0, 1/bins], ... as in the paper's code
     which = (np.ceil(confidence * bins).astype(int) - 1).clip(0, bins - 1)
     gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
@@ -51,8 +49,8 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
         "accuracy": float(correct.mean()),
         "balanced_accuracy": float((hits[seen] / actual[seen]).mean()),
         "macro_f1": float((2 * hits[either] / (actual + claimed)[either]).mean()),
-        "auc": _auc(probabilities, labels, actual),
-        "ece": float(np.abs(gaps).sum() / len(labels)),
+        "auc": _auc(p, y, actual),
+        "ece": float(np.abs(gaps).sum() / len(y)),
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -226,7 +227,7 @@ def audit_shortcuts(
         names = [owners[i] for i in index.tolist()]
         low = high = float("nan")
         if len(set(names)) > 1:
-            interval = bootstrap_interval(lambda chosen, flips=flips: float(flips[chosen].mean()), names, seed=seed)
+            interval = bootstrap_interval(partial(_mean, flips), names, seed=seed)
             low, high = interval.low, interval.high
         scores = [float("nan")] * 2
         if labels is not None:
@@ -259,6 +260,10 @@ def _probabilities(
         for start in range(0, len(images), batch_size)
     ]
     return torch.cat(parts)
+
+
+def _mean(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean())
 
 
 def _burn(image: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
