@@ -285,7 +285,7 @@ def _lesion(p: Phantom, center: tuple[float, float], size: float, malignant: boo
     """A regular, through-transmitting lesion or an irregular, shadowing one."""
     if malignant:
         radii = (size * p.uniform(0.65, 0.95), size * p.uniform(0.8, 1.15), size * p.uniform(0.7, 1.0))
-        spikes = [(int(k), p.uniform(0.015, 0.045)) for k in p.rng.integers(7, 18, 4)]
+        spikes = [(int(k), p.uniform(0.01, 0.035)) for k in p.rng.integers(6, 18, 4)]
         lobes = p.irregular(0.15) + spikes
         rho = p.ellipse(center, radii, p.uniform(-0.5, 0.5), lobes)
         halo = np.exp(-np.square((rho - 1.12) / 0.12))
@@ -609,7 +609,7 @@ def _fetal_head(p: Phantom, altered: bool) -> None:
     p.sheet(uterus, 0.4, 2.0, 0.8)
     behind = p.surface(p.uniform(0.86, 1.0) * p.depth, 4.0, 40.0)
     p.paint(behind > 0, "uterine wall", echo=1.0 + 2.0 * p.noise((3.0, 8.0, 8.0)))
-    half_long = min(p.uniform(0.30, 0.40) * p.depth, p.width(0.5 * p.depth) * 0.8)
+    half_long = min(p.uniform(0.32, 0.44) * p.depth, p.width(0.5 * p.depth) * 0.85)
     half_short = half_long * p.uniform(0.72, 0.84)
     center = (p.uniform(-0.06, 0.06) * p.depth, max(p.uniform(0.52, 0.6) * p.depth, half_short + 26.0))
     angle = p.uniform(-0.6, 0.6)
@@ -626,7 +626,7 @@ def _fetal_head(p: Phantom, altered: bool) -> None:
     skull_thickness = p.uniform(1.6, 2.4)
     brain = head < 1 - skull_thickness / half_short
     gyri = 2.0 * p.noise((3.0, 3.0, 3.0)) + 2.0 * p.noise((9.0, 9.0, 9.0))
-    p.paint(brain, "fetal brain", echo=-9.0 + gyri, attenuation=0.4, impedance=0.0)
+    p.paint(brain, "fetal brain", echo=-12.0 + gyri, attenuation=0.4, impedance=0.0)
     cosine, sine = np.cos(angle), np.sin(angle)
     along = cosine * (p.x - center[0]) + sine * (p.z - center[1])
     across = cosine * (p.z - center[1]) - sine * (p.x - center[0])

@@ -109,14 +109,14 @@ def draw_device(kind: str, rng: np.random.Generator) -> Device:
         focus=u(0.35, 0.7),
         looks=int(rng.choice([1, 2, 4], p=[0.4, 0.35, 0.25])),
         dynamic_range=u(52.0, 72.0),
-        level=u(0.36, 0.52),
+        level={"linear": u(0.34, 0.52), "convex": u(0.26, 0.48), "phased": u(0.3, 0.46)}[kind],
         gamma=u(0.85, 1.25),
         smoothing=u(0.0, 0.5),
         tgc_error=u(-0.1, 0.1),
         noise=u(-36.0, -14.0),
         clutter=u(-46.0, -30.0),
         haze=u(-44.0, -22.0) if kind != "phased" else u(-30.0, -18.0),
-        shading=u(0.5, 3.0),
+        shading=u(0.5, 4.0),
     )
 
 

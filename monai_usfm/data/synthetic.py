@@ -511,7 +511,7 @@ def write_synthetic_dataset(
             raise ValueError(f"{target} is not a synthetic data set; choose another folder.")
         if known.get("settings") == settings and _is_complete(folder, known):
             return target
-        target.unlink()
+        target.unlink(missing_ok=True)
 
     suffix = ".png" if spatial_dims == 2 else ".nii.gz"
     sections: dict[str, list[dict[str, Any]]] = {}
