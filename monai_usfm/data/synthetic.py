@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A synthetic ultrasound world: images with exact masks, classes and clean targets, made on the fly or on disk.
 
-Nothing here is patient data. Phantoms come from :mod:`monai_usfm.data.phantoms`, echoes from
+Nothing here is patient data. Anatomy comes from :mod:`monai_usfm.data.organs`, echoes from
 :mod:`monai_usfm.data.simulation`.
 """
 
@@ -23,7 +23,8 @@ from monai.data import Dataset
 from monai.transforms import apply_transform
 from PIL import Image, ImageDraw, ImageFont
 
-from monai_usfm.data.phantoms import CLASS_NAMES, ORGANS, STRUCTURES, Phantom, build_phantom
+from monai_usfm.data.organs import CLASS_NAMES, ORGANS, build_phantom
+from monai_usfm.data.phantoms import STRUCTURES, Phantom
 from monai_usfm.data.simulation import (
     Device,
     backscatter,
@@ -62,7 +63,7 @@ class SyntheticUltrasound(Dataset):
     - ``image``: ``(1, *S)`` float32 in [0, 1], 0 outside the field of view;
     - ``label``: ``(1, *S)`` uint8, 1 inside the target (the lesion of breast, thyroid and liver; left ventricle; fetal
       head; kidney); ``structures``: ``(1, *S)`` uint8 codes into :data:`~monai_usfm.data.phantoms.STRUCTURES`;
-    - ``class``: 0 or 1, named by :data:`~monai_usfm.data.phantoms.CLASS_NAMES`; ``organ``: str;
+    - ``class``: 0 or 1, named by :data:`~monai_usfm.data.organs.CLASS_NAMES`; ``organ``: str;
     - ``clean``: ``(1, *S)`` echogenicity on the same grey scale: no speckle, noise, shadow or blur;
     - ``fov``: ``(1, *S)`` bool; ``geometry``: the :class:`~monai_usfm.transforms.BeamGeometry` that was used;
     - ``spacing``: tensor of mm per voxel along ``S`` (a time axis counts 1);
@@ -74,7 +75,7 @@ class SyntheticUltrasound(Dataset):
         spatial_dims: 2 for images, 3 for volumes and cines.
         image_size: ``(H, W)``, ``(D, H, W)`` with elevation first, or ``(T, H, W)`` for a cine; by default
             ``(224, 224)``, ``(96, 96, 96)`` and ``(16, 128, 128)``.
-        organs: names out of :data:`~monai_usfm.data.phantoms.ORGANS`; all by default.
+        organs: names out of :data:`~monai_usfm.data.organs.ORGANS`; all by default.
         seed: non-negative integer.
         cine: with ``spatial_dims=3``, make the first axis time: breathing, probe pressure and heartbeat move the tissue
             and the scatterers in it.

@@ -17,7 +17,8 @@ from monai.data import DataLoader
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, SyntheticUltrasound, load_datalist, write_synthetic_dataset
-from monai_usfm.data.phantoms import ORGANS, STRUCTURES
+from monai_usfm.data.organs import ORGANS
+from monai_usfm.data.phantoms import STRUCTURES
 from monai_usfm.data.simulation import (
     Device,
     backscatter,
