@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from .classes import class_weights, load_class_sections
 from .datalist import check_patient_leak, label_fraction, load_datalist
 from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
@@ -23,10 +24,12 @@ __all__ = [
     "UltrasoundRegion",
     "UnreadableImageError",
     "check_patient_leak",
+    "class_weights",
     "convert_dicom",
     "frame_times",
     "label_fraction",
     "list_images",
+    "load_class_sections",
     "load_datalist",
     "load_sections",
     "organ_balanced_weights",

@@ -11,7 +11,15 @@ from monai_usfm.handlers.checkpoint import (
     ResumableCheckpoint,
     save_atomically,
 )
+from monai_usfm.handlers.classification import ClassificationReport, ClassificationScore, save_confusion
 from monai_usfm.handlers.embeddings import EmbeddingSaver
+from monai_usfm.handlers.enhancement import (
+    EnhancementReport,
+    enhancement_panels,
+    matched_blur,
+    score_enhancement,
+    surrounding_region,
+)
 from monai_usfm.handlers.gradient import FiniteLoss, GradientClip
 from monai_usfm.handlers.records import (
     MetricsTable,
@@ -25,7 +33,10 @@ from monai_usfm.handlers.segmentation import SegmentationReport, score_case, seg
 
 __all__ = [
     "BestCheckpoint",
+    "ClassificationReport",
+    "ClassificationScore",
     "EmbeddingSaver",
+    "EnhancementReport",
     "EpochSeed",
     "ExportWeights",
     "FiniteLoss",
@@ -36,9 +47,14 @@ __all__ = [
     "ResumableCheckpoint",
     "RunRecord",
     "SegmentationReport",
+    "enhancement_panels",
+    "matched_blur",
     "save_atomically",
+    "save_confusion",
     "save_panels",
     "score_case",
+    "score_enhancement",
     "segmentation_panels",
+    "surrounding_region",
     "write_text_atomically",
 ]

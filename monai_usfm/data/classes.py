@@ -1,0 +1,102 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The classes of a datalist: read, checked before training starts, and counted into loss weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .datalist import check_patient_leak
+from .sections import load_sections
+
+__all__ = ["class_weights", "load_class_sections"]
+
+Item = dict[str, Any]
+
+SPLITS = ("training", "validation", "test")
+
+
+def load_class_sections(
+    dataset_dir: str | os.PathLike | None = None,
+    datalist: str | os.PathLike | None = None,
+    *,
+    num_classes: int,
+    synthetic_dir: str | os.PathLike,
+    synthetic: dict[str, Any] | None = None,
+    sections: Sequence[str] = ("training", "validation"),
+) -> dict[str, list[Item]]:
+    """:func:`load_sections` for classification: every item has a valid ``class``, and no patient is in two splits.
+
+    Items without ``patient`` are taken for patients of their own; all items of a list have one, or none has.
+
+    Args:
+        dataset_dir, datalist, synthetic_dir, synthetic, sections: see :func:`load_sections`.
+        num_classes: classes are the integers from 0 to ``num_classes - 1``.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`load_sections`.
+        ValueError: for fewer than two classes; an item whose class is missing, no integer or out of range; a list in
+            which only some items name their patient; a patient or an image in two of ``training``, ``validation`` and
+            ``test``.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+    lists = load_sections(
+        dataset_dir,
+        datalist,
+        synthetic_dir=synthetic_dir,
+        synthetic=synthetic,
+        sections=sections,
+        required=("image", "class"),
+    )
+    for section, items in lists.items():
+        for index, item in enumerate(items):
+            number = item["class"]
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
+                raise ValueError(
+                    f"item {index} of {section!r} ({item['image']}) has the class {number!r}; expected an integer from "
+                    f"0 to {num_classes - 1}. Correct the datalist or num_classes."
+                )
+        unnamed = sum(item.get("patient") is None for item in items)
+        if 0 < unnamed < len(items):
+            raise ValueError(f"{unnamed} of {len(items)} items of {section!r} lack `patient`: name it for all or none.")
+    if dataset_dir or datalist:
+        # Also the splits that this run does not use: a patient of the test list must not be trained on.
+        file = Path(datalist) if datalist else Path(str(dataset_dir)) / "dataset.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        check_patient_leak(
+            {
+                name: [i if isinstance(i, dict) else {"image": i} for i in content[name]]
+                for name in SPLITS
+                if name in content
+            }
+        )
+    return lists
+
+
+def class_weights(items: Sequence[Item], num_classes: int) -> torch.Tensor:
+    """Loss weights that make all classes count alike: inverse frequencies, 1 on average over ``items``.
+
+    A class without items gets weight 0: nothing is known about it, so label smoothing should not favour it either.
+
+    Args:
+        items: training items with ``class``.
+        num_classes: number of weights.
+
+    Returns:
+        ``(num_classes,)`` float32.
+
+    Raises:
+        ValueError: for no items.
+    """
+    if not items:
+        raise ValueError("there are no items to weigh the classes of.")
+    counts = torch.bincount(torch.tensor([int(item["class"]) for item in items]), minlength=num_classes).float()
+    weights = len(items) / ((counts > 0).sum() * counts)
+    return torch.where(counts > 0, weights, torch.zeros(()))

@@ -1,0 +1,241 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of a classifier after each validation, and the tables and picture of an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.handlers import IgniteMetricHandler
+from monai.metrics import CumulativeIterationMetric
+from PIL import Image, ImageDraw, ImageFont
+
+from monai_usfm.evaluation.scores import classification_scores
+from monai_usfm.handlers.records import write_text_atomically
+
+__all__ = ["ClassificationReport", "ClassificationScore", "save_confusion"]
+
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
+
+
+class _Score(CumulativeIterationMetric):
+    """One of :func:`classification_scores` over everything seen since the last reset, in all processes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return y_pred, y
+
+    def aggregate(self) -> float:
+        probabilities, labels = self.get_buffer()
+        return classification_scores(probabilities, labels)[self.name]
+
+
+class ClassificationScore(IgniteMetricHandler):
+    """A score of :func:`~monai_usfm.evaluation.scores.classification_scores` as a metric of MONAI's evaluators.
+
+    The evaluator decollates and has probabilities ``(K,)`` under ``pred`` and a class index under ``label``.
+
+    Args:
+        score: one of ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``auc``, ``ece``.
+
+    Raises:
+        ValueError: for another name.
+    """
+
+    def __init__(self, score: str) -> None:
+        if score not in SCORES:
+            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}.")
+        super().__init__(metric_fn=_Score(score), output_transform=_pairs, save_details=False)
+
+
+def _pairs(output: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decollated items -> probabilities ``(B, K)`` and labels ``(B,)``."""
+    probabilities = torch.stack([torch.as_tensor(item["pred"]).as_subclass(torch.Tensor) for item in output])
+    labels = torch.tensor([int(item["label"]) for item in output], device=probabilities.device)
+    return probabilities, labels
+
+
+def save_confusion(
+    path: str | os.PathLike, matrix: Sequence[Sequence[int]], names: Sequence[str], unit: str = "images"
+) -> Path:
+    """Draw a confusion matrix as a PNG: counts, and the share of the row as shade and per cent.
+
+    Args:
+        path: the file, replaced atomically.
+        matrix: counts; rows are true classes, columns predictions.
+        names: names of the classes.
+        unit: what is counted, for the title.
+    """
+    cell, gap, line = 84, 10, 20
+    font = ImageFont.load_default(15)
+    labels = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
+    left = gap + max(int(font.getlength(label)) for label in [*labels, "true"]) + gap
+    # the picture is at least as wide as its title
+    total = sum(map(sum, matrix))
+    title = f"{total} {unit}; rows true, columns predicted"
+    column = max(cell, *(int(font.getlength(label)) + gap for label in labels))
+    width = max(left + column * len(names) + gap, int(font.getlength(title)) + 2 * gap)
+    top = gap + 2 * line + gap
+    canvas = Image.new("RGB", (width, top + cell * len(names) + gap), (255, 255, 255))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((gap, gap), title, fill=(0, 0, 0), font=font)
+    for index, label in enumerate(labels):
+        draw.text((left + column * (index + 0.5), top - gap), label, fill=(0, 0, 0), font=font, anchor="ms")
+        draw.text((left - gap, top + cell * (index + 0.5)), label, fill=(0, 0, 0), font=font, anchor="rm")
+    for row, counts in enumerate(matrix):
+        for col, count in enumerate(counts):
+            share = count / max(sum(counts), 1)
+            x, y = left + column * col, top + cell * row
+            shade = tuple(round(255 - share * (255 - end)) for end in (8, 69, 148))
+            draw.rectangle((x + 1, y + 1, x + column - 2, y + cell - 2), fill=shade, outline=(200, 200, 200))
+            ink = (255, 255, 255) if share > 0.5 else (0, 0, 0)
+            text = f"{count}\n{share:.0%}" if sum(counts) else "-"
+            draw.multiline_text((x + column / 2, y + cell / 2), text, fill=ink, font=font, anchor="mm", align="center")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    canvas.save(temporary, format="PNG")
+    os.replace(temporary, path)
+    return path
+
+
+class ClassificationReport:
+    """Tables of probabilities, scores and a picture of the confusion matrix, written after an evaluation.
+
+    - ``images.csv``: a row per image with its file, patient, class, predicted class and the probability of each class;
+      columns that no image has a value for are left out.
+    - ``patients.csv``, where the images name their ``patient``: mean probabilities over a patient's images. The class
+      of a patient is that of most of its images, the smaller one where two are as frequent.
+    - ``summary.json``, where the images have classes: accuracy, balanced accuracy, macro-F1, AUC, expected calibration
+      error and confusion matrix (rows are true classes) over images and over patients. What cannot be computed, such
+      as the AUC without images of a class, is ``null``.
+    - ``confusion.png``: the confusion matrix, of patients where there are any.
+
+    Attach it to an evaluator that decollates and has probabilities ``(K,)`` under ``pred``. Without classes, as in
+    inference, only the tables are written. With several processes the first one writes for all.
+
+    Args:
+        output_dir: folder of the files, which are replaced atomically.
+        class_names: names of the classes; None counts them from 0.
+
+    Raises:
+        ValueError: during the run, if there are more or fewer names than classes.
+    """
+
+    def __init__(self, output_dir: str, class_names: Sequence[str] | None = None) -> None:
+        self.folder = Path(output_dir)
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+
+    def _collect(self, engine: Engine) -> None:
+        for given, item in zip(engine.state.batch, engine.state.output, strict=True):
+            probabilities = torch.as_tensor(item["pred"]).flatten().tolist()
+            if self.class_names is not None and len(self.class_names) != len(probabilities):
+                raise ValueError(f"class_names has {len(self.class_names)} names for {len(probabilities)} classes.")
+            label = item.get("label")
+            self.rows.append(
+                {
+                    "image": str(getattr(given["image"], "meta", {}).get("filename_or_obj", len(self.rows))),
+                    "patient": given.get("patient"),
+                    "class": None if label is None else int(label),
+                    "probabilities": probabilities,
+                }
+            )
+
+    def _write(self, engine: Engine) -> None:
+        rows = self.rows
+        if dist.is_available() and dist.is_initialized():
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, rows)
+            if dist.get_rank() > 0:
+                return
+            rows = [row for part in parts for row in part]
+        if not rows:
+            return
+        names = self.class_names or [str(number) for number in range(len(rows[0]["probabilities"]))]
+        write_text_atomically(self.folder / "images.csv", _table(rows, names))
+        patients = _by_patient(rows) if all(row["patient"] is not None for row in rows) else []
+        if patients:
+            write_text_atomically(self.folder / "patients.csv", _table(patients, names))
+        if any(row["class"] is None for row in rows):
+            engine.logger.info(f"probabilities of {len(rows)} images written to {self.folder}.")
+            return
+        summary: dict[str, Any] = {"classes": names, "images": _summary(rows)}
+        if patients:
+            summary["patients"] = _summary(patients)
+        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        unit = "patients" if patients else "images"
+        save_confusion(self.folder / "confusion.png", summary[unit]["confusion_matrix"], names, unit)
+        engine.logger.info(f"classification report: {json.dumps(summary)}")
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """CSV text; the columns of the probabilities are ``p_<class>``."""
+    keys = [key for key in ("image", "patient", "images", "class") if rows[0].get(key) is not None]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*keys, "prediction", *[f"p_{name}" for name in names]])
+    for row in rows:
+        values = [names[row[key]] if key == "class" else row[key] for key in keys]
+        probabilities = row["probabilities"]
+        writer.writerow([*values, names[_largest(probabilities)], *[f"{p:.6f}" for p in probabilities]])
+    return text.getvalue()
+
+
+def _largest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def _by_patient(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per patient, in the order in which they first appear."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(str(row["patient"]), []).append(row)
+    merged = []
+    for patient, images in groups.items():
+        labels = [row["class"] for row in images]
+        columns = zip(*(row["probabilities"] for row in images), strict=True)
+        merged.append(
+            {
+                "patient": patient,
+                "images": len(images),
+                "class": None if None in labels else min(set(labels), key=lambda c: (-labels.count(c), c)),
+                "probabilities": [math.fsum(column) / len(images) for column in columns],
+            }
+        )
+    return merged
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    probabilities = torch.tensor([row["probabilities"] for row in rows], dtype=torch.float64)
+    labels = torch.tensor([row["class"] for row in rows])
+    scores = classification_scores(probabilities, labels)
+    size = probabilities.shape[1]
+    predicted = torch.tensor([_largest(row["probabilities"]) for row in rows])
+    confusion = torch.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
+    return {
+        "count": len(rows),
+        **{name: value if math.isfinite(value) else None for name, value in scores.items()},
+        "confusion_matrix": confusion.tolist(),
+    }
