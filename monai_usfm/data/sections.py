@@ -14,6 +14,7 @@ from typing import Any
 
 from monai_usfm.data.datalist import load_datalist
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES
+from monai_usfm.data.synthetic import write_synthetic_dataset
 
 __all__ = ["list_images", "load_sections"]
 
@@ -53,8 +54,6 @@ def load_sections(
             "real ones.",
             synthetic_dir,
         )
-        from monai_usfm.data.synthetic import write_synthetic_dataset
-
         datalist = write_synthetic_dataset(synthetic_dir, **(synthetic or {}))
         dataset_dir = Path(datalist).parent
     elif not datalist:
