@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.utils import set_determinism
@@ -75,8 +76,10 @@ class EpochSeed:
 class ResumableCheckpoint:
     """Saves everything that training needs after every ``interval`` epochs, and takes it up again.
 
-    One file, ``last.pt``, replaced atomically; loaded with ``weights_only=True``. Together with :class:`EpochSeed` a
-    run that was killed goes on as if it had not been: it repeats the epoch that was cut and gives the same losses.
+    One file, ``last.pt``, replaced atomically, by the first process alone; loaded with ``weights_only=True``. Together
+    with :class:`EpochSeed` a run that was killed goes on as if it had not been: it repeats the epoch that was cut and
+    gives the same losses. Attach it after the handlers whose state it saves: after the validation, where the best value
+    is among ``objects``.
 
     Args:
         path: the checkpoint file.
@@ -100,6 +103,8 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         state = {name: _plain(thing).state_dict() for name, thing in self.objects.items()}
         state["engine"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         scaler = getattr(engine, "scaler", None)
@@ -139,6 +144,8 @@ class ResumableCheckpoint:
 class BestCheckpoint:
     """Saves the network whenever the evaluator's key metric improves; attach it to the evaluator.
 
+    Of several processes, which share the metric, the first saves.
+
     Args:
         path: file of the state dict, replaced atomically.
         network: the network.
@@ -162,6 +169,8 @@ class BestCheckpoint:
         # A metric that is not a number never wins, not even the first time.
         if value > self.best:
             self.best = value
+            if idist.get_rank() > 0:
+                return
             save_atomically(_plain(self.network).state_dict(), self.path)
             engine.logger.info(f"new best {name}: {self.sign * value:.4f}, saved to {self.path}.")
 
@@ -173,7 +182,7 @@ class BestCheckpoint:
 
 
 class ExportWeights:
-    """At the end of training, writes the weights that other bundles take as ``pretrained``.
+    """At the end of training, the first process writes the weights that other bundles take as ``pretrained``.
 
     Args:
         path: the file, replaced atomically.
@@ -193,6 +202,8 @@ class ExportWeights:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         state = {name: value.detach().cpu() for name, value in _plain(self.network).state_dict().items()}
         if self.source is not None and os.path.isfile(self.source):
             best = torch.load(self.source, map_location="cpu", weights_only=True)

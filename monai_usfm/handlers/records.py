@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from PIL import Image, ImageDraw
@@ -34,7 +35,7 @@ def write_text_atomically(path: str | os.PathLike, text: str) -> Path:
 
 
 class Progress:
-    """A bar in a terminal, plain lines in a log.
+    """A bar in a terminal, plain lines in a log; silent in all processes but the first.
 
     Args:
         name: printed in front.
@@ -51,6 +52,8 @@ class Progress:
         self.total = 0.0
 
     def attach(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
@@ -91,7 +94,8 @@ class Progress:
 class MetricsTable:
     """One row an epoch in ``metrics.csv``: mean training loss, learning rate, seconds, and the validation metrics.
 
-    Rows of epochs that a resumed run repeats are replaced. The same rows are written to ``metrics.json``.
+    Rows of epochs that a resumed run repeats are replaced. The same rows are written to ``metrics.json``. Of several
+    processes the first writes, with the loss of its own share of the data.
 
     Args:
         output_dir: folder of the files.
@@ -112,12 +116,13 @@ class MetricsTable:
         self.evaluator = evaluator
         self.loss = loss
         self.rows: list[dict[str, Any]] = []
+        self.opened = False
         self.losses: list[float] = []
         self.started = 0.0
         self.validated = False
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._read)
+        engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
@@ -127,13 +132,19 @@ class MetricsTable:
     def _note(self, _: Engine) -> None:
         self.validated = True
 
+    def _open(self, engine: Engine) -> None:
+        self.rows, self.opened = [], False
+
     def _read(self, engine: Engine) -> None:
-        self.rows = []
-        if self.path.is_file() and engine.state.epoch > 0:
+        """Rows of earlier epochs. Read in the first epoch: by then a checkpoint has told which one that is."""
+        self.opened = True
+        if self.path.is_file() and engine.state.epoch > 1:
             with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < engine.state.epoch]
 
     def _start(self, engine: Engine) -> None:
+        if not self.opened:
+            self._read(engine)
         self.losses, self.started, self.validated = [], time.perf_counter(), False
 
     def _step(self, engine: Engine) -> None:
@@ -154,6 +165,8 @@ class MetricsTable:
                 number = torch.as_tensor(value).float()
                 row[name] = f"{number.item():.6g}" if number.numel() == 1 else json.dumps(number.tolist())
         self.rows.append(row)
+        if idist.get_rank() > 0:
+            return
         fields = list(dict.fromkeys(name for entry in self.rows for name in entry))
         lines = [",".join(fields)]
         for entry in self.rows:
@@ -169,6 +182,8 @@ def _csv_field(text: str) -> str:
 class RunRecord:
     """Writes ``run.json`` at the start: the command, the settings as they were resolved, versions and device.
 
+    Of several processes the first writes.
+
     Args:
         output_dir: folder of the file.
         settings: resolved values worth keeping, by name.
@@ -182,6 +197,8 @@ class RunRecord:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine | None = None) -> None:
+        if idist.get_rank() > 0:
+            return
         record = {
             "command": sys.argv,
             "settings": {name: _readable(value) for name, value in self.settings.items()},
@@ -274,14 +291,11 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
 class PictureHandler:
     """Saves pictures of the last batch of an engine every few epochs.
 
-    On an evaluator the epoch is that of the trainer which runs it.
+    On an evaluator the epoch is that of the trainer which runs it. Of several processes the first saves.
 
     Args:
         output_dir: folder; files are named ``<prefix>_epoch_0001.png``.
         panels: called with the engine; gives the panels of :func:`save_panels`.
-        epoch: gives the epoch for the file name and the interval, usually ``lambda: trainer.state.epoch``; None takes
-            the
-            engine's own.
         interval: epochs between pictures; the first epoch always has one.
         prefix: start of the file name.
         max_items: rows at most.
@@ -306,5 +320,7 @@ class PictureHandler:
 
     def __call__(self, engine: Engine) -> None:
         epoch = engine.state.epoch
+        if idist.get_rank() > 0:
+            return
         if epoch == 1 or epoch % self.interval == 0:
             save_panels(self.folder / f"{self.prefix}_epoch_{epoch:04d}.png", self.panels(engine), self.max_items)
