@@ -70,6 +70,7 @@ from monai_usfm.transforms.beam import (
 )
 from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
 from monai_usfm.transforms.labels import LabelIndices, LabelIndicesd
+from monai_usfm.transforms.noise_recovery import NoiseRecovery, gaussian_blur
 from monai_usfm.transforms.pipelines import (
     distilled_pipeline,
     semantics_preserving_pipeline,
@@ -114,6 +115,7 @@ __all__ = [
     "FromBeamSpaced",
     "LabelIndices",
     "LabelIndicesd",
+    "NoiseRecovery",
     "NotAConeError",
     "RandAcousticShadow",
     "RandAcousticShadowd",
@@ -168,6 +170,7 @@ __all__ = [
     "draw_rings",
     "equal_rings",
     "frequency_radius",
+    "gaussian_blur",
     "random_ring_masks",
     "recompress",
     "respeckle",

@@ -1,0 +1,221 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A table of image quality before and after enhancement, with a Gaussian blur beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ignite.engine import Engine, Events
+from monai.metrics import PSNRMetric, SSIMMetric
+
+from monai_usfm.handlers.records import write_text_atomically
+from monai_usfm.metrics import (
+    CNRMetric,
+    EnhancementQualityMetric,
+    GeneralizedCNRMetric,
+    LocalNCCMetric,
+    SpeckleSNRMetric,
+)
+from monai_usfm.transforms.noise_recovery import gaussian_blur
+
+__all__ = ["EnhancementReport", "enhancement_panels", "matched_blur", "score_enhancement", "surrounding_region"]
+
+METHODS = ("input", "enhanced", "blur")
+SCORES = ("psnr", "ssim", "lncc", "cnr", "gcnr", "speckle_snr", "quality")
+BETTER_WHEN_HIGHER = ("psnr", "ssim", "lncc", "quality")  # the others rise with blur, and decide nothing alone
+_WIDEST_BLUR = 16.0  # samples
+
+
+def matched_blur(image: torch.Tensor, enhanced: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Gaussian blur of ``image`` that changes it as much as an enhancement did, in root mean square.
+
+    Args:
+        image: ``(B, C, *S)`` before enhancement.
+        enhanced: after it, of the same shape.
+
+    Returns:
+        The blurred image and the standard deviation in samples, to within 0.02; 16 where no blur changes it enough.
+    """
+    wanted = (enhanced - image).square().mean()
+    low, high = 0.0, _WIDEST_BLUR
+    while high - low > 0.02:  # the change grows with the width
+        middle = (low + high) / 2
+        if (gaussian_blur(image, middle) - image).square().mean() < wanted:
+            low = middle
+        else:
+            high = middle
+    return gaussian_blur(image, high), high
+
+
+def surrounding_region(region: torch.Tensor, image: torch.Tensor, gap: int = 2, width: int = 10) -> torch.Tensor:
+    """Ring around a region, inside what the image shows: the background where none was marked.
+
+    Args:
+        region: mask ``(B, 1, *S)``.
+        image: ``(B, C, *S)``; its black pixels do not count.
+        gap: samples left out next to the region, where its border may be uncertain.
+        width: of the ring, samples.
+
+    Returns:
+        Boolean mask ``(B, 1, *S)``.
+    """
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[region.dim() - 3]
+    mask = (region > 0).float()
+    near, far = (pool(mask, 2 * reach + 1, 1, reach) > 0 for reach in (gap, gap + width))
+    return far & ~near & (image[:, :1] > 0)
+
+
+def score_enhancement(
+    image: torch.Tensor,
+    reference: torch.Tensor,
+    region: torch.Tensor | None = None,
+    background: torch.Tensor | None = None,
+    window: int = 9,
+    dynamic_range_db: float = 60.0,
+) -> dict[str, float]:
+    """Image quality of one image against its reference.
+
+    Args:
+        image: ``(1, *S)`` in [0, 1].
+        reference: of the same shape.
+        region: mask ``(1, *S)`` of a structure; contrast and speckle are not measured (NaN) without it.
+        background: mask of homogeneous tissue; None takes a ring around the region.
+        window: side of the window of the local cross-correlation.
+        dynamic_range_db: decibels between black and white.
+
+    Returns:
+        ``psnr`` (dB; infinite for the reference itself), ``ssim``, ``lncc``, ``cnr``, ``gcnr``, ``speckle_snr`` (of the
+        background) and ``quality`` (:class:`~monai_usfm.metrics.EnhancementQualityMetric`).
+    """
+    y_pred, y = image[None].float(), reference[None].float()
+    scores = {
+        "psnr": PSNRMetric(max_val=1.0)(y_pred, y),
+        "ssim": SSIMMetric(spatial_dims=image.dim() - 1, data_range=1.0)(y_pred, y),
+        "lncc": LocalNCCMetric(window)(y_pred, y),
+        **dict.fromkeys(SCORES[3:], math.nan),
+    }
+    if region is not None:
+        inside = (region[None] > 0).to(y_pred)
+        outside = surrounding_region(inside, y) if background is None else background[None] > 0
+        masks = torch.cat([inside, outside.to(y_pred)], dim=1)
+        scores["cnr"] = CNRMetric()(y_pred, masks)
+        scores["gcnr"] = GeneralizedCNRMetric()(y_pred, masks)
+        scores["speckle_snr"] = SpeckleSNRMetric(dynamic_range_db)(y_pred, masks[:, 1:])
+        scores["quality"] = EnhancementQualityMetric(window, dynamic_range_db)(y_pred, torch.cat([y, masks], dim=1))
+    return {name: float(value) for name, value in scores.items()}
+
+
+def enhancement_panels(output: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Before | after | change (grey = none, four times magnified) | target, for :func:`save_panels`.
+
+    Args:
+        output: decollated items with ``image``, ``pred`` and, where there is one, ``label``, all ``(C, *S)``; of items
+            with different sizes only those like the first are shown.
+    """
+    items = [item for item in output if item["image"].shape == output[0]["image"].shape]
+
+    def stack(key: str) -> torch.Tensor:
+        return torch.stack([_plain(item[key]).float().cpu()[:1] for item in items])
+
+    before, after = stack("image"), stack("pred")
+    panels = {"before": before, "after": after, "change x4": 0.5 + 4 * (after - before)}
+    if "label" in items[0]:
+        panels["target"] = stack("label")
+    return panels
+
+
+class EnhancementReport:
+    """Writes ``cases.csv`` (three rows per image) and ``summary.json`` after an evaluation.
+
+    The rows are the input, the enhanced image, and the input after a Gaussian blur that changes it as much as the
+    enhancement did (:func:`matched_blur`). Contrast and speckle scores favour a blur; ``blur_wins`` in the summary is
+    the share of images for which the blur beats the network, per score in which more is better, so that a network which
+    only smooths is found out.
+
+    Attach it to an evaluator that decollates and whose output has ``image``, ``label`` (the target) and ``pred``.
+    Masks of a structure and of homogeneous background are read from ``roi`` and ``background`` of the batch, where its
+    items have them; without a background, a ring around the structure is used.
+
+    Args:
+        output_dir: folder of the files.
+        dynamic_range_db: decibels between black and white.
+        window: side of the window of the local cross-correlation.
+    """
+
+    def __init__(self, output_dir: str, dynamic_range_db: float = 60.0, window: int = 9) -> None:
+        self.folder = Path(output_dir)
+        self.dynamic_range_db = dynamic_range_db
+        self.window = window
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+
+    def _collect(self, engine: Engine) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            before, after, target = (_plain(item[key])[:1].float() for key in ("image", "pred", "label"))
+            masks = [_plain(source[key]).to(before.device) if key in source else None for key in ("roi", "background")]
+            blurred, sigma = matched_blur(before[None], after[None])
+            meta = getattr(source["image"], "meta", {})
+            name = str(meta.get("filename_or_obj", f"image_{len(self.rows) // len(METHODS):06d}"))
+            for method, image in zip(METHODS, (before, after, blurred[0]), strict=True):
+                scores = score_enhancement(image, target, *masks, self.window, self.dynamic_range_db)
+                row = {"image": name, "method": method, "blur_sigma": sigma if method == "blur" else ""}
+                self.rows.append(row | scores)
+
+    def _write(self, engine: Engine) -> None:
+        if not self.rows:
+            return
+        text = io.StringIO()
+        table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
+        write_text_atomically(self.folder / "cases.csv", text.getvalue())
+        summary = self._summary()
+        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        engine.logger.info(f"enhancement report: {json.dumps(summary)}")
+        lost = [score for score, share in summary["blur_wins"].items() if share is not None and share > 0.5]
+        if lost:
+            engine.logger.warning(f"a Gaussian blur beats the network on most images in {', '.join(lost)}.")
+
+    def _summary(self) -> dict[str, Any]:
+        values = {
+            (method, score): np.array([row[score] for row in self.rows if row["method"] == method])
+            for method in METHODS
+            for score in SCORES
+        }
+        summary: dict[str, Any] = {"cases": len(self.rows) // len(METHODS)}
+        for method in METHODS:
+            summary[method] = {score: _mean(values[method, score]) for score in SCORES}
+        summary["blur"]["sigma"] = _mean(np.array([row["blur_sigma"] for row in self.rows if row["method"] == "blur"]))
+        summary["blur_wins"] = {}
+        for score in BETTER_WHEN_HIGHER:
+            blur, enhanced = values["blur", score], values["enhanced", score]
+            known = ~(np.isnan(blur) | np.isnan(enhanced))
+            summary["blur_wins"][score] = float((blur > enhanced)[known].mean()) if known.any() else None
+        return summary
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of the finite values; None where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
+
+
+def _plain(tensor: Any) -> torch.Tensor:
+    return torch.as_tensor(tensor).detach().as_subclass(torch.Tensor)
