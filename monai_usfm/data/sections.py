@@ -89,7 +89,7 @@ def list_images(
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith(SUPPORTED_SUFFIXES))
     if not files:
         raise FileNotFoundError(
-            f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); set dataset_dir to the folder that holds them."
+            f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); give the folder that holds them."
         )
     return [{"image": str(file)} for file in files]
 

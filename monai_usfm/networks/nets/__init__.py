@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from monai_usfm.networks.nets.classifier import UltrasoundClassifier
 from monai_usfm.networks.nets.enhancer import UltrasoundEnhancer
-from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
 from monai_usfm.networks.nets.features import FeatureExtractor
 from monai_usfm.networks.nets.masked import MaskedAutoencoder, MaskedImageModel, RandomBandStop
+from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
 from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
 
 __all__ = [
