@@ -1,0 +1,447 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The pretraining bundle, from a copied folder: trains, resumes, evaluates, extracts features, exports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.transforms import Resize
+from PIL import Image
+
+from monai_usfm.data import LoadUltrasound, UltrasoundDataset, load_sections
+from monai_usfm.networks import FeatureExtractor, load_pretrained, usfm_vit
+
+NAME = "usfm_pretraining"
+SIZE = [64, 64]
+# A network of a few thousand weights, in the place of the demo's tiny one.
+TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
+QUICK = {
+    "spatial_size": SIZE,
+    "max_epochs": 1,
+    "batch_size": 2,
+    "epoch_length": 5,
+    "amp": "fp32",
+    "device": "$torch.device('cpu')",
+    **{f"encoder#{key}": value for key, value in TINY.items()},
+}
+SMALL_DECODER = {
+    "network_def#decoder_hidden_size": 32,
+    "network_def#decoder_num_layers": 1,
+    "network_def#decoder_num_heads": 4,
+}
+VOLUME = {
+    "spatial_size": [16, 32, 32],
+    "network_def#mask_unit": 1,
+    "max_epochs": 1,
+    "batch_size": 1,
+    "epoch_length": 2,
+    **{f"encoder#{key}": value for key, value in TINY.items()},
+}
+
+
+def picture(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """An image without any symmetry: a ramp along rows, another along columns, one bright corner, some speckle."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.meshgrid(np.linspace(0, 1, shape[0]), np.linspace(0, 1, shape[1]), indexing="ij")
+    image = 0.5 * rows + 0.2 * columns + 0.1 * rng.random(shape[:2])
+    image[: shape[0] // 3, : shape[1] // 4] = 0.95
+    return (255 * image.clip(0, 1)).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine pictures of different sizes, grey and RGB, with a datalist."""
+    folder = tmp_path_factory.mktemp("images")
+    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
+    for number in range(9):
+        grey = picture((70 + 3 * number, 90 - 2 * number), number)
+        colour = number % 2 == 1
+        Image.fromarray(np.stack([grey] * 3, axis=-1) if colour else grey).save(folder / f"image_{number}.png")
+        section = "training" if number < 5 else "validation" if number < 7 else "test"
+        lists[section].append({"image": f"image_{number}.png", "organ": "breast" if number % 3 else "liver"})
+    (folder / "dataset.json").write_text(json.dumps(lists))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle's folder, copied to where nothing of the checkout is."""
+    repository = Path(__file__).resolve().parents[1]
+    folder = tmp_path_factory.mktemp("copied") / NAME
+    shutil.copytree(repository / "bundles" / NAME, folder, ignore=shutil.ignore_patterns("output", "eval"))
+    return folder
+
+
+def workflow(bundle: Path, kind: str, files: list[str], **settings) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=[str(bundle / "configs" / file) if "/" not in file else file for file in files],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **settings,
+    )
+
+
+def run(flow: ConfigWorkflow) -> None:
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+
+
+def losses(folder: Path) -> list[tuple[str, str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [(row["epoch"], row["train_loss"], row["val_loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def trained(bundle: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of three uninterrupted epochs of train.json with demo.json."""
+    output = tmp_path_factory.mktemp("trained")
+    settings = {**QUICK, "max_epochs": 3}
+    run(
+        workflow(
+            bundle, "train", ["train.json", "demo.json"], dataset_dir=str(images), output_dir=str(output), **settings
+        )
+    )
+    return output
+
+
+def features(**settings) -> dict:
+    return {**{f"network_def#encoder#{key}": value for key, value in TINY.items()}, "spatial_size": SIZE, **settings}
+
+
+def test_training_leaves_metrics_checkpoints_pictures_and_a_record(trained: Path) -> None:
+    rows = losses(trained)
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert all(np.isfinite(float(value)) for row in rows for value in row)
+    assert (trained / "checkpoints" / "last.pt").is_file()
+    assert (trained / "checkpoints" / "best.pt").is_file()
+    assert json.loads((trained / "run.json").read_text())["settings"]["training_items"] == 5
+    assert list((trained / "tensorboard").glob("events*"))
+    with Image.open(trained / "pictures" / "reconstruction_epoch_0001.png") as pictures:
+        assert pictures.width > 4 * SIZE[1]  # input | corrupted | reconstruction | error
+
+
+def test_exported_encoder_is_that_of_the_last_checkpoint(trained: Path) -> None:
+    network = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)["network"]
+    exported = torch.load(trained / "model.pt", weights_only=True)
+    assert set(exported) == {name for name in network if name.startswith("encoder.")}
+    assert all(torch.equal(exported[name], network[name]) for name in exported)
+
+
+@pytest.mark.parametrize("blocks", [[], [0, 1]])
+def test_features_are_those_of_the_network_on_the_upright_image(
+    bundle: Path, images: Path, trained: Path, tmp_path: Path, blocks: list[int]
+) -> None:
+    settings = features(pretrained=str(trained / "model.pt"), feature_blocks=blocks, output_dir=str(tmp_path))
+    data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json")}
+    run(workflow(bundle, "infer", ["inference.json"], **data, **settings))
+    found = np.load(tmp_path / "embeddings.npz")
+    network = FeatureExtractor(usfm_vit("tiny", img_size=SIZE, **TINY)).eval()
+    load_pretrained(network, trained / "model.pt", strict=True)
+    assert [Path(name).name for name in found["images"]] == ["image_7.png", "image_8.png"]
+    for number, (name, embedding) in enumerate(zip(found["images"], found["embeddings"], strict=True)):
+        image = LoadUltrasound()(name)
+        assert image.shape[1:] == Image.open(name).size[::-1]
+        pixels = Resize(SIZE, mode="bilinear", anti_aliasing=True)(image).as_tensor()[None]
+        with torch.no_grad():
+            np.testing.assert_allclose(embedding, network(pixels)[0].numpy(), atol=1e-5)
+            assert np.abs(embedding - network(pixels.mT)[0].numpy()).max() > 1e-3  # a transposed image is another
+            if blocks:
+                maps = np.load(tmp_path / f"{number:06d}_{Path(name).stem}_maps.npz")
+                for block, wanted in zip(blocks, network.feature_maps(pixels, blocks), strict=True):
+                    np.testing.assert_allclose(maps[f"block_{block}"], wanted[0].numpy(), atol=1e-5)
+    with open(tmp_path / "embeddings.csv", newline="") as file:
+        assert len(next(csv.reader(file))) == 1 + TINY["hidden_size"]
+
+
+def test_evaluation_writes_the_loss_of_the_best_checkpoint(bundle: Path, images: Path, trained: Path) -> None:
+    files = ["train.json", "demo.json", "evaluate.json"]
+    run(workflow(bundle, "train", files, dataset_dir=str(images), output_dir=str(trained), **QUICK))
+    folder = trained / "evaluation"
+    assert (folder / "reconstruction_epoch_0001.png").is_file()
+    text = (folder / "metrics.csv").read_text()
+    best = min(float(row[2]) for row in losses(trained))
+    assert float(text.replace(",", " ").split()[-1]) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("overlay", ["mae", "sparse"])
+def test_objective_trains(bundle: Path, images: Path, tmp_path: Path, overlay: str) -> None:
+    files = ["train.json", f"{overlay}.json", "demo.json"]
+    data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
+    run(workflow(bundle, "train", files, **data, **QUICK, **SMALL_DECODER))
+    ((epoch, train_loss, val_loss),) = losses(tmp_path)
+    assert epoch == "1" and np.isfinite([float(train_loss), float(val_loss)]).all()
+    assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("volumes")
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        values = rng.integers(0, 256, (40 + number, 36, 20)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(values, np.diag([-0.4, 0.5, 1.2, 1.0])), folder / f"volume_{number}.nii.gz")
+    names = [{"image": f"volume_{number}.nii.gz"} for number in range(2)]
+    (folder / "dataset.json").write_text(json.dumps({"training": names, "validation": names[:1]}))
+    return folder
+
+
+def test_volumes_train_and_give_features(bundle: Path, volumes: Path, trained: Path, tmp_path: Path) -> None:
+    files = ["train.json", "demo.json", "volume.json"]
+    data = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    # From the 2D weights of the other run: they are inflated.
+    run(workflow(bundle, "train", files, pretrained=str(trained / "model.pt"), **data, **VOLUME))
+    assert len(losses(tmp_path)) == 1
+    shape = {"spatial_dims": 3, "spatial_size": VOLUME["spatial_size"], "patch_size": [8, 16, 16]}
+    settings = {**features(pretrained=str(tmp_path / "model.pt")), **shape}
+    run(workflow(bundle, "infer", ["inference.json"], **data, **settings))
+    found = np.load(tmp_path / "embeddings.npz")
+    network = FeatureExtractor(
+        usfm_vit("tiny", img_size=shape["spatial_size"], patch_size=shape["patch_size"], spatial_dims=3, **TINY)
+    ).eval()
+    load_pretrained(network, tmp_path / "model.pt", strict=True)
+    for name, embedding in zip(found["images"], found["embeddings"], strict=True):
+        image = LoadUltrasound(spatial_dims=3)(name)
+        pixels = Resize(shape["spatial_size"], mode="trilinear", anti_aliasing=True)(image).as_tensor()[None]
+        with torch.no_grad():
+            np.testing.assert_allclose(embedding, network(pixels)[0].numpy(), atol=1e-5)
+
+
+def test_run_that_crashed_in_mid_epoch_resumes_to_the_same_losses(
+    bundle: Path, images: Path, trained: Path, tmp_path: Path
+) -> None:
+    data = {"dataset_dir": str(images), "output_dir": str(tmp_path), **QUICK, "max_epochs": 3}
+    crash = {"train#trainer#loss_function": "$lambda out, _: 1 / 0 if @lr_scheduler.last_epoch == 3 else out['loss']"}
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
+    with pytest.raises(RuntimeError) as caught:
+        run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **crash))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert len(losses(tmp_path)) == 1
+    run(workflow(bundle, "train", ["train.json", "demo.json"], resume=True, **data))
+    assert losses(tmp_path) == losses(trained)
+    same = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(v, same[k]) for k, v in torch.load(trained / "model.pt", weights_only=True).items())
+
+
+def command(bundle: Path, files: list[str], *arguments: str) -> list[str]:
+    names = str([str(bundle / "configs" / file) if "/" not in file else file for file in files])
+    options = {f"--{key}": value for key, value in {**QUICK, "bundle_root": str(bundle)}.items()}
+    flat = [text for key, value in options.items() for text in (key, str(value))]
+    return ["-m", "monai.bundle", "run", "--config_file", names, *flat, *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+@pytest.mark.slow
+def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
+    bundle: Path, images: Path, trained: Path, tmp_path: Path
+) -> None:
+    kill = tmp_path / "kill.json"
+    kill.write_text(
+        json.dumps(
+            {
+                "train#trainer#loss_function": "$lambda out, _: os.kill(os.getpid(), 9) "
+                "if @lr_scheduler.last_epoch == 3 else out['loss']"
+            }
+        )
+    )
+    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path), "--max_epochs", "3"]
+    for files, code in (([str(kill)], -signal.SIGKILL), ([], 0)):
+        arguments = command(bundle, ["train.json", "demo.json", *files], *data, "--resume", "True")
+        done = subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, text=True)
+        assert done.returncode == code, done.stderr[-2000:]
+    assert losses(tmp_path) == losses(trained)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_writes(bundle: Path, images: Path, tmp_path: Path) -> None:
+    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path)]
+    arguments = command(bundle, ["train.json", "demo.json", "multi_gpu_train.json"], *data)
+    # QUICK names the device, which here each process chooses.
+    place = arguments.index("--device")
+    del arguments[place : place + 2]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([sys.executable, *launcher, *arguments], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(losses(tmp_path)) == 1
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert len(list((tmp_path / "tensorboard").glob("events*"))) <= 2  # of the trainer and of the evaluator
+    assert done.stderr.count("pretraining epoch 1/1") == 1
+
+
+def test_properties_are_those_of_a_bundle(bundle: Path, images: Path, tmp_path: Path) -> None:
+    data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
+    train = workflow(bundle, "train", ["train.json", "demo.json"], **data, **QUICK)
+    train.initialize()
+    assert not train.check_properties()
+    infer = workflow(bundle, "infer", ["inference.json"], **data, **features())
+    infer.initialize()
+    assert not infer.check_properties()
+    assert infer.version == json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
+
+
+def test_metadata_fits_the_schema_and_the_changelog(bundle: Path, repository: Path, tmp_path: Path) -> None:
+    meta = bundle / "configs" / "metadata.json"
+    content = json.loads(meta.read_text())
+    assert content["version"] in content["changelog"]
+    schema = repository.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("no copy of the schema beside the checkout")
+    assert content["schema"].endswith(schema.name)
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(meta), filepath=str(tmp_path / "schema.json"))
+
+
+def test_network_has_the_channels_that_the_metadata_names(bundle: Path) -> None:
+    files = {
+        "meta_file": str(bundle / "configs" / "metadata.json"),
+        "config_file": str(bundle / "configs" / "inference.json"),
+    }
+    verify_net_in_out("network_def", **files, device="cpu")
+
+
+def test_exported_program_gives_the_same_features(bundle: Path, tmp_path: Path) -> None:
+    config = str(bundle / "configs" / "inference.json")
+    parser = ConfigParser()
+    parser.read_config(config)
+    parser["network_def#encoder#num_layers"] = 2
+    network = parser.get_parsed_content("network_def").eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=config,
+        **{"network_def#encoder#num_layers": 2},
+    )
+    image = torch.rand(2, 1, 192, 192)
+    with torch.no_grad():
+        assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-5)
+
+
+def training_error(bundle: Path, folder: Path, output: Path, **settings) -> str:
+    """The whole chain of messages of a training run that fails."""
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
+    with pytest.raises(Exception) as caught:
+        flow = workflow(bundle, "train", ["train.json", "demo.json"], dataset_dir=str(folder), output_dir=str(output))
+        run(workflow_with(flow, {**QUICK, **settings}))
+    messages, error = [], caught.value
+    while error is not None:
+        messages.append(str(error))
+        error = error.__cause__
+    return "\n".join(messages)
+
+
+def workflow_with(flow: ConfigWorkflow, settings: dict) -> ConfigWorkflow:
+    for key, value in settings.items():
+        flow.parser[key] = value
+    return flow
+
+
+@pytest.fixture
+def damaged(images: Path, tmp_path: Path) -> Path:
+    """A copy of the images whose second training image is cut off."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(images, folder)
+    whole = (folder / "image_1.png").read_bytes()
+    (folder / "image_1.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_truncated_file_is_named(bundle: Path, damaged: Path, tmp_path: Path) -> None:
+    assert f"{damaged / 'image_1.png'}: cannot be decoded" in training_error(bundle, damaged, tmp_path / "out")
+
+
+def test_unreadable_files_are_skipped_and_counted(
+    bundle: Path, damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (damaged / "image_2.png").unlink()
+    settings = {**QUICK, "skip_unreadable": True, "organ_temperature": 0.0}
+    data = {"dataset_dir": str(damaged), "output_dir": str(tmp_path / "out")}
+    with caplog.at_level(logging.WARNING, logger="monai_usfm"):
+        run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **settings))
+    assert len(losses(tmp_path / "out")) == 1
+    sections = load_sections(damaged, synthetic_dir=tmp_path, check_files=False)
+    dataset = UltrasoundDataset(
+        sections["training"], lambda item: LoadUltrasound()(item["image"]), skip_unreadable=True
+    )
+    for index in range(len(dataset)):
+        dataset[index]
+    assert [Path(path).name for path, _ in dataset.skipped] == ["image_1.png", "image_2.png"]
+
+
+def test_empty_datalist_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [], "validation": []}))
+    with pytest.raises(ValueError, match=r"dataset\.json: the list 'training' is empty"):
+        load_sections(tmp_path, synthetic_dir=tmp_path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "nowhere.png"}]}))
+    with pytest.raises(FileNotFoundError, match=r"1 files of 'training' do not exist .*nowhere\.png"):
+        load_sections(tmp_path, synthetic_dir=tmp_path)
+
+
+def test_volume_with_nan_is_named(tmp_path: Path) -> None:
+    values = np.ones((4, 5, 6), dtype=np.float32)
+    values[1, 2, 3] = np.nan
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "bad.nii.gz")
+    with pytest.raises(RuntimeError, match=r"bad\.nii\.gz: has 1 NaN or infinite of 120 values"):
+        LoadUltrasound(spatial_dims=3)(tmp_path / "bad.nii.gz")
+
+
+def test_size_that_is_no_multiple_of_the_patch_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
+    message = training_error(bundle, images, tmp_path / "out", spatial_size=[64, 60])
+    assert "(64, 60) is not a multiple of patch size (16, 16)" in message
+
+
+def test_wrong_channel_count_is_named() -> None:
+    network = FeatureExtractor(usfm_vit("tiny", img_size=SIZE, in_channels=1, **TINY))
+    with pytest.raises(ValueError, match=r"takes 1 channel.* has 3"):
+        network(torch.rand(1, 3, *SIZE))
+
+
+def test_unknown_checkpoint_layout_is_told(tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"unknown checkpoint layout.*layer\.weight"):
+        load_pretrained(usfm_vit("tiny", img_size=SIZE, **TINY), tmp_path / "odd.pt")
+
+
+class Payload:
+    """What a hostile checkpoint would hold: code that runs on loading."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    with open(tmp_path / "evil.pt", "wb") as file:
+        pickle.dump({"model": Payload(str(tmp_path / "ran"))}, file)
+    torch.save({"model": Payload(str(tmp_path / "ran"))}, tmp_path / "evil_zip.pt")
+    for name in ("evil.pt", "evil_zip.pt"):
+        with pytest.raises(ValueError, match=name):
+            load_pretrained(usfm_vit("tiny", img_size=SIZE, **TINY), tmp_path / name)
+    assert not (tmp_path / "ran").exists()
