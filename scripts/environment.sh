@@ -28,17 +28,25 @@ find_python() {
     fail "no Python from 3.10 found. Install python3.11 (with its venv module), or name one: USFM_PYTHON=/path/to/python"
 }
 
-# run_logged LOG MESSAGE COMMAND...: output goes to LOG; on failure its end is shown and the log is named.
+# run_logged LOG MESSAGE COMMAND...: output goes to LOG, only the lines of finished epochs are shown; on failure the
+# end of the log is shown and the log is named.
 run_logged() {
     local log="$1" message="$2" started=$SECONDS
     shift 2
     mkdir -p "$(dirname "$log")"
     say "$message (log: $log)"
-    if ! "$@" >"$log" 2>&1 </dev/null; then
+    if ! "$@" </dev/null 2>&1 | tee "$log" | _show_epochs; then
         tail -n 25 "$log" | sed 's/^/    /' >&2 || true
         fail "this step failed: $message. Read $log"
     fi
     say "  done in $((SECONDS - started)) s"
+}
+
+_show_epochs() {
+    local line
+    while IFS= read -r line; do
+        case "$line" in *" epoch "[0-9]*" loss "*" images/s)") say "  $line" ;; esac
+    done
 }
 
 prepare_environment() {
@@ -61,7 +69,7 @@ print(min(4, cores))')"
 }
 
 _make_environment() {
-    local venv="$1" extra="$2" base stamp wanted
+    local venv="$1" extra="$2" base torch wanted
     if [ -e "$venv" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
         fail "$venv exists and is no virtual environment; give another folder with --venv"
     fi
@@ -72,7 +80,6 @@ _make_environment() {
             fail "$base cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv"
     fi
     PYTHON="$venv/bin/python"
-    stamp="$venv/monai_usfm-${extra:-runtime}.stamp"
     wanted="$("$PYTHON" - "$root" <<'PY'
 import hashlib, sys
 from pathlib import Path
@@ -82,25 +89,29 @@ content = [(root / name).read_bytes() for name in ("requirements.txt", "pyprojec
 print(hashlib.sha256(b"\0".join([*content, str(root).encode()])).hexdigest())
 PY
 )"
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    if _is_stamped "$venv/runtime.stamp" && { [ -z "$extra" ] || _is_stamped "$venv/$extra.stamp"; }; then
         say "Using the environment in $venv: requirements.txt and pyproject.toml are those it was made with."
         return
     fi
-    local torch
-    torch="$(sed -n 's/^\(torch==[^ #;]*\).*/\1/p' "$root/requirements.txt")"
-    [ -n "$torch" ] || fail "$root/requirements.txt has no line torch==VERSION"
-    run_logged "$venv/install-1-torch.log" "Installing $torch (large: some minutes)" \
-        "$PYTHON" -m pip install "$torch"
-    run_logged "$venv/install-2-requirements.log" "Installing the packages of requirements.txt" \
-        "$PYTHON" -m pip install -r "$root/requirements.txt"
-    run_logged "$venv/install-3-package.log" "Installing monai_usfm" \
-        "$PYTHON" -m pip install --no-deps -e "$root"
+    if ! _is_stamped "$venv/runtime.stamp"; then
+        torch="$(sed -n 's/^\(torch==[^ #;]*\).*/\1/p' "$root/requirements.txt")"
+        [ -n "$torch" ] || fail "$root/requirements.txt has no line torch==VERSION"
+        run_logged "$venv/install-1-torch.log" "Installing $torch (large: some minutes)" \
+            "$PYTHON" -m pip install "$torch"
+        run_logged "$venv/install-2-requirements.log" "Installing the packages of requirements.txt" \
+            "$PYTHON" -m pip install -r "$root/requirements.txt"
+        run_logged "$venv/install-3-package.log" "Installing monai_usfm" \
+            "$PYTHON" -m pip install --no-deps -e "$root"
+        printf '%s\n' "$wanted" >"$venv/runtime.stamp"
+    fi
     if [ -n "$extra" ]; then
         run_logged "$venv/install-4-$extra.log" "Installing the optional packages of the group '$extra'" \
             "$PYTHON" -m pip install -e "$root[$extra]"
+        printf '%s\n' "$wanted" >"$venv/$extra.stamp"
     fi
-    printf '%s\n' "$wanted" >"$stamp"
 }
+
+_is_stamped() { [ -f "$1" ] && [ "$(cat "$1")" = "$wanted" ]; }
 
 _complete_active_environment() {
     local active="$1" extra="$2" missing log
