@@ -1,0 +1,300 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The classification bundle, copied to an empty folder, at the size of a few patches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run, verify_metadata, verify_net_in_out
+from monai.data import load_net_with_metadata
+from monai.transforms import Compose, Resize
+from PIL import Image
+
+from monai_usfm.data import LoadUltrasound
+from monai_usfm.networks import UltrasoundClassifier, usfm_vit
+
+SIZE = [32, 48]
+SETTINGS = {"spatial_size": SIZE, "batch_size": 4, "num_workers": 0, "device": "cpu", "amp": "fp32"}
+TRAINING = SETTINGS | {"max_epochs": 1, "warmup_epochs": 0, "learning_rate": 0.002}
+
+
+def write_images(folder: Path) -> None:
+    """Eight training, four validation, four test images of two classes, two images of each patient."""
+    rng = np.random.default_rng(0)
+    lists, number = {}, 0
+    for section, count in {"training": 8, "validation": 4, "test": 4}.items():
+        lists[section] = []
+        for index in range(count):
+            label = index // 2 % 2
+            picture = rng.integers(0, 90, (40, 56), dtype=np.uint8)
+            picture[:, : 28 if label else 1] += 150
+            Image.fromarray(picture).save(folder / f"{number:02d}.png")
+            entry = {"image": f"{number:02d}.png", "class": label, "patient": f"{section}-{index // 2}"}
+            lists[section].append(entry)
+            number += 1
+    (folder / "dataset.json").write_text(json.dumps(lists))
+
+
+def files(root: Path, *names: str) -> list[str]:
+    return [str(root / "configs" / f"{name}.json") for name in names]
+
+
+def train(root: Path, *overlays: str, **settings) -> None:
+    run(
+        config_file=files(root, "train", *overlays),
+        bundle_root=str(root),
+        dataset_dir=str(root / "data"),
+        **TRAINING | settings,
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(path: Path) -> np.ndarray:
+    return np.array([[float(row["p_0"]), float(row["p_1"])] for row in rows(path)])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, repository) -> Path:
+    """A copy of the bundle that has been trained for two epochs."""
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    root = tmp_path_factory.mktemp("elsewhere") / "usfm_classification"
+    shutil.copytree(
+        repository / "bundles" / "usfm_classification", root, ignore=shutil.ignore_patterns("output", "eval", "*.pt")
+    )
+    (root / "data").mkdir()
+    write_images(root / "data")
+    train(root, max_epochs=2, class_balance=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def network(root) -> UltrasoundClassifier:
+    net = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2)
+    net.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
+    return net.eval()
+
+
+def expected(network: UltrasoundClassifier, root: Path, section: str, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities by hand: load upright, resize, classify."""
+    prepare = Compose([LoadUltrasound(), Resize(SIZE, mode="bilinear", anti_aliasing=True)])
+    items = json.loads((root / "data" / "dataset.json").read_text())[section]
+    images = torch.stack([prepare(root / "data" / item["image"]).as_tensor() for item in items])
+    with torch.no_grad():
+        return (network(images) / temperature).softmax(1).numpy()
+
+
+def test_training_leaves_records_and_scores(root):
+    table = rows(root / "output" / "metrics.csv")
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    assert all(row["val_macro_f1"] and row["val_auc"] and row["val_ece"] for row in table)
+    assert len(rows(root / "output" / "validation" / "images.csv")) == 4
+    assert len(rows(root / "output" / "validation" / "patients.csv")) == 2
+    for name in ("run.json", "validation/confusion.png", "checkpoints/last.pt", "checkpoints/best.pt"):
+        assert (root / "output" / name).is_file()
+
+
+def test_inference_gives_the_calibrated_probabilities_of_the_checkpoint_in_the_order_of_the_files(root, network):
+    run(
+        config_file=files(root, "inference"),
+        bundle_root=str(root),
+        dataset_dir=str(root / "data"),
+        temperature=0.25,
+        **SETTINGS,
+    )
+    table = rows(root / "eval" / "images.csv")
+    assert [Path(row["image"]).name for row in table] == [f"{number:02d}.png" for number in range(16)]
+    by_hand = np.concatenate([expected(network, root, s, 0.25) for s in ("training", "validation", "test")])
+    np.testing.assert_allclose(probabilities(root / "eval" / "images.csv"), by_hand, atol=2e-5)
+    assert by_hand.std(0).min() > 1e-4  # images differ, so that their order matters
+    assert not (root / "eval" / "summary.json").exists()
+
+
+def test_evaluation_scores_the_test_section_by_image_and_patient(root, network):
+    run(
+        config_file=files(root, "train", "evaluate"),
+        bundle_root=str(root),
+        dataset_dir=str(root / "data"),
+        **SETTINGS,
+    )
+    folder = root / "output" / "evaluation"
+    by_hand = expected(network, root, "test")
+    np.testing.assert_allclose(probabilities(folder / "images.csv"), by_hand, atol=2e-5)
+    np.testing.assert_allclose(probabilities(folder / "patients.csv"), by_hand.reshape(2, 2, 2).mean(1), atol=2e-5)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["images"]["accuracy"] == np.mean(by_hand.argmax(1) == [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+def test_properties_are_those_of_the_specification(root, kind):
+    settings = TRAINING if kind == "train" else SETTINGS
+    workflow = ConfigWorkflow(
+        files(root, kind), workflow_type=kind, bundle_root=str(root), dataset_dir=str(root / "data"), **settings
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+
+
+def test_metadata_follows_its_schema(root, repository, tmp_path):
+    schema = repository.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip(f"no schema at {schema}")
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(root / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    meta = json.loads((root / "configs" / "metadata.json").read_text())
+    assert meta["version"] in meta["changelog"]
+
+
+def test_network_has_the_inputs_and_outputs_of_the_metadata(root):
+    meta, config = str(root / "configs" / "metadata.json"), str(root / "configs" / "inference.json")
+    verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")
+
+
+def test_torchscript_export_computes_the_same_and_carries_its_configs(root, network, tmp_path):
+    config = json.loads((root / "configs" / "inference.json").read_text()) | {"spatial_size": SIZE}
+    (tmp_path / "inference.json").write_text(json.dumps(config))
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(root / "models" / "model.pt"),
+        meta_file=str(root / "configs" / "metadata.json"),
+        config_file=str(tmp_path / "inference.json"),
+    )
+    scripted, meta, extra = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=["inference.json"])
+    image = torch.rand(2, 1, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted.eval()(image), network(image))
+    assert meta["version"] and b"preprocessing" in extra["inference.json"]
+
+
+@pytest.mark.parametrize("kind", ["rgb.png", "palette.png", "still.nii.gz", "volume.nii.gz", "deep.png"])
+def test_inference_sees_the_pixels_that_training_saw(root, tmp_path, kind):
+    rng = np.random.default_rng(1)
+    picture = rng.integers(0, 120, (40, 60, 3), dtype=np.uint8)
+    picture[:10, :, 0] += 100  # red above, blue on the right: no flip or transposition goes unseen
+    picture[:, 40:, 2] += 130
+    path = tmp_path / kind
+    if kind == "rgb.png":
+        Image.fromarray(picture).save(path)
+    elif kind == "palette.png":
+        Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+    elif kind == "deep.png":
+        Image.fromarray(picture[..., 0].astype(np.uint16) * 16).save(path)
+    else:
+        volume = np.stack([picture[..., 0].T, picture[..., 2].T, picture[..., 0].T // 2], axis=-1)
+        nib.save(nib.Nifti1Image(volume if kind == "volume.nii.gz" else volume[..., 0], np.eye(4)), path)
+
+    inference = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
+    training = ConfigParser(ConfigParser.load_config_files(files(root, "train")))
+    for parser in (inference, training):
+        parser["bundle_root"], parser["spatial_size"], parser["in_channels"] = str(root), SIZE, 3
+    seen = inference.get_parsed_content("preprocessing")({"image": str(path)})["image"]
+    wanted = training.get_parsed_content("validate#preprocessing")({"image": str(path), "class": 0})["image"]
+    assert seen.shape == wanted.shape == (3, *SIZE)
+    torch.testing.assert_close(torch.as_tensor(seen.array), torch.as_tensor(wanted.array), atol=1e-6, rtol=0)
+
+
+def test_label_transforms_leave_the_probabilities_alone(root):
+    parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
+    post = parser.get_parsed_content("post_transforms")
+    result = post({"image": torch.zeros(1, 4, 4), "pred": torch.tensor([0.0, 1.0])})
+    assert sorted(result) == ["pred"]
+    torch.testing.assert_close(result["pred"], torch.tensor([0.0, 1.0]).softmax(0))
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
+    """Both epochs in one go and in two runs; the schedule must be that of two epochs in both."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    common = {"max_epochs": 2, "dropout": 0.1}
+    train(root, output_dir=str(once), export_path=str(once / "model.pt"), **common)
+    settings = common | {"output_dir": str(twice), "export_path": str(twice / "model.pt")}
+    event = "monai_usfm.handlers.checkpoint.Events.EPOCH_COMPLETED"
+    stop = f"$@train#trainer.add_event_handler({event}, lambda engine: engine.terminate())"
+    train(root, run=[stop, "$@train#trainer.run()"], **settings)
+    assert [row["epoch"] for row in rows(twice / "metrics.csv")] == ["1"]
+    train(root, resume=True, **settings)
+    for column in ("epoch", "train_loss", "val_macro_f1", "val_ece"):
+        assert [r[column] for r in rows(once / "metrics.csv")] == [r[column] for r in rows(twice / "metrics.csv")]
+
+
+def test_low_rank_updates_are_merged_into_weights_that_inference_loads(root, network, tmp_path):
+    train(root, "lora", output_dir=str(tmp_path), export_path=str(tmp_path / "model.pt"), learning_rate=0.05)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    network_after = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2)
+    network_after.load_state_dict(state)
+    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    prefix = "encoder.blocks.0.mlp.fc1"
+    update = best[f"{prefix}.parametrizations.weight.0.lora_b"] @ best[f"{prefix}.parametrizations.weight.0.lora_a"]
+    assert update.abs().max() > 0
+    merged = best[f"{prefix}.parametrizations.weight.original"] + 16.0 / 8 * update
+    torch.testing.assert_close(state[f"{prefix}.weight"], merged)
+
+
+def test_linear_probe_keeps_the_pretrained_encoder(root, tmp_path):
+    encoder = usfm_vit("tiny", img_size=SIZE, layer_scale=0.1)
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
+    train(
+        root,
+        output_dir=str(tmp_path),
+        export_path=str(tmp_path / "model.pt"),
+        pretrained=str(tmp_path / "encoder.pt"),
+        freeze_encoder=True,
+    )
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(state[f"encoder.{name}"], value, rtol=0, atol=0)
+    assert state["head.weight"].abs().max() > 0.002  # it started at 0.02 * 0.001
+
+
+def test_volumes_train_and_infer(root, tmp_path):
+    common = {"bundle_root": str(root), "spatial_size": [8, 32, 32], "device": "cpu"}
+    run(
+        config_file=files(root, "train", "volume"),
+        output_dir=str(tmp_path),
+        export_path=str(tmp_path / "model.pt"),
+        synthetic={
+            "num_training": 2,
+            "num_validation": 1,
+            "num_test": 1,
+            "spatial_dims": 3,
+            "image_size": [16, 32, 32],
+        },
+        max_epochs=1,
+        **common,
+    )
+    run(
+        config_file=files(root, "inference", "volume"),
+        checkpoint=str(tmp_path / "model.pt"),
+        datalist=str(tmp_path / "synthetic_images" / "datalist.json"),
+        dataset_dir=str(tmp_path / "synthetic_images"),
+        output_dir=str(tmp_path / "eval"),
+        **common,
+    )
+    assert probabilities(tmp_path / "eval" / "images.csv").sum(1) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"class": None}, "lacks class"), ({"class": 2}, "class 2"), ({"patient": "test-0"}, "patient test-0")],
+)
+def test_a_bad_datalist_is_one_clear_error_before_training(root, tmp_path, change, message):
+    content = json.loads((root / "data" / "dataset.json").read_text())
+    content["training"][0] = {k: v for k, v in (content["training"][0] | change).items() if v is not None}
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    with pytest.raises(RuntimeError, match="load_class_sections") as error:
+        train(root, datalist=str(tmp_path / "bad.json"), output_dir=str(tmp_path / "none"))
+    assert isinstance(error.value.__cause__, ValueError)  # MONAI names the line of the config, the cause what is wrong
+    assert message in str(error.value.__cause__)
+    assert not (tmp_path / "none" / "checkpoints").exists()
