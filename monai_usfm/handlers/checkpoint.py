@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.utils import set_determinism
+from torch.nn.utils import parametrize
+
+from monai_usfm.networks.fine_tuning import merge_lora
 
 __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
 
@@ -184,6 +188,8 @@ class BestCheckpoint:
 class ExportWeights:
     """At the end of training, the first process writes the weights that other bundles take as ``pretrained``.
 
+    Low-rank updates (:func:`~monai_usfm.networks.apply_lora`) are merged into the written weights.
+
     Args:
         path: the file, replaced atomically.
         network: module to export (for instance the feature extractor around the encoder).
@@ -204,10 +210,16 @@ class ExportWeights:
     def __call__(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
-        state = {name: value.detach().cpu() for name, value in _plain(self.network).state_dict().items()}
+        network = _plain(self.network)
+        state = network.state_dict()
         if self.source is not None and os.path.isfile(self.source):
             best = torch.load(self.source, map_location="cpu", weights_only=True)
             state = {name: best[name] for name in state}
+        if any(parametrize.is_parametrized(module) for module in network.modules()):
+            network = copy.deepcopy(network)
+            network.load_state_dict(state)
+            state = merge_lora(network).state_dict()
+        state = {name: value.detach().cpu() for name, value in state.items()}
         if self.half:
             state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         save_atomically(state, self.path)

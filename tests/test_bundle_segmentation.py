@@ -1,0 +1,453 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The segmentation bundle, from a copied folder: trains, resumes, evaluates, writes masks, exports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, verify_metadata, verify_net_in_out
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Resize
+from PIL import Image
+
+from monai_usfm.data import LoadUltrasound
+from monai_usfm.networks import UltrasoundSegmenter, usfm_vit
+
+NAME = "usfm_segmentation"
+SIZE = [64, 64]
+# A network of a few thousand weights; four blocks, because UPerNet takes four maps.
+TINY = {"num_layers": 4, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
+QUICK = {
+    "spatial_size": SIZE,
+    "max_epochs": 1,
+    "batch_size": 2,
+    "learning_rate": 0.01,
+    "amp": "fp32",
+    "device": "$torch.device('cpu')",
+    **{f"encoder#{key}": value for key, value in TINY.items()},
+}
+INFER = {**{f"network_def#encoder#{key}": value for key, value in TINY.items()}, "device": "$torch.device('cpu')"}
+VOLUME = {**QUICK, "spatial_size": [16, 32, 32], "batch_size": 1, "crops_per_volume": 1}
+
+
+def case(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Speckle with a bright ellipse off the centre, and the ellipse; neither has a symmetry."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*[np.linspace(0, 1, n) for n in shape], indexing="ij")
+    centre, radii = (0.3, 0.6, 0.45)[: len(shape)], (0.15, 0.3, 0.35)[: len(shape)]
+    inside = sum(((x - c) / r) ** 2 for x, c, r in zip(axes, centre, radii, strict=True)) < 1
+    image = 0.25 * rng.random(shape) + 0.1 * axes[0] + 0.6 * inside
+    return (255 * image.clip(0, 1)).round().astype(np.uint8), inside.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine pictures of different sizes, grey and RGB, with masks of 0 and 255."""
+    folder = tmp_path_factory.mktemp("images")
+    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
+    for number in range(9):
+        image, mask = case((70 + 3 * number, 90 - 2 * number), number)
+        colour = number % 2 == 1
+        Image.fromarray(np.stack([image] * 3, axis=-1) if colour else image).save(folder / f"image_{number}.png")
+        Image.fromarray(255 * mask).save(folder / f"mask_{number}.png")
+        section = "training" if number < 5 else "validation" if number < 7 else "test"
+        lists[section].append({"image": f"image_{number}.png", "label": f"mask_{number}.png"})
+    (folder / "dataset.json").write_text(json.dumps(lists))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two volumes with unequal spacing and a flipped, moved first axis; stored (x, y, z)."""
+    folder = tmp_path_factory.mktemp("volumes")
+    affine = np.array([[-0.4, 0, 0, 11.0], [0, 0.5, 0, -3.0], [0, 0, 1.2, 7.0], [0, 0, 0, 1]])
+    names = []
+    for number in range(2):
+        image, mask = case((20, 36, 40 + number), number)
+        for kind, values in (("image", image), ("mask", mask)):
+            nib.save(nib.Nifti1Image(values.transpose(2, 1, 0), affine), folder / f"{kind}_{number}.nii.gz")
+        names.append({"image": f"image_{number}.nii.gz", "label": f"mask_{number}.nii.gz"})
+    (folder / "dataset.json").write_text(json.dumps({"training": names, "validation": names[:1], "test": names[1:]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle's folder, copied to where nothing of the checkout is."""
+    repository = Path(__file__).resolve().parents[1]
+    folder = tmp_path_factory.mktemp("copied") / NAME
+    shutil.copytree(repository / "bundles" / NAME, folder, ignore=shutil.ignore_patterns("output", "eval"))
+    return folder
+
+
+def workflow(bundle: Path, kind: str, files: list[str], **settings) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=[str(bundle / "configs" / file) for file in files],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **settings,
+    )
+
+
+def run(flow: ConfigWorkflow) -> None:
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> list[tuple[str, str, str]]:
+    return [(row["epoch"], row["train_loss"], row["val_mean_dice"]) for row in rows(folder / "metrics.csv")]
+
+
+@pytest.fixture(scope="module")
+def trained(bundle: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of three uninterrupted epochs of train.json with demo.json."""
+    output = tmp_path_factory.mktemp("trained")
+    data = {"dataset_dir": str(images), "output_dir": str(output)}
+    run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **{**QUICK, "max_epochs": 3}))
+    return output
+
+
+@pytest.fixture(scope="module")
+def masks(bundle: Path, images: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the masks that the trained network gives for the test section."""
+    output = tmp_path_factory.mktemp("masks")
+    data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json"), "output_dir": str(output)}
+    weights = {"checkpoint": str(trained / "model.pt")}
+    run(workflow(bundle, "infer", ["inference.json"], spatial_size=SIZE, **data, **weights, **INFER))
+    return output
+
+
+def network_of(weights: Path, **shape) -> UltrasoundSegmenter:
+    """The network built by hand, with exported weights."""
+    network = UltrasoundSegmenter(usfm_vit("tiny", **{"img_size": SIZE, **TINY, **shape}), num_classes=2)
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    return network.eval()
+
+
+def test_training_leaves_metrics_checkpoints_and_pictures(trained: Path) -> None:
+    assert [row[0] for row in losses(trained)] == ["1", "2", "3"]
+    assert all(np.isfinite(float(value)) for row in losses(trained) for value in row)
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    with Image.open(trained / "pictures" / "segmentation_epoch_0001.png") as pictures:
+        assert pictures.width > 3 * SIZE[1]  # image | label | prediction
+
+
+def test_exported_weights_are_the_best_ones(trained: Path) -> None:
+    best = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
+    exported = torch.load(trained / "model.pt", weights_only=True)
+    assert set(best) == set(exported)
+    assert all(torch.equal(best[name], exported[name]) for name in best)
+
+
+@pytest.mark.parametrize("number", [7, 8])  # an RGB and a grey picture
+def test_mask_is_the_argmax_of_the_network_on_the_grid_of_the_picture(
+    images: Path, trained: Path, masks: Path, number: int
+) -> None:
+    written = np.array(Image.open(masks / f"image_{number}_seg.png"))
+    image = LoadUltrasound()(images / f"image_{number}.png")
+    pixels = Resize(SIZE, mode="bilinear", anti_aliasing=True)(image).as_tensor()[None]
+    with torch.no_grad():
+        probabilities = network_of(trained / "model.pt")(pixels).softmax(dim=1)
+    wanted = F.interpolate(probabilities, size=image.shape[1:], mode="bilinear").argmax(dim=1)[0].numpy()
+    assert 0.01 < wanted.mean() < 0.99
+    np.testing.assert_array_equal(written, wanted)
+
+
+def test_mask_lies_where_the_structure_is(images: Path, masks: Path) -> None:
+    written = np.array(Image.open(masks / "image_8_seg.png")) > 0
+    wanted = np.array(Image.open(images / "mask_8.png")) > 0
+    dice = 2 * (written & wanted).sum() / (written.sum() + wanted.sum())
+    flipped = 2 * (written[::-1] & wanted).sum() / (written.sum() + wanted.sum())
+    assert dice > 0.5 > flipped
+
+
+def test_evaluation_scores_the_masks_that_inference_writes(
+    bundle: Path, images: Path, trained: Path, masks: Path
+) -> None:
+    files = ["train.json", "demo.json", "evaluate.json"]
+    run(workflow(bundle, "train", files, dataset_dir=str(images), output_dir=str(trained), **QUICK))
+    table = rows(trained / "evaluation" / "cases.csv")
+    assert [Path(row["image"]).name for row in table] == ["image_7.png", "image_8.png"]
+    for number, row in zip((7, 8), table, strict=True):
+        written = np.array(Image.open(masks / f"image_{number}_seg.png")) > 0
+        wanted = np.array(Image.open(images / f"mask_{number}.png")) > 0
+        both = (written & wanted).sum()
+        assert float(row["dice"]) == pytest.approx(2 * both / (written.sum() + wanted.sum()), abs=1e-4)
+        assert float(row["iou"]) == pytest.approx(both / (written | wanted).sum(), abs=1e-4)
+        assert row["unit"] == "px"
+    summary = json.loads((trained / "evaluation" / "summary.json").read_text())
+    assert summary["cases"] == 2
+    assert summary["class_1"]["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in table]), abs=1e-4)
+
+
+@pytest.mark.parametrize("overlay", ["segvit", "upernet", "lora"])
+def test_variant_trains_and_its_weights_infer(bundle: Path, images: Path, tmp_path: Path, overlay: str) -> None:
+    data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
+    head = {"head": "pyramid" if overlay == "lora" else overlay}
+    width = {"network_def#width": 32} if overlay != "lora" else {}
+    run(workflow(bundle, "train", ["train.json", f"{overlay}.json", "demo.json"], **data, **QUICK, **width))
+    assert len(losses(tmp_path)) == 1
+    # The weights hold the auxiliary output that UPerNet was trained with, so the network must have it too.
+    extra = {"network_def#auxiliary": True} if overlay == "upernet" else {}
+    weights = {"checkpoint": str(tmp_path / "model.pt"), "datalist": str(images / "dataset.json")}
+    run(
+        workflow(
+            bundle, "infer", ["inference.json"], spatial_size=SIZE, **data, **weights, **head, **width, **extra, **INFER
+        )
+    )
+    written = np.array(Image.open(tmp_path / "image_8_seg.png"))
+    assert written.shape == np.array(Image.open(images / "image_8.png")).shape
+    assert set(np.unique(written)) <= {0, 1}
+
+
+def test_low_rank_updates_are_merged_and_change_the_encoder(bundle: Path, images: Path, tmp_path: Path) -> None:
+    data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
+    run(workflow(bundle, "train", ["train.json", "demo.json", "lora.json"], **data, **QUICK))
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    name = "encoder.blocks.0.mlp.fc1"
+    assert set(exported) == set(network_of_names())
+    original = best[f"{name}.parametrizations.weight.original"]
+    up, down = (v for k, v in best.items() if k.startswith(f"{name}.parametrizations.weight.0."))
+    up, down = (up, down) if up.shape[0] == original.shape[0] else (down, up)
+    difference = exported[f"{name}.weight"] - original
+    assert difference.abs().max() > 1e-5
+    assert torch.allclose(difference, 16.0 / 8 * up @ down, atol=1e-6)
+
+
+def network_of_names() -> list[str]:
+    return list(UltrasoundSegmenter(usfm_vit("tiny", img_size=SIZE, **TINY), num_classes=2).state_dict())
+
+
+def test_volume_mask_keeps_the_grid_and_equals_sliding_windows_by_hand(
+    bundle: Path, volumes: Path, trained: Path, tmp_path: Path
+) -> None:
+    data = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    settings = {**VOLUME, "max_epochs": 4, "pretrained": str(trained / "model.pt")}
+    run(workflow(bundle, "train", ["train.json", "demo.json", "volume.json"], **data, **settings))
+    weights = {"checkpoint": str(tmp_path / "model.pt"), "datalist": str(volumes / "dataset.json")}
+    size = {"spatial_size": VOLUME["spatial_size"]}
+    run(workflow(bundle, "infer", ["inference.json", "inference_volume.json"], **data, **weights, **size, **INFER))
+    written = nib.load(tmp_path / "image_1_seg.nii.gz")
+    source = nib.load(volumes / "image_1.nii.gz")
+    np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+    assert written.shape == source.shape
+    network = network_of(tmp_path / "model.pt", img_size=[16, 32, 32], patch_size=[8, 16, 16], spatial_dims=3)
+    windows = SlidingWindowInferer([16, 32, 32], sw_batch_size=4, overlap=0.5, mode="gaussian")
+    with torch.no_grad():
+        image = LoadUltrasound(spatial_dims=3)(volumes / "image_1.nii.gz").as_tensor()[None]
+        wanted = windows(image, network).argmax(dim=1)[0].numpy()
+    assert 0.001 < wanted.mean() < 0.999
+    np.testing.assert_array_equal(np.asarray(written.dataobj), wanted.transpose(2, 1, 0))
+
+
+def test_volumes_are_evaluated_in_millimetres(bundle: Path, volumes: Path, tmp_path: Path) -> None:
+    shape = {"img_size": [16, 32, 32], "patch_size": [8, 16, 16], "spatial_dims": 3}
+    network = UltrasoundSegmenter(usfm_vit("tiny", **TINY, **shape), num_classes=2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    data = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    run(workflow(bundle, "train", ["train.json", "demo.json", "evaluate.json", "volume.json"], **data, **VOLUME))
+    (row,) = rows(tmp_path / "evaluation" / "cases.csv")
+    assert row["unit"] == "mm"
+    assert Path(row["image"]).name == "image_1.nii.gz"
+
+
+def test_run_that_crashed_in_mid_epoch_resumes_to_the_same_losses(
+    bundle: Path, images: Path, trained: Path, tmp_path: Path
+) -> None:
+    data = {"dataset_dir": str(images), "output_dir": str(tmp_path), **QUICK, "max_epochs": 3}
+    crash = {"train#trainer#loss_function": "$lambda out, y: 1 / 0 if @lr_scheduler.last_epoch == 3 else @loss(out, y)"}
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
+    with pytest.raises(RuntimeError) as caught:
+        run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **crash))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert len(losses(tmp_path)) == 1
+    run(workflow(bundle, "train", ["train.json", "demo.json"], resume=True, **data))
+    assert losses(tmp_path) == losses(trained)
+    same = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(v, same[k]) for k, v in torch.load(trained / "model.pt", weights_only=True).items())
+
+
+def command(bundle: Path, files: list[str], *arguments: str, device: bool = True) -> list[str]:
+    names = str([file if "/" in file else str(bundle / "configs" / file) for file in files])
+    options = {key: value for key, value in {**QUICK, "bundle_root": str(bundle)}.items() if device or key != "device"}
+    flat = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "--config_file", names, *flat, *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+@pytest.mark.slow
+def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
+    bundle: Path, images: Path, trained: Path, tmp_path: Path
+) -> None:
+    kill = tmp_path / "kill.json"
+    condition = "os.kill(os.getpid(), 9) if @lr_scheduler.last_epoch == 3 else @loss(out, y)"
+    kill.write_text(json.dumps({"train#trainer#loss_function": f"$lambda out, y: {condition}"}))
+    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path), "--max_epochs", "3", "--resume", "True"]
+    for files, code in (([str(kill)], -signal.SIGKILL), ([], 0)):
+        arguments = command(bundle, ["train.json", "demo.json", *files], *data)
+        done = subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, text=True)
+        assert done.returncode == code, done.stderr[-2000:]
+    assert losses(tmp_path) == losses(trained)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_writes(bundle: Path, images: Path, tmp_path: Path) -> None:
+    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path)]
+    # The overlay gives each process its device.
+    arguments = command(bundle, ["train.json", "demo.json", "multi_gpu_train.json"], *data, device=False)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([sys.executable, *launcher, *arguments], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(losses(tmp_path)) == 1
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert done.stderr.count("segmentation epoch 1/1") == 1
+
+
+def test_properties_are_those_of_a_bundle(bundle: Path, images: Path, tmp_path: Path) -> None:
+    data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
+    train = workflow(bundle, "train", ["train.json", "demo.json"], **data, **QUICK)
+    train.initialize()
+    assert not train.check_properties()
+    infer = workflow(bundle, "infer", ["inference.json"], **data, **INFER)
+    infer.initialize()
+    assert not infer.check_properties()
+    assert infer.channel_def == {"0": "background", "1": "lesion"}
+
+
+def test_metadata_fits_the_schema_and_the_changelog(bundle: Path, repository: Path, tmp_path: Path) -> None:
+    meta = bundle / "configs" / "metadata.json"
+    content = json.loads(meta.read_text())
+    assert content["version"] in content["changelog"]
+    schema = repository.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("no copy of the schema beside the checkout")
+    assert content["schema"].endswith(schema.name)
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(meta), filepath=str(tmp_path / "schema.json"))
+
+
+def test_network_has_the_channels_that_the_metadata_names(bundle: Path) -> None:
+    configs = bundle / "configs"
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+        device="cpu",
+    )
+
+
+def test_exported_program_gives_the_same_logits(bundle: Path, trained: Path, tmp_path: Path) -> None:
+    config = str(bundle / "configs" / "inference.json")
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(trained / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=config,
+        spatial_size=SIZE,
+        **INFER,
+    )
+    image = torch.rand(2, 1, 64, 80)
+    with torch.no_grad():
+        wanted = network_of(trained / "model.pt")(image)
+        assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), wanted, atol=1e-5)
+
+
+def test_bundle_loads_by_name_with_its_weights(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(bundle, tmp_path / NAME)
+    parser = ConfigParser()
+    parser.read_config(str(tmp_path / NAME / "configs" / "inference.json"))
+    network = parser.get_parsed_content("network_def")
+    (tmp_path / NAME / "models").mkdir(exist_ok=True)
+    torch.save(network.state_dict(), tmp_path / NAME / "models" / "model.pt")
+    monkeypatch.chdir(tmp_path / NAME)  # load() cannot be told another bundle_root
+    flow = load(NAME, bundle_dir=str(tmp_path), workflow_type="inference")
+    found = flow.network_def.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in network.state_dict().items())
+
+
+def training_error(bundle: Path, folder: Path, output: Path, **settings) -> str:
+    """The whole chain of messages of a training run that fails."""
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
+    data = {"dataset_dir": str(folder), "output_dir": str(output), **QUICK}
+    with pytest.raises(Exception) as caught:
+        run(workflow(bundle, "train", ["train.json", "demo.json"], **{**data, **settings}))
+    messages, error = [], caught.value
+    while error is not None:
+        messages.append(str(error))
+        error = error.__cause__
+    return "\n".join(messages)
+
+
+def dataset_with(images: Path, folder: Path, image: np.ndarray | None, mask: np.ndarray | None) -> Path:
+    """A copy of the data set whose second training item has another image or mask."""
+    shutil.copytree(images, folder)
+    for name, values in (("image_1.png", image), ("mask_1.png", mask)):
+        if values is not None:
+            Image.fromarray(values).save(folder / name)
+    return folder
+
+
+def test_unknown_label_value_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
+    mask = np.array(Image.open(images / "mask_1.png"))
+    mask[0, 0] = 7
+    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
+    assert "mask_1.png: value(s) 7, 255 stand for no class" in message
+
+
+def test_label_of_another_size_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
+    mask = np.array(Image.open(images / "mask_1.png"))[:-1]
+    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
+    assert "mask_1.png: the label has size" in message
+
+
+def test_missing_label_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
+    lists = json.loads((images / "dataset.json").read_text())
+    del lists["training"][1]["label"]
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    message = training_error(bundle, images, tmp_path / "out", datalist=str(tmp_path / "list.json"))
+    assert "item 1 of 'training' lacks label" in message
+
+
+def test_empty_masks_train_and_are_scored(bundle: Path, images: Path, tmp_path: Path) -> None:
+    lists = json.loads((images / "dataset.json").read_text())
+    folder = tmp_path / "data"
+    shutil.copytree(images, folder)
+    for items in lists.values():
+        for item in items:
+            values = np.array(Image.open(folder / item["label"]))
+            Image.fromarray(np.zeros_like(values)).save(folder / item["label"])
+    data = {"dataset_dir": str(folder), "output_dir": str(tmp_path)}
+    run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **QUICK))
+    assert np.isfinite(float(losses(tmp_path)[0][1]))
+    run(workflow(bundle, "train", ["train.json", "demo.json", "evaluate.json"], **data, **QUICK))
+    for row in rows(tmp_path / "evaluation" / "cases.csv"):
+        assert row["missed"] == "0"
+        assert float(row["dice"]) == (0.0 if row["invented"] == "1" else 1.0)
+        assert row["hd95"] == "nan"
