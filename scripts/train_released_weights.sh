@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+# Trains the weights that the bundles ship, on the openly licensed development images.
+#
+#   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER
+#
+# About two hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+set -euo pipefail
+data=$(cd "$1" && pwd)
+mkdir -p "$2"
+out=$(cd "$2" && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+bundle() { # bundle, name, then overrides; the first may be an overlay: +name
+    local root="$here/bundles/$1" name=$2 files="'$here/bundles/$1/configs/train.json'"
+    shift 2
+    while [[ "${1:-}" == +* ]]; do
+        files="$files,'$root/configs/${1#+}.json'"
+        shift
+    done
+    [ -f "$out/$name/model.pt" ] && return
+    python -W ignore -m monai.bundle run --config_file "[$files]" --bundle_root "$root" --output_dir "$out/$name" \
+        --export_path "$out/$name/model.pt" --spatial_size "[192,192]" --network_size tiny --resume true "$@"
+}
+
+bundle usfm_pretraining pretraining +sparse --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
+    --max_epochs 130 --batch_size 64 --learning_rate 0.001 --warmup_epochs 8 --organ_temperature 0.5 --num_workers 0 \
+    --cache_dir "$out/cache" --augmentation#scale "[0.4,1.0]" --network_def#decoder_hidden_size 192 \
+    --network_def#decoder_num_layers 3 --network_def#decoder_num_heads 3
+bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/pretraining/model.pt" \
+    --max_epochs 24 --warmup_epochs 2 --val_interval 2 --learning_rate 0.001
+bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/pretraining/model.pt" \
+    --max_epochs 24 --warmup_epochs 2 --val_interval 2 --learning_rate 0.001 --class_balance true
+bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
+    --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1
+
+# Half precision, into the bundles.
+python - "$here" "$out" <<'PY'
+import sys
+
+import torch
+
+from monai_usfm.handlers import save_atomically
+
+here, out = sys.argv[1:]
+for name in ("pretraining", "segmentation", "classification", "enhancement"):
+    state = torch.load(f"{out}/{name}/model.pt", map_location="cpu", weights_only=True)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    save_atomically(half, f"{here}/bundles/usfm_{name}/models/model.pt")
+PY
