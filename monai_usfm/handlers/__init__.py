@@ -15,6 +15,7 @@ from monai_usfm.handlers.classification import ClassificationReport, Classificat
 from monai_usfm.handlers.embeddings import EmbeddingSaver
 from monai_usfm.handlers.enhancement import (
     EnhancementReport,
+    best_blur,
     enhancement_panels,
     matched_blur,
     score_enhancement,
@@ -47,6 +48,7 @@ __all__ = [
     "ResumableCheckpoint",
     "RunRecord",
     "SegmentationReport",
+    "best_blur",
     "enhancement_panels",
     "matched_blur",
     "save_atomically",

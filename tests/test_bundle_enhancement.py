@@ -1,0 +1,300 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The enhancement bundle, copied to an empty folder, at the size of a few patches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run, verify_metadata, verify_net_in_out
+from monai.data import load_net_with_metadata
+from monai.inferers import SlidingWindowInferer
+from PIL import Image
+
+from monai_usfm.networks import UltrasoundEnhancer, usfm_vit
+
+SIZE = [32, 48]
+SETTINGS = {"spatial_size": SIZE, "batch_size": 2, "device": "cpu"}
+TRAINING = SETTINGS | {"max_epochs": 1, "warmup_epochs": 0, "learning_rate": 0.002, "amp": "fp32"}
+
+
+def write_images(folder: Path) -> None:
+    """Pictures of two sizes with a black margin, a mask of their brighter part, and a better version of each."""
+    rng = np.random.default_rng(0)
+    lists, number = {}, 0
+    for section, count in {"training": 4, "validation": 2, "test": 2}.items():
+        lists[section] = []
+        for _ in range(count):
+            shape = ((40, 72), (56, 50))[number % 2]
+            rows, columns = np.indices(shape)
+            mask = (rows - 18) ** 2 + (columns - 24) ** 2 < 64
+            better = 90.0 + 60 * mask + 20 * np.sin(columns / 3)
+            better[:, -6:] = 0
+            worse = np.where(better > 0, better + rng.normal(0, 15, shape), 0)
+            entry = {}
+            for key, values in {"image": worse, "label": better, "lesion": 255.0 * mask}.items():
+                entry[key] = f"{key}_{number}.png"
+                Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / entry[key])
+            lists[section].append(entry)
+            number += 1
+    (folder / "dataset.json").write_text(json.dumps(lists))
+
+
+def files(root: Path, *names: str) -> list[str]:
+    return [str(root / "configs" / f"{name}.json") for name in names]
+
+
+def train(root: Path, *overlays: str, **settings) -> None:
+    options = TRAINING | {"dataset_dir": str(root / "data")} | settings
+    run(config_file=files(root, "train", *overlays), bundle_root=str(root), **options)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, repository) -> Path:
+    """A copy of the bundle that has been trained for one epoch."""
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    root = tmp_path_factory.mktemp("elsewhere") / "usfm_enhancement"
+    unwanted = shutil.ignore_patterns("output", "eval", "*.pt")
+    shutil.copytree(repository / "bundles" / "usfm_enhancement", root, ignore=unwanted)
+    (root / "data").mkdir()
+    write_images(root / "data")
+    train(root)
+    return root
+
+
+def strong_network() -> UltrasoundEnhancer:
+    """A network that changes images visibly and differently from place to place."""
+    torch.manual_seed(0)
+    net = UltrasoundEnhancer(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1)).eval()
+    with torch.no_grad():
+        net.correction.weight.normal_(0, 0.05)
+    return net
+
+
+def infer(root: Path, folder: Path, network: UltrasoundEnhancer, tmp_path: Path, **settings) -> Path:
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    run(
+        config_file=files(root, "inference"),
+        bundle_root=str(root),
+        dataset_dir=str(folder),
+        checkpoint=str(tmp_path / "weights.pt"),
+        output_dir=str(tmp_path / "out"),
+        **SETTINGS | settings,
+    )
+    return tmp_path / "out"
+
+
+def test_training_leaves_records_scores_pictures_and_weights(root):
+    rows = table(root / "output" / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1"]
+    assert all(float(rows[0][name]) for name in ("train_loss", "val_psnr", "val_ssim", "val_lncc"))
+    names = ("run.json", "checkpoints/last.pt", "checkpoints/best.pt", "pictures/enhancement_epoch_0001.png")
+    assert all((root / "output" / name).is_file() for name in names)
+    state = torch.load(root / "models" / "model.pt", weights_only=True)
+    assert state["correction.weight"].abs().max() > 0  # it started at zero
+
+
+def test_inference_from_the_trained_checkpoint_writes_every_image_at_its_own_size(root):
+    run(config_file=files(root, "inference"), bundle_root=str(root), dataset_dir=str(root / "data"), **SETTINGS)
+    sources = sorted((root / "data").glob("*.png"))
+    assert len(sources) == 24
+    for source in sources:
+        with Image.open(source) as before, Image.open(root / "eval" / f"{source.stem}_enhanced.png") as after:
+            assert after.size == before.size and after.mode == "L"
+
+
+@pytest.mark.parametrize("kind", ["grey.png", "rgb.png", "still.nii.gz"])
+def test_result_is_upright_in_the_geometry_of_the_file(root, tmp_path, kind):
+    rng = np.random.default_rng(1)
+    picture = rng.integers(20, 120, (45, 77), dtype=np.uint8)
+    picture[:12, :20] += 120  # bright above left: no flip or transposition goes unseen
+    picture[:, 60:] = 0
+    (tmp_path / "in").mkdir()
+    path, affine = tmp_path / "in" / kind, np.diag([0.3, 0.4, 1.0, 1.0])
+    affine[:3, 3] = (5, -7, 2)
+    if kind == "still.nii.gz":
+        nib.save(nib.Nifti1Image(picture.T, affine), path)
+    else:
+        Image.fromarray(picture if kind == "grey.png" else np.repeat(picture[..., None], 3, -1)).save(path)
+    network = strong_network()
+    ext = ".nii.gz" if kind == "still.nii.gz" else ".png"
+    out = infer(root, tmp_path / "in", network, tmp_path, output_ext=ext) / f"{kind.split('.')[0]}_enhanced{ext}"
+    if ext == ".nii.gz":
+        saved = nib.load(out)
+        np.testing.assert_allclose(saved.affine, affine, atol=1e-6)
+        result = np.asarray(saved.dataobj).squeeze().T
+    else:
+        result = np.array(Image.open(out))
+    assert result.dtype == np.uint8 and result.shape == picture.shape
+
+    windows = SlidingWindowInferer(SIZE, 2, 0.5, "gaussian", padding_mode="replicate")
+    with torch.no_grad():
+        expected = windows(torch.from_numpy(picture)[None, None].float() / 255, network)[0, 0].numpy() * 255
+    lit = np.zeros_like(picture, bool)
+    lit[:, : 60 + 7] = True
+    np.testing.assert_allclose(result, np.where(lit, expected, 0), atol=0.51)
+    assert np.abs(expected - picture)[:, :60].mean() > 2  # the network did something
+
+
+def roughness_at(steps: torch.Tensor, columns: list[int]) -> float:
+    """Mean step across these columns, by that across all."""
+    return (steps[..., columns].mean() / steps.mean()).item()
+
+
+def test_windows_leave_no_seams(root):
+    """The change by the network does not jump where windows begin or end; without blending it does."""
+    parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
+    parser["spatial_size"], parser["batch_size"] = SIZE, 4
+    image = torch.rand(1, 1, 64, 48 * 4, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    network = strong_network()
+    borders = [c - 1 for c in range(24, 192, 24)]  # between the last column of a window and the next one
+    jumps = {}
+    for name, inferer in {
+        "bundle": parser.get_parsed_content("inferer"),
+        "plain": SlidingWindowInferer(SIZE, 4, 0.5, "constant"),
+    }.items():
+        with torch.no_grad():
+            change = inferer(image, network) - image
+        jumps[name] = roughness_at(change.diff(dim=-1).abs(), borders)
+    assert jumps["plain"] > 1.15
+    assert jumps["bundle"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_result_for_deploy_keeps_its_channel_and_that_for_label_is_a_grey_picture(root):
+    parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
+    parser["bundle_root"], parser["spatial_size"] = str(root), SIZE
+    source = sorted((root / "data").glob("image_0.png"))[0]
+    image = parser.get_parsed_content("preprocessing")({"image": str(source)})["image"]
+    assert image.shape == (1, 40, 72)
+    for transforms, shape in (("postprocessing", (1, 72, 40)), ("post_transforms", (72, 40))):
+        steps = [t for t in parser.get_parsed_content(transforms).transforms if type(t).__name__ != "SaveImaged"]
+        item = {"image": image.clone(), "pred": image.clone()}
+        for step in steps:
+            item = step(item)
+        assert item["pred"].shape == shape
+        grey = np.asarray(item["pred"]).squeeze().T
+        np.testing.assert_array_equal(grey, np.array(Image.open(source)))  # what went in unchanged comes out so
+    assert item["pred"].dtype == torch.uint8
+
+
+def test_evaluation_compares_whole_images_with_a_blur(root):
+    run(
+        config_file=files(root, "train", "evaluate"),
+        bundle_root=str(root),
+        dataset_dir=str(root / "data"),
+        roi_key="lesion",
+        amp="fp32",
+        **SETTINGS,
+    )
+    rows = table(root / "output" / "evaluation" / "cases.csv")
+    assert [Path(row["image"]).name for row in rows] == ["image_6.png"] * 4 + ["image_7.png"] * 4
+    assert all(float(row["gcnr"]) > 0 for row in rows)
+    summary = json.loads((root / "output" / "evaluation" / "summary.json").read_text())
+    assert summary["cases"] == 2 and set(summary["blur_wins"]) == {"psnr", "ssim", "lncc", "quality"}
+
+
+def test_pairs_are_learnt_from_the_named_files(root, tmp_path):
+    paths = {"output_dir": str(tmp_path), "export_path": str(tmp_path / "model.pt")}
+    train(root, "pairs", **paths)
+    options = SETTINGS | {"amp": "fp32", "dataset_dir": str(root / "data"), "bundle_root": str(root)} | paths
+    run(config_file=files(root, "train", "pairs", "evaluate"), **options)
+    row = table(tmp_path / "evaluation" / "cases.csv")[0]
+    low, high = (np.array(Image.open(root / "data" / f"{key}_6.png")) / 255 for key in ("image", "label"))
+    assert float(row["psnr"]) == pytest.approx(-10 * np.log10(np.mean((low - high) ** 2)), abs=1e-3)
+
+
+def test_properties_are_those_of_the_specification(root):
+    for name, settings in (("train", TRAINING), ("inference", SETTINGS)):
+        workflow = ConfigWorkflow(
+            files(root, name), name, bundle_root=str(root), dataset_dir=str(root / "data"), **settings
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+
+def test_metadata_follows_its_schema(root, repository, tmp_path):
+    schema = repository.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip(f"no schema at {schema}")
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(root / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    meta = json.loads((root / "configs" / "metadata.json").read_text())
+    assert meta["version"] in meta["changelog"]
+
+
+def test_network_has_the_inputs_and_outputs_of_the_metadata(root):
+    meta, config = str(root / "configs" / "metadata.json"), str(root / "configs" / "inference.json")
+    verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")
+
+
+def test_torchscript_export_computes_the_same_and_carries_its_configs(root, tmp_path):
+    config = json.loads((root / "configs" / "inference.json").read_text()) | {"spatial_size": SIZE}
+    (tmp_path / "inference.json").write_text(json.dumps(config))
+    network = strong_network()
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "weights.pt"),
+        meta_file=str(root / "configs" / "metadata.json"),
+        config_file=str(tmp_path / "inference.json"),
+    )
+    scripted, meta, extra = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=["inference.json"])
+    image = torch.rand(2, 1, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted.eval()(image), network(image))
+    assert meta["version"] and b"preprocessing" in extra["inference.json"]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
+    """Both epochs in one go and in two runs; noise, crops and order must be the same in both."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    train(root, output_dir=str(once), export_path=str(once / "model.pt"), max_epochs=2)
+    settings = {"output_dir": str(twice), "export_path": str(twice / "model.pt"), "max_epochs": 2}
+    stop = (
+        "$@train#trainer.add_event_handler(monai.engines.utils.Events.EPOCH_COMPLETED(once=1), lambda e: e.terminate())"
+    )
+    train(root, run=[stop, "$@train#trainer.run()"], **settings)
+    assert [row["epoch"] for row in table(twice / "metrics.csv")] == ["1"]
+    train(root, resume=True, **settings)
+    for column in ("epoch", "train_loss", "val_psnr", "val_lncc"):
+        assert [r[column] for r in table(once / "metrics.csv")] == [r[column] for r in table(twice / "metrics.csv")]
+
+
+def test_volumes_train_are_evaluated_and_enhanced_on_their_grid(root, tmp_path):
+    common = {"bundle_root": str(root), "spatial_size": [8, 32, 32], "batch_size": 2, "device": "cpu"}
+    world = {"num_training": 1, "num_validation": 1, "num_test": 1, "spatial_dims": 3, "image_size": [16, 40, 32]}
+    paths = {"output_dir": str(tmp_path), "export_path": str(tmp_path / "model.pt"), "amp": "fp32"}
+    training = {"max_epochs": 1, "epoch_length": 2, "val_interval": 2, "synthetic": world} | paths
+    run(config_file=files(root, "train", "volume"), **training, **common)
+    run(config_file=files(root, "train", "evaluate", "volume"), synthetic=world, roi_key="label", **paths, **common)
+    assert len(table(tmp_path / "evaluation" / "cases.csv")) == 4
+    run(
+        config_file=files(root, "inference", "volume"),
+        checkpoint=str(tmp_path / "model.pt"),
+        dataset_dir=str(tmp_path / "synthetic_images"),
+        datalist=str(tmp_path / "synthetic_images" / "datalist.json"),
+        output_dir=str(tmp_path / "eval"),
+        **common,
+    )
+    (path,) = (tmp_path / "eval").glob("*.nii.gz")
+    (source,) = (tmp_path / "synthetic_images" / "test" / "image").glob("*.nii.gz")
+    result, volume = nib.load(path), nib.load(source)
+    assert result.shape == volume.shape and result.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(result.affine, volume.affine, atol=1e-5)
+    # One step of training changes little: what comes out is the volume itself, in place.
+    a, b = (np.asarray(v.dataobj, dtype=float).ravel() for v in (result, volume))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
