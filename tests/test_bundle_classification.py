@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ from monai.transforms import Compose, Resize
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound
-from monai_usfm.networks import UltrasoundClassifier, usfm_vit
+from monai_usfm.networks import UltrasoundClassifier, to_usfm_state_dict, usfm_vit
 
 SIZE = [32, 48]
 SETTINGS = {"spatial_size": SIZE, "batch_size": 4, "num_workers": 0, "device": "cpu", "amp": "fp32"}
@@ -256,6 +257,74 @@ def test_linear_probe_keeps_the_pretrained_encoder(root, tmp_path):
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(state[f"encoder.{name}"], value, rtol=0, atol=0)
     assert state["head.weight"].abs().max() > 0.002  # it started at 0.02 * 0.001
+
+
+def test_official_classifiers_load_whole(root, tmp_path):
+    """Per-block bias tables, RGB normalised with ImageNet's constants: grey images get the logits of the original."""
+    encoder = usfm_vit("tiny", img_size=48, in_channels=3, layer_scale=0.1, pos_embed="relative_per_block")
+    original = UltrasoundClassifier(encoder, 2).eval()
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    official = {name: value for name, value in to_usfm_state_dict(encoder).items() if not name.startswith("norm.")}
+    for name, value in original.state_dict().items():
+        if name.startswith(("fc_norm", "head")):
+            official[name] = value
+    torch.save({"model": official}, tmp_path / "official.pth")
+    workflow = ConfigWorkflow(
+        files(root, "train", "usfm"),
+        workflow_type="train",
+        bundle_root=str(root),
+        network_size="tiny",
+        pretrained=str(tmp_path / "official.pth"),
+        **TRAINING | {"spatial_size": [48, 48]},
+    )
+    workflow.initialize()
+    image = torch.rand(2, 1, 48, 48)
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        wanted = original((image.expand(-1, 3, -1, -1) - mean) / deviation)
+        torch.testing.assert_close(workflow.network_def.eval()(image), wanted, atol=2e-4, rtol=1e-3)
+    assert wanted.std() > 0.01
+
+
+def test_mixup_mixes_images_and_classes_alike(root):
+    parser = ConfigParser(ConfigParser.load_config_files(files(root, "train", "mixup")))
+    mix = parser.get_parsed_content("mixup")
+    label = torch.tensor([0, 1, 1, 0])
+    image = label.float().reshape(4, 1, 1, 1).expand(4, 1, 2, 2)
+    torch.manual_seed(0)
+    mixed, classes = mix(image, label)
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), classes[:, 1])
+    torch.testing.assert_close(classes.sum(1), torch.ones(4))
+    assert 0 < classes[1, 1] < 1 and classes[2, 1] == 1  # neighbours of another class, and of the same
+
+
+def test_calibration_finds_the_temperature_that_was_hidden(tmp_path, repository):
+    spec = importlib.util.spec_from_file_location("calibrate", repository / "scripts" / "calibrate.py")
+    calibrate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(calibrate)
+    torch.manual_seed(0)
+    logits = torch.randn(4000, 3)
+    labels = torch.multinomial(logits.softmax(1), 1).squeeze(1)
+    result = calibrate.report(2.5 * logits, labels)
+    assert result["temperature"] == pytest.approx(2.5, rel=0.1)
+    assert result["ece_after"] < result["ece_before"] and result["nll_after"] < result["nll_before"]
+    config = tmp_path / "inference.json"
+    config.write_text('{\n    "temperature": 1.0,\n    "x": "@temperature"\n}\n')
+    calibrate.write_temperature(config, 2.5)
+    assert config.read_text() == '{\n    "temperature": 2.5000,\n    "x": "@temperature"\n}\n'
+
+
+def test_calibration_scores_the_validation_images_of_the_bundle(root, network, repository):
+    spec = importlib.util.spec_from_file_location("calibrate", repository / "scripts" / "calibrate.py")
+    calibrate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(calibrate)
+    sizes = [f"spatial_size={SIZE}", "device=cpu", "amp=fp32"]
+    args = calibrate.parse([str(root), "--dataset_dir", str(root / "data"), "--set", *sizes])
+    logits, labels = calibrate.collect(calibrate.configure(args), root / "models" / "model.pt")
+    np.testing.assert_allclose(logits.softmax(1).numpy(), expected(network, root, "validation"), atol=2e-5)
+    assert labels.tolist() == [0, 0, 1, 1]
 
 
 def test_volumes_train_and_infer(root, tmp_path):
