@@ -387,9 +387,8 @@ def test_bundle_loads_by_name_with_its_weights(bundle: Path, tmp_path: Path, mon
     (tmp_path / NAME / "models").mkdir(exist_ok=True)
     torch.save(network.state_dict(), tmp_path / NAME / "models" / "model.pt")
     monkeypatch.chdir(tmp_path / NAME)  # load() cannot be told another bundle_root
-    flow = load(NAME, bundle_dir=str(tmp_path), workflow_type="inference")
-    found = flow.network_def.state_dict()
-    assert all(torch.equal(value, found[name]) for name, value in network.state_dict().items())
+    loaded = load(NAME, bundle_dir=str(tmp_path), workflow_type="inference").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in network.state_dict().items())
 
 
 def training_error(bundle: Path, folder: Path, output: Path, **settings) -> str:

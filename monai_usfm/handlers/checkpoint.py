@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch.nn.utils import parametrize
-
-from monai_usfm.networks.fine_tuning import merge_lora
 
 __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
 
@@ -41,6 +38,25 @@ def save_atomically(state: Any, path: str | os.PathLike) -> Path:
 def _plain(module: Any) -> Any:
     """The network inside a distributed wrapper."""
     return module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
+
+
+def _merged(network: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``state`` with every parametrised weight, such as one with a low-rank update, as the plain tensor it stands for.
+
+    The network computes them and keeps its own state. A copy of it would not do: PyTorch's parametrised modules share
+    their class with their copies, and removing the parametrisation from a copy breaks the original.
+    """
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    merged = {name: value for name, value in state.items() if ".parametrizations." not in name}
+    network.load_state_dict(state)
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if parametrize.is_parametrized(module):
+                merged.update(
+                    {f"{name}.{tensor}": getattr(module, tensor).clone() for tensor in module.parametrizations}
+                )
+    network.load_state_dict(own)
+    return merged
 
 
 class EpochSeed:
@@ -216,9 +232,7 @@ class ExportWeights:
             best = torch.load(self.source, map_location="cpu", weights_only=True)
             state = {name: best[name] for name in state}
         if any(parametrize.is_parametrized(module) for module in network.modules()):
-            network = copy.deepcopy(network)
-            network.load_state_dict(state)
-            state = merge_lora(network).state_dict()
+            state = _merged(network, state)
         state = {name: value.detach().cpu() for name, value in state.items()}
         if self.half:
             state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}

@@ -1,0 +1,118 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Which images a bundle works on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_usfm.data import list_images, load_sections
+
+
+def write(folder: Path, lists: dict, name: str = "dataset.json") -> Path:
+    """A datalist and the (tiny) images it names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for items in lists.values():
+        for item in items:
+            Image.fromarray(np.zeros((2, 2), dtype=np.uint8)).save(folder / item["image"])
+    (folder / name).write_text(json.dumps(lists))
+    return folder / name
+
+
+def patients(count: int, images_each: int = 3) -> list[dict[str, str]]:
+    return [
+        {"image": f"p{patient}_{number}.png", "patient": f"p{patient}"}
+        for patient in range(count)
+        for number in range(images_each)
+    ]
+
+
+def test_datalist_of_the_folder_is_read_by_default(tmp_path: Path) -> None:
+    write(tmp_path, {"training": patients(2), "validation": patients(1)})
+    sections = load_sections(tmp_path, synthetic_dir=tmp_path / "none")
+    assert [len(sections["training"]), len(sections["validation"])] == [6, 3]
+    assert sections["training"][0]["image"] == str(tmp_path / "p0_0.png")
+    assert not (tmp_path / "none").exists()
+
+
+def test_paths_of_a_datalist_without_a_folder_start_from_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"training": patients(1), "validation": patients(1)}, "mine.json")
+    sections = load_sections(None, path, synthetic_dir=tmp_path)
+    assert sections["training"][0]["image"] == str(tmp_path / "a" / "p0_0.png")
+
+
+def test_holdout_takes_whole_patients_and_no_item_twice(tmp_path: Path) -> None:
+    items = patients(200, 2)
+    write(tmp_path, {"training": items})
+    sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.2)
+    training, validation = ({item["patient"] for item in sections[s]} for s in ("training", "validation"))
+    assert not training & validation
+    assert training | validation == {item["patient"] for item in items}
+    assert len(sections["training"]) + len(sections["validation"]) == len(items)
+    assert len(validation) / 200 == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 200) ** 0.5)
+
+
+def test_holdout_does_not_change_when_the_list_grows_or_is_turned_round(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"training": patients(40)})
+    write(tmp_path / "b", {"training": patients(60)[::-1]})
+    small, large = (
+        {i["patient"] for i in load_sections(tmp_path / f, synthetic_dir=tmp_path, holdout=0.3)["validation"]}
+        for f in "ab"
+    )
+    assert small == {patient for patient in large if int(patient[1:]) < 40}
+
+
+def test_single_image_trains_and_validates(tmp_path: Path) -> None:
+    write(tmp_path, {"training": patients(1, 1)})
+    sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.01)
+    assert len(sections["training"]) == len(sections["validation"]) == 1
+
+
+def test_item_without_a_required_key_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"training": patients(1), "validation": patients(1)})
+    with pytest.raises(ValueError, match=r"dataset\.json: item 0 of 'training' lacks label"):
+        load_sections(tmp_path, synthetic_dir=tmp_path, required=("image", "label"))
+
+
+def test_missing_file_waits_for_the_loader_when_files_are_not_checked(tmp_path: Path) -> None:
+    write(tmp_path, {"training": patients(1), "validation": patients(1)})
+    (tmp_path / "p0_1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"p0_1\.png"):
+        load_sections(tmp_path, synthetic_dir=tmp_path)
+    assert len(load_sections(tmp_path, synthetic_dir=tmp_path, check_files=False)["training"]) == 3
+
+
+def test_without_data_simulated_images_are_written_and_called_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = {"num_training": 1, "num_validation": 1, "num_test": 1, "image_size": [32, 32]}
+    with caplog.at_level(logging.WARNING, logger="monai_usfm"):
+        sections = load_sections(synthetic_dir=tmp_path / "s", synthetic=size, required=("image", "label"))
+    assert "SIMULATED" in caplog.text
+    assert len(sections["training"]) == len(sections["validation"]) == 1
+    assert Path(sections["training"][0]["image"]).is_file()
+
+
+def test_every_image_below_a_folder_is_listed_in_order(tmp_path: Path) -> None:
+    for name in ("b.PNG", "sub/a.nii.gz", "a.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = [Path(item["image"]).relative_to(tmp_path).as_posix() for item in list_images(tmp_path)]
+    assert found == ["a.jpg", "b.PNG", "sub/a.nii.gz"]
+
+
+def test_folder_without_images_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no image files \(\.png, .*set dataset_dir"):
+        list_images(tmp_path / "nothing")
+
+
+def test_section_of_a_datalist_is_listed(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": patients(1), "test": patients(2)})
+    assert len(list_images(tmp_path, path)) == 6
+    assert len(list_images(tmp_path, path, "training")) == 3

@@ -1,0 +1,209 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: whole files, exact resumption, best values."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from monai.transforms import Compose, RandGaussianNoised
+
+from monai_usfm.handlers import BestCheckpoint, EpochSeed, ExportWeights, ResumableCheckpoint, save_atomically
+from monai_usfm.networks import UltrasoundSegmenter, apply_lora, usfm_vit
+
+
+class Unsavable:
+    def __reduce__(self):
+        raise RuntimeError("cannot be saved")
+
+
+def test_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = save_atomically({"value": torch.ones(3)}, tmp_path / "sub" / "model.pt")
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="cannot be saved"):
+        save_atomically({"big": torch.zeros(1000), "bad": Unsavable()}, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_save_replaces_the_old_file(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        save_atomically({"value": torch.tensor(value)}, tmp_path / "model.pt")
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["value"] == 2.0
+
+
+def make_trainer(folder: Path, max_epochs: int, resume: bool, stop_at: int | None = None):
+    """A linear network on noisy data with dropout, shuffling and momentum: four kinds of state to lose."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    noise = Compose([RandGaussianNoised("image", prob=0.7)])
+    items = [{"image": torch.full((3,), float(i)), "label": torch.tensor([float(i)])} for i in range(6)]
+    loader = DataLoader(Dataset(items, noise), batch_size=2, shuffle=True)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=max_epochs,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=torch.nn.MSELoss(),
+        decollate=False,
+    )
+    losses: dict[int, float] = {}
+    EpochSeed(3, loader).attach(trainer)
+    objects = {"network": network, "optimizer": optimizer, "lr_scheduler": scheduler}
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: scheduler.step())
+    ResumableCheckpoint(str(folder / "last.pt"), objects, resume=resume).attach(trainer)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def note(engine: Engine) -> None:
+        if engine.state.iteration == stop_at:
+            raise KeyboardInterrupt
+        losses[engine.state.iteration] = float(engine.state.output["loss"].detach())
+
+    return trainer, losses, network
+
+
+def test_resumed_run_equals_an_uninterrupted_one_step_by_step(tmp_path: Path) -> None:
+    trainer, wanted, network = make_trainer(tmp_path / "whole", 4, resume=False)
+    trainer.run()
+    trainer, _, _ = make_trainer(tmp_path / "cut", 4, resume=True, stop_at=8)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    # What a new process would draw before training must not matter.
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    trainer, found, again = make_trainer(tmp_path / "cut", 4, resume=True)
+    trainer.run()
+    assert sorted(wanted) == list(range(1, 13))
+    assert found == {step: wanted[step] for step in range(7, 13)}  # the third epoch is repeated from its start
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_each_epoch_draws_anew_and_a_fixed_seed_does_not(tmp_path: Path) -> None:
+    items = [{"image": torch.zeros(3)}] * 4
+    loader = DataLoader(Dataset(items, RandGaussianNoised("image", prob=1.0)), batch_size=4)
+
+    def draw(handler: EpochSeed, epoch: int) -> torch.Tensor:
+        handler(SimpleNamespace(state=SimpleNamespace(epoch=epoch)))
+        return torch.cat([next(iter(loader))["image"].flatten(), torch.rand(2)])
+
+    changing, fixed = EpochSeed(0, loader), EpochSeed(0, loader, fixed=True)
+    assert torch.equal(draw(changing, 1), draw(changing, 1))
+    assert not torch.equal(draw(changing, 1), draw(changing, 2))
+    assert not torch.equal(draw(changing, 1), draw(EpochSeed(1, loader), 1))
+    assert not torch.equal(draw(changing, 1), draw(EpochSeed(0, loader, rank=1), 1))
+    assert torch.equal(draw(fixed, 1), draw(fixed, 2))
+
+
+def test_negative_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        EpochSeed(-1, DataLoader(Dataset([1])))
+
+
+def test_resume_without_a_file_starts_from_the_beginning(tmp_path: Path) -> None:
+    trainer, losses, _ = make_trainer(tmp_path, 1, resume=True)
+    trainer.run()
+    assert list(losses) == [1, 2, 3]
+
+
+def test_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
+    save_atomically(
+        {"network": {"weight": torch.zeros(1)}, "engine": {"epoch": 1, "iteration": 3}}, tmp_path / "last.pt"
+    )
+    trainer, _, _ = make_trainer(tmp_path, 2, resume=True)
+    with pytest.raises(RuntimeError, match=r"cannot resume from .*last\.pt"):
+        trainer.run()
+
+
+def test_finished_run_says_that_there_is_nothing_to_do(tmp_path: Path) -> None:
+    trainer, _, _ = make_trainer(tmp_path, 1, resume=False)
+    trainer.run()
+    trainer, _, _ = make_trainer(tmp_path, 1, resume=True)
+    with pytest.raises(RuntimeError, match="reached epoch 1 of 1; raise max_epochs"):
+        trainer.run()
+
+
+def evaluated(handler: BestCheckpoint, value: float) -> None:
+    engine = Engine(lambda *_: None)
+    engine.state.key_metric_name = "score"
+    engine.state.metrics = {"score": value}
+    handler(engine)
+
+
+@pytest.mark.parametrize("negate, values, kept", [(False, [0.3, 0.7, 0.5], 0.7), (True, [0.3, 0.1, 0.5], 0.1)])
+def test_best_file_is_that_of_the_best_value(tmp_path: Path, negate: bool, values: list[float], kept: float) -> None:
+    network = torch.nn.Linear(1, 1)
+    handler = BestCheckpoint(str(tmp_path / "best.pt"), network, negate)
+    for value in values:
+        torch.nn.init.constant_(network.weight, value)
+        evaluated(handler, value)
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["weight"].item() == pytest.approx(kept)
+
+
+def test_metric_that_is_not_a_number_is_never_best(tmp_path: Path) -> None:
+    handler = BestCheckpoint(str(tmp_path / "best.pt"), torch.nn.Linear(1, 1))
+    evaluated(handler, float("nan"))
+    assert not (tmp_path / "best.pt").exists()
+    evaluated(handler, -5.0)
+    before = (tmp_path / "best.pt").read_bytes()
+    evaluated(handler, float("nan"))
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
+def test_best_value_survives_a_restart(tmp_path: Path) -> None:
+    first = BestCheckpoint(str(tmp_path / "best.pt"), torch.nn.Linear(1, 1))
+    evaluated(first, 0.8)
+    second = BestCheckpoint(str(tmp_path / "best.pt"), torch.nn.Linear(1, 1))
+    second.load_state_dict(first.state_dict())
+    before = (tmp_path / "best.pt").read_bytes()
+    evaluated(second, 0.5)
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
+def test_export_takes_the_best_file_over_the_last_state(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 2)
+    best = {"weight": torch.ones(2, 2), "bias": torch.zeros(2), "of another part": torch.zeros(1)}
+    save_atomically(best, tmp_path / "best.pt")
+    ExportWeights(str(tmp_path / "model.pt"), network, str(tmp_path / "best.pt"))(Engine(lambda *_: None))
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert set(exported) == {"weight", "bias"}
+    assert torch.equal(exported["weight"], best["weight"])
+
+
+def test_half_export_stores_16_bits(tmp_path: Path) -> None:
+    network = torch.nn.BatchNorm1d(2)
+    ExportWeights(str(tmp_path / "model.pt"), network, half=True)(Engine(lambda *_: None))
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert exported["weight"].dtype == torch.float16
+    assert exported["num_batches_tracked"].dtype == torch.int64
+
+
+def test_export_merges_low_rank_updates_and_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    def build() -> UltrasoundSegmenter:
+        torch.manual_seed(0)
+        encoder = usfm_vit("tiny", img_size=32, hidden_size=24, mlp_dim=48, num_heads=2, num_layers=4)
+        return UltrasoundSegmenter(encoder, 2)
+
+    network = apply_lora(build(), rank=2).eval()
+    with torch.no_grad():
+        for parameter in network.encoder.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    names = list(network.state_dict())
+    ExportWeights(str(tmp_path / "model.pt"), network)(Engine(lambda *_: None))
+    plain = build().eval()
+    plain.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    image = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(plain(image), network(image), atol=1e-4)
+        assert not torch.allclose(build().eval()(image), network(image), atol=1e-2)
+    assert list(network.state_dict()) == names

@@ -1,0 +1,156 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables, progress lines, run records and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from PIL import Image
+
+from monai_usfm.handlers import MetricsTable, PictureHandler, Progress, RunRecord, save_panels, write_text_atomically
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def engine_with_losses(losses: list[float]) -> Engine:
+    """Two iterations an epoch; the loss of each comes from a list over the whole run."""
+    return Engine(lambda engine, _: {"loss": torch.tensor(losses[engine.state.iteration - 1])})
+
+
+def train(folder: Path, losses: list[float], max_epochs: int, done: int = 0, metric: float | None = None) -> None:
+    engine = engine_with_losses(losses)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.125)
+    evaluator = Engine(lambda *_: None)
+
+    @engine.on(Events.STARTED)
+    def restore(_: Engine) -> None:
+        engine.state.epoch, engine.state.iteration = done, 2 * done
+
+    @engine.on(Events.EPOCH_COMPLETED(every=2))
+    def validate(_: Engine) -> None:
+        if metric is not None:
+            evaluator.run([0])
+            evaluator.state.metrics["dice"] = torch.tensor(metric)
+
+    MetricsTable(str(folder), optimizer, evaluator).attach(engine)
+    engine.run([0, 1], max_epochs=max_epochs)
+
+
+def test_row_holds_the_mean_loss_of_its_epoch(tmp_path: Path) -> None:
+    train(tmp_path, [1.0, 3.0, 5.0, 8.0], 2, metric=0.75)
+    first, second = rows(tmp_path / "metrics.csv")
+    assert (first["epoch"], first["iteration"], first["train_loss"], first["learning_rate"]) == ("1", "2", "2", "0.125")
+    assert second["train_loss"] == "6.5"
+    assert (first["dice"], second["dice"]) == ("", "0.75")  # validated in the second epoch alone
+    assert json.loads((tmp_path / "metrics.json").read_text())[1]["train_loss"] == "6.5"
+
+
+def test_rows_of_repeated_epochs_are_replaced_on_resume(tmp_path: Path) -> None:
+    train(tmp_path, [1.0] * 6, 3)
+    train(tmp_path, [9.0] * 8, 4, done=1)
+    assert [(row["epoch"], row["train_loss"]) for row in rows(tmp_path / "metrics.csv")] == [
+        ("1", "1"),
+        ("2", "9"),
+        ("3", "9"),
+        ("4", "9"),
+    ]
+
+
+def test_rows_survive_when_the_epoch_is_restored_after_the_table_was_attached(tmp_path: Path) -> None:
+    train(tmp_path, [1.0] * 4, 2)
+    engine = engine_with_losses([2.0] * 6)
+    table = MetricsTable(str(tmp_path), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
+    table.attach(engine)
+    engine.add_event_handler(Events.STARTED, lambda: setattr(engine.state, "epoch", 2))
+    engine.add_event_handler(Events.STARTED, lambda: setattr(engine.state, "iteration", 4))
+    engine.run([0, 1], max_epochs=3)
+    assert [row["epoch"] for row in rows(tmp_path / "metrics.csv")] == ["1", "2", "3"]
+
+
+def test_new_run_starts_a_new_table(tmp_path: Path) -> None:
+    train(tmp_path, [1.0] * 6, 3)
+    train(tmp_path, [9.0] * 2, 1)
+    assert [row["train_loss"] for row in rows(tmp_path / "metrics.csv")] == ["9"]
+
+
+def test_progress_prints_one_plain_line_an_epoch_into_a_log() -> None:
+    out = io.StringIO()
+    engine = Engine(lambda *_: {"loss": 0.5})
+    Progress("pretraining", stream=out).attach(engine)
+    engine.run([{"image": torch.zeros(4, 1)}] * 3, max_epochs=2)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("pretraining epoch 2/2 loss 0.50000 (")
+    assert "\r" not in out.getvalue()
+
+
+def test_progress_draws_a_bar_in_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    engine = Engine(lambda *_: {"loss": 0.5})
+    Progress(stream=out).attach(engine)
+    engine.run([{"image": torch.zeros(4, 1)}] * 3, max_epochs=1)
+    assert f"[{'#' * 30}] 3/3" in out.getvalue()
+
+
+def test_run_record_holds_settings_versions_and_command(tmp_path: Path) -> None:
+    RunRecord(str(tmp_path), {"batch_size": 8, "device": torch.device("cpu")})()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["settings"]["batch_size"] == 8
+    assert record["settings"]["device"] == "cpu"
+    assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert record["command"]
+
+
+def test_text_file_is_replaced_whole(tmp_path: Path) -> None:
+    for text in ("a long first version", "é"):
+        write_text_atomically(tmp_path / "deep" / "note.txt", text)
+    assert (tmp_path / "deep" / "note.txt").read_text(encoding="utf-8") == "é"
+    assert len(list((tmp_path / "deep").iterdir())) == 1
+
+
+def test_panels_show_each_image_at_its_place_in_its_orientation(tmp_path: Path) -> None:
+    images = torch.zeros(2, 1, 10, 20)
+    images[0, 0, 1, 2] = 1.0  # near the upper left
+    images[1, 0, 8, 18] = 0.5  # near the lower right
+    colour = torch.zeros(2, 3, 10, 20)
+    colour[1, 0] = 1.0
+    path = save_panels(tmp_path / "p.png", {"grey": images, "colour": colour})
+    picture = np.array(Image.open(path))
+    gap, header = 4, 16
+    assert picture.shape == (header + 2 * (10 + gap), 2 * 20 + 3 * gap, 3)
+    np.testing.assert_array_equal(picture[header + 1, gap + 2], [255] * 3)
+    np.testing.assert_array_equal(picture[header + (10 + gap) + 8, gap + 18], [128] * 3)
+    np.testing.assert_array_equal(picture[header + (10 + gap) + 5, 2 * gap + 20 + 3], [255, 0, 0])
+
+
+def test_panels_take_the_middle_slice_and_survive_values_that_are_no_number(tmp_path: Path) -> None:
+    volume = torch.zeros(1, 1, 5, 6, 7)
+    volume[0, 0, 2] = 1.0
+    volume[0, 0, 2, 0, 0] = float("nan")
+    picture = np.array(Image.open(save_panels(tmp_path / "v.png", {"volume": volume})))[16:22, 4:11]
+    assert picture[0, 0].max() == 0
+    assert picture[1:].min() == 255
+
+
+@pytest.mark.parametrize("interval, wanted", [(1, [1, 2, 3, 4]), (3, [1, 3])])
+def test_pictures_are_saved_every_few_epochs(tmp_path: Path, interval: int, wanted: list[int]) -> None:
+    engine = Engine(lambda *_: None)
+    panels = {"image": torch.rand(1, 1, 8, 8)}
+    PictureHandler(str(tmp_path), lambda _: panels, interval, prefix="x").attach(engine)
+    engine.run([0], max_epochs=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"x_epoch_{n:04d}.png" for n in wanted]

@@ -1,0 +1,147 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation scores against closed forms of shifted squares and boxes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from monai_usfm.handlers import SegmentationReport, score_case, segmentation_panels
+
+
+def square(start: tuple[int, ...], side: tuple[int, ...], shape: tuple[int, ...], value: int = 1) -> torch.Tensor:
+    image = torch.zeros(1, *shape)
+    image[(0, *[slice(a, a + n) for a, n in zip(start, side, strict=True)])] = value
+    return image
+
+
+@pytest.mark.parametrize("spacing, mm", [(None, 1.0), ([0.5, 0.25], 0.25)])
+def test_shifted_square_has_the_scores_of_its_closed_form(spacing: list[float] | None, mm: float) -> None:
+    side, shift = 12, 3
+    label = square((8, 8), (side, side), (40, 40))
+    prediction = square((8, 8 + shift), (side, side), (40, 40))
+    (row,) = score_case(prediction, label, 2, spacing)
+    overlap = (side - shift) / side
+    assert row["dice"] == pytest.approx(overlap, abs=1e-6)
+    assert row["iou"] == pytest.approx((side - shift) / (side + shift), abs=1e-6)
+    # The far edge lies `shift` columns away; it is more than 5 % of the outline, so the 95th percentile is the maximum.
+    assert row["hd95"] == pytest.approx(shift * mm, rel=1e-5)
+    assert 0 < row["asd"] < shift * mm
+    assert (row["missed"], row["invented"]) == (0, 0)
+
+
+def test_distances_follow_the_axis_of_the_shift() -> None:
+    label = square((8, 8), (12, 12), (40, 40))
+    (rows,) = score_case(square((10, 8), (12, 12), (40, 40)), label, 2, [0.5, 0.25])
+    assert rows["hd95"] == pytest.approx(2 * 0.5, rel=1e-5)
+
+
+def test_surface_distance_of_nested_squares() -> None:
+    # Outlines of squares of 9 and 13 about one centre: straight sides are 2 apart, each inner pixel exactly 2 from the
+    # outer outline; of the 48 outer pixels 36 lie opposite the inner side, 12 around the corners.
+    outer, inner = square((5, 5), (13, 13), (30, 30)), square((7, 7), (9, 9), (30, 30))
+    (row,) = score_case(inner, outer, 2)
+    corners = [2 * math.sqrt(2)] * 4 + [math.sqrt(5)] * 8
+    wanted = (32 * 2 + 36 * 2 + sum(corners)) / (32 + 48)
+    assert row["asd"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_box_in_a_volume_is_measured_along_its_slices() -> None:
+    label = square((4, 6, 6), (6, 8, 8), (16, 24, 24))
+    (row,) = score_case(square((6, 6, 6), (6, 8, 8), (16, 24, 24)), label, 2, [1.5, 0.5, 0.5])
+    assert row["dice"] == pytest.approx(4 / 6, abs=1e-6)
+    assert row["hd95"] == pytest.approx(2 * 1.5, rel=1e-5)
+
+
+def test_empty_masks_have_a_defined_result() -> None:
+    empty, full = torch.zeros(1, 20, 20), square((4, 4), (5, 5), (20, 20))
+    (both,) = score_case(empty, empty, 2)
+    (missed,) = score_case(empty, full, 2)
+    (invented,) = score_case(full, empty, 2)
+    assert (both["dice"], both["iou"], both["missed"], both["invented"]) == (1.0, 1.0, 0, 0)
+    assert (missed["dice"], missed["missed"], missed["invented"]) == (0.0, 1, 0)
+    assert (invented["dice"], invented["missed"], invented["invented"]) == (0.0, 0, 1)
+    assert all(math.isnan(row[name]) for row in (both, missed, invented) for name in ("hd95", "asd"))
+
+
+def test_each_class_has_its_own_row() -> None:
+    label = square((2, 2), (6, 6), (30, 30)) + square((15, 15), (8, 8), (30, 30), value=2)
+    prediction = square((2, 2), (6, 6), (30, 30)) + square((15, 19), (8, 8), (30, 30), value=2)
+    first, second = score_case(prediction, label, 3)
+    assert (first["class"], first["dice"], first["hd95"]) == (1, 1.0, 0.0)
+    assert (second["class"], second["dice"]) == (2, 0.5)
+
+
+def report(folder: Path, items: list[dict], num_classes: int = 2) -> tuple[list[dict[str, str]], dict]:
+    engine = Engine(lambda _, batch: batch)
+    SegmentationReport(str(folder), num_classes).attach(engine)
+    engine.run([[item] for item in items])
+    with open(folder / "cases.csv", newline="") as file:
+        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def item(shift: int, name: str, meta: dict) -> dict:
+    label = MetaTensor(square((8, 8), (12, 12), (40, 40)), meta=meta)
+    return {
+        "image": MetaTensor(torch.zeros(1, 40, 40), meta={"filename_or_obj": name}),
+        "label": label,
+        "pred": square((8, 8 + shift), (12, 12), (40, 40)),
+    }
+
+
+KNOWN = {"spacing": np.array([0.5, 0.25], dtype=np.float32), "spacing_known": True}
+UNKNOWN = {"spacing": np.array([1.0, 1.0], dtype=np.float32), "spacing_known": False}
+
+
+def test_report_is_in_mm_where_the_spacing_is_known(tmp_path: Path) -> None:
+    table, summary = report(tmp_path, [item(3, "a.png", KNOWN), item(1, "b.png", KNOWN)])
+    assert [(row["image"], row["unit"]) for row in table] == [("a.png", "mm"), ("b.png", "mm")]
+    assert float(table[0]["hd95"]) == pytest.approx(0.75)
+    assert summary["cases"] == 2
+    assert summary["class_1"]["unit"] == "mm"
+    assert summary["class_1"]["dice"] == pytest.approx((9 / 12 + 11 / 12) / 2)
+    assert summary["class_1"]["dice_std"] == pytest.approx(1 / 12)
+
+
+def test_report_is_in_pixels_where_no_spacing_is_known(tmp_path: Path) -> None:
+    table, summary = report(tmp_path, [item(3, "a.png", UNKNOWN)])
+    assert (table[0]["unit"], float(table[0]["hd95"])) == ("px", 3.0)
+    assert summary["class_1"]["unit"] == "px"
+
+
+def test_mixed_units_are_told(tmp_path: Path) -> None:
+    _, summary = report(tmp_path, [item(3, "a.png", KNOWN), item(3, "b.png", UNKNOWN)])
+    assert "do not average" in summary["class_1"]["unit"]
+
+
+def test_missed_structure_counts_and_spoils_no_mean(tmp_path: Path) -> None:
+    lost = item(0, "b.png", KNOWN)
+    lost["pred"] = torch.zeros_like(lost["pred"])
+    _, summary = report(tmp_path, [item(3, "a.png", KNOWN), lost])
+    assert summary["class_1"]["missed"] == 1
+    assert summary["class_1"]["hd95"] == pytest.approx(0.75)
+    assert summary["class_1"]["dice"] == pytest.approx(0.375)
+
+
+def test_panels_colour_the_class_where_it_lies() -> None:
+    output = [
+        {
+            "image": torch.full((1, 20, 20), 0.5),
+            "label": torch.zeros(1, 20, 20),
+            "pred": square((2, 3), (4, 5), (20, 20)),
+        }
+    ]
+    panels = segmentation_panels(output, 2)
+    assert list(panels) == ["image", "label", "prediction"]
+    coloured = (panels["prediction"] != panels["image"]).any(dim=1)[0]
+    assert torch.equal(coloured, square((2, 3), (4, 5), (20, 20))[0].bool())
+    assert torch.equal(panels["label"], panels["image"].expand(-1, 3, -1, -1))

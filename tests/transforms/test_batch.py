@@ -1,0 +1,135 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Batch augmentation: identity, geometry of image and label, statistics of its draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from monai_usfm.transforms import BatchAugmentation
+
+STILL = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "rotate": 0.0, "flip": 0.0, "gamma": 1.0}
+SHAPES = [(12, 20), (6, 10, 14)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_settings_that_change_nothing_return_the_image(shape: tuple[int, ...]) -> None:
+    image = torch.rand(3, 2, *shape)
+    out, _ = BatchAugmentation(shape, **STILL).augment(image)
+    assert torch.allclose(out, image, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flip_mirrors_the_last_axis_and_no_other(shape: tuple[int, ...]) -> None:
+    image = torch.rand(2, 1, *shape)
+    out, _ = BatchAugmentation(shape, **{**STILL, "flip": 1.0}).augment(image)
+    assert torch.allclose(out, image.flip(-1), atol=1e-5)
+
+
+def test_images_are_flipped_as_often_as_asked() -> None:
+    torch.manual_seed(0)
+    image = torch.linspace(0, 1, 8).expand(4000, 1, 4, 8)
+    out, _ = BatchAugmentation((4, 8), **{**STILL, "flip": 0.3}).augment(image)
+    flipped = (out[:, 0, 0, 0] > out[:, 0, 0, -1]).float().mean().item()
+    assert flipped == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_label_follows_the_image_exactly(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    # An image whose grey values are its classes: resampled like a label it must be the label.
+    label = torch.randint(0, 4, (5, 1, *shape), dtype=torch.uint8)
+    batch = {"image": label.float() / 3, "label": label}
+    settings = {"rotate": 30.0, "scale": (0.4, 0.9), "gamma": 1.0, "label_key": "label"}
+    torch.manual_seed(2)
+    image, moved = BatchAugmentation(shape, **settings)(batch)
+    torch.manual_seed(2)
+    same, continuous = BatchAugmentation(shape, **settings, continuous_label=True)({**batch, "label": batch["image"]})
+    assert torch.equal(same, image)
+    assert torch.equal(continuous, image)
+    assert moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) <= {0, 1, 2, 3}
+    # Where bilinear neighbours agree, nearest and bilinear give the same class.
+    flat = torch.nn.functional.interpolate(label.float(), scale_factor=8)  # large constant blocks
+    size = tuple(8 * n for n in shape)
+    torch.manual_seed(3)
+    image, moved = BatchAugmentation(size, **settings)({"image": flat / 3, "label": flat})
+    agree = (image * 3 - moved).abs() < 1e-4
+    assert agree.float().mean() > 0.6
+    assert (image * 3 - moved).abs()[agree].max() < 1e-4
+    assert ((image * 3 - moved).abs() <= 1.5 * 3).all()
+
+
+def test_rotation_is_rigid_in_pixels_of_an_image_that_is_not_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A point at a known place of a 41 x 81 image, turned by exactly 20 degrees about the centre.
+    rows, columns = torch.meshgrid(torch.arange(41.0), torch.arange(81.0), indexing="ij")
+    image = torch.exp(-((rows - 12) ** 2 + (columns - 58) ** 2) / 8)[None, None]
+    draws = iter([0.5, 0.5, 0.5, 1.0, 0.5])  # scale, ratio, centre, angle at its limit, no flip
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, next(draws)))
+    out, _ = BatchAugmentation((41, 81), **{**STILL, "rotate": 20.0}).augment(image)
+    mass = out[0, 0] / out.sum()
+    found = np.array([(mass * rows).sum().item() - 20, (mass * columns).sum().item() - 40])
+    start, angle = np.array([12 - 20, 58 - 40]), np.deg2rad(20)
+    assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(start), abs=0.05)  # rigid: the radius is kept
+    turned = np.arctan2(found[0], found[1]) - np.arctan2(start[0], start[1])
+    assert abs(turned) == pytest.approx(angle, abs=0.005)
+    # Bell stays round: no shear.
+    spread = [(mass * (axis - (mass * axis).sum()) ** 2).sum().item() for axis in (rows, columns)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.02)
+
+
+def test_crop_has_the_share_of_the_image_it_was_asked_for() -> None:
+    torch.manual_seed(0)
+    ramp = torch.linspace(0, 1, 64)
+    image = torch.stack([ramp[:, None].expand(64, 64), ramp[None].expand(64, 64)])[None].expand(200, -1, -1, -1)
+    out, _ = BatchAugmentation((64, 64), **{**STILL, "scale": (0.25, 0.25)}).augment(image)
+    height = out[:, 0, -1, 32] - out[:, 0, 0, 32]
+    width = out[:, 1, 32, -1] - out[:, 1, 32, 0]
+    assert torch.allclose(height * width, torch.tensor(0.25), atol=0.01)
+    assert out[:, 0].amin() >= 0 and out[:, 0].amin() < 0.02 and out[:, 0].amax() > 0.98  # crops reach every edge
+
+
+def test_gamma_keeps_order_and_range_and_is_drawn_evenly_both_ways() -> None:
+    torch.manual_seed(0)
+    image = torch.full((4000, 1, 2, 2), 0.5)
+    out, _ = BatchAugmentation((2, 2), **{**STILL, "gamma": 2.0}).augment(image)
+    power = torch.log(out[:, 0, 0, 0]) / np.log(0.5)
+    assert 0.5 <= power.min() < 0.52 and 1.94 < power.max() <= 2.001
+    assert torch.log(power).mean().item() == pytest.approx(0.0, abs=0.03)
+
+
+def test_bytes_are_scaled_and_the_batch_is_not_edited() -> None:
+    image = torch.full((1, 1, 8, 8), 51, dtype=torch.uint8)
+    out, target = BatchAugmentation((8, 8), **STILL)({"image": image})
+    assert torch.allclose(out, torch.tensor(0.2))
+    assert target is out
+    assert (image == 51).all() and image.dtype == torch.uint8
+
+
+def test_label_that_is_no_image_is_passed_on() -> None:
+    batch = {"image": torch.rand(3, 1, 8, 8), "class": torch.tensor([2, 0, 1])}
+    _, label = BatchAugmentation((8, 8), label_key="class")(batch)
+    assert torch.equal(label, batch["class"])
+
+
+def test_output_has_the_size_asked_for() -> None:
+    out, _ = BatchAugmentation((8, 24)).augment(torch.rand(2, 1, 20, 30))
+    assert out.shape == (2, 1, 8, 24)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.5, 1.5)},
+        {"ratio": (2.0, 1.0)},
+        {"gamma": 0.5},
+        {"flip": 1.5},
+        {"rotate": -1.0},
+    ],
+)
+def test_range_out_of_bounds_is_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match=r"must be|need"):
+        BatchAugmentation((8, 8), **bad)

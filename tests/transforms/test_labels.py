@@ -1,0 +1,77 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Label values to class indices: every value is a class or an error."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_usfm.transforms import LabelIndices, LabelIndicesd
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (1, 3, 4, 5)])
+def test_values_become_the_index_of_their_class(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    index = torch.randint(0, 3, shape)
+    values = [0, 128, 7]
+    stored = torch.tensor(values)[index].float()
+    before = stored.clone()
+    found = LabelIndices(3, values)(stored)
+    assert torch.equal(found.as_tensor().long(), index)
+    assert found.dtype == torch.uint8
+    assert torch.equal(stored, before)
+
+
+def test_indices_are_taken_as_they_are() -> None:
+    label = torch.tensor([[[0.0, 1.0, 2.0]]])
+    assert LabelIndices(3)(label).tolist() == [[[0, 1, 2]]]
+
+
+@pytest.mark.parametrize(
+    "stored, wanted", [([0, 255], [0, 1]), ([255, 255], [1, 1]), ([0, 1], [0, 1]), ([0, 0], [0, 0])]
+)
+def test_two_classes_may_be_stored_as_a_mask_of_0_and_255(stored: list[int], wanted: list[int]) -> None:
+    assert LabelIndices(2)(torch.tensor([[stored]])).flatten().tolist() == wanted
+
+
+@pytest.mark.parametrize("num_classes, stored", [(2, [0, 1, 255]), (2, [0, 2]), (3, [0, 255]), (2, [0, 0.5])])
+def test_value_that_is_no_class_is_named_with_its_file(num_classes: int, stored: list[float]) -> None:
+    label = MetaTensor(torch.tensor([[stored]]), meta={"filename_or_obj": "case_7.png"})
+    with pytest.raises(ValueError, match=rf"case_7\.png: value\(s\) .*{stored[-1]:g}.* stand for no class"):
+        LabelIndices(num_classes)(label)
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [5, 5]])
+def test_values_must_be_one_per_class_and_different(values: list[int]) -> None:
+    with pytest.raises(ValueError, match="2 different values"):
+        LabelIndices(2, values)
+
+
+def test_metadata_is_kept() -> None:
+    label = MetaTensor(torch.zeros(1, 2, 2), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])))
+    assert torch.equal(LabelIndices(2)(label).affine, label.affine)
+
+
+def test_dictionary_form_does_the_same() -> None:
+    label = torch.tensor([[[0, 255]]])
+    item = {"image": torch.rand(1, 1, 2), "label": label, "organ": "liver"}
+    found = LabelIndicesd("label", 2)(item)
+    assert torch.equal(found["label"], LabelIndices(2)(label))
+    assert found["organ"] == "liver" and item["label"] is label
+
+
+def test_both_forms_have_equal_defaults() -> None:
+    array = inspect.signature(LabelIndices.__init__).parameters
+    dictionary = inspect.signature(LabelIndicesd.__init__).parameters
+    assert all(dictionary[name].default == p.default for name, p in array.items() if name != "self")
+
+
+def test_label_on_another_grid_than_its_image_is_refused() -> None:
+    label = MetaTensor(torch.zeros(1, 4, 5), meta={"filename_or_obj": "case_7.png"})
+    with pytest.raises(ValueError, match=r"case_7\.png: the label has size \(4, 5\), its image \(5, 4\)"):
+        LabelIndicesd("label", 2)({"image": torch.zeros(1, 5, 4), "label": label})
+    LabelIndicesd("label", 2, image_key=None)({"image": torch.zeros(1, 5, 4), "label": label})
