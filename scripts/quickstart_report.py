@@ -32,6 +32,7 @@ from monai_usfm.handlers.records import write_text_atomically
 
 matplotlib.use("Agg")
 RUNS = {"pretrained": "with pretraining", "scratch": "from scratch"}
+LEARNT = 0.2  # mean Dice below which two networks are compared in what they have not learnt
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c1c1c}"
     "img{max-width:100%}table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.2rem .6rem;text-align:left}"
@@ -232,10 +233,12 @@ def paired_effect(pairs: np.ndarray, draws: int = 2000) -> dict[str, float]:
 
 def describe(effect: dict[str, float], images: str) -> str:
     """What was measured, in words that claim no more than the interval allows."""
-    if effect["low"] > 0:
-        verdict = "Pretraining helped"
+    if max(effect["pretrained"], effect["scratch"]) < LEARNT:
+        verdict = "Neither segmentation learnt its task in these few steps, so nothing can be said about pretraining"
+    elif effect["low"] > 0:
+        verdict = "In this run pretraining helped"
     elif effect["high"] < 0:
-        verdict = "Pretraining did harm"
+        verdict = "In this run pretraining did harm"
     else:
         verdict = "No gain from pretraining could be shown: the interval includes zero"
     return (

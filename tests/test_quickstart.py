@@ -228,11 +228,20 @@ def test_effect_is_the_paired_mean_difference_with_its_normal_interval(report):
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(0.01, 0.1, "Pretraining helped."), (-0.01, 0.1, "No gain"), (-0.1, -0.01, "Pretraining did harm.")],
+    [
+        (0.01, 0.1, "In this run pretraining helped."),
+        (-0.01, 0.1, "No gain"),
+        (-0.1, -0.01, "In this run pretraining did harm."),
+    ],
 )
 def test_verdict_claims_no_more_than_the_interval(report, low, high, verdict):
     effect = {"pretrained": 0.6, "scratch": 0.5, "difference": (low + high) / 2, "low": low, "high": high}
     assert report.describe(effect, "simulated images").startswith(verdict)
+
+
+def test_networks_that_learnt_nothing_are_not_compared(report):
+    effect = {"pretrained": 0.03, "scratch": 0.02, "difference": 0.01, "low": 0.005, "high": 0.015}
+    assert report.describe(effect, "simulated images").startswith("Neither")
 
 
 def test_scores_are_paired_by_image_whatever_their_order(report, tmp_path):
