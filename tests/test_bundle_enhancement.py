@@ -219,7 +219,11 @@ def test_pairs_are_learnt_from_the_named_files(root, tmp_path):
 def test_properties_are_those_of_the_specification(root):
     for name, settings in (("train", TRAINING), ("inference", SETTINGS)):
         workflow = ConfigWorkflow(
-            files(root, name), name, bundle_root=str(root), dataset_dir=str(root / "data"), **settings
+            files(root, name),
+            workflow_type=name,
+            bundle_root=str(root),
+            dataset_dir=str(root / "data"),
+            **settings,
         )
         workflow.initialize()
         assert workflow.check_properties() == []
@@ -264,9 +268,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
     once, twice = tmp_path / "once", tmp_path / "twice"
     train(root, output_dir=str(once), export_path=str(once / "model.pt"), max_epochs=2)
     settings = {"output_dir": str(twice), "export_path": str(twice / "model.pt"), "max_epochs": 2}
-    stop = (
-        "$@train#trainer.add_event_handler(monai.engines.utils.Events.EPOCH_COMPLETED(once=1), lambda e: e.terminate())"
-    )
+    completed = "__import__('ignite.engine').engine.Events.EPOCH_COMPLETED(once=1)"
+    stop = f"$@train#trainer.add_event_handler({completed}, lambda engine: engine.terminate())"
     train(root, run=[stop, "$@train#trainer.run()"], **settings)
     assert [row["epoch"] for row in table(twice / "metrics.csv")] == ["1"]
     train(root, resume=True, **settings)

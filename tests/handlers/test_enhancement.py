@@ -99,9 +99,9 @@ def test_scores_are_those_of_an_independent_computation():
     )
     inside, outside = image[disc > 0].double(), image[background > 0].double()
     noise = math.sqrt(inside.var(unbiased=False) + outside.var(unbiased=False))
-    assert scores["cnr"] == pytest.approx(abs(inside.mean() - outside.mean()) / noise, rel=1e-4)
+    assert scores["cnr"] == pytest.approx(float(abs(inside.mean() - outside.mean()) / noise), rel=1e-4)
     envelope = 10 ** ((outside - 1) * 3)
-    assert scores["speckle_snr"] == pytest.approx(envelope.mean() / envelope.std(unbiased=False), rel=1e-4)
+    assert scores["speckle_snr"] == pytest.approx(float(envelope.mean() / envelope.std(unbiased=False)), rel=1e-4)
     y = torch.cat([target, disc, background])[None]
     assert scores["quality"] == pytest.approx(EnhancementQualityMetric()(image[None], y).item())
 
