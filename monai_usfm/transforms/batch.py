@@ -116,14 +116,17 @@ class BatchAugmentation:
             theta[:, axis, axis] = extent[:, axis]
         theta[:, :, -1] = centre
         grid = F.affine_grid(theta, [batch, 1, *size], align_corners=False)
-        out = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        # Half a pixel of the edge lies beyond the centres of its pixels: it repeats them, and only what is farther out
+        # is black; with zero padding a crop at the edge would get a dark line there.
+        inside = (grid.abs() <= 1).all(dim=-1).unsqueeze(1)
+        out = inside * F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if self.gamma > 1:
             limit = float(torch.log(torch.tensor(self.gamma)))
             power = torch.exp(uniform(-limit, limit)).view(-1, *[1] * (dims + 1))
             out = out.clamp(0, 1).pow(power)
         if label is not None:
             mode = "bilinear" if self.continuous_label else "nearest"
-            moved = F.grid_sample(label.float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
+            moved = inside * F.grid_sample(label.float(), grid, mode=mode, padding_mode="border", align_corners=False)
             if self.continuous_label and self.gamma > 1:
                 moved = moved.clamp(0, 1).pow(power)
             label = moved.to(label.dtype)
