@@ -268,7 +268,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
     once, twice = tmp_path / "once", tmp_path / "twice"
     train(root, output_dir=str(once), export_path=str(once / "model.pt"), max_epochs=2)
     settings = {"output_dir": str(twice), "export_path": str(twice / "model.pt"), "max_epochs": 2}
-    completed = "__import__('ignite.engine').engine.Events.EPOCH_COMPLETED(once=1)"
+    completed = "monai.handlers.validation_handler.Events.EPOCH_COMPLETED(once=1)"  # what a config can name
     stop = f"$@train#trainer.add_event_handler({completed}, lambda engine: engine.terminate())"
     train(root, run=[stop, "$@train#trainer.run()"], **settings)
     assert [row["epoch"] for row in table(twice / "metrics.csv")] == ["1"]
