@@ -83,7 +83,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle's folder, copied to where nothing of the checkout is."""
     repository = Path(__file__).resolve().parents[1]
     folder = tmp_path_factory.mktemp("copied") / NAME
-    shutil.copytree(repository / "bundles" / NAME, folder, ignore=shutil.ignore_patterns("output", "eval"))
+    shutil.copytree(repository / "bundles" / NAME, folder, ignore=shutil.ignore_patterns("output", "eval", "*.pt"))
     return folder
 
 
