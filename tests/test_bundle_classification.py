@@ -11,7 +11,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -178,33 +177,6 @@ def test_torchscript_export_computes_the_same_and_carries_its_configs(root, netw
     with torch.no_grad():
         torch.testing.assert_close(scripted.eval()(image), network(image))
     assert meta["version"] and b"preprocessing" in extra["inference.json"]
-
-
-@pytest.mark.parametrize("kind", ["rgb.png", "palette.png", "still.nii.gz", "volume.nii.gz", "deep.png"])
-def test_inference_sees_the_pixels_that_training_saw(root, tmp_path, kind):
-    rng = np.random.default_rng(1)
-    picture = rng.integers(0, 120, (40, 60, 3), dtype=np.uint8)
-    picture[:10, :, 0] += 100  # red above, blue on the right: no flip or transposition goes unseen
-    picture[:, 40:, 2] += 130
-    path = tmp_path / kind
-    if kind == "rgb.png":
-        Image.fromarray(picture).save(path)
-    elif kind == "palette.png":
-        Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
-    elif kind == "deep.png":
-        Image.fromarray(picture[..., 0].astype(np.uint16) * 16).save(path)
-    else:
-        volume = np.stack([picture[..., 0].T, picture[..., 2].T, picture[..., 0].T // 2], axis=-1)
-        nib.save(nib.Nifti1Image(volume if kind == "volume.nii.gz" else volume[..., 0], np.eye(4)), path)
-
-    inference = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
-    training = ConfigParser(ConfigParser.load_config_files(files(root, "train")))
-    for parser in (inference, training):
-        parser["bundle_root"], parser["spatial_size"], parser["in_channels"] = str(root), SIZE, 3
-    seen = inference.get_parsed_content("preprocessing")({"image": str(path)})["image"]
-    wanted = training.get_parsed_content("validate#preprocessing")({"image": str(path), "class": 0})["image"]
-    assert seen.shape == wanted.shape == (3, *SIZE)
-    torch.testing.assert_close(torch.as_tensor(seen.array), torch.as_tensor(wanted.array), atol=1e-6, rtol=0)
 
 
 def test_label_transforms_leave_the_probabilities_alone(root):

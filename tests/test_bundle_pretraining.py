@@ -195,11 +195,11 @@ def test_objective_trains(bundle: Path, images: Path, tmp_path: Path, overlay: s
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("volumes")
     rng = np.random.default_rng(0)
-    for number in range(2):
+    for number in range(3):
         values = rng.integers(0, 256, (40 + number, 36, 20)).astype(np.uint8)
         nib.save(nib.Nifti1Image(values, np.diag([-0.4, 0.5, 1.2, 1.0])), folder / f"volume_{number}.nii.gz")
-    names = [{"image": f"volume_{number}.nii.gz"} for number in range(2)]
-    (folder / "dataset.json").write_text(json.dumps({"training": names, "validation": names[:1]}))
+    names = [{"image": f"volume_{number}.nii.gz"} for number in range(3)]
+    (folder / "dataset.json").write_text(json.dumps({"training": names[:2], "validation": names[2:]}))
     return folder
 
 

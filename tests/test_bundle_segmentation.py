@@ -72,16 +72,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two volumes with unequal spacing and a flipped, moved first axis; stored (x, y, z)."""
+    """Three volumes with unequal spacing and a flipped, moved first axis; stored (x, y, z)."""
     folder = tmp_path_factory.mktemp("volumes")
     affine = np.array([[-0.4, 0, 0, 11.0], [0, 0.5, 0, -3.0], [0, 0, 1.2, 7.0], [0, 0, 0, 1]])
     names = []
-    for number in range(2):
+    for number in range(3):
         image, mask = case((20, 36, 40 + number), number)
         for kind, values in (("image", image), ("mask", mask)):
             nib.save(nib.Nifti1Image(values.transpose(2, 1, 0), affine), folder / f"{kind}_{number}.nii.gz")
         names.append({"image": f"image_{number}.nii.gz", "label": f"mask_{number}.nii.gz"})
-    (folder / "dataset.json").write_text(json.dumps({"training": names, "validation": names[:1], "test": names[1:]}))
+    (folder / "dataset.json").write_text(json.dumps({"training": names[:1], "validation": names[2:], "test": names[1:2]}))
     return folder
 
 

@@ -8,7 +8,7 @@ from .classes import class_weights, load_class_sections
 from .datalist import check_patient_leak, label_fraction, load_datalist
 from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
-from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UnreadableImageError
+from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UnreadableImageError
 from .sampler import OrganBalancedSampler, organ_balanced_weights
 from .sections import list_images, load_sections
 from .synthetic import SyntheticUltrasound, write_synthetic_dataset
@@ -21,6 +21,7 @@ __all__ = [
     "SyntheticUltrasound",
     "UltrasoundDataset",
     "UltrasoundDicomReader",
+    "UltrasoundReader",
     "UltrasoundRegion",
     "UnreadableImageError",
     "check_patient_leak",

@@ -4,22 +4,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from .datalist import check_patient_leak
 from .sections import load_sections
 
 __all__ = ["class_weights", "load_class_sections"]
 
 Item = dict[str, Any]
-
-SPLITS = ("training", "validation", "test")
 
 
 def load_class_sections(
@@ -31,9 +26,7 @@ def load_class_sections(
     synthetic: dict[str, Any] | None = None,
     sections: Sequence[str] = ("training", "validation"),
 ) -> dict[str, list[Item]]:
-    """:func:`load_sections` for classification: every item has a valid ``class``, and no patient is in two splits.
-
-    Items without ``patient`` are taken for patients of their own; all items of a list have one, or none has.
+    """:func:`load_sections` for classification: every item has a valid ``class``, all have a ``patient`` or none has.
 
     Args:
         dataset_dir, datalist, synthetic_dir, synthetic, sections: see :func:`load_sections`.
@@ -42,8 +35,7 @@ def load_class_sections(
     Raises:
         FileNotFoundError, ValueError: see :func:`load_sections`.
         ValueError: for fewer than two classes; an item whose class is missing, no integer or out of range; a list in
-            which only some items name their patient; a patient or an image in two of ``training``, ``validation`` and
-            ``test``.
+            which only some items name their patient.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
@@ -66,17 +58,6 @@ def load_class_sections(
         unnamed = sum(item.get("patient") is None for item in items)
         if 0 < unnamed < len(items):
             raise ValueError(f"{unnamed} of {len(items)} items of {section!r} lack `patient`: name it for all or none.")
-    if dataset_dir or datalist:
-        # Also the splits that this run does not use: a patient of the test list must not be trained on.
-        file = Path(datalist) if datalist else Path(str(dataset_dir)) / "dataset.json"
-        content = json.loads(file.read_text(encoding="utf-8"))
-        check_patient_leak(
-            {
-                name: [i if isinstance(i, dict) else {"image": i} for i in content[name]]
-                for name in SPLITS
-                if name in content
-            }
-        )
     return lists
 
 

@@ -14,11 +14,11 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection, PathLike
-from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
+from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader, PILReader
 from monai.data.meta_obj import get_track_meta
 from monai.data.utils import affine_to_spacing, to_affine_nd
 from monai.transforms import MapTransform, Randomizable, Transform
-from monai.utils import ensure_tuple_rep, optional_import
+from monai.utils import ensure_tuple, ensure_tuple_rep, optional_import
 from monai.utils.misc import ImageMetaKey
 from PIL import Image, ImageOps
 
@@ -28,6 +28,7 @@ __all__ = [
     "LoadUltrasoundD",
     "LoadUltrasoundDict",
     "LoadUltrasoundd",
+    "UltrasoundReader",
     "UnreadableImageError",
     "file_format",
     "grey_from_rgb",
@@ -385,6 +386,50 @@ class _LoadRandomFramed(Randomizable, LoadUltrasoundd):
 
 
 LoadUltrasoundD = LoadUltrasoundDict = LoadUltrasoundd
+
+
+class UltrasoundReader(ImageReader):
+    """:class:`LoadUltrasound` as a reader of MONAI's ``LoadImage``: grey, in [0, 1], with MONAI's axes (x, y[, z]).
+
+    For pipelines that may name nothing but MONAI's transforms, such as those of MONAI Label. A file of another type is
+    left to the next reader; one that is damaged or refused is not, so that no reader takes half of it.
+
+    Args:
+        spatial_dims: 2 or 3, see :class:`LoadUltrasound`.
+
+    Raises:
+        UnreadableImageError: see :class:`LoadUltrasound`.
+    """
+
+    def __init__(self, spatial_dims: int = 2) -> None:
+        super().__init__()
+        self.loader = LoadUltrasound(spatial_dims)
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether this is one existing file of a supported type."""
+        try:
+            self.read(filename)
+        except UnreadableImageError:
+            return False
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> PathLike:
+        """The name of the file, if it is of a supported type; :meth:`get_data` decodes it."""
+        names = ensure_tuple(data)
+        if len(names) != 1:
+            raise UnreadableImageError(
+                str(names), "one file holds one image; channels in files of their own are not read."
+            )
+        file_format(names[0])
+        return names[0]
+
+    def get_data(self, img: PathLike) -> tuple[np.ndarray, dict]:
+        """``(array, metadata)`` of the file that :meth:`read` named."""
+        image = self.loader(img)
+        meta = dict(getattr(image, "meta", {}))
+        if meta:
+            meta["affine"] = meta["original_affine"]
+        return torch.as_tensor(image)[0].numpy().T, meta
 
 
 def file_format(path: PathLike) -> str:

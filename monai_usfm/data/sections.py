@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_usfm.data.datalist import load_datalist
+from monai_usfm.data.datalist import check_patient_leak, load_datalist
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES
 from monai_usfm.data.synthetic import write_synthetic_dataset
 
 __all__ = ["list_images", "load_sections"]
 
 logger = logging.getLogger(__name__)
+
+SPLITS = ("training", "validation", "test")
 
 
 def load_sections(
@@ -32,7 +34,11 @@ def load_sections(
     holdout: float = 0.05,
     check_files: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Lists of items with absolute paths, by section.
+    """Lists of items with absolute paths, by section; no patient and no file is in two splits of the datalist.
+
+    Of the splits ``training``, ``validation`` and ``test`` all are compared, also those that are not asked for: a
+    patient of the test list must not be trained on. Items name their patient under ``patient`` (or ``patient_id``,
+    which is copied to it); those that do not are compared by file.
 
     Args:
         dataset_dir: folder that relative paths start from; its ``dataset.json`` is read where no ``datalist`` is given.
@@ -47,6 +53,7 @@ def load_sections(
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
+        ValueError: for a patient or a file in two splits, see :func:`~monai_usfm.data.check_patient_leak`.
     """
     if not dataset_dir and not datalist:
         logger.warning(
@@ -60,9 +67,12 @@ def load_sections(
         datalist = Path(str(dataset_dir)) / "dataset.json"
 
     def read(section: str) -> list[dict[str, Any]]:
-        return load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
+        items = load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
+        return [_with_patient(item) for item in items]
 
-    if "validation" not in sections or _has_section(datalist, "validation"):
+    splits = _splits(datalist)
+    check_patient_leak(splits)
+    if "validation" not in sections or splits.get("validation"):
         return {section: read(section) for section in sections}
     lists = {section: read(section) for section in sections if section != "validation"}
     training = lists.get("training") or read("training")
@@ -94,12 +104,23 @@ def list_images(
     return [{"image": str(file)} for file in files]
 
 
-def _has_section(datalist: str | os.PathLike, section: str) -> bool:
+def _splits(datalist: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
+    """The splits of a datalist as they stand in the file; of a file that the reader will refuse, what there is."""
     try:
         content = json.loads(Path(datalist).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # the reader explains what is wrong
-    return isinstance(content, dict) and bool(content.get(section))
+        return {}  # the reader explains what is wrong
+    found = {name: content.get(name) for name in SPLITS} if isinstance(content, dict) else {}
+    return {
+        name: [_with_patient({"image": entry} if isinstance(entry, str) else entry) for entry in entries]
+        for name, entries in found.items()
+        if isinstance(entries, list) and all(isinstance(entry, str | dict) for entry in entries)
+    }
+
+
+def _with_patient(item: dict[str, Any]) -> dict[str, Any]:
+    """The item with its patient under the name that the package uses."""
+    return item if item.get("patient_id") is None else {"patient": item["patient_id"], **item}
 
 
 def _share(item: dict[str, Any]) -> float:

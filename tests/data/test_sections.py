@@ -25,16 +25,16 @@ def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = T
     return folder / name
 
 
-def patients(count: int, images_each: int = 3) -> list[dict[str, str]]:
+def patients(count: int, images_each: int = 3, first: int = 0) -> list[dict[str, str]]:
     return [
         {"image": f"p{patient}_{number}.png", "patient": f"p{patient}"}
-        for patient in range(count)
+        for patient in range(first, first + count)
         for number in range(images_each)
     ]
 
 
 def test_datalist_of_the_folder_is_read_by_default(tmp_path: Path) -> None:
-    write(tmp_path, {"training": patients(2), "validation": patients(1)})
+    write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
     sections = load_sections(tmp_path, synthetic_dir=tmp_path / "none")
     assert [len(sections["training"]), len(sections["validation"])] == [6, 3]
     assert sections["training"][0]["image"] == str(tmp_path / "p0_0.png")
@@ -42,7 +42,7 @@ def test_datalist_of_the_folder_is_read_by_default(tmp_path: Path) -> None:
 
 
 def test_paths_of_a_datalist_without_a_folder_start_from_its_own(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", {"training": patients(1), "validation": patients(1)}, "mine.json")
+    path = write(tmp_path / "a", {"training": patients(1), "validation": patients(1, first=1)}, "mine.json")
     sections = load_sections(None, path, synthetic_dir=tmp_path)
     assert sections["training"][0]["image"] == str(tmp_path / "a" / "p0_0.png")
 
@@ -66,6 +66,28 @@ def test_holdout_does_not_change_when_the_list_grows_or_is_turned_round(tmp_path
     assert small == {patient for patient in large if int(patient[1:]) < 40}
 
 
+@pytest.mark.parametrize("key", ["patient", "patient_id"])
+@pytest.mark.parametrize("sections", [("training", "validation"), ("validation",), ("test",)])
+def test_patient_in_two_splits_is_named_whatever_is_asked_for(tmp_path: Path, key: str, sections: tuple) -> None:
+    lists = {"training": patients(2), "validation": patients(1, first=2), "test": patients(1, first=3)}
+    lists["test"].append({"image": "other.png", "patient": "p1"})
+    lists = {name: [{key: i["patient"], "image": i["image"]} for i in items] for name, items in lists.items()}
+    write(tmp_path, lists)
+    with pytest.raises(ValueError, match=r"1 patients or images stand in two splits.* patient p1 \(training, test\)"):
+        load_sections(tmp_path, synthetic_dir=tmp_path, sections=sections)
+
+
+def test_file_in_two_splits_is_named_where_no_patient_is(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": [{"image": "b.png"}]})
+    with pytest.raises(ValueError, match=r"image b\.png \(training, validation\)"):
+        load_sections(tmp_path, synthetic_dir=tmp_path)
+
+
+def test_patient_id_serves_as_patient(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [{"image": "a.png", "patient_id": 7}], "validation": [{"image": "b.png"}]})
+    assert load_sections(tmp_path, synthetic_dir=tmp_path)["training"][0]["patient"] == 7
+
+
 def test_single_image_trains_and_validates(tmp_path: Path) -> None:
     write(tmp_path, {"training": patients(1, 1)})
     sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.01)
@@ -73,13 +95,13 @@ def test_single_image_trains_and_validates(tmp_path: Path) -> None:
 
 
 def test_item_without_a_required_key_is_named(tmp_path: Path) -> None:
-    write(tmp_path, {"training": patients(1), "validation": patients(1)})
+    write(tmp_path, {"training": patients(1), "validation": patients(1, first=1)})
     with pytest.raises(ValueError, match=r"dataset\.json: item 0 of 'training' lacks label"):
         load_sections(tmp_path, synthetic_dir=tmp_path, required=("image", "label"))
 
 
 def test_missing_file_waits_for_the_loader_when_files_are_not_checked(tmp_path: Path) -> None:
-    write(tmp_path, {"training": patients(1), "validation": patients(1)})
+    write(tmp_path, {"training": patients(1), "validation": patients(1, first=1)})
     (tmp_path / "p0_1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"p0_1\.png"):
         load_sections(tmp_path, synthetic_dir=tmp_path)

@@ -1,0 +1,140 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the four bundles have in common: how inference reads a file, which lists they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
+
+from monai_usfm.data import LoadUltrasound, UnreadableImageError
+
+BUNDLES = ("pretraining", "segmentation", "classification", "enhancement")
+FUNCTIONS = ("to_grey", "to_frames", "to_luma", "to_unit", "to_dims")
+PICTURES = ("rgb.png", "alpha.png", "palette.png", "deep.png", "pages.tif", "still.nii.gz", "colour.mha")
+VOLUMES = ("volume.nii.gz", "deep_volume.nii.gz", "cine.nii.gz", "volume.nrrd")
+
+
+def config(repository: Path, bundle: str) -> dict:
+    return json.loads((repository / "bundles" / f"usfm_{bundle}" / "configs" / "inference.json").read_text())
+
+
+def reading(repository: Path, bundle: str, spatial_dims: int, installed: bool = True):
+    """The transforms that read a file, without those that fit it to the network."""
+    parser = ConfigParser(config(repository, bundle))
+    parser["spatial_dims"] = spatial_dims
+    if not installed:
+        parser["preprocessing#transforms#0#reader"] = "$[PILReader(converter=@to_grey)]"
+    steps = parser.get_parsed_content("preprocessing").transforms
+
+    def read(path: Path) -> torch.Tensor:
+        data = {"image": str(path)}
+        for step in steps:
+            if type(step).__name__ not in ("Resized", "RepeatChanneld"):
+                data = step(data)
+        return torch.as_tensor(data["image"]).as_subclass(torch.Tensor)
+
+    return read
+
+
+def write(path: Path) -> Path:
+    """An image without any symmetry: noise, red above, blue on the right, wider than high; volumes are three of it."""
+    rng = np.random.default_rng(1)
+    picture = rng.integers(0, 120, (40, 60, 3), dtype=np.uint8)
+    picture[:10, :, 0] += 100
+    picture[:, 40:, 2] += 130
+    grey = picture[..., 0]
+    volume = np.stack([grey, picture[..., 2], grey // 2])  # (z, rows, columns)
+    if path.name == "palette.png":
+        Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+    elif path.suffix in (".png", ".tif"):
+        pictures = {"rgb": picture, "alpha": np.dstack([picture, grey]), "deep": grey.astype(np.uint16) * 16}
+        pages = [Image.fromarray(page) for page in volume]
+        first = pages.pop(0) if path.stem == "pages" else Image.fromarray(pictures[path.stem])
+        first.save(path, **({"save_all": True, "append_images": pages} if path.stem == "pages" else {}))
+    elif path.suffix in (".mha", ".nrrd"):
+        colour = path.suffix == ".mha"
+        itk.imwrite(itk.image_from_array(picture if colour else volume, is_vector=colour), str(path))
+    else:
+        kind = path.name.split(".")[0]
+        values = volume.T  # (x, y, z)
+        if kind == "still":
+            values = values[..., 0]
+        elif kind == "deep_volume":
+            values = values.astype(np.int16) * 16
+        elif kind == "cine":
+            values = values[:, :, None]
+        elif kind == "two":
+            values = values[:, :, None, None, :2]  # the fifth axis holds channels
+        nib.save(nib.Nifti1Image(values, np.diag([0.3, 0.4, 1.0, 1.0])), path)
+    return path
+
+
+@pytest.mark.parametrize("bundle", BUNDLES[1:])
+def test_all_bundles_read_files_alike(repository, bundle):
+    one, other = config(repository, BUNDLES[0]), config(repository, bundle)
+    assert {name: one[name] for name in FUNCTIONS} == {name: other[name] for name in FUNCTIONS}
+    steps = [
+        [step for step in entry["preprocessing"]["transforms"] if step["_target_"] != "Resized"]
+        for entry in (one, other)
+    ]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spatial_dims"), [*((kind, 2) for kind in PICTURES + VOLUMES), *((kind, 3) for kind in VOLUMES)]
+)
+def test_inference_sees_the_pixels_that_training_sees(repository, tmp_path, kind, spatial_dims):
+    path = write(tmp_path / kind)
+    wanted = LoadUltrasound(spatial_dims)(path).as_tensor()
+    assert wanted.std() > 0.05
+    assert torch.equal(reading(repository, "segmentation", spatial_dims)(path), wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spatial_dims"),
+    [*((kind, 2) for kind in ("rgb.png", "deep.png", "palette.png", *VOLUMES)), *((kind, 3) for kind in VOLUMES)],
+)
+def test_it_does_so_without_the_package_too(repository, tmp_path, kind, spatial_dims):
+    path = write(tmp_path / kind)
+    wanted = LoadUltrasound(spatial_dims)(path).as_tensor()
+    torch.testing.assert_close(reading(repository, "segmentation", spatial_dims, installed=False)(path), wanted)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_file_of_two_channels_is_refused_by_name(repository, tmp_path, installed):
+    path = write(tmp_path / "two.nii.gz")
+    message = r"two\.nii\.gz: has 2 channels; expected 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\)"
+    with pytest.raises((UnreadableImageError, ValueError), match=message):
+        reading(repository, "segmentation", 2, installed)(path)
+
+
+def test_a_still_for_a_network_of_volumes_is_refused_by_name(repository, tmp_path):
+    path = write(tmp_path / "deep.png")
+    with pytest.raises(RuntimeError, match=r"deep\.png: a still image, but spatial_dims=3 needs a volume"):
+        reading(repository, "segmentation", 3)(path)
+
+
+@pytest.mark.parametrize("key", ["patient", "patient_id"])
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_patient_in_two_splits_stops_every_bundle(repository, tmp_path, bundle, key):
+    lists = {
+        section: [{"image": f"{section}.png", "label": f"{section}_mask.png", "class": 0, key: patient}]
+        for section, patient in (("training", "one"), ("validation", "two"), ("test", "one"))
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    file = repository / "bundles" / f"usfm_{bundle}" / "configs" / "train.json"
+    parser = ConfigParser(ConfigParser.load_config_file(file))
+    parser["dataset_dir"] = str(tmp_path)
+    with pytest.raises(RuntimeError) as error:  # MONAI names the line of the config, the cause what is wrong
+        parser.get_parsed_content("sections")
+    assert isinstance(error.value.__cause__, ValueError)
+    assert "patient one (training, test)" in str(error.value.__cause__)
