@@ -11,7 +11,7 @@ fractions of the Nyquist frequency, so that a ring means the same at every image
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -141,27 +141,26 @@ def apply_band_stop(image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
             f"keep {tuple(keep.shape)} does not fit image {tuple(image.shape)}: it must be (*half) or (B, C, *half), "
             "half being the image's spatial shape with its last size S replaced by S // 2 + 1."
         )
-    dtype = image.dtype if image.dtype.is_floating_point else torch.float32
-    work = image.to(torch.promote_types(dtype, torch.float32))  # no FFT in half precision on the CPU
-    axes = tuple(range(-dims, 0))
+    one_for_all = keep.ndim <= dims or keep.shape[keep.ndim - dims - 1] == 1
+    return _filter(image, dims, lambda spectrum: _multiply(spectrum, keep), one_for_all)
+
+
+def _filter(
+    image: torch.Tensor, dims: int, change: Callable[[torch.Tensor], torch.Tensor], channels_alike: bool = True
+) -> torch.Tensor:
+    """``change`` the half spectrum of ``image`` (..., *S) and transform back."""
     channel = image.ndim - dims - 1
-    if channel >= 0 and image.shape[channel] > 1 and image.stride(channel) == 0 and _shared(keep, dims):
-        out = _filter(work.narrow(channel, 0, 1), keep, axes, shape).to(dtype)  # grey, expanded: transform it once
-        return out.expand(image.shape)
-    return _filter(work, keep, axes, shape).to(dtype)
+    grey = channels_alike and channel >= 0 and image.shape[channel] > 1 and image.stride(channel) == 0
+    once = image.narrow(channel, 0, 1) if grey else image  # grey, expanded: transform it once
+    dtype = image.dtype if image.dtype.is_floating_point else torch.float32
+    work = once.to(torch.promote_types(dtype, torch.float32))  # no FFT in half precision on the CPU
+    axes = tuple(range(-dims, 0))
+    out = torch.fft.irfftn(change(torch.fft.rfftn(work, dim=axes)), s=image.shape[image.ndim - dims :], dim=axes)
+    return out.to(dtype).expand(image.shape) if grey else out.to(dtype)
 
 
-def _filter(image: torch.Tensor, keep: torch.Tensor, axes: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
-    spectrum = torch.fft.rfftn(image, dim=axes)
-    if spectrum.requires_grad:
-        spectrum = spectrum * keep
-    else:
-        spectrum *= keep.to(image.dtype)
-    return torch.fft.irfftn(spectrum, s=shape, dim=axes)
-
-
-def _shared(keep: torch.Tensor, dims: int) -> bool:
-    return keep.ndim <= dims or keep.shape[keep.ndim - dims - 1] == 1
+def _multiply(spectrum: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    return spectrum * keep if spectrum.requires_grad else spectrum.mul_(keep.to(spectrum.real.dtype))
 
 
 def equal_rings(num_rings: int, center_radius: float = 0.1) -> list[tuple[float, float]]:
@@ -326,6 +325,19 @@ def _ring_index(
     return index.flatten().to(device)
 
 
+@lru_cache(maxsize=8)
+def _ring_samples(
+    shape: tuple[int, ...],
+    rings: tuple[tuple[float, float], ...],
+    center_radius: float,
+    spacing: tuple[float, ...] | None,
+    device: torch.device,
+) -> dict[tuple[float, float], torch.Tensor]:
+    """Which samples of the half spectrum, flat, each ring removes."""
+    index = _ring_index(shape, rings, center_radius, spacing, device)
+    return {ring: (index == number).nonzero().flatten() for number, ring in enumerate(rings, start=1)}
+
+
 def _count(ratio: float, total: int) -> int:
     return min(total, max(1, math.floor(ratio * total + _COUNT_MARGIN)))
 
@@ -387,14 +399,17 @@ class FourierBandStop(Transform):
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Apply to ``img`` (C, *S); integers become float32."""
-        image, plain = _as_image(img)
+        image = _as_tensor(img)
+        plain = image.as_subclass(torch.Tensor)
+        _check_shape_of(plain)
         made_for = (tuple(plain.shape[1:]), plain.device)
         if self.keep is None or self._made_for != made_for:  # most data sets have images of one size
             self._made_for = made_for
             self.keep = ring_mask(
                 made_for[0], self.rings, center_radius=self.center_radius, spacing=self.spacing, device=made_for[1]
             )
-        out = apply_band_stop(plain, self.keep)
+        keep = self.keep
+        out = _filter(plain, plain.ndim - 1, lambda spectrum: _multiply(_check_finite(spectrum), keep))
         return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
 
 
@@ -403,7 +418,7 @@ class RandFourierBandStop(RandomizableTransform):
 
     Of the candidate rings, ``floor(ratio * number)`` and at least one are removed, every subset being equally likely
     (:func:`draw_rings`). After a call, ``rings`` holds the removed ones and ``keep`` (1, *half) the factors that the
-    half spectrum was multiplied by, all 1 when the image was left alone; a loss may use it.
+    half spectrum was multiplied by, all 1 when the image was left alone; a loss may use it. It is built when asked for.
 
     Args:
         prob: chance that an image is changed at all.
@@ -431,7 +446,16 @@ class RandFourierBandStop(RandomizableTransform):
         self.candidates = _candidates(rings, num_rings, center_radius)
         self.stop_ratio, self.center_radius, self.spacing = stop_ratio, center_radius, spacing
         self.rings: list[tuple[float, float]] = []
-        self.keep: torch.Tensor | None = None
+        self._seen: tuple[tuple[int, ...], torch.device] | None = None
+
+    @property
+    def keep(self) -> torch.Tensor | None:
+        """Factors ``(1, *half)`` of the half spectrum of the last image; ``None`` before the first."""
+        if self._seen is None:
+            return None
+        shape, device = self._seen
+        kept = torch.tensor([[ring not in self.rings for ring in self.candidates]], device=device)
+        return _look_up_rings(kept, shape, self.candidates, self.center_radius, self.spacing)[0]
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to act, and which rings to remove."""
@@ -442,15 +466,22 @@ class RandFourierBandStop(RandomizableTransform):
         """Apply to ``img`` (C, *S); integers become float32. ``randomize=False`` repeats the last draw."""
         if randomize:
             self.randomize()
+        image = _as_tensor(img)
+        plain = image.as_subclass(torch.Tensor)
+        self._seen = (tuple(plain.shape[1:]), plain.device)
         if not self._do_transform:
-            image = _as_tensor(img)
-            self.keep = torch.ones((1, *image.shape[1:-1], image.shape[-1] // 2 + 1), device=image.device)
             return image
-        image, plain = _as_image(img)
-        kept = torch.tensor([[ring not in self.rings for ring in self.candidates]], device=plain.device)
-        keep = _look_up_rings(kept, plain.shape[1:], self.candidates, self.center_radius, self.spacing)
-        self.keep = keep[0]
-        out = apply_band_stop(plain, keep[0, 0])
+        _check_shape_of(plain)
+        step = None if self.spacing is None else tuple(float(value) for value in self.spacing)
+        samples = _ring_samples(self._seen[0], self.candidates, float(self.center_radius), step, plain.device)
+
+        def stop(spectrum: torch.Tensor) -> torch.Tensor:
+            flat = _check_finite(spectrum).flatten(1)
+            for ring in self.rings:  # fewer samples than a product with `keep` touches
+                flat.index_fill_(1, samples[ring], 0)
+            return flat.view_as(spectrum)
+
+        out = _filter(plain, plain.ndim - 1, stop)
         return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
 
 
@@ -536,14 +567,15 @@ def _as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
     return img if isinstance(img, torch.Tensor) else convert_to_tensor(img, track_meta=get_track_meta())
 
 
-def _as_image(img: NdarrayOrTensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The image with its metadata, and as a plain tensor that has been checked."""
-    image = _as_tensor(img)
-    plain = image.as_subclass(torch.Tensor)
-    if plain.ndim < 2 or plain.ndim > 4 or plain.numel() == 0:
+def _check_shape_of(image: torch.Tensor) -> None:
+    if image.ndim < 2 or image.ndim > 4 or image.numel() == 0:
         raise ValueError(
-            f"the image must be (C, *S) with 1 to 3 spatial axes and no empty one, got shape {tuple(plain.shape)}."
+            f"the image must be (C, *S) with 1 to 3 spatial axes and no empty one, got shape {tuple(image.shape)}."
         )
-    if not math.isfinite(float(plain.sum(dtype=torch.float64 if plain.dtype == torch.float64 else torch.float32))):
+
+
+def _check_finite(spectrum: torch.Tensor) -> torch.Tensor:
+    """``spectrum`` (C, *half) if its zero frequency, the sum of each channel, is finite."""
+    if not math.isfinite(float(spectrum.detach().flatten(1)[:, 0].abs().sum())):
         raise ValueError("the image holds NaN or infinite values, which a Fourier transform would spread everywhere.")
-    return image, plain
+    return spectrum
