@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Inference under automatic mixed precision on any device."""
+"""Inference under automatic mixed precision on any device, and as a mean over dropout masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SimpleInferer
 
-__all__ = ["AutocastInferer", "autocast_dtype"]
+from monai_usfm.networks.uncertainty import monte_carlo, to_logits
+
+__all__ = ["AutocastInferer", "DropoutInferer", "autocast_dtype"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,6 +62,34 @@ class AutocastInferer(Inferer):
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             output = self.inferer(inputs, network, *args, **kwargs)
         return _to_float32(output)
+
+
+class DropoutInferer(Inferer):
+    """Mean of the class probabilities over random dropout masks, see :func:`~monai_usfm.networks.monte_carlo`.
+
+    Args:
+        samples: passes through the network, at least 2.
+        seed: fixes the dropout masks.
+        inferer: runs the network on one batch; default :class:`monai.inferers.SimpleInferer`.
+
+    Raises:
+        ValueError: on calling, for fewer than two samples, or a network without dropout of a positive rate.
+    """
+
+    def __init__(self, samples: int = 16, seed: int = 0, inferer: Inferer | None = None) -> None:
+        super().__init__()
+        self.samples = samples
+        self.seed = seed
+        self.inferer = SimpleInferer() if inferer is None else inferer
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """``(B, C, *S)`` -> logits of the mean probabilities, in the shape that the network returns."""
+
+        def one_pass(images: torch.Tensor) -> torch.Tensor:
+            return self.inferer(images, network, *args, **kwargs)
+
+        probabilities, _ = monte_carlo(one_pass, inputs, self.samples, self.seed, module=network)
+        return to_logits(probabilities)
 
 
 def _to_float32(output: Any) -> Any:

@@ -107,7 +107,7 @@ class Report:
             if kind == "heading":
                 lines.append(f"<h2>{html.escape(content)}</h2>")
             elif kind in ("text", "note"):
-                lines.append(f"<p{' class=note' if kind == 'note' else ''}>{html.escape(content)}</p>")
+                lines.append(f'<p class="{kind}">{html.escape(content)}</p>')
             elif kind == "picture":
                 data = base64.b64encode((folder / content[0]).read_bytes()).decode()
                 caption = html.escape(content[1])
@@ -146,10 +146,11 @@ def write_content(report: Report, folder: Path, pictures: dict[str, Path]) -> No
         )
     report.table(rows)
     labelled = settings["scratch"].get("training_items", "?")
+    unlabelled = run_settings(folder / "pretraining").get("training_items", "?")
     report.text(
-        f"Both segmentations saw the same {labelled} labelled {images} in the same number of steps with the same seed, "
-        f"and were scored on the same {len(shared)} test images. The encoder was pretrained on "
-        f"{run_settings(folder / 'pretraining').get('training_items', '?')} {pretraining_images} without labels. From "
+        f"Both segmentations saw the same {counted(labelled, plan['simulated_segmentation'], 'labelled ')} in the same "
+        f"number of steps with the same seed, and were scored on the same {len(shared)} test images. The encoder was "
+        f"pretrained on {counted(unlabelled, plan['simulated_pretraining'])} without labels. From "
         "scratch all layers learn at the full rate; from the pretrained encoder early layers learn more slowly. One "
         "training run each: the interval covers the choice of test images, not the luck of a run. A demonstration of "
         "minutes, no evidence about the method."
@@ -194,6 +195,11 @@ def write_content(report: Report, folder: Path, pictures: dict[str, Path]) -> No
     }
     versions = {"python": platform.python_version(), **record.get("versions", {})}
     report.table([["name", "value"], *[[name, str(value)] for name, value in {**versions, **machine}.items()]])
+
+
+def counted(number: int | str, simulated: bool, kind: str = "") -> str:
+    """A number of images, in words: ``3 labelled simulated images``, ``3 of your labelled images``."""
+    return f"{number} {kind}simulated images" if simulated else f"{number} of your {kind}images"
 
 
 def run_settings(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,16 @@ def shared_data() -> Path:
     if not (folder / "busbra" / "dataset.json").is_file():
         pytest.skip(f"no development images at {folder}; set MONAI_USFM_DATA to the folder that holds busbra/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def copy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Copies a bundle's folder, without its weights, to where nothing of the checkout is."""
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    unwanted = shutil.ignore_patterns("output", "eval", "*.pt")
+
+    def copy(name: str) -> Path:
+        target = tmp_path_factory.mktemp("elsewhere") / name
+        return Path(shutil.copytree(REPOSITORY / "bundles" / name, target, ignore=unwanted))
+
+    return copy

@@ -1,10 +1,11 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the four bundles have in common: how inference reads a file, which lists they refuse."""
+"""What the four bundles have in common: how inference reads a file, which lists they refuse, their metadata."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import itk
@@ -12,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
@@ -138,3 +139,23 @@ def test_a_patient_in_two_splits_stops_every_bundle(repository, tmp_path, bundle
         parser.get_parsed_content("sections")
     assert isinstance(error.value.__cause__, ValueError)
     assert "patient one (training, test)" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_fits_the_schema_and_the_changelog(repository, tmp_path, bundle):
+    meta = repository / "bundles" / f"usfm_{bundle}" / "configs" / "metadata.json"
+    content = json.loads(meta.read_text())
+    assert content["version"] == next(iter(content["changelog"]))  # newest first
+    schema = repository.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("no copy of the schema beside the checkout")
+    assert content["schema"].endswith(schema.name)
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(meta), filepath=str(tmp_path / "schema.json"))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_network_has_the_inputs_and_outputs_of_the_metadata(copy_bundle, bundle):
+    configs = copy_bundle(f"usfm_{bundle}") / "configs"
+    meta, config = str(configs / "metadata.json"), str(configs / "inference.json")
+    verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")

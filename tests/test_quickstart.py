@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,52 @@ def test_html_report_needs_no_other_file(finished):
     assert len(sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "href" not in page
+
+
+class Elements(HTMLParser):
+    """The tree of a page: what each element is in, and which tags are closed out of order or never."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.inside, self.faults = [], set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.inside.add((self.open[-1] if self.open else None, tag))
+        names = [name for name, _ in attrs]
+        self.faults += [f"attribute of {tag}" for name in set(names) if names.count(name) > 1]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}>")
+
+
+def test_html_report_is_valid(finished):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    elements = Elements()
+    elements.feed(page)
+    elements.close()
+    assert elements.faults == [] and elements.open == []
+    allowed = {"html": {"head", "body"}, "head": {"meta", "title", "style"}, "figure": {"img", "figcaption"}}
+    allowed |= {"body": {"h1", "h2", "p", "table", "figure"}, "table": {"tr"}, "tr": {"th", "td"}, None: {"html"}}
+    assert all(tag in allowed.get(parent, ()) for parent, tag in elements.inside)
+    assert re.findall(r"<img (?!alt=)", page) == []
+
+
+@pytest.mark.parametrize(
+    ("simulated", "words"),
+    [(True, "the same 7 labelled simulated images in"), (False, "the same 7 of your labelled images in")],
+)
+def test_report_counts_images_in_english(report, tmp_path, simulated, words):
+    folder = finished_run(tmp_path / "out", [0.8, 0.7], [0.5, 0.5], simulated)
+    assert report.main([str(folder)]) == 0
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert words in text
+    assert ("on 31 simulated images without labels" if simulated else "on 31 of your images without labels") in text
 
 
 def test_report_states_the_means_that_were_measured(finished):

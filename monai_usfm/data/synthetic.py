@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from monai_usfm.data.simulation import (
     to_beams,
     to_image,
 )
+from monai_usfm.files import whole_file, write_text_atomically
 from monai_usfm.transforms.beam import BeamGeometry
 
 __all__ = ["SyntheticUltrasound", "write_synthetic_dataset"]
@@ -542,7 +542,7 @@ def write_synthetic_dataset(
         "classes": {organ: list(CLASS_NAMES[organ]) for organ in world.organs},
         **sections,
     }
-    _replace(target, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+    write_text_atomically(target, json.dumps(content, indent=1))
     return target
 
 
@@ -555,22 +555,13 @@ def _is_complete(folder: Path, datalist: dict[str, Any]) -> bool:
 def _save(path: Path, values: torch.Tensor, spacing: torch.Tensor, scale: bool) -> None:
     array = (values * 255).round().to(torch.uint8).numpy() if scale else values.to(torch.uint8).numpy()
     if array.ndim == 2:
-        _replace(path, lambda part: Image.fromarray(array).save(part, format="PNG"))
+        with whole_file(path) as part:
+            Image.fromarray(array).save(part, format="PNG")
         return
     import nibabel
 
     affine = np.diag([*(float(s) for s in spacing.flip(0)), 1.0])
     volume = nibabel.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
     volume.header.set_xyzt_units("mm")
-    _replace(path, lambda part: nibabel.save(volume, part))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write to a temporary name beside ``path``, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        nibabel.save(volume, part)

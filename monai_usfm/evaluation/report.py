@@ -4,13 +4,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,35 +17,16 @@ import torch
 from monai.config import PathLike
 
 from monai_usfm import __version__
+from monai_usfm.files import whole_file, write_csv
 
 __all__ = ["conditions_of_run", "file_digest", "markdown_table", "save_figure", "write_csv", "write_whole"]
 
 
 def write_whole(path: PathLike, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path`` and rename it when complete: nobody reads half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return path
-
-
-def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows as CSV, columns in the order in which they first appear; a row without a column leaves it empty."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-
-    def write(file: Path) -> None:
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    return write_whole(path, write)
+    """Let ``write`` fill a file, see :func:`~monai_usfm.files.whole_file`."""
+    with whole_file(path) as part:
+        write(part)
+    return Path(path)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -30,6 +30,7 @@ from monai_usfm.handlers.records import (
     save_panels,
     write_text_atomically,
 )
+from monai_usfm.handlers.report import EvaluationReport
 from monai_usfm.handlers.segmentation import SegmentationReport, score_case, segmentation_panels
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "EmbeddingSaver",
     "EnhancementReport",
     "EpochSeed",
+    "EvaluationReport",
     "ExportWeights",
     "FiniteLoss",
     "GradientClip",

@@ -16,23 +16,18 @@ from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch.nn.utils import parametrize
 
+from monai_usfm.files import whole_file
+
 __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
 
 
 def save_atomically(state: Any, path: str | os.PathLike) -> Path:
     """``torch.save`` to a temporary file, then rename: readers see the old file or the new one, whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    with whole_file(path) as part, open(part, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(path)
 
 
 def _plain(module: Any) -> Any:

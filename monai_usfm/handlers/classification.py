@@ -4,9 +4,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.evaluation.scores import classification_scores
-from monai_usfm.handlers.records import write_text_atomically
+from monai_usfm.files import whole_file, write_csv
+from monai_usfm.handlers.report import EvaluationReport
 
 __all__ = ["ClassificationReport", "ClassificationScore", "save_confusion"]
 
@@ -104,15 +101,12 @@ def save_confusion(
             ink = (255, 255, 255) if share > 0.5 else (0, 0, 0)
             text = f"{count}\n{share:.0%}" if sum(counts) else "-"
             draw.multiline_text((x + column / 2, y + cell / 2), text, fill=ink, font=font, anchor="mm", align="center")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    canvas.save(temporary, format="PNG")
-    os.replace(temporary, path)
-    return path
+    with whole_file(path) as part:
+        canvas.save(part, format="PNG")
+    return Path(path)
 
 
-class ClassificationReport:
+class ClassificationReport(EvaluationReport):
     """Tables of probabilities, scores and a picture of the confusion matrix, written after an evaluation.
 
     - ``images.csv``: a row per image with its file, patient, class, predicted class and the probability of each class;
@@ -125,7 +119,7 @@ class ClassificationReport:
     - ``confusion.png``: the confusion matrix, of patients where there are any.
 
     Attach it to an evaluator that decollates and has probabilities ``(K,)`` under ``pred``. Without classes, as in
-    inference, only the tables are written. With several processes the first one writes for all.
+    inference, only the tables are written.
 
     Args:
         output_dir: folder of the files, which are replaced atomically.
@@ -136,71 +130,54 @@ class ClassificationReport:
     """
 
     def __init__(self, output_dir: str, class_names: Sequence[str] | None = None) -> None:
-        self.folder = Path(output_dir)
+        super().__init__(output_dir)
         self.class_names = None if class_names is None else [str(name) for name in class_names]
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-
-    def _collect(self, engine: Engine) -> None:
+    def collect(self, engine: Engine) -> list[dict[str, Any]]:
+        rows = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
             probabilities = torch.as_tensor(item["pred"]).flatten().tolist()
             if self.class_names is not None and len(self.class_names) != len(probabilities):
                 raise ValueError(f"class_names has {len(self.class_names)} names for {len(probabilities)} classes.")
             label = item.get("label")
-            self.rows.append(
+            number = len(self.rows) + len(rows)
+            rows.append(
                 {
-                    "image": str(getattr(given["image"], "meta", {}).get("filename_or_obj", len(self.rows))),
+                    "image": str(getattr(given["image"], "meta", {}).get("filename_or_obj", number)),
                     "patient": given.get("patient"),
                     "class": None if label is None else int(label),
                     "probabilities": probabilities,
                 }
             )
 
-    def _write(self, engine: Engine) -> None:
-        rows = self.rows
-        if dist.is_available() and dist.is_initialized():
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, rows)
-            if dist.get_rank() > 0:
-                return
-            rows = [row for part in parts for row in part]
-        if not rows:
-            return
+        return rows
+
+    def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         names = self.class_names or [str(number) for number in range(len(rows[0]["probabilities"]))]
-        write_text_atomically(self.folder / "images.csv", _table(rows, names))
+        write_csv(self.folder / "images.csv", _table(rows, names))
         patients = _by_patient(rows) if all(row["patient"] is not None for row in rows) else []
         if patients:
-            write_text_atomically(self.folder / "patients.csv", _table(patients, names))
+            write_csv(self.folder / "patients.csv", _table(patients, names))
         if any(row["class"] is None for row in rows):
             engine.logger.info(f"probabilities of {len(rows)} images written to {self.folder}.")
             return
         summary: dict[str, Any] = {"classes": names, "images": _summary(rows)}
         if patients:
             summary["patients"] = _summary(patients)
-        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        self.write_summary(engine, summary)
         unit = "patients" if patients else "images"
         save_confusion(self.folder / "confusion.png", summary[unit]["confusion_matrix"], names, unit)
-        engine.logger.info(f"classification report: {json.dumps(summary)}")
 
 
-def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """CSV text; the columns of the probabilities are ``p_<class>``."""
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows as they are shown; the columns of the probabilities are ``p_<class>``."""
     keys = [key for key in ("image", "patient", "images", "class") if rows[0].get(key) is not None]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "prediction", *[f"p_{name}" for name in names]])
-    for row in rows:
-        values = [names[row[key]] if key == "class" else row[key] for key in keys]
-        probabilities = row["probabilities"]
-        writer.writerow([*values, names[_largest(probabilities)], *[f"{p:.6f}" for p in probabilities]])
-    return text.getvalue()
+    return [
+        {key: names[row[key]] if key == "class" else row[key] for key in keys}
+        | {"prediction": names[_largest(row["probabilities"])]}
+        | {f"p_{name}": f"{p:.6f}" for name, p in zip(names, row["probabilities"], strict=True)}
+        for row in rows
+    ]
 
 
 def _largest(values: Sequence[float]) -> int:

@@ -4,9 +4,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from monai_usfm.handlers.records import write_text_atomically
+from monai_usfm.files import whole_file, write_csv
 from monai_usfm.networks.nets.features import FeatureExtractor
 
 __all__ = ["EmbeddingSaver"]
@@ -71,19 +68,16 @@ class EmbeddingSaver:
                 )
 
     def _save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, self.folder / name)
+        with whole_file(self.folder / name) as part:
+            np.savez_compressed(part, **arrays)
 
     def _write(self, engine: Engine) -> None:
         if not self.vectors:
             return
         vectors = np.stack(self.vectors)
         self._save("embeddings.npz", {"embeddings": vectors, "images": np.array(self.names)})
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["image", *[f"feature_{i}" for i in range(vectors.shape[1])]])
-        table.writerows([name, *[f"{v:.6g}" for v in vector]] for name, vector in zip(self.names, vectors, strict=True))
-        write_text_atomically(self.folder / "embeddings.csv", text.getvalue())
+        rows = [
+            {"image": name, **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(vector)}}
+            for name, vector in zip(self.names, vectors, strict=True)
+        ]
+        write_csv(self.folder / "embeddings.csv", rows)

@@ -4,22 +4,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ignite import distributed as idist
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.metrics import PSNRMetric, SSIMMetric
 
-from monai_usfm.handlers.records import write_text_atomically
+from monai_usfm.handlers.report import EvaluationReport
 from monai_usfm.metrics import (
     CNRMetric,
     EnhancementQualityMetric,
@@ -158,7 +153,7 @@ def enhancement_panels(output: Sequence[Mapping[str, Any]]) -> dict[str, torch.T
     return panels
 
 
-class EnhancementReport:
+class EnhancementReport(EvaluationReport):
     """Writes ``cases.csv`` (four rows per image) and ``summary.json`` after an evaluation.
 
     The rows are the input, the enhanced image, and the input after two Gaussian blurs: one that changes it as much as
@@ -178,54 +173,41 @@ class EnhancementReport:
     """
 
     def __init__(self, output_dir: str, dynamic_range_db: float = 60.0, window: int = 9) -> None:
-        self.folder = Path(output_dir)
+        super().__init__(output_dir)
         self.dynamic_range_db = dynamic_range_db
         self.window = window
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-
-    def _collect(self, engine: Engine) -> None:
+    def collect(self, engine: Engine) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
         for source, item in zip(engine.state.batch, engine.state.output, strict=True):
             before, after, target = (_plain(item[key])[:1].float() for key in ("image", "pred", "label"))
             masks = [_plain(source[key]).to(before.device) if key in source else None for key in ("roi", "background")]
             blurs = matched_blur(before[None], after[None]), best_blur(before[None], target[None])
             meta = getattr(source["image"], "meta", {})
-            name = str(meta.get("filename_or_obj", f"image_{len(self.rows) // len(METHODS):06d}"))
+            number = (len(self.rows) + len(rows)) // len(METHODS)
+            name = str(meta.get("filename_or_obj", f"image_{number:06d}"))
             images = (before, after, *(blurred[0] for blurred, _ in blurs))
             sigmas = (0.0, 0.0, *(sigma for _, sigma in blurs))
             for method, image, sigma in zip(METHODS, images, sigmas, strict=True):
                 scores = score_enhancement(image, target, *masks, self.window, self.dynamic_range_db)
-                self.rows.append({"image": name, "method": method, "blur_sigma": sigma, **scores})
+                rows.append({"image": name, "method": method, "blur_sigma": sigma, **scores})
+        return rows
 
-    def _write(self, engine: Engine) -> None:
-        if not self.rows or idist.get_rank() > 0:
-            return
-        text = io.StringIO()
-        table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
-        write_text_atomically(self.folder / "cases.csv", text.getvalue())
-        summary = self._summary()
-        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-        engine.logger.info(f"enhancement report: {json.dumps(summary)}")
+    def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
+        self.write_table("cases.csv", rows)
+        summary = self._summary(rows)
+        self.write_summary(engine, summary)
         lost = [score for score, share in summary["blur_wins"].items() if share is not None and share > 0.5]
         if lost:
             engine.logger.warning(f"a Gaussian blur beats the network on most images in {', '.join(lost)}.")
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = {
-            (method, score): np.array([row[score] for row in self.rows if row["method"] == method])
+            (method, score): np.array([row[score] for row in rows if row["method"] == method])
             for method in METHODS
             for score in ("blur_sigma", *SCORES)
         }
-        summary: dict[str, Any] = {"cases": len(self.rows) // len(METHODS)}
+        summary: dict[str, Any] = {"cases": len(rows) // len(METHODS)}
         for method in METHODS:
             summary[method] = {score: _mean(values[method, score]) for score in SCORES}
         for method in BLURS:

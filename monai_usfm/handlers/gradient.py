@@ -10,7 +10,14 @@ import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
-__all__ = ["FiniteLoss", "GradientClip"]
+__all__ = ["FiniteLoss", "GradientClip", "loss_of"]
+
+
+def loss_of(engine: Engine, name: str = "loss") -> float:
+    """The loss in the output of a trainer, decollated or not."""
+    output = engine.state.output
+    loss = (output[0] if isinstance(output, list) else output)[name]
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
 
 class FiniteLoss:
@@ -24,7 +31,7 @@ class FiniteLoss:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        loss = float(engine.state.output["loss"])
+        loss = loss_of(engine)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at iteration {engine.state.iteration}, epoch {engine.state.epoch}: lower "

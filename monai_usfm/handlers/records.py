@@ -21,17 +21,10 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from PIL import Image, ImageDraw
 
+from monai_usfm.files import whole_file, write_csv, write_text_atomically
+from monai_usfm.handlers.gradient import loss_of
+
 __all__ = ["MetricsTable", "PictureHandler", "Progress", "RunRecord", "save_panels", "write_text_atomically"]
-
-
-def write_text_atomically(path: str | os.PathLike, text: str) -> Path:
-    """Write a text file under a temporary name, then rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 class Progress:
@@ -65,9 +58,7 @@ class Progress:
         self.started, self.images, self.total = time.perf_counter(), 0, 0.0
 
     def _step(self, engine: Engine) -> None:
-        output = engine.state.output
-        output = output[0] if isinstance(output, list) else output
-        self.total += float(output[self.loss])
+        self.total += loss_of(engine, self.loss)
         self.images += len(engine.state.batch["image"]) if isinstance(engine.state.batch, Mapping) else 0
         out = self._out()
         if out.isatty():
@@ -148,9 +139,7 @@ class MetricsTable:
         self.losses, self.started, self.validated = [], time.perf_counter(), False
 
     def _step(self, engine: Engine) -> None:
-        output = engine.state.output
-        output = output[0] if isinstance(output, list) else output
-        self.losses.append(float(output[self.loss]))
+        self.losses.append(loss_of(engine, self.loss))
 
     def _write(self, engine: Engine) -> None:
         row: dict[str, Any] = {
@@ -167,16 +156,8 @@ class MetricsTable:
         self.rows.append(row)
         if idist.get_rank() > 0:
             return
-        fields = list(dict.fromkeys(name for entry in self.rows for name in entry))
-        lines = [",".join(fields)]
-        for entry in self.rows:
-            lines.append(",".join(_csv_field(str(entry.get(name) or "")) for name in fields))
-        write_text_atomically(self.path, "\n".join(lines) + "\n")
+        write_csv(self.path, self.rows)
         write_text_atomically(self.path.with_suffix(".json"), json.dumps(self.rows, indent=1) + "\n")
-
-
-def _csv_field(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
 
 
 class RunRecord:
@@ -280,12 +261,9 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
         for row, picture in enumerate(column):
             canvas.paste(Image.fromarray(picture.numpy()), (left, header + row * (height + gap)))
         left += width + gap
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    canvas.save(temporary, format="PNG")
-    os.replace(temporary, path)
-    return path
+    with whole_file(path) as part:
+        canvas.save(part, format="PNG")
+    return Path(path)
 
 
 class PictureHandler:

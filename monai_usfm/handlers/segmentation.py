@@ -4,21 +4,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 from monai.networks.utils import one_hot
 
-from monai_usfm.handlers.records import write_text_atomically
+from monai_usfm.handlers.report import EvaluationReport
 
 __all__ = ["SegmentationReport", "score_case", "segmentation_panels"]
 
@@ -98,7 +94,7 @@ def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> to
     return colour
 
 
-class SegmentationReport:
+class SegmentationReport(EvaluationReport):
     """Writes ``cases.csv`` (a row per case and class) and ``summary.json`` (means per class) after an evaluation.
 
     Attach it to an evaluator that decollates, with class indices ``(1, *S)`` under ``pred`` and ``label``. The pixel
@@ -111,48 +107,34 @@ class SegmentationReport:
     """
 
     def __init__(self, output_dir: str, num_classes: int) -> None:
-        self.folder = Path(output_dir)
+        super().__init__(output_dir)
         self.num_classes = num_classes
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-
-    def _collect(self, engine: Engine) -> None:
+    def collect(self, engine: Engine) -> list[dict[str, Any]]:
+        rows = []
         for item in engine.state.output:
             label, prediction = item["label"], item["pred"]
             spacing = _known_spacing(label)
-            name = str(item["image"].meta.get("filename_or_obj", len(self.rows)))
+            name = str(item["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
             for row in score_case(torch.as_tensor(prediction), torch.as_tensor(label), self.num_classes, spacing):
-                self.rows.append({"image": name, **row, "unit": "px" if spacing is None else "mm"})
+                rows.append({"image": name, **row, "unit": "px" if spacing is None else "mm"})
+        return rows
 
-    def _write(self, engine: Engine) -> None:
-        if not self.rows:
-            return
-        text = io.StringIO()
-        table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
-        write_text_atomically(self.folder / "cases.csv", text.getvalue())
-        summary = {"cases": len({row["image"] for row in self.rows})}
+    def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
+        self.write_table("cases.csv", rows)
+        summary: dict[str, Any] = {"cases": len({row["image"] for row in rows})}
         for number in range(1, self.num_classes):
-            rows = [row for row in self.rows if row["class"] == number]
-            units = {row["unit"] for row in rows}
+            of_class = [row for row in rows if row["class"] == number]
+            units = {row["unit"] for row in of_class}
             entry: dict[str, Any] = {"unit": units.pop() if len(units) == 1 else "mixed mm and px: do not average"}
             for name in ("dice", "iou", "hd95", "asd"):
-                values = np.array([row[name] for row in rows])
+                values = np.array([row[name] for row in of_class])
                 entry[name] = float(np.nanmean(values)) if np.isfinite(values).any() else None
                 entry[f"{name}_std"] = float(np.nanstd(values)) if np.isfinite(values).any() else None
-            entry["missed"] = sum(row["missed"] for row in rows)
-            entry["invented"] = sum(row["invented"] for row in rows)
+            entry["missed"] = sum(row["missed"] for row in of_class)
+            entry["invented"] = sum(row["invented"] for row in of_class)
             summary[f"class_{number}"] = entry
-        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-        engine.logger.info(f"segmentation report: {json.dumps(summary)}")
+        self.write_summary(engine, summary)
 
 
 def _known_spacing(label: torch.Tensor) -> list[float] | None:

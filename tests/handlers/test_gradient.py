@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 
 from monai_usfm.handlers import FiniteLoss, GradientClip
+from monai_usfm.handlers.gradient import loss_of
 
 
 def trained_weight(targets: list[float], accumulation: int, max_norm: float | None, handlers=()) -> torch.Tensor:
@@ -66,3 +70,13 @@ def test_norm_that_is_not_positive_is_refused(norm: float) -> None:
 def test_loss_that_is_no_number_stops_before_the_weights_change(bad: float) -> None:
     with pytest.raises(FloatingPointError, match=r"at iteration 2, epoch 1.*learning_rate"):
         trained_weight([1.0, bad, 1.0], 1, None, [FiniteLoss()])
+
+
+def test_noting_the_loss_of_a_step_does_not_warn() -> None:
+    engine = Engine(lambda _, batch: {"loss": torch.ones(1, requires_grad=True).sum() * batch})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notes: list[float] = []
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: notes.append(loss_of(e)))
+        engine.run([2.0, 3.0])
+    assert notes == [2.0, 3.0]

@@ -294,3 +294,16 @@ def test_maps_never_get_finer_than_a_pixel_of_an_anisotropic_patch(head):
 def test_heads_refuse_what_they_cannot_build(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_upernet_with_batch_norm_names_what_a_batch_of_one_needs(dims):
+    shape = (1, 1, *[32] * dims)
+    encoder = UltrasoundViT(32, 8, spatial_dims=dims, hidden_size=24, mlp_dim=48, num_layers=4, num_heads=2)
+    net = UltrasoundSegmenter(encoder, 2, "upernet", width=8).train()
+    with pytest.raises(ValueError, match=r"batch of one image: use a batch_size of 2 or more, or group norm"):
+        net(torch.rand(shape))
+    assert net(torch.rand(2, *shape[1:])).shape == (2, 2, *shape[2:])
+    assert net.eval()(torch.rand(shape)).shape == (1, 2, *shape[2:])
+    grouped = UltrasoundSegmenter(encoder, 2, "upernet", width=8, norm=("group", {"num_groups": 2})).train()
+    assert grouped(torch.rand(shape)).shape == (1, 2, *shape[2:])

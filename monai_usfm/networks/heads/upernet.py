@@ -105,7 +105,7 @@ class UPerNetHead(nn.Module):
         num_classes: channels of the output.
         patch_size: patch size of the encoder, one number per spatial axis.
         width: channels inside the head. The official 768 costs 85 % of a ViT-B segmenter's operations.
-        norm: MONAI norm name; ``"instance"`` or ``("group", {"num_groups": 8})`` suit small batches.
+        norm: MONAI norm name; ``("group", {"num_groups": 8})`` suits small batches, and batches of one image.
         dropout: rate of the channel dropout before the last layers.
         auxiliary: also classify the third map, in training: :meth:`forward` then returns ``[logits, auxiliary
             logits]``, which ``monai.losses.DeepSupervisionLoss(loss, weights=[1.0, 0.4])`` takes.
@@ -141,6 +141,7 @@ class UPerNetHead(nn.Module):
         self.conv_seg = Conv[Conv.CONV, dims](width, num_classes, kernel_size=1)
         self.auxiliary_head = _FCNHead(dims, hidden_size, num_classes, norm, dropout) if auxiliary else None
         self.mode = linear_mode(dims)
+        self.needs_two = isinstance(self.bottleneck.bn, nn.BatchNorm2d | nn.BatchNorm3d)  # one pooled cell per image
 
     def _resize(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
         return F.interpolate(x, size=size, mode=self.mode, align_corners=False)
@@ -149,7 +150,15 @@ class UPerNetHead(nn.Module):
         """Four maps ``(B, E, *grid)`` by depth, image ``(B, C, *S)`` -> logits ``(B, num_classes, *S)``.
 
         In training, and with ``auxiliary``, the auxiliary logits follow.
+
+        Raises:
+            ValueError: for one image in training with batch norm, which has nothing to normalise the pooled image by.
         """
+        if self.training and self.needs_two and image.shape[0] == 1:
+            raise ValueError(
+                "UPerNet with batch norm cannot be trained on a batch of one image: use a batch_size of 2 or more, or "
+                "group norm (network_def#norm)."
+            )
         deepest = self.fpn4(maps[3])
         context = [deepest]
         for pool in self.psp_modules:

@@ -1,0 +1,50 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are complete or absent: written under another name, then renamed."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+
+__all__ = ["whole_file", "write_csv", "write_text_atomically"]
+
+
+@contextmanager
+def whole_file(path: PathLike) -> Iterator[Path]:
+    """A name beside ``path`` to write to, renamed to ``path`` at the end: nobody reads half a file.
+
+    The name has the ending of ``path``, by which many writers choose the format. Folders are made. After an error the
+    old file is as it was, and nothing else is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: PathLike, text: str) -> Path:
+    """Write a text file, see :func:`whole_file`."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows as CSV, columns in the order in which they first appear; a row without a column leaves it empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return Path(path)

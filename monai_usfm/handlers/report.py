@@ -1,0 +1,73 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the reports of an evaluation have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from ignite import distributed as idist
+from ignite.engine import Engine, Events
+
+from monai_usfm.files import write_csv, write_text_atomically
+
+__all__ = ["EvaluationReport"]
+
+Row = dict[str, Any]
+
+
+class EvaluationReport:
+    """Collects rows during an evaluation and writes files at its end; of several processes the first, for all.
+
+    Subclasses say what the rows of a batch are (:meth:`collect`) and what is written (:meth:`write`). Attach it to an
+    evaluator that decollates.
+
+    Args:
+        output_dir: folder of the files, which are replaced atomically.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.folder = Path(output_dir)
+        self.rows: list[Row] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def collect(self, engine: Engine) -> Sequence[Row]:
+        """Rows of the batch that ``engine`` has just evaluated; ``self.rows`` holds those before."""
+        raise NotImplementedError
+
+    def write(self, engine: Engine, rows: list[Row]) -> None:
+        """Write the files; there is at least one row."""
+        raise NotImplementedError
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+
+    def _collect(self, engine: Engine) -> None:
+        self.rows.extend(self.collect(engine))
+
+    def _finish(self, engine: Engine) -> None:
+        rows = self.rows
+        if idist.get_world_size() > 1:
+            parts: list[Any] = [None] * idist.get_world_size()
+            dist.all_gather_object(parts, rows)
+            rows = [row for part in parts for row in part]
+        if rows and idist.get_rank() == 0:
+            self.write(engine, rows)
+
+    def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows as CSV, floats with five decimals."""
+        shown = [{k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        write_csv(self.folder / name, shown)
+
+    def write_summary(self, engine: Engine, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json`` and log it."""
+        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        engine.logger.info(f"{type(self).__name__}: {json.dumps(summary)}")
