@@ -12,12 +12,12 @@ What is not given (size, image size, axes, channels, positions) is as in the sou
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import torch
 
+from monai_usfm.files import whole_file
 from monai_usfm.networks import (
     UltrasoundViT,
     encoder_arguments,
@@ -98,14 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write to a temporary name beside ``path``, then rename: the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(dict(state), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the file whole or not at all."""
+    with whole_file(path) as part:
+        torch.save(dict(state), part)
 
 
 if __name__ == "__main__":

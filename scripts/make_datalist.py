@@ -32,6 +32,7 @@ import torch
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.data.duplicates import difference_hash, joined_groups, near_duplicates
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES, file_format
+from monai_usfm.files import write_text_atomically
 
 SECTIONS = ("training", "validation", "test")
 LABEL_FOLDERS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "gt"}
@@ -273,13 +274,7 @@ def write(
             if e.unreadable
         ],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".part-{os.getpid()}-{output.name}")
-    try:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text_atomically(output, json.dumps(content, indent=1) + "\n")
 
 
 def report(
