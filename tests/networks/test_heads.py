@@ -259,19 +259,30 @@ def test_decoder_refines_the_coarsest_axes_first(patch, finest, strides):
     assert pyramid_strides(patch, finest) == strides
 
 
-def test_decoder_sees_pixels_and_maps_at_the_place_they_belong_to():
+@pytest.mark.parametrize("finest", [1, 2])
+def test_decoder_sees_pixels_and_maps_at_the_place_they_belong_to(finest):
     torch.manual_seed(0)
-    decoder = PyramidDecoder(8, 1, (4, 8), num_maps=2, width=8, normalize=False).eval()
-    image = torch.zeros(1, 1, 64, 64, requires_grad=True)
-    maps = [torch.randn(1, 8, 16, 8, requires_grad=True) for _ in range(2)]
+    decoder = PyramidDecoder(8, 1, (4, 8), num_maps=2, width=8, finest=finest, normalize=False).eval()
+    image = torch.zeros(1, 1, 256, 256, requires_grad=True)
+    maps = [torch.randn(1, 8, 64, 32, requires_grad=True) for _ in range(2)]
     features = decoder(image, maps)
-    assert features.shape[2:] == image.shape[2:]
-    grads = torch.autograd.grad(features[0, :, 32, 32].square().sum(), [image, *maps])
+    assert features.shape[2:] == (256 // finest, 256 // finest)
+    at = 128 // finest
+    grads = torch.autograd.grad(features[0, :, at, at].square().sum(), [image, *maps])
+    # Far pixels and tokens have no influence, the place itself and its neighbours on all sides have.
     rows, columns = grads[0][0, 0].nonzero().unbind(1)
-    assert 32 in rows and rows.min() > 8 and rows.max() < 56 and columns.min() > 8 and columns.max() < 56
+    for found in (rows, columns):
+        assert 128 in found and 40 < found.min() < 120 and 136 < found.max() < 216
     for grad in grads[1:]:
         rows, columns = grad[0].abs().sum(0).nonzero().unbind(1)
-        assert 8 in rows and 4 in columns and rows.min() >= 4 and rows.max() <= 12
+        assert 32 in rows and 16 in columns
+        assert 20 < rows.min() < 32 < rows.max() < 44 and 8 < columns.min() < 16 < columns.max() < 24
+
+
+def test_segmenter_takes_a_window_of_one_patch():
+    encoder = UltrasoundViT(16, 8, hidden_size=24, mlp_dim=48, num_layers=4, num_heads=2)
+    net = UltrasoundSegmenter(encoder, 2, "pyramid", width=8).train()
+    assert net(torch.rand(1, 1, 8, 8)).shape == (1, 2, 8, 8)
 
 
 @pytest.mark.parametrize("head", ["upernet", "segvit"])

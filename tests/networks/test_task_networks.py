@@ -347,7 +347,7 @@ def test_an_enhancer_learns_to_remove_noise():
     rows = torch.linspace(0, 6, 48).sin().reshape(1, 1, 48, 1) * 0.3 + 0.5
     clean = rows.expand(4, 1, 48, 64)
     noisy = clean + 0.1 * torch.randn(4, 1, 48, 64)
-    net = UltrasoundEnhancer(encoder(), width=16)
+    net = UltrasoundEnhancer(encoder(), width=32)
     optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
     for _ in range(60):
         optimiser.zero_grad()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
-from monai.networks.layers.factories import Conv, Dropout
+from monai.networks.layers.factories import Dropout
 
-from monai_usfm.networks.heads.pyramid import PyramidDecoder
+from monai_usfm.networks.heads.pyramid import PyramidDecoder, upsampling
 from monai_usfm.networks.nets.task import TaskNetwork, crop_to, even_blocks, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
@@ -30,7 +30,8 @@ class UltrasoundEnhancer(TaskNetwork):
         encoder: the encoder.
         out_channels: channels of the output: those of the image, or 1, which corrects the mean over its channels.
         indices: encoder blocks whose outputs are decoded, by depth; None takes four at equal distances.
-        width: channels of the coarse decoder levels; a quarter of it at full resolution.
+        width: channels at the patch size, see :class:`PyramidDecoder`.
+        finest: stride in pixels of the finest convolutions: 1, 2 or 4.
         dropout: rate of the channel dropout before the last layer, for Monte-Carlo dropout.
 
     Raises:
@@ -43,6 +44,7 @@ class UltrasoundEnhancer(TaskNetwork):
         out_channels: int = 1,
         indices: Sequence[int] | None = None,
         width: int = 64,
+        finest: int = 1,
         dropout: float = 0.0,
     ) -> None:
         if out_channels not in (1, encoder.in_channels):
@@ -55,12 +57,12 @@ class UltrasoundEnhancer(TaskNetwork):
         self.grey = out_channels != encoder.in_channels
         dims = encoder.spatial_dims
         self.decoder = PyramidDecoder(
-            encoder.hidden_size, encoder.in_channels, encoder.patch_size, len(chosen), width, normalize=False
+            encoder.hidden_size, encoder.in_channels, encoder.patch_size, len(chosen), width, finest, normalize=False
         )
         self.dropout = Dropout[Dropout.DROPOUT, dims](dropout)
-        self.correction = Conv[Conv.CONV, dims](self.decoder.out_channels, out_channels, kernel_size=3, padding=1)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
+        self.correction = upsampling(dims, self.decoder.out_channels, out_channels, self.decoder.strides[-1])
+        for parameter in self.correction.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, out_channels, *S)``; within [0, 1] in evaluation."""
