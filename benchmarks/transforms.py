@@ -7,7 +7,8 @@ idle machine). A ratio is taken within each round and the table shows the median
 that a change of the machine's speed between rounds cancels. Peers that are not installed are skipped by name.
 
 To add a transform, write a function that takes an image ``(C, *S)`` and returns ``{name: callable}``, ours first, and
-decorate it with ``@group``.
+decorate it with ``@group``; or add a row to ``effects``, which compares each transform with its own peers and with a
+pair of Fourier transforms.
 """
 
 from __future__ import annotations
@@ -23,8 +24,24 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from monai.transforms import GibbsNoise, KSpaceSpikeNoise, RandGaussianNoise, RandRicianNoise
+from monai.transforms import (
+    CropForeground,
+    ForegroundMask,
+    GibbsNoise,
+    KSpaceSpikeNoise,
+    RandAdjustContrast,
+    RandAffine,
+    RandBiasField,
+    RandCoarseDropout,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandRicianNoise,
+    RandScaleIntensity,
+    RandZoom,
+)
 
+import monai_usfm.transforms as ours
+from monai_usfm.networks.blocks.token_mask import TokenMask
 from monai_usfm.transforms import (
     BeamGeometry,
     RandFourierBandStop,
@@ -167,6 +184,158 @@ def textbook(image: torch.Tensor, keep: torch.Tensor, axes: tuple[int, ...]) -> 
     return torch.fft.ifftn(torch.fft.ifftshift(spectrum, dim=axes), dim=axes).abs()
 
 
+FOURIER = "rfft and irfft"
+
+
+def sector(shape: tuple[int, ...]) -> tuple[torch.Tensor, BeamGeometry]:
+    """A convex scan of speckled tissue on black with a line of bright marks, and its beams."""
+    side = shape[-1]
+    geometry = BeamGeometry("convex", (-0.25 * side, (side - 1) / 2), (0.3 * side, 1.15 * side), (-0.45, 0.45))
+    speckle = ours.speckle_intensity(shape, psf_sigma=1.0, generator=torch.Generator().manual_seed(0))
+    tissue = ours.add_speckle(torch.full(shape, 0.6), speckle)
+    image = torch.where(geometry.mask(shape[-2:]).expand(1, *shape[1:]), tissue, 0.0)
+    image[..., 2:8, 4:40:4] = 1.0
+    return image, geometry
+
+
+def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dict[str, Callable[[], object]]]]:
+    """Every other transform, with what a user would take instead. All images share one known geometry."""
+    image, beam = sector(shape)
+    dims, size, array = len(shape) - 1, shape[1:], image.numpy()
+    picture = np.ascontiguousarray(array[0])
+    fov, batch = ours.FieldOfView()(image), image[None]
+    state = np.random.RandomState(0)
+    always = {"prob": 1.0}
+    monai: dict[str, Callable[[torch.Tensor], object]] = {
+        "RandScaleIntensity": RandScaleIntensity(factors=0.4, **always),
+        "RandBiasField": RandBiasField(**always),
+        "RandAdjustContrast": RandAdjustContrast(**always),
+        "RandCoarseDropout": RandCoarseDropout(holes=1, spatial_size=size[-1] // 4, **always),
+        "RandRicianNoise": RandRicianNoise(std=0.1, **always),
+        "RandZoom": RandZoom(min_zoom=0.8, max_zoom=1.2, **always),
+        "RandAffine": RandAffine(rotate_range=0.3, scale_range=0.1, padding_mode="zeros", **always),
+        "RandGaussianSmooth": RandGaussianSmooth(**always),
+        "ForegroundMask": ForegroundMask(threshold="otsu"),
+        "CropForeground": CropForeground(),
+    }
+
+    def peers(*names: str) -> dict[str, Callable[[], object]]:
+        return {f"MONAI {name}": lambda name=name: monai[name](image) for name in names}
+
+    def effect(name: str) -> Callable[[], object]:
+        transform = getattr(ours, name)(prob=1.0)
+        return lambda: transform(image, fov=fov, geometry=beam)
+
+    def probe(name: str) -> Callable[[], object]:
+        transform = getattr(ours, name)(prob=1.0)
+        return lambda: transform(image, geometry=beam)
+
+    def sliders() -> np.ndarray:
+        gain = np.interp(np.arange(size[-2]), np.linspace(0, size[-2] - 1, 8), state.uniform(-6, 6, 8)) / 60
+        return np.clip(array + gain[:, None].astype(np.float32), 0, 1)
+
+    to_beams = ours.ToBeamSpace()
+    from_beams, beams = ours.FromBeamSpace(size[-2:]), ours.ToBeamSpace()(image, beam)
+    fit = ours.FitBeam(fallback="linear")
+    find, crop, clean = ours.FieldOfView(), ours.CropFieldOfView(), ours.RemoveAnnotations()
+    recovery, augmentation = ours.NoiseRecovery(), ours.BatchAugmentation(size)
+    pipelines = {
+        name: getattr(ours, name)("image", size, fov_key="fov", geometry_key="beam")
+        for name in ("semantics_preserving_pipeline", "distilled_pipeline")
+    }
+    item = {"image": image, "fov": fov, "beam": beam}
+    rows: dict[str, tuple[Callable[[], object], dict[str, Callable[[], object]]]] = {
+        "RandGain": (effect("RandGain"), peers("RandScaleIntensity")),
+        "RandDepthAttenuation": (effect("RandDepthAttenuation"), peers("RandBiasField")),
+        "RandTimeGain": (effect("RandTimeGain"), {"NumPy, columns only": sliders}),
+        "RandDynamicRange": (effect("RandDynamicRange"), peers("RandAdjustContrast")),
+        "RandAcousticShadow": (effect("RandAcousticShadow"), peers("RandCoarseDropout")),
+        "RandPosteriorEnhancement": (effect("RandPosteriorEnhancement"), peers("RandBiasField")),
+        "RandReverberation": (effect("RandReverberation"), {}),
+        "RandHaze": (effect("RandHaze"), peers("RandRicianNoise")),
+        "RandWaveletDenoise": (effect("RandWaveletDenoise"), {}),
+        "RandCLAHE": (effect("RandCLAHE"), {}),
+        "RandSaltAndPepper": (effect("RandSaltAndPepper"), {}),
+        "RandDepthZoom": (probe("RandDepthZoom"), peers("RandZoom", "RandAffine")),
+        "RandProbeTypeChange": (probe("RandProbeTypeChange"), peers("RandAffine")),
+        "RandConvexityChange": (probe("RandConvexityChange"), peers("RandAffine")),
+        "ToBeamSpace": (lambda: to_beams(image, beam), {}),
+        "FromBeamSpace": (lambda: from_beams(beams, beam), {}),
+        "FitBeam": (lambda: fit(image), {}),
+        "FieldOfView": (lambda: find(image), peers("ForegroundMask")),
+        "CropFieldOfView": (lambda: crop(image), peers("CropForeground")),
+        "RemoveAnnotations": (lambda: clean(image), {}),
+        "NoiseRecovery": (lambda: recovery.degrade(batch), peers("RandGaussianSmooth")),
+        "BatchAugmentation": (lambda: augmentation.augment(batch), peers("RandAffine")),
+        **{name: ((lambda call=call: call(item)), {}) for name, call in pipelines.items()},
+    }
+    tokens = int(np.prod([n // 16 for n in size]))
+    for kind in ("uniform", "block", "tube", "texture"):
+        mask = TokenMask(kind, unit=2)
+        rows[f"TokenMask {kind}"] = (
+            lambda mask=mask: mask.draw(batch, (16,) * dims),
+            {"torch.rand": lambda: torch.rand(1, tokens)},
+        )
+    if installed("skimage"):
+        from skimage import exposure, restoration, util
+
+        rows["RandWaveletDenoise"][1]["scikit-image denoise_wavelet"] = lambda: restoration.denoise_wavelet(picture)
+        rows["RandCLAHE"][1]["scikit-image equalize_adapthist"] = lambda: exposure.equalize_adapthist(picture)
+        rows["RandSaltAndPepper"][1]["scikit-image random_noise"] = lambda: util.random_noise(picture, "s&p")
+    if dims == 2 and installed("cv2"):
+        import cv2
+
+        bytes_, equalizer = (picture * 255).astype(np.uint8), cv2.createCLAHE(2.0, (6, 6))
+        marks = np.zeros_like(bytes_)
+        marks[2:8, 4:40] = 1
+        polar = (size, (size[1] / 2, -0.25 * size[0]), 1.15 * size[0])
+        rows["RandCLAHE"][1]["OpenCV CLAHE, 8 bits"] = lambda: equalizer.apply(bytes_)
+        rows["ToBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(picture, *polar, 0)
+        rows["FromBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(
+            picture, *polar, cv2.WARP_INVERSE_MAP
+        )
+        rows["RemoveAnnotations"][1]["OpenCV inpaint, given mask"] = lambda: cv2.inpaint(
+            bytes_, marks, 3, cv2.INPAINT_TELEA
+        )
+    if dims == 3:  # frame by frame: so many times as long as in 2D
+        del rows["RemoveAnnotations"]
+    if installed("torchio"):
+        import torchio
+
+        volume = image if dims == 3 else image[..., None]
+        ghosting, bias, moved = torchio.RandomGhosting(), torchio.RandomBiasField(), torchio.RandomAffine()
+        rows["RandReverberation"][1]["torchio RandomGhosting"] = lambda: ghosting(volume)
+        rows["RandDepthAttenuation"][1]["torchio RandomBiasField"] = lambda: bias(volume)
+        rows["RandDepthZoom"][1]["torchio RandomAffine"] = lambda: moved(volume)
+    if dims == 2 and installed("albumentations"):
+        import albumentations
+
+        dropped, peppered = albumentations.CoarseDropout(p=1.0), albumentations.SaltAndPepper(p=1.0)
+        rows["RandAcousticShadow"][1]["albumentations CoarseDropout"] = lambda: dropped(image=picture)
+        rows["RandSaltAndPepper"][1]["albumentations SaltAndPepper"] = lambda: peppered(image=picture)
+    return rows
+
+
+def effects_table(shape: tuple[int, ...], rounds: int, clock: Callable[[], float]) -> str:
+    """Markdown: each transform in ms and in pairs of Fourier transforms, and its peers in multiples of its time."""
+    rows = effects(shape)
+    image, axes = sector(shape)[0], tuple(range(1, len(shape)))
+    calls = {FOURIER: lambda: torch.fft.irfftn(torch.fft.rfftn(image, dim=axes), s=shape[1:], dim=axes)}
+    calls |= {name: call for name, (call, _) in rows.items()}
+    calls |= {f"{name}: {peer}": call for name, (_, others) in rows.items() for peer, call in others.items()}
+    times = measure(calls, rounds, clock)
+
+    def ratio(name: str, reference: str) -> str:
+        return f"{statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True)):.2g}"
+
+    lines = ["| transform | ms | in FFT pairs | peer, time over ours |", "| --- | ---: | ---: | --- |"]
+    for name, (_, others) in rows.items():
+        if name in times:
+            peers = ", ".join(f"{p} {ratio(f'{name}: {p}', name)}" for p in others if f"{name}: {p}" in times)
+            lines.append(f"| {name} | {1000 * statistics.median(times[name]):.3g} | {ratio(name, FOURIER)} | {peers} |")
+    return "\n".join(lines)
+
+
 def measure(candidates: Candidates, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds per call of every candidate in every round; a candidate that raises is dropped with its message."""
     repeats: dict[str, int] = {}
@@ -216,18 +385,23 @@ def conditions(threads: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", help=f"which to run, all by default: {', '.join(GROUPS)}")
+    parser.add_argument("groups", nargs="*", help=f"which to run, all by default: {', '.join(GROUPS)}, effects")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--shapes", nargs="*", help=f"which shapes, all by default: {', '.join(SHAPES)}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     arguments = parser.parse_args()
-    if unknown := set(arguments.groups) - set(GROUPS):
-        parser.error(f"unknown group {sorted(unknown)}; choose from {', '.join(GROUPS)}")
+    if unknown := set(arguments.groups) - {*GROUPS, "effects"}:
+        parser.error(f"unknown group {sorted(unknown)}; choose from {', '.join(GROUPS)}, effects")
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     print(conditions(arguments.threads))
-    for name in arguments.groups or GROUPS:
+    for name in arguments.groups or [*GROUPS, "effects"]:
+        if name == "effects":
+            for shape in arguments.shapes or ("2D 224", "3D 128"):
+                print(f"\n### effects, {shape}\n{effects.__doc__}\n")
+                print(effects_table(SHAPES[shape], arguments.rounds, clock), flush=True)
+            continue
         shapes, build = GROUPS[name]
         for shape in shapes:
             if arguments.shapes and shape not in arguments.shapes:

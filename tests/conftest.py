@@ -7,10 +7,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -41,3 +44,22 @@ def copy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return Path(shutil.copytree(REPOSITORY / "bundles" / name, target, ignore=unwanted))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def train_in_two_processes() -> Callable[..., str]:
+    """Trains a copied bundle by torchrun on two processes, without ``device``: the overlay gives each its own."""
+
+    def train(root: Path, **settings) -> str:
+        """What the run printed to standard error."""
+        names = str([str(root / "configs" / f"{name}.json") for name in ("train", "demo", "multi_gpu_train")])
+        settings = {"bundle_root": root} | {key: value for key, value in settings.items() if key != "device"}
+        arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+        command = [sys.executable, *launcher, "--config_file", names, *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stderr
+
+    return train

@@ -196,6 +196,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
         assert [r[column] for r in rows(once / "metrics.csv")] == [r[column] for r in rows(twice / "metrics.csv")]
 
 
+@pytest.mark.slow
+def test_two_processes_train_and_the_first_reports_on_the_images_of_both(root, train_in_two_processes, tmp_path):
+    printed = train_in_two_processes(root, dataset_dir=root / "data", output_dir=tmp_path, **TRAINING)
+    assert [row["iteration"] for row in rows(tmp_path / "metrics.csv")] == ["1"]  # eight images, two batches of four
+    names = [Path(row["image"]).name for row in rows(tmp_path / "validation" / "images.csv")]
+    assert sorted(names) == ["08.png", "09.png", "10.png", "11.png"]
+    assert printed.count("classification epoch 1/1") == 1
+
+
 def test_low_rank_updates_are_merged_into_weights_that_inference_loads(root, network, tmp_path):
     train(root, "lora", output_dir=str(tmp_path), export_path=str(tmp_path / "model.pt"), learning_rate=0.05)
     state = torch.load(tmp_path / "model.pt", weights_only=True)

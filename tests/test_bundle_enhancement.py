@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -287,18 +284,10 @@ def test_volumes_train_are_evaluated_and_enhanced_on_their_grid(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_an_epoch_and_one_writes(root, tmp_path):
+def test_two_processes_share_an_epoch_and_one_writes(root, train_in_two_processes, tmp_path):
     """Six images of four over two processes: three each, of which one batch of two is full."""
-    options = TRAINING | {"epoch_length": 6, "bundle_root": str(root), "dataset_dir": str(root / "data")}
-    options |= {"output_dir": str(tmp_path)}
-    del options["device"]  # the overlay gives each process its own
-    names = str(files(root, "train", "demo", "multi_gpu_train"))
-    arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
-    command = [sys.executable, *launcher, "--config_file", names, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    settings = TRAINING | {"epoch_length": 6}
+    printed = train_in_two_processes(root, dataset_dir=root / "data", output_dir=tmp_path, **settings)
     assert [(row["epoch"], row["iteration"]) for row in table(tmp_path / "metrics.csv")] == [("1", "1")]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
-    assert done.stderr.count("enhancement epoch 1/1") == 1
+    assert printed.count("enhancement epoch 1/1") == 1

@@ -270,19 +270,12 @@ def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_one_writes(bundle: Path, images: Path, tmp_path: Path) -> None:
-    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path)]
-    arguments = command(bundle, ["train.json", "demo.json", "multi_gpu_train.json"], *data)
-    # QUICK names the device, which here each process chooses.
-    place = arguments.index("--device")
-    del arguments[place : place + 2]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([sys.executable, *launcher, *arguments], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_train_and_one_writes(bundle: Path, images: Path, train_in_two_processes, tmp_path: Path) -> None:
+    printed = train_in_two_processes(bundle, dataset_dir=images, output_dir=tmp_path, **QUICK)
     assert len(losses(tmp_path)) == 1
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
     assert len(list((tmp_path / "tensorboard").glob("events*"))) <= 2  # of the trainer and of the evaluator
-    assert done.stderr.count("pretraining epoch 1/1") == 1
+    assert printed.count("pretraining epoch 1/1") == 1
 
 
 def test_properties_are_those_of_a_bundle(bundle: Path, images: Path, tmp_path: Path) -> None:

@@ -322,9 +322,9 @@ def test_run_that_crashed_in_mid_epoch_resumes_to_the_same_losses(
     assert all(torch.equal(v, same[k]) for k, v in torch.load(trained / "model.pt", weights_only=True).items())
 
 
-def command(bundle: Path, files: list[str], *arguments: str, device: bool = True) -> list[str]:
+def command(bundle: Path, files: list[str], *arguments: str) -> list[str]:
     names = str([file if "/" in file else str(bundle / "configs" / file) for file in files])
-    options = {key: value for key, value in {**QUICK, "bundle_root": str(bundle)}.items() if device or key != "device"}
+    options = {**QUICK, "bundle_root": str(bundle)}
     flat = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     return ["-m", "monai.bundle", "run", "--config_file", names, *flat, *arguments]
 
@@ -349,16 +349,11 @@ def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_one_writes(bundle: Path, images: Path, tmp_path: Path) -> None:
-    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path)]
-    # The overlay gives each process its device.
-    arguments = command(bundle, ["train.json", "demo.json", "multi_gpu_train.json"], *data, device=False)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([sys.executable, *launcher, *arguments], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_train_and_one_writes(bundle: Path, images: Path, train_in_two_processes, tmp_path: Path) -> None:
+    printed = train_in_two_processes(bundle, dataset_dir=images, output_dir=tmp_path, **QUICK)
     assert len(losses(tmp_path)) == 1
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
-    assert done.stderr.count("segmentation epoch 1/1") == 1
+    assert printed.count("segmentation epoch 1/1") == 1
 
 
 def test_properties_are_those_of_a_bundle(bundle: Path, images: Path, tmp_path: Path) -> None:

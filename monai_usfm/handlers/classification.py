@@ -134,7 +134,7 @@ class ClassificationReport(EvaluationReport):
         self.class_names = None if class_names is None else [str(name) for name in class_names]
 
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
             probabilities = torch.as_tensor(item["pred"]).flatten().tolist()
             if self.class_names is not None and len(self.class_names) != len(probabilities):

@@ -111,7 +111,7 @@ class SegmentationReport(EvaluationReport):
         self.num_classes = num_classes
 
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for item in engine.state.output:
             label, prediction = item["label"], item["pred"]
             spacing = _known_spacing(label)

@@ -219,9 +219,13 @@ class _Marks:
         marks.add_screen(grey, inside, contrast)
         if len(frame) == 3:
             marks.add_colour(frame)
-        marks.add_text(grey, contrast)
+        ridge = _ridge(grey)
+        levels = np.linspace(0.95, 0.4, 10) * np.quantile(grey, 0.9995)
+        shapes = [_Shapes.of(grey, level, contrast, ridge) for level in levels]
+        marks.add_text(grey, shapes, [line for s in shapes for line in s.words(contrast)])
         marks.add_crosses(grey, contrast)
         marks.add_dotted_lines(grey, contrast)
+        marks.add_text(grey, shapes, [line for s in shapes for line in s.letters(contrast, marks.mask)])
         return marks
 
     def add(self, kind: str, mask: np.ndarray) -> None:
@@ -245,7 +249,8 @@ class _Marks:
             # a mark stands on a flat screen, tissue fades into it
             ring = ndimage.binary_dilation(region, _EIGHT, iterations=3) & ~ndimage.binary_dilation(region, _EIGHT)
             flat = (abs(grey[ring] - floor) < 1.5 / 255).mean() > 0.9 if ring.any() else False
-            if small and flat and (region & bright).sum() >= 4:
+            clear = grey[region].max() > floor + 2 * contrast
+            if small and flat and clear and (region & bright).sum() >= 4:
                 self.add("screen", region)
 
     def add_colour(self, frame: np.ndarray) -> None:
@@ -255,10 +260,7 @@ class _Marks:
                 if (region & coloured).sum() >= 4:
                     self.add("colour", region)
 
-    def add_text(self, grey: np.ndarray, contrast: float) -> None:
-        levels = np.linspace(0.95, 0.4, 10) * np.quantile(grey, 0.9995)
-        shapes = [_Shapes.of(grey, level, contrast) for level in levels]
-        lines = [line for s in shapes for line in s.lines()]
+    def add_text(self, grey: np.ndarray, shapes: list[_Shapes], lines: list[_Line]) -> None:
         if not lines:
             return
         # what continues a line may stand out at another grey level than its letters
@@ -306,9 +308,11 @@ class _Shapes:
     box: np.ndarray  # (N, 4) top, left, bottom, right
     level: np.ndarray  # (N,) mean grey
     contrast: np.ndarray  # (N,) mean grey less that of the surroundings
+    clarity: np.ndarray  # (N, 5) see _clarity
 
     @classmethod
-    def of(cls, grey: np.ndarray, threshold: float, contrast: float) -> _Shapes:
+    def of(cls, grey: np.ndarray, threshold: float, contrast: float, ridge: np.ndarray | None = None) -> _Shapes:
+        """Shapes of ``grey > threshold``; with ``ridge``, from :func:`_ridge`, their clarity is measured too."""
         labels, count = ndimage.label(grey > threshold, _EIGHT)
         tallest = max(0.12 * grey.shape[0], 24)
         # a cheap look at all shapes first: speckle makes thousands
@@ -329,22 +333,85 @@ class _Shapes:
             radius = max(height // 5, 1)
             if ndimage.binary_erosion(shape, np.ones((2 * radius + 1,) * 2)).sum() > 0.1 * shape.sum():
                 continue
-            kept.append((label, window[0].start, window[1].start, window[0].stop, window[1].stop, mean, rise))
-        table = np.array(kept, dtype=float).reshape(-1, 7)
-        return cls(labels, table[:, 0].astype(int), table[:, 1:5], table[:, 5], table[:, 6])
+            clarity = _NO_CLARITY
+            if ridge is not None and height >= 5 and width >= 2:
+                clarity = _clarity(labels, label, window, grey, ridge)
+            box = window[0].start, window[1].start, window[0].stop, window[1].stop
+            kept.append((label, *box, mean, rise, *clarity))
+        table = np.array(kept, dtype=float).reshape(-1, 7 + len(_NO_CLARITY))
+        return cls(labels, table[:, 0].astype(int), table[:, 1:5], table[:, 5], table[:, 6], table[:, 7:])
 
-    def lines(self) -> list[_Line]:
-        """Groups of at least three neighbouring letters with equal top, bottom and grey level."""
+    def words(self, contrast: float) -> list[_Line]:
+        """Neighbouring letters with equal top, bottom and grey level: three, or two clear ones."""
+        groups = self._rows(np.ones(len(self.index), bool), 3)
+        groups += self._rows(self._clear(1.5 * contrast, 0.6, 0.3, 2.0, 0.8), 2)
+        return [_Line(self, members) for members in groups]
+
+    def letters(self, contrast: float, taken: np.ndarray) -> list[_Line]:
+        """Very clear letters that stand alone, away from what is ``taken``."""
+        clear = self._clear(1.75 * contrast, 0.8, 0.15, 1.4, 0.65)
+        if clear.any():
+            clear &= ~np.isin(self.index, np.unique(self.labels[taken]))
+        return [_Line(self, members) for members in self._rows(clear, 1)]
+
+    def _clear(self, contrast: float, outline: float, spread: float, growth: float, fill: float) -> np.ndarray:
+        """Which shapes look painted: each of the measures in ``clarity`` is on the right side of a limit."""
+        limits = [-contrast, -outline, spread, growth, fill]
+        return (self.clarity * [-1, -1, 1, 1, 1] <= limits).all(axis=1)
+
+    def _rows(self, letter: np.ndarray, least: int) -> list[np.ndarray]:
+        """Indices of letters that follow each other on a row, in groups of at least ``least``."""
         top, left, bottom, right = self.box.T
         height = bottom - top
-        letter = (height >= 5) & (right - left >= 2)
+        letter = letter & (height >= (5 if least > 1 else 6)) & (right - left >= np.where(least > 1, 2, 0.25 * height))
+        if least < 3:
+            letter &= right - left <= 1.1 * height
         gap = left[None, :] - right[:, None]  # from the end of the first shape to the start of the second
         aligned = (abs(top[:, None] - top) <= 1) & (abs(bottom[:, None] - bottom) <= 1)
         alike = abs(self.level[:, None] - self.level) < 0.1
         follows = aligned & alike & (gap >= 0) & (gap <= 1.2 * height[:, None]) & letter & letter[:, None]
         _, group = connected_components(follows, directed=False)
-        members = [np.flatnonzero(group == g) for g in np.flatnonzero(np.bincount(group) >= 3)]
-        return [_Line(self, m) for m in members]
+        count = np.bincount(group[letter], minlength=1)
+        return [np.flatnonzero((group == g) & letter) for g in np.flatnonzero(count >= least)]
+
+
+_NO_CLARITY = (0.0, 0.0, np.inf, np.inf, np.inf)
+
+
+def _ridge(grey: np.ndarray) -> np.ndarray:
+    """Pixels that no neighbour exceeds along at least one of the four directions: the middle of thin strokes."""
+    pairs = [(_shift(grey, y, x), _shift(grey, -y, -x)) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1))]
+    return np.any([(grey >= a) & (grey >= b) for a, b in pairs], axis=0)
+
+
+def _clarity(
+    labels: np.ndarray, label: int, window: tuple[slice, slice], grey: np.ndarray, ridge: np.ndarray
+) -> tuple[float, float, float, float, float]:
+    """How far a shape looks painted rather than scanned.
+
+    Returns:
+        The contrast between the middle of the strokes and the median two pixels outside; the same with the brightest
+        tenth outside, as a fraction of the first: low where the shape fades into tissue; the standard deviation along
+        the strokes as such a fraction; how much the shape grows when the threshold falls from 50 % to 30 % of the
+        contrast; the share of the bounding box that it fills.
+    """
+    wide = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in window)
+    shape, cut = labels[wide] == label, grey[wide]
+    near = ndimage.binary_dilation(shape, _EIGHT)
+    ring = cut[ndimage.binary_dilation(near, _EIGHT) & ~near]
+    strokes = cut[shape & ridge[wide]]
+    if not len(ring) or not len(strokes):
+        return _NO_CLARITY
+    level = float(np.median(strokes))
+    rise = level - float(np.median(ring))
+    if rise <= 0:
+        return _NO_CLARITY
+    half, low = (
+        ndimage.binary_propagation(shape & (cut > level - f * rise), _EIGHT, mask=cut > level - f * rise).sum()
+        for f in (0.5, 0.7)
+    )
+    fill = shape.sum() / ((window[0].stop - window[0].start) * (window[1].stop - window[1].start))
+    return rise, (level - float(np.quantile(ring, 0.9))) / rise, float(strokes.std()) / rise, low / max(half, 1), fill
 
 
 class _Line:
@@ -414,22 +481,36 @@ def _crosses(grey: np.ndarray, contrast: float, taken: np.ndarray) -> list[tuple
     bright = np.argwhere((grey - ndimage.uniform_filter(grey, 11) > contrast / 2) & ~taken)
     variants = [(arm, diagonal) for arm in range(3, 9) for diagonal in (False, True)]
     for number, (arm, diagonal) in enumerate(variants, start=1):
-        reach = arm + 2  # a cross that the border cuts is not to be told from other things
-        row, column = bright[((bright >= reach) & (bright < np.array([height - reach, width - reach]))).all(axis=1)].T
+        margin = arm + 2  # a cross that the border cuts is not to be told from other things
+        row, column = bright[
+            ((bright >= margin) & (bright < np.array([height - margin, width - margin]))).all(axis=1)
+        ].T
         axes = [(0, 1), (1, 0), (0, -1), (-1, 0)]
         corners = [(1, 1), (1, -1), (-1, -1), (-1, 1)]
         along, between = (corners, axes) if diagonal else (axes, corners)
-        arms = [np.mean([grey[row + s * y, column + s * x] for s in range(1, arm + 1)], axis=0) for y, x in along]
+        strokes = [np.stack([grey[row + s * y, column + s * x] for s in range(1, arm + 1)]) for y, x in along]
+        arms = [stroke.mean(axis=0) for stroke in strokes]
+        fade = np.max([stroke.std(axis=0) for stroke in strokes], axis=0)
         quadrants = [
             np.mean([grey[row + s * y, column + s * x] for s in range(2, arm + 1)], axis=0) for y, x in between
         ]
-        tips = [grey[row + reach * y, column + reach * x] for y, x in along]
+        # strokes: brighter than what lies two pixels beside them, but for one that may touch the number
+        flanks = [
+            np.mean(
+                [grey[row + s * y + t * v, column + s * x + t * u] for s in range(2, arm + 1) for t in (-2, 2)], axis=0
+            )
+            for (y, x), (v, u) in zip(along, [*along[1:], along[0]], strict=True)
+        ]
+        relief = np.sort([a - f for a, f in zip(arms, flanks, strict=True)], axis=0)[1]
+        tips = [grey[row + margin * y, column + margin * x] for y, x in along]
         # the second brightest quadrant and tip: the number of the caliper may fill one of them
         score = np.min(arms, axis=0) - np.maximum(_second_largest(quadrants), _second_largest(tips))
-        even = np.ptp(arms, axis=0) <= 0.25 * np.max(arms, axis=0)
-        better = even & (score > best[row, column])
+        # resampling splits a stroke between two rows of pixels, which dims both arms of that stroke alike
+        opposite = np.maximum(abs(arms[0] - arms[2]), abs(arms[1] - arms[3]))
+        even = (opposite <= 0.25 * np.max(arms, axis=0)) & (np.ptp(arms, axis=0) <= 0.4 * np.max(arms, axis=0))
+        better = even & (relief > 0.6 * contrast) & (fade < 0.3 * score) & (score > best[row, column])
         best[row[better], column[better]], kind[row[better], column[better]] = score[better], number
-    peaks = (best == ndimage.maximum_filter(best, size=9)) & (best > contrast) & ~taken
+    peaks = (best == ndimage.maximum_filter(best, size=9)) & (best > 0.6 * contrast) & ~taken
     found = []
     for y, x in np.argwhere(peaks):
         arm, diagonal = variants[kind[y, x] - 1]

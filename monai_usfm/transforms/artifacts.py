@@ -21,6 +21,7 @@ from monai_usfm.transforms.effect import (
     RandEffectd,
     Range,
     beam_coordinates,
+    beam_grid,
     beams_of,
     blend,
     check_dynamic_range,
@@ -111,7 +112,7 @@ def reverberate(
     image = checked(img)
     check_dynamic_range(dynamic_range_db)
     beams = beams_of(image, geometry)
-    coordinates = beams.cartesian_to_beam(image.shape[-beams.spatial_dims :], device=image.device)
+    coordinates = beam_grid(beams, tuple(image.shape[-beams.spatial_dims :]), image.device)
     depth = coordinates[..., -2]
     power = to_power(image, dynamic_range_db)
     total = power
@@ -160,7 +161,7 @@ def add_haze(
         texture = texture.to(image)
         if geometry is not None:  # from the beam grid to the image, where speckle bends into arcs
             dims = geometry.spatial_dims
-            beam = geometry.cartesian_to_beam(image.shape[-dims:], device=image.device)
+            beam = beam_grid(geometry, tuple(image.shape[-dims:]), image.device)
             texture = sample_pixels(texture, beam * beam.new_tensor([n - 1 for n in image.shape[-dims:]]), "bilinear")
         haze = haze * texture
     return blend(img, image, from_power(to_power(image, dynamic_range_db) + haze, dynamic_range_db), fov, geometry)

@@ -14,6 +14,7 @@ returned as it was. In volumes (C, D, H, W) a 2D geometry serves every slice.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -80,14 +81,16 @@ def beam_coordinates(img: torch.Tensor, geometry: BeamGeometry | None) -> list[t
     The first axis of a volume that a 2D geometry serves counts as elevation.
     """
     beams = beams_of(img, geometry)
-    *_, height, width = img.shape
-    volume = img.ndim == 4
-    if beams.spatial_dims == 3:
-        return list(beams.cartesian_to_beam(img.shape[1:], device=img.device).unbind(-1))
-    plane = list(beams.cartesian_to_beam((height, width), device=img.device).unbind(-1))
-    if not volume:
+    plane = list(beam_grid(beams, tuple(img.shape[-beams.spatial_dims :]), img.device).unbind(-1))
+    if len(plane) == img.ndim - 1:
         return plane
     return [torch.linspace(0, 1, img.shape[1], device=img.device).reshape(-1, 1, 1), *plane]
+
+
+@lru_cache(maxsize=4)
+def beam_grid(beams: BeamGeometry, spatial_shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Beam coordinates of every pixel, ``(*S, 2 or 3)``; kept for the next images of this geometry, do not edit."""
+    return beams.cartesian_to_beam(spatial_shape, device=device)
 
 
 def sample_pixels(img: torch.Tensor, pixel: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:

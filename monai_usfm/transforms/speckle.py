@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -378,19 +379,19 @@ def respeckle(
 ) -> torch.Tensor:
     """Replace the speckle of an image: estimate its echogenicity and give it new speckle.
 
-    The echogenicity is the mean intensity that the tissue sends back. It is the local mean of the image under a
-    triangular window (two box filters), taken in decibels for a log-compressed image, plus what a mean of decibels
-    lies below the decibels of the mean: 2.51 dB for fully developed speckle, ``4.343 * (ln L - psi(L))`` for ``L``
-    looks. The number of looks that the image already has is read from the median over the image of its local variance
-    in decibels, ``4.343 ** 2 * psi'(L)``, so that an image without speckle is not brightened. For a linear envelope the
-    mean is taken of its square, and no correction is due.
+    The echogenicity is the mean intensity that the tissue sends back, estimated without smearing edges (see
+    :func:`_echogenicity`) in decibels for a log-compressed image, plus what a mean of decibels lies below the decibels
+    of the mean: 2.51 dB for fully developed speckle, ``4.343 * (ln L - psi(L))`` for ``L`` looks. The number of looks
+    that the image already has is read from the median over the image of its local variance in decibels,
+    ``4.343 ** 2 * psi'(L)``, so that an image without speckle is not brightened. For a linear envelope the mean is
+    taken of its square, and no correction is due.
 
     Args:
         image: batch ``(B, C, *S)``, log-compressed in [0, 1], or a linear envelope.
         intensity: unit-mean speckle, broadcastable to ``image``.
         dynamic_range_db: decibels between black and white; ``None`` for a linear envelope.
-        window: odd width of the box filters in samples, for all axes or per axis; wider than the old speckle, narrower
-            than the anatomy that is to survive.
+        window: odd width in samples of the windows whose means are taken, for all axes or per axis; wider than the old
+            speckle, narrower than the anatomy that is to survive.
         spatial_dims: number of spatial axes, where ``image`` is not a batch.
         fov: 1 inside the field of view, broadcastable to ``image``; only those samples enter the means.
 
@@ -410,62 +411,117 @@ def respeckle(
     if any(width != int(width) or width < 1 or width % 2 == 0 for width in widths):
         raise ValueError(f"window must be odd and positive, got {window}.")
     echo = image.square() if dynamic_range_db is None else image * dynamic_range_db
-    local_mean = _LocalMean(widths, fov, echo.dtype)
-    mean = local_mean(echo)
+    mean, variance = _echogenicity(echo, widths, fov, relative=dynamic_range_db is None)
     if dynamic_range_db is None:
         return (mean * intensity).clamp_(min=0).sqrt()
-    mean += _log_bias_db(local_mean((echo - mean).square()), fov, widths)
+    mean += _log_bias_db(variance)
     return mean.add_(intensity.log10(), alpha=10.0).div_(dynamic_range_db).clamp_(0, 1)
 
 
-class _LocalMean:
-    """Mean under a triangular window over the samples inside the image, and inside ``fov``."""
+def _echogenicity(
+    echo: torch.Tensor, widths: Sequence[int], fov: torch.Tensor | None, relative: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Local mean of ``echo`` (..., *S) that does not reach across edges, and the median of its local variance.
 
-    def __init__(self, widths: Sequence[int], fov: torch.Tensor | None, dtype: torch.dtype) -> None:
-        self.widths = widths
-        self.weight = None if fov is None else fov.to(dtype)
-        self.covered = None if self.weight is None else self._smooth(self.weight).clamp_(min=1e-6)
+    Each sample is a corner of ``2 ** dims`` windows, as in the filter of Kuwahara et al. 1976
+    (https://doi.org/10.1007/978-1-4684-0769-3_13). That filter keeps the window of least variance, which is biased
+    because variance and mean of speckle go together. Here the means of all windows are averaged, each with the weight
+    ``(1 + d ** 2 / 5t) ** -4`` of its difference ``d`` from the mean of the sample's
+    own 3 x 3 neighbourhood. The scale ``t`` is the median of ``d ** 2`` over the image, hence what the speckle alone
+    causes whatever its looks and correlation: in flat tissue all windows count, at an edge those on the sample's side.
+    Logarithmic compression makes ``d`` independent of the grey level; with ``relative`` means are compared by their
+    logarithms, to the same effect.
+    """
+    dims = len(widths)
+    spatial = tuple(echo.shape[echo.ndim - dims :])
+    axes = tuple(range(-dims, 0))
+    weight = None if fov is None else fov.to(echo.dtype)
+    reach = [width // 2 for width in widths]
+    pad = [r for r in reversed(reach) for _ in "<>"]
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        if self.weight is None or self.covered is None:
-            return self._smooth(image)
-        return self._smooth(image * self.weight) / self.covered
+    def at_corners(values: torch.Tensor) -> list[torch.Tensor]:
+        """The values half a window away in every diagonal direction; the border stands for what lies beyond."""
+        lead = values.shape[: values.ndim - dims]
+        padded = F.pad(values.reshape(1, -1, *spatial), pad, mode="replicate").reshape(
+            *lead, *(n + 2 * r for n, r in zip(spatial, reach, strict=True))
+        )
+        views = []
+        for side in product((0, 2), repeat=dims):
+            view = padded
+            for axis, s, r, n in zip(axes, side, reach, spatial, strict=True):
+                view = view.narrow(axis, s * r, n)
+            views.append(view)
+        return views
 
-    def _smooth(self, image: torch.Tensor) -> torch.Tensor:
-        # One matrix product per axis: several times as fast as pooling, and right at the borders by its row sums.
-        for axis, width in zip(range(-len(self.widths), 0), self.widths, strict=True):
-            matrix = torch.from_numpy(_triangle(image.shape[axis], width)).to(image)
-            if axis == -1:
-                image = image @ matrix.T
-            elif axis == -2:
-                image = matrix @ image
-            else:
-                image = torch.tensordot(matrix, image, dims=([1], [image.ndim + axis])).movedim(0, axis)
-        return image
+    def level(values: torch.Tensor) -> torch.Tensor:
+        return values.clamp(min=torch.finfo(values.dtype).tiny).log_() if relative else values
+
+    window = _local_mean(echo, widths, weight)
+    means = at_corners(window)
+    levels = at_corners(level(window)) if relative else means
+    shares = [None] * len(means) if weight is None else at_corners(_box(weight, widths))
+    own = level(_local_mean(echo, (3,) * dims, weight))
+
+    flat = torch.zeros_like(own)  # the mean of all windows
+    covered = flat if weight is None else torch.zeros_like(shares[0])
+    for mean, share in zip(means, shares, strict=True):
+        flat += mean if share is None else mean * share
+        covered = covered if share is None else covered + share
+    flat /= len(means) if weight is None else covered.clamp(min=1e-6)
+
+    sparse = tuple(slice(None, None, r + 1) for r in reach)  # statistics vary no faster than half a window
+    chosen = None if fov is None else fov.expand(echo.shape[: echo.ndim - dims] + spatial)[(..., *sparse)] > 0
+
+    def median(values: torch.Tensor) -> torch.Tensor:
+        kept = values if chosen is None else values.masked_fill(~chosen, torch.nan)
+        return kept.flatten(-dims).nanmedian(-1).values.nan_to_num(0.0).reshape(kept.shape[:-dims] + (1,) * dims)
+
+    where = (..., *sparse)
+    scatter = median(sum((one[where] - own[where]).square_() for one in levels) / len(levels))
+    variance = median(_local_mean((echo - flat).square_(), widths, weight)[where])
+    scale = 5 * scatter.clamp(min=1e-3)  # a noiseless image has none
+    total, out = torch.zeros_like(own), torch.zeros_like(own)
+    for mean, one, share in zip(means, levels, shares, strict=True):
+        agreement = (one - own).square_().div_(scale).add_(1).reciprocal_().square_().square_()
+        agreement = agreement if share is None else agreement.mul_(share)
+        total += agreement
+        out.addcmul_(agreement, mean)
+    return torch.where(total > 0, out / total.clamp_(min=torch.finfo(out.dtype).tiny), flat), variance
+
+
+def _local_mean(values: torch.Tensor, widths: Sequence[int], weight: torch.Tensor | None) -> torch.Tensor:
+    """Mean under a box window over the samples inside the image, and where ``weight`` is 1."""
+    if weight is None:
+        return _box(values, widths)
+    return _box(values * weight, widths) / _box(weight, widths).clamp_(min=1e-6)
+
+
+def _box(values: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+    # One matrix product per axis: several times as fast as pooling, and right at the borders by its row sums.
+    for axis, width in zip(range(-len(widths), 0), widths, strict=True):
+        matrix = torch.from_numpy(_box_matrix(values.shape[axis], width)).to(values)
+        if axis == -1:
+            values = values @ matrix.T
+        elif axis == -2:
+            values = matrix @ values
+        else:
+            values = torch.tensordot(matrix, values, dims=([1], [values.ndim + axis])).movedim(0, axis)
+    return values
 
 
 @lru_cache(maxsize=16)
-def _triangle(size: int, width: int) -> np.ndarray:
-    """``(size, size)``: row ``i`` averages around sample ``i`` with the window of two box filters."""
-    lag = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
-    weight = np.maximum(width - lag, 0).astype(np.float32)
-    return weight / weight.sum(1, keepdims=True)
+def _box_matrix(size: int, width: int) -> np.ndarray:
+    """``(size, size)``: row ``i`` averages the ``width`` samples around sample ``i``."""
+    near = np.abs(np.subtract.outer(np.arange(size), np.arange(size))) <= width // 2
+    return (near / near.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _log_bias_db(variance: torch.Tensor, fov: torch.Tensor | None, widths: Sequence[int]) -> torch.Tensor:
-    """``10 * log10(mean) - mean(10 * log10)`` of Gamma speckle whose variance in dB^2 is the median of ``variance``."""
-    dims = len(widths)
-    if fov is not None:
-        variance = variance.masked_fill(fov.expand_as(variance) <= 0, torch.nan)
-    for axis, width in zip(range(-dims, 0), widths, strict=True):  # it varies no faster than half a window
-        variance = variance.index_select(
-            axis, torch.arange(0, variance.shape[axis], width // 2 + 1).to(variance.device)
-        )
-    median = variance.flatten(-dims).nanmedian(-1).values.nan_to_num(0.0)
-    known, bias = (torch.from_numpy(values).to(median) for values in _log_moments())
-    right = torch.bucketize(median, known).clamp(1, len(known) - 1)
-    share = ((median - known[right - 1]) / (known[right] - known[right - 1])).clamp(0, 1)
-    return torch.lerp(bias[right - 1], bias[right], share).reshape(median.shape + (1,) * dims)
+def _log_bias_db(variance: torch.Tensor) -> torch.Tensor:
+    """``10 * log10(mean) - mean(10 * log10)`` of Gamma speckle of this variance in dB^2."""
+    known, bias = (torch.from_numpy(values).to(variance) for values in _log_moments())
+    right = torch.bucketize(variance, known).clamp(1, len(known) - 1)
+    share = ((variance - known[right - 1]) / (known[right] - known[right - 1])).clamp(0, 1)
+    return torch.lerp(bias[right - 1], bias[right], share)
 
 
 @lru_cache(maxsize=1)
@@ -524,15 +580,17 @@ class SpeckleNoise(Randomizable, Transform):
             5.57 dB; 4 gives 2.31 dB. A whole number unless ``psf_sigma`` is ``None``.
         dynamic_range_db: decibels between black and white of the log-compressed image in [0, 1]; ``None`` for a linear
             envelope, which is multiplied instead.
-        psf_sigma: standard deviation of the scanner's point-spread function in samples, one number or one per spatial
-            axis; speckle is ``2.36 * psf_sigma`` wide (full width at half maximum, in intensity). ``None``: no
-            correlation, which is fastest and looks like no scanner.
+        psf_sigma: standard deviation of the scanner's point-spread function, one number or one per spatial axis, in
+            the unit that ``psf_unit`` names; speckle is ``2.36 * psf_sigma`` wide (full width at half maximum, in
+            intensity). ``None``: no correlation, which is fastest and looks like no scanner.
         mode: ``"add"`` or ``"respeckle"``.
         strength: factor on the decibels of the new speckle.
+        psf_unit: ``"samples"``, or ``"mm"``: then ``psf_sigma`` is in millimetres, so that speckle has one size in the
+            patient at every resolution and on anisotropic grids.
 
     Raises:
         ValueError: for a parameter out of range; when called, for an image that is empty, not finite, or, with a
-            ``dynamic_range_db``, not scaled to [0, 1].
+            ``dynamic_range_db``, not scaled to [0, 1]; with ``psf_unit="mm"``, for an image of unknown spacing.
     """
 
     def __init__(
@@ -542,15 +600,18 @@ class SpeckleNoise(Randomizable, Transform):
         psf_sigma: float | Sequence[float] | None = 1.0,
         mode: str = "add",
         strength: float = 1.0,
+        psf_unit: str = "samples",
     ) -> None:
         _check_display(dynamic_range_db, strength)
+        if psf_unit not in ("samples", "mm"):
+            raise ValueError(f'psf_unit must be "samples" or "mm", got {psf_unit!r}.')
         if mode not in ("add", "respeckle"):
             raise ValueError(f'mode must be "add" or "respeckle", got {mode!r}.')
         self.looks = _check_looks(looks) if psf_sigma is None else _whole(looks)
         if psf_sigma is not None:
             _per_axis(psf_sigma, 1, 3)
-        self.dynamic_range_db, self.psf_sigma, self.mode, self.strength = dynamic_range_db, psf_sigma, mode, strength
-        self.seed = 0
+        self.dynamic_range_db, self.psf_sigma, self.psf_unit = dynamic_range_db, psf_sigma, psf_unit
+        self.mode, self.strength, self.seed = mode, strength, 0
 
     def randomize(self, data: Any = None) -> None:
         """Draw the seed of the speckle field."""
@@ -562,6 +623,7 @@ class SpeckleNoise(Randomizable, Transform):
         fov: NdarrayOrTensor | None = None,
         geometry: BeamGeometry | Mapping[str, Any] | None = None,
         randomize: bool = True,
+        spacing: Sequence[float] | None = None,
     ) -> NdarrayOrTensor:
         """Apply to ``img`` (C, *S).
 
@@ -570,10 +632,13 @@ class SpeckleNoise(Randomizable, Transform):
             fov: mask ``(1, *S)`` of the field of view; with a ``geometry`` alone, the area that its beams reach.
             geometry: beams of this image; the speckle is then made along them, see :func:`beam_speckle_intensity`.
             randomize: draw a new field, or repeat the last one.
+            spacing: mm per sample along each axis of ``S``, for ``psf_unit="mm"``; by default that of the affine of a
+                ``MetaTensor``, unless its ``meta["spacing_known"]`` (see :class:`~monai_usfm.data.LoadUltrasound`) is
+                false.
         """
         if randomize:
             self.randomize()
-        return _speckle(self, img, fov, geometry)
+        return _speckle(self, img, fov, geometry, spacing)
 
 
 class RandSpeckleNoise(RandomizableTransform):
@@ -587,6 +652,7 @@ class RandSpeckleNoise(RandomizableTransform):
         psf_sigma: see :class:`SpeckleNoise`.
         mode: see :class:`SpeckleNoise`.
         strength: range of the factor on the decibels of the new speckle, uniformly.
+        psf_unit: see :class:`SpeckleNoise`.
 
     Raises:
         ValueError: as :class:`SpeckleNoise`, and for a range that is not ``low <= high``.
@@ -600,6 +666,7 @@ class RandSpeckleNoise(RandomizableTransform):
         psf_sigma: float | Sequence[float] | None = 1.0,
         mode: str = "add",
         strength: tuple[float, float] = (0.5, 1.0),
+        psf_unit: str = "samples",
     ) -> None:
         RandomizableTransform.__init__(self, prob)
         for name, (low, high) in {"looks": looks, "strength": strength}.items():
@@ -607,9 +674,10 @@ class RandSpeckleNoise(RandomizableTransform):
                 raise ValueError(f"{name} must be a range (low, high) with low <= high, got ({low}, {high}).")
             for value in (low, high):
                 ends = {"looks": looks[0], "strength": strength[0], name: value}
-                SpeckleNoise(ends["looks"], dynamic_range_db, psf_sigma, mode, ends["strength"])
+                SpeckleNoise(ends["looks"], dynamic_range_db, psf_sigma, mode, ends["strength"], psf_unit)
         self.looks_range, self.strength_range = looks, strength
-        self.dynamic_range_db, self.psf_sigma, self.mode = dynamic_range_db, psf_sigma, mode
+        self.dynamic_range_db, self.psf_sigma, self.psf_unit = dynamic_range_db, psf_sigma, psf_unit
+        self.mode = mode
         self.looks, self.strength, self.seed = looks[0], strength[0], 0
 
     def randomize(self, data: Any = None) -> None:
@@ -629,13 +697,14 @@ class RandSpeckleNoise(RandomizableTransform):
         fov: NdarrayOrTensor | None = None,
         geometry: BeamGeometry | Mapping[str, Any] | None = None,
         randomize: bool = True,
+        spacing: Sequence[float] | None = None,
     ) -> NdarrayOrTensor:
         """Apply to ``img`` (C, *S); the other arguments are those of :class:`SpeckleNoise`."""
         if randomize:
             self.randomize()
         if not self._do_transform:
             return _as_tensor(img)
-        return _speckle(self, img, fov, geometry)
+        return _speckle(self, img, fov, geometry, spacing)
 
 
 class _SpeckleDictionary(Randomizable, MapTransform):
@@ -643,8 +712,15 @@ class _SpeckleDictionary(Randomizable, MapTransform):
 
     speckle: SpeckleNoise | RandSpeckleNoise
 
-    def _set(self, fov_key: Hashable | None, geometry_key: Hashable | None, keep_clean: bool) -> None:
-        self.fov_key, self.geometry_key, self.keep_clean = fov_key, geometry_key, keep_clean
+    def _set(
+        self,
+        fov_key: Hashable | None,
+        geometry_key: Hashable | None,
+        spacing_key: Hashable | None,
+        keep_clean: bool,
+    ) -> None:
+        self.fov_key, self.geometry_key, self.spacing_key = fov_key, geometry_key, spacing_key
+        self.keep_clean = keep_clean
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
         super().set_random_state(seed, state)
@@ -656,10 +732,11 @@ class _SpeckleDictionary(Randomizable, MapTransform):
         self.speckle.randomize()
         fov = None if self.fov_key is None else d[self.fov_key]
         geometry = None if self.geometry_key is None else d[self.geometry_key]
+        spacing = None if self.spacing_key is None else d[self.spacing_key]
         for key in self.key_iterator(d):
             if self.keep_clean:
                 d[f"{key}_clean"] = _as_tensor(d[key])
-            d[key] = self.speckle(d[key], fov=fov, geometry=geometry, randomize=False)
+            d[key] = self.speckle(d[key], fov=fov, geometry=geometry, randomize=False, spacing=spacing)
         return d
 
 
@@ -668,13 +745,15 @@ class SpeckleNoised(_SpeckleDictionary):
 
     Args:
         keys: images.
-        looks: see :class:`SpeckleNoise`, as the next four.
+        looks: see :class:`SpeckleNoise`, as the next five.
         dynamic_range_db: decibels between black and white.
-        psf_sigma: width of the point-spread function in samples.
+        psf_sigma: width of the point-spread function.
         mode: ``"add"`` or ``"respeckle"``.
         strength: factor on the decibels of the new speckle.
+        psf_unit: ``"samples"`` or ``"mm"``, the unit of ``psf_sigma``.
         fov_key: entry with the mask ``(1, *S)`` of the field of view.
         geometry_key: entry with the :class:`BeamGeometry` of the images, or its ``to_dict()``.
+        spacing_key: entry with the mm per sample along each axis, for images without metadata.
         keep_clean: store the image before the speckle as ``{key}_clean``, the target of noise recovery.
         allow_missing_keys: do not raise when a key is absent.
     """
@@ -687,14 +766,16 @@ class SpeckleNoised(_SpeckleDictionary):
         psf_sigma: float | Sequence[float] | None = 1.0,
         mode: str = "add",
         strength: float = 1.0,
+        psf_unit: str = "samples",
         fov_key: Hashable | None = None,
         geometry_key: Hashable | None = None,
+        spacing_key: Hashable | None = None,
         keep_clean: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.speckle = SpeckleNoise(looks, dynamic_range_db, psf_sigma, mode, strength)
-        self._set(fov_key, geometry_key, keep_clean)
+        self.speckle = SpeckleNoise(looks, dynamic_range_db, psf_sigma, mode, strength, psf_unit)
+        self._set(fov_key, geometry_key, spacing_key, keep_clean)
 
 
 class RandSpeckleNoised(_SpeckleDictionary):
@@ -702,14 +783,16 @@ class RandSpeckleNoised(_SpeckleDictionary):
 
     Args:
         keys: images.
-        prob: see :class:`RandSpeckleNoise`, as the next five.
+        prob: see :class:`RandSpeckleNoise`, as the next six.
         looks: range of the number of looks.
         dynamic_range_db: decibels between black and white.
-        psf_sigma: width of the point-spread function in samples.
+        psf_sigma: width of the point-spread function.
         mode: ``"add"`` or ``"respeckle"``.
         strength: range of the factor on the decibels of the new speckle.
+        psf_unit: ``"samples"`` or ``"mm"``, the unit of ``psf_sigma``.
         fov_key: entry with the mask ``(1, *S)`` of the field of view.
         geometry_key: entry with the :class:`BeamGeometry` of the images, or its ``to_dict()``.
+        spacing_key: entry with the mm per sample along each axis, for images without metadata.
         keep_clean: store the image before the speckle as ``{key}_clean``, the target of noise recovery; also when
             the draw leaves the image alone.
         allow_missing_keys: do not raise when a key is absent.
@@ -724,14 +807,16 @@ class RandSpeckleNoised(_SpeckleDictionary):
         psf_sigma: float | Sequence[float] | None = 1.0,
         mode: str = "add",
         strength: tuple[float, float] = (0.5, 1.0),
+        psf_unit: str = "samples",
         fov_key: Hashable | None = None,
         geometry_key: Hashable | None = None,
+        spacing_key: Hashable | None = None,
         keep_clean: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.speckle = RandSpeckleNoise(prob, looks, dynamic_range_db, psf_sigma, mode, strength)
-        self._set(fov_key, geometry_key, keep_clean)
+        self.speckle = RandSpeckleNoise(prob, looks, dynamic_range_db, psf_sigma, mode, strength, psf_unit)
+        self._set(fov_key, geometry_key, spacing_key, keep_clean)
 
 
 def _speckle(
@@ -739,6 +824,7 @@ def _speckle(
     img: NdarrayOrTensor,
     fov: NdarrayOrTensor | None,
     geometry: BeamGeometry | Mapping[str, Any] | None,
+    spacing: Sequence[float] | None,
 ) -> NdarrayOrTensor:
     """Apply the parameters and the seed that ``how`` holds."""
     image = _as_tensor(img)
@@ -759,7 +845,8 @@ def _speckle(
         return _finish(out, work, inside, black, image, dtype)
 
     generator = torch.Generator(device).manual_seed(how.seed)
-    speckle = _draw(how, spatial, beams, generator, device)
+    in_mm = how.psf_unit == "mm" and how.psf_sigma is not None
+    speckle = _draw(how, spatial, beams, _spacing_of(image, spacing) if in_mm else None, generator, device)
     if how.mode == "add":
         out = add_speckle(work, speckle, display, how.strength)
         return _finish(out, work, inside, black and display is not None, image, dtype)
@@ -770,22 +857,45 @@ def _speckle(
     return _restore(torch.where(inside, out, work), image, dtype)
 
 
+def _spacing_of(image: torch.Tensor, spacing: Sequence[float] | None) -> tuple[float, ...]:
+    """mm per sample along each spatial axis of ``image`` (C, *S)."""
+    dims = image.ndim - 1
+    if spacing is not None:
+        step = tuple(float(value) for value in spacing)
+    elif isinstance(image, MetaTensor) and image.meta.get("spacing_known", True):
+        step = tuple(float(value) for value in image.pixdim[:dims])
+    else:
+        raise ValueError(
+            'psf_unit="mm" needs the spacing of the image, which is unknown: give `spacing` (mm per sample along each '
+            'axis), load the image with its spacing into a MetaTensor, or use psf_unit="samples".'
+        )
+    if len(step) != dims or not all(math.isfinite(value) and value > 0 for value in step):
+        raise ValueError(f"spacing must hold {dims} positive mm, one per spatial axis, got {step}.")
+    return step
+
+
 def _draw(
     how: SpeckleNoise | RandSpeckleNoise,
     spatial: tuple[int, ...],
     beams: BeamGeometry | None,
+    spacing: tuple[float, ...] | None,
     generator: torch.Generator,
     device: torch.device,
 ) -> torch.Tensor:
     """Speckle intensity ``(1, *spatial)``."""
     shape, sigma = (1, *spatial), how.psf_sigma
+    if beams is not None and sigma is None:
+        raise ValueError("speckle along beams is correlated: give psf_sigma, or leave out the geometry.")
+    if sigma is None:
+        return speckle_intensity(shape, how.looks, generator=generator, device=device)
+    dims = len(spatial) if beams is None else beams.spatial_dims
+    sigmas = _per_axis(sigma, dims, dims)
+    if len(sigmas) != dims:
+        raise ValueError(f"psf_sigma {sigma} must hold one value for each of the axes of {spatial[-dims:]}.")
+    if spacing is not None:
+        sigmas = tuple(mm / step for mm, step in zip(sigmas, spacing[-dims:], strict=True))
     if beams is not None:
-        if sigma is None:
-            raise ValueError("speckle along beams is correlated: give psf_sigma, or leave out the geometry.")
-        return beam_speckle_intensity(shape, beams, how.looks, sigma, generator=generator, device=device)
-    sigmas = None if sigma is None else _per_axis(sigma, len(spatial), len(spatial))
-    if sigmas is not None and len(sigmas) != len(spatial):
-        raise ValueError(f"psf_sigma {sigma} must hold one value for each of the axes of {spatial}.")
+        return beam_speckle_intensity(shape, beams, how.looks, sigmas, generator=generator, device=device)
     return speckle_intensity(shape, how.looks, sigmas, generator=generator, device=device)
 
 
@@ -837,11 +947,11 @@ def _restore(out: torch.Tensor, image: torch.Tensor, dtype: torch.dtype) -> torc
     return convert_to_dst_type(out, image)[0] if isinstance(image, MetaTensor) else out
 
 
-def _close(mask: torch.Tensor, dims: int, width: int = 5) -> torch.Tensor:
+def _close(mask: torch.Tensor, dims: int, width: int = 9) -> torch.Tensor:
     """Morphological closing: fills the dark specks of speckle, and leaves the black surroundings."""
-    mean, least = _LocalMean((width,) * dims, None, torch.float32), 0.5 * width ** (-2.0 * dims)  # one sample's weight
-    grown = mean(mask.any(0, keepdim=True).float()) > least
-    return mean(grown.float()) > 1 - least
+    widths, least = (width,) * dims, 0.5 * float(width) ** -dims  # half the share of a single sample
+    grown = _box(mask.any(0, keepdim=True).float(), widths) > least
+    return _box(grown.float(), widths) > 1 - least
 
 
 def _check_image(image: torch.Tensor, dynamic_range_db: float | None) -> float:
