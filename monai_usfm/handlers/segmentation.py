@@ -15,6 +15,7 @@ from monai.metrics import compute_average_surface_distance, compute_dice, comput
 from monai.networks.utils import one_hot
 
 from monai_usfm.handlers.report import EvaluationReport
+from monai_usfm.metrics.ellipse import fit_ellipse
 
 __all__ = ["SegmentationReport", "score_case", "segmentation_panels"]
 
@@ -104,11 +105,23 @@ class SegmentationReport(EvaluationReport):
     Args:
         output_dir: folder of the files.
         num_classes: classes, background included.
+        circumference: also measure the ellipse of each class in 2D, as the head circumference is
+            (:func:`~monai_usfm.metrics.fit_ellipse`): columns ``circumference``, ``circumference_label`` and their
+            difference ``circumference_error``, which is NaN where one of them is missing.
+        published: circumferences to compare with instead of the ellipse of the label, by the path of the image.
     """
 
-    def __init__(self, output_dir: str, num_classes: int) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        num_classes: int,
+        circumference: bool = False,
+        published: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(output_dir)
         self.num_classes = num_classes
+        self.circumference = circumference
+        self.published = dict(published or {})
 
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -117,8 +130,22 @@ class SegmentationReport(EvaluationReport):
             spacing = _known_spacing(label)
             name = str(item["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
             for row in score_case(torch.as_tensor(prediction), torch.as_tensor(label), self.num_classes, spacing):
+                if self.circumference:
+                    row.update(self._circumference(prediction, label, row["class"], spacing, name))
                 rows.append({"image": name, **row, "unit": "px" if spacing is None else "mm"})
         return rows
+
+    def _circumference(
+        self, prediction: torch.Tensor, label: torch.Tensor, number: int, spacing: list[float] | None, name: str
+    ) -> dict[str, float]:
+        found, drawn = (fit_ellipse(torch.as_tensor(x) == number, spacing or 1.0) for x in (prediction, label))
+        measured = found.circumference if found else float("nan")
+        expected = self.published.get(name, drawn.circumference if drawn else float("nan"))
+        return {
+            "circumference": measured,
+            "circumference_label": expected,
+            "circumference_error": measured - expected,
+        }
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         self.write_table("cases.csv", rows)
@@ -131,6 +158,12 @@ class SegmentationReport(EvaluationReport):
                 values = np.array([row[name] for row in of_class])
                 entry[name] = float(np.nanmean(values)) if np.isfinite(values).any() else None
                 entry[f"{name}_std"] = float(np.nanstd(values)) if np.isfinite(values).any() else None
+            if self.circumference:
+                errors = np.array([row["circumference_error"] for row in of_class])
+                errors = errors[np.isfinite(errors)]
+                entry["circumference_error"] = float(errors.mean()) if len(errors) else None
+                entry["circumference_error_std"] = float(errors.std()) if len(errors) else None
+                entry["circumference_absolute_error"] = float(np.abs(errors).mean()) if len(errors) else None
             entry["missed"] = sum(row["missed"] for row in of_class)
             entry["invented"] = sum(row["invented"] for row in of_class)
             summary[f"class_{number}"] = entry

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from scipy.special import ellipe
 
 from monai_usfm.handlers import SegmentationReport, score_case, segmentation_panels
 
@@ -145,3 +146,20 @@ def test_panels_colour_the_class_where_it_lies() -> None:
     coloured = (panels["prediction"] != panels["image"]).any(dim=1)[0]
     assert torch.equal(coloured, square((2, 3), (4, 5), (20, 20))[0].bool())
     assert torch.equal(panels["label"], panels["image"].expand(-1, 3, -1, -1))
+
+
+def test_report_compares_circumferences_with_the_label_or_with_the_published_value(tmp_path: Path) -> None:
+    items = [item(3, "a.png", KNOWN), item(1, "b.png", KNOWN)]
+    engine = Engine(lambda _, batch: batch)
+    SegmentationReport(str(tmp_path), 2, circumference=True, published={"b.png": 20.0}).attach(engine)
+    engine.run([[entry] for entry in items])
+    with open(tmp_path / "cases.csv", newline="") as file:
+        first, second = list(csv.DictReader(file))
+    # A square of 6 mm x 3 mm: the ellipse with its variances has semi-axes of 6 / sqrt(3) and 3 / sqrt(3) mm.
+    a, b = 6 / np.sqrt(3), 3 / np.sqrt(3)
+    expected = 4 * a * ellipe(1 - (b / a) ** 2)
+    assert float(first["circumference"]) == pytest.approx(expected, rel=1e-4)
+    assert float(first["circumference_error"]) == pytest.approx(0, abs=1e-9)
+    assert float(second["circumference_error"]) == pytest.approx(expected - 20.0, rel=1e-3)
+    summary = json.loads((tmp_path / "summary.json").read_text())["class_1"]
+    assert summary["circumference_absolute_error"] == pytest.approx(abs(expected - 20.0) / 2, rel=1e-3)

@@ -48,7 +48,9 @@ def test_axes_equal_those_of_scikit_image():
     region = measure.regionprops(mask.numpy().astype(np.uint8))[0]
     found = fit_ellipse(mask)
     # scikit-image measures the centres of the pixels, without the variance 1 / 12 of each
-    expected = [math.hypot(axis / 2, 2 / math.sqrt(12)) for axis in (region.axis_major_length, region.axis_minor_length)]
+    expected = [
+        math.hypot(axis / 2, 2 / math.sqrt(12)) for axis in (region.axis_major_length, region.axis_minor_length)
+    ]
     assert found.semi_axes == pytest.approx(expected, rel=1e-6)
     assert found.area == pytest.approx(float(mask.sum()), rel=0.01)
 
