@@ -4,7 +4,7 @@
 """Give the items of a datalist what a table knows of them: patients, pixel sizes, classes, measurements.
 
     python scripts/join_table.py --datalist DATA/dataset.json --table DATA/labels.csv \\
-        --columns patient=subject_id spacing=pixel_size_mm circumference=head_circumference_mm --output DATA/with_mm.json
+        --columns patient=subject_id spacing=pixel_size_mm --output DATA/with_mm.json
 
 The table has a column ``image`` with the paths of the datalist. With ``spacing`` (mm per pixel) pictures get their
 geometry, with ``patient`` the check for patients in two splits works, and ``circumference`` is what the segmentation
