@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _KINDS = ("linear", "convex", "phased", "sector3d")
+_CUT = math.radians(85.0)  # stands for a lateral edge that the image cuts off; beams are never that oblique
 _MIN_OPENING = math.radians(3.0)  # below, edges count as parallel: a pixel of error per 20 pixels of depth
 
 
@@ -403,7 +404,17 @@ class _Outline:
 
     sides: dict[str, np.ndarray]
     seen: dict[str, np.ndarray]  # False where the image or a vertical cut, not the sector, ends the mask
-    step: float
+    spacing: tuple[float, ...]
+
+    @property
+    def step(self) -> float:
+        """Length of the smaller pixel side."""
+        return min(self.spacing)
+
+    @property
+    def tolerance(self) -> float:
+        """Greatest distance from a boundary of the points that support it."""
+        return 1.5 * self.step
 
     @classmethod
     def of(cls, mask: np.ndarray, spacing: Sequence[float], cuts: bool = True) -> _Outline:
@@ -424,7 +435,7 @@ class _Outline:
             seen["left"] &= ~_vertical(first)
             seen["right"] &= ~_vertical(last)
         sides = {k: np.stack([z * spacing[0], x * spacing[1]], axis=1) for k, (z, x) in points.items()}
-        return cls(sides, seen, min(spacing))
+        return cls(sides, seen, tuple(spacing))
 
 
 def _vertical(columns: np.ndarray) -> np.ndarray:
@@ -487,13 +498,29 @@ def _polar(points: np.ndarray, apex: Sequence[float] | np.ndarray) -> tuple[np.n
 
 
 def _fit_sector(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
-    """Sector of a 2D mask; raises NotAConeError where the outline has no two straight edges that diverge with depth."""
+    """Sector of a 2D mask from its lateral edges, or from its arcs where those explain the outline better."""
     outline = _Outline.of(mask, spacing)
-    tolerance = 1.5 * outline.step
-    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, tolerance)
-    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, tolerance)
+    try:
+        found = _complete_sector(mask, outline, _edge_start(outline))
+    except NotAConeError:
+        start = _arc_start(outline)
+        if start is None:
+            raise
+        return _complete_sector(mask, outline, start)
+    if found.confidence < 0.75 and (start := _arc_start(outline)) is not None:
+        try:
+            return max(found, _complete_sector(mask, outline, start), key=lambda g: g.confidence)
+        except NotAConeError:
+            return found
+    return found
+
+
+def _edge_start(outline: _Outline) -> np.ndarray:
+    """(depth, lateral, a0, a1) from two straight edges; NotAConeError where they do not diverge with depth."""
+    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, outline.tolerance)
+    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, outline.tolerance)
     if left is None or right is None:
-        raise NotAConeError("no cone in this image: its field of view has no two straight lateral edges.")
+        raise NotAConeError("no cone in this image: its field of view has no two straight lateral edges, nor arcs.")
     (p0, q0), (p1, q1) = left, right
     a0, a1 = math.atan(q0), math.atan(q1)
     if a1 - a0 < _MIN_OPENING:
@@ -502,22 +529,97 @@ def _fit_sector(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
             "fallback='linear' accepts parallel beams."
         )
     depth = (p0 - p1) / (q1 - q0)
-    values = np.array([depth, p0 + q0 * depth, a0, a1])
+    return np.array([depth, p0 + q0 * depth, a0, a1])
 
+
+def _arc_start(outline: _Outline) -> np.ndarray | None:
+    """(depth, lateral, a0, a1) from concentric arcs, for sectors whose edges the image cuts off.
+
+    Circles through triples of outline points compete for the points of both arcs (RANSAC, Fischler and Bolles 1981,
+    https://doi.org/10.1145/358669.358692). Edges are then rays from the centre; one without support becomes ``+-_CUT``.
+    """
+    extent = max(np.ptp(np.concatenate(list(outline.sides.values())), axis=0))
+    ceiling = outline.sides["top"][:, 0].min() + outline.tolerance
+    centres = []
+    rng = np.random.default_rng(0)
+    for side in ("top", "bottom"):
+        points = outline.sides[side][outline.seen[side]]
+        if len(points) < max(20, 0.2 * len(outline.seen[side])):
+            continue
+        triples = np.sort(rng.integers(0, len(points), (400, 3)), axis=1)
+        lateral = points[triples][..., 1]
+        triples = triples[np.diff(lateral, axis=1).min(axis=1) > 0.08 * extent]
+        centres.append(_circumcentres(points[triples]))
+    centre = np.concatenate([*centres, np.empty((0, 2))])
+    centre = centre[(centre[:, 0] <= ceiling) & (centre[:, 0] > ceiling - 4 * extent)]
+    best, apex = 0.0, None
+    for candidate in centre:
+        score = 0.0
+        for side, outward in (("top", -1), ("bottom", 1)):
+            radius = np.hypot(*(outline.sides[side] - candidate).T)
+            score += max(_consensus(radius, outline.seen[side], outward, outline.tolerance)[1], 0)
+        if score > best:
+            best, apex = score, candidate
+    if apex is None or best < 0.25 * len(outline.seen["top"]):
+        return None
+    angles = []
+    for side, outward in (("left", -1), ("right", 1)):
+        radius, theta = _polar(outline.sides[side], apex)
+        # in units of length at the middle of the edge, so that one tolerance serves
+        arm = float(np.median(radius))
+        angle, score = _consensus(theta * arm, outline.seen[side], outward, outline.tolerance)
+        supported = score >= max(12, 0.15 * len(radius))
+        angles.append(angle / arm if supported else outward * _CUT)
+    return np.array([*apex, *angles])
+
+
+def _circumcentres(triples: np.ndarray) -> np.ndarray:
+    """Centres ``(N, 2)`` of the circles through ``(N, 3, 2)`` points; collinear ones are dropped."""
+    a, b, c = triples[:, 0], triples[:, 1] - triples[:, 0], triples[:, 2] - triples[:, 0]
+    cross = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
+    keep = abs(cross) > 1e-9
+    a, b, c, cross = a[keep], b[keep], c[keep], cross[keep, None]
+    bb, cc = (b**2).sum(axis=1, keepdims=True), (c**2).sum(axis=1, keepdims=True)
+    offset = np.concatenate([c[:, 1:] * bb - b[:, 1:] * cc, b[:, :1] * cc - c[:, :1] * bb], axis=1) / cross
+    return a + offset
+
+
+def _consensus(values: np.ndarray, seen: np.ndarray, outward: int, tolerance: float) -> tuple[float, float]:
+    """Value that most of ``values[seen]`` share, and its score: each value beyond it counts twice against it."""
+    evidence = np.sort(values[seen])
+    if len(evidence) == 0:
+        return 0.0, -math.inf
+    everything = np.sort(outward * values)
+    inliers = np.searchsorted(evidence, evidence + tolerance) - np.searchsorted(evidence, evidence - tolerance)
+    beyond = len(values) - np.searchsorted(everything, outward * evidence + tolerance)
+    score = inliers - 2.0 * beyond
+    best = int(score.argmax())
+    return float(evidence[best]), float(score[best])
+
+
+def _complete_sector(mask: np.ndarray, outline: _Outline, start: np.ndarray) -> BeamGeometry:
+    """Refine ``start`` and close the sector; a boundary that the image cuts off goes to the outermost visible pixel."""
+    spacing, values = outline.spacing, start
+    cut = abs(start[2:]) >= _CUT
     for _ in range(3):
-        values, arcs = _refine_sector(outline, values, tolerance)
-    apex, (a0, a1) = values[:2], values[2:]
+        values, arcs = _refine_sector(outline, values, outline.tolerance)
+        values[2:][cut] = start[2:][cut]
+    apex, angles = values[:2], values[2:]
+    radius, angle = _polar(np.argwhere(mask) * spacing, apex)
+    if cut.any():
+        far = radius > 0.05 * radius.max()  # at the apex the angle means nothing
+        half = 0.5 * outline.step / radius[far]
+        angles = np.where(cut, [(angle[far] - half).min(), (angle[far] + half).max()], angles)
+    a0, a1 = (float(a) for a in angles)
     if not -math.pi / 2 < a0 < a1 < math.pi / 2 or a1 - a0 < _MIN_OPENING:
-        raise NotAConeError("no cone in this image: its lateral edges do not meet above it.")
-    inside = np.argwhere(mask) * spacing
-    radius, angle = _polar(inside, apex)
+        raise NotAConeError("no cone in this image: its beams do not meet above it.")
     between = (angle > a0) & (angle < a1)
     if not between.any():
-        raise NotAConeError("no cone in this image: its lateral edges do not meet above it.")
-    half = 0.5 * outline.step
-    r0 = arcs[0] if arcs[0] is not None else max(radius[between].min() - half, 0.0)
-    r1 = arcs[1] if arcs[1] is not None else radius[between].max() + half
-    if not r1 - r0 > 4 * outline.step:
+        raise NotAConeError("no cone in this image: its beams do not meet above it.")
+    half_step = 0.5 * outline.step
+    r0 = arcs[0] if arcs[0] is not None else max(radius[between].min() - half_step, 0.0)
+    r1 = arcs[1] if arcs[1] is not None else radius[between].max() + half_step
+    if not 0 <= r0 < r1 - 4 * outline.step:
         raise NotAConeError("no cone in this image: it has no depth between its near and its far arc.")
     geometry = BeamGeometry(
         kind="phased" if r0 < 0.1 * r1 else "convex",
@@ -526,7 +628,7 @@ def _fit_sector(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
         angles=(a0, a1),
         spacing=tuple(spacing),
     )
-    return replace(geometry, confidence=_confidence(geometry, mask, outline, tolerance))
+    return replace(geometry, confidence=_confidence(geometry, mask, outline, cut))
 
 
 def _refine_sector(
@@ -538,7 +640,7 @@ def _refine_sector(
     arcs: list[float | None] = []
     for side, angle in (("left", values[2]), ("right", values[3])):
         radius, theta = polar[side]
-        near[side] = outline.seen[side] & (abs(radius * np.sin(theta - angle)) < tolerance)
+        near[side] = outline.seen[side] & (abs(radius * np.sin(theta - angle)) < tolerance) & (abs(angle) < _CUT)
     for side, outward in (("top", -1), ("bottom", 1)):
         radius, theta = polar[side]
         between = (theta > values[2]) & (theta < values[3])
@@ -563,26 +665,36 @@ def _refine_sector(
     return found[:4], tuple(float(f) if a is not None else None for f, a in zip(found[4:], arcs, strict=True))  # type: ignore[return-value]
 
 
-def _confidence(geometry: BeamGeometry, mask: np.ndarray, outline: _Outline, tolerance: float) -> float:
-    """Share of the lateral edges inside the image that the outline supports, times the overlap of fit and mask."""
+def _confidence(geometry: BeamGeometry, mask: np.ndarray, outline: _Outline, cut: np.ndarray) -> float:
+    """Share of the evidence that the image should show and does, times the overlap of fit and mask.
+
+    The evidence is the two lateral edges; where one is ``cut`` off, the other edge and the arcs.
+    """
     model = geometry.mask(mask.shape)[0].numpy()
     overlap = (model & mask).sum() / max((model | mask).sum(), 1)
     apex = [a * s for a, s in zip(geometry.apex, geometry.spacing, strict=True)]
     expected = _Outline.of(model, geometry.spacing) if model.any() else outline
-    support = []
-    for side, angle in zip(("left", "right"), geometry.angles, strict=True):
+
+    def support(side: str) -> tuple[int, int]:
+        """Points of one side on the fitted boundary: in the image, and in the model."""
         counts = []
-        for points, seen in (
-            (outline.sides[side], outline.seen[side]),
-            (expected.sides[side], expected.seen[side]),
-        ):
-            radius, theta = _polar(points, apex)
-            counts.append(int((seen & (abs(radius * np.sin(theta - angle)) < tolerance)).sum()))
-        support.append(min(counts[0] / max(counts[1], 1), 1.0))
+        for source in (outline, expected):
+            radius, theta = _polar(source.sides[side], apex)
+            if side in ("left", "right"):
+                distance = radius * np.sin(theta - geometry.angles[side == "right"])
+            else:
+                distance = radius - geometry.radii[side == "bottom"]
+            counts.append(int((source.seen[side] & (abs(distance) < outline.tolerance)).sum()))
+        return min(counts), counts[1]
+
+    if cut.any():
+        counts = [support(side) for side in ("top", "bottom", *np.array(["left", "right"])[~cut])]
+        return float(overlap * sum(c[0] for c in counts) / max(sum(c[1] for c in counts), 1))
+    (left, all_left), (right, all_right) = support("left"), support("right")
     # an edge that is upright while the other leans is more often the side of a box or of a crop than of a sector
     (a0, a1) = geometry.angles
     balance = min(2 * (1 - abs(a0 + a1) / (a1 - a0)), 1.0)
-    return float(overlap * (support[0] + support[1]) / 2 * max(balance, 0.0))
+    return float(overlap * (left / max(all_left, 1) + right / max(all_right, 1)) / 2 * max(balance, 0.0))
 
 
 def _fit_sector3d(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
@@ -612,9 +724,8 @@ def _fit_linear(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
     if not mask.any():
         mask = np.ones_like(mask)
     outline = _Outline.of(mask, spacing, cuts=False)
-    tolerance = 1.5 * outline.step
-    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, tolerance)
-    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, tolerance)
+    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, outline.tolerance)
+    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, outline.tolerance)
     rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))
     depth = np.array([rows[0] - 0.5, rows[-1] + 0.5]) * spacing[0]
     limits = (np.array([columns[0] - 0.5, columns[-1] + 0.5])) * spacing[1]
