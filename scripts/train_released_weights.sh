@@ -29,11 +29,14 @@ bundle usfm_pretraining pretraining +sparse --dataset_dir "$data" --datalist "$d
     --cache_dir "$out/cache" --augmentation#scale "[0.4,1.0]" --network_def#decoder_hidden_size 192 \
     --network_def#decoder_num_layers 3 --network_def#decoder_num_heads 3
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/pretraining/model.pt" \
-    --max_epochs 24 --warmup_epochs 2 --val_interval 2 --learning_rate 0.001
-# A linear layer on the encoder that has learnt to outline lesions: whole fine-tuning needs more epochs than this affords.
-[ -f "$out/classification/model.pt" ] || python -W ignore "$here/scripts/fit_classifier.py" \
-    --datalist "$data/busbra/dataset.json" --patient_table "$data/busbra/labels.csv" \
-    --pretrained "$out/segmentation/model.pt" --output "$out/classification/model.pt"
+    --max_epochs 40 --warmup_epochs 2 --val_interval 2
+# HC18: pixel sizes and published circumferences are in its table.
+python -W ignore "$here/scripts/join_table.py" --datalist "$data/fetal_head_hc18/dataset.json" \
+    --table "$data/fetal_head_hc18/labels.csv" --output "$out/fetal_head.json" \
+    --columns patient=subject_id spacing=pixel_size_mm circumference=head_circumference_mm
+bundle usfm_segmentation fetal_head --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \
+    --pretrained "$out/pretraining/model.pt" --max_epochs 24 --warmup_epochs 2 --val_interval 3
+@CLS@
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
     --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
@@ -46,8 +49,15 @@ import torch
 from monai_usfm.handlers import save_atomically
 
 here, out = sys.argv[1:]
-for name in ("pretraining", "segmentation", "classification", "enhancement"):
+files = {
+    "pretraining": "usfm_pretraining/models/model.pt",
+    "segmentation": "usfm_segmentation/models/model.pt",
+    "fetal_head": "usfm_segmentation/models/fetal_head.pt",
+    "classification": "usfm_classification/models/model.pt",
+    "enhancement": "usfm_enhancement/models/model.pt",
+}
+for name, file in files.items():
     state = torch.load(f"{out}/{name}/model.pt", map_location="cpu", weights_only=True)
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save_atomically(half, f"{here}/bundles/usfm_{name}/models/model.pt")
+    save_atomically(half, f"{here}/bundles/{file}")
 PY
