@@ -26,6 +26,7 @@ from monai_usfm.evaluation.cases import CaseSet, restore_size
 from monai_usfm.evaluation.label_efficiency import Cell
 from monai_usfm.evaluation.report import file_digest
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
+from monai_usfm.networks.fine_tuning import freeze
 from monai_usfm.networks.nets import UltrasoundClassifier, UltrasoundSegmenter
 from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
 from monai_usfm.networks.weights import load_pretrained
@@ -53,6 +54,7 @@ class NetworkSpec:
         layer_decay: factor on the learning rate from each encoder block to the one before it.
         head: segmentation head, or pooling of the classifier; None is the network's default.
         options: further keywords of the encoder, or of MONAI's network.
+        frozen: train the head alone.
     """
 
     network: str = "usfm_vit_tiny"
@@ -61,6 +63,7 @@ class NetworkSpec:
     layer_decay: float = 1.0
     head: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
 
     def describe(self) -> dict[str, Any]:
         """The settings as text and numbers, with a digest of the weights, for the table of results."""
@@ -68,6 +71,8 @@ class NetworkSpec:
         described["options"] = json.dumps(self.options, sort_keys=True)
         described["weights"] = f"sha256:{file_digest(self.weights)}" if self.weights else ""
         described["head"] = self.head or ""
+        if not self.frozen:  # as tables before there was the choice
+            del described["frozen"]
         return described
 
     def build(self, task: str, num_classes: int, size: Sequence[int], in_channels: int = 1) -> nn.Module:
@@ -82,15 +87,20 @@ class NetworkSpec:
             encoder = ENCODERS[self.network](**settings)
             if self.weights:
                 load_pretrained(encoder, self.weights)
+            net: nn.Module
             if task == "segmentation":
                 segmentation: dict[str, Any] = {"head": self.head} if self.head else {}
-                return UltrasoundSegmenter(encoder, num_classes, **segmentation)
-            classification: dict[str, Any] = {"pool": self.head} if self.head else {}
-            return UltrasoundClassifier(encoder, num_classes, **classification)
+                net = UltrasoundSegmenter(encoder, num_classes, **segmentation)
+            else:
+                classification: dict[str, Any] = {"pool": self.head} if self.head else {}
+                net = UltrasoundClassifier(encoder, num_classes, **classification)
+            return freeze(net) if self.frozen else net
         builders = _monai_networks(task)
         if self.network not in builders:
             names = ", ".join([*ENCODERS, *builders])
             raise ValueError(f"no network {self.network!r} for {task}; choose one of {names}.")
+        if self.frozen:
+            raise ValueError(f"{self.network!r} has no encoder of this package to freeze.")
         if self.weights:
             raise ValueError(f"weights are loaded into the encoders of this package only, not into {self.network!r}.")
         return builders[self.network](dims, in_channels, num_classes, tuple(size), self.options)
