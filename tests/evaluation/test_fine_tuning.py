@@ -216,7 +216,9 @@ def test_a_frozen_encoder_stays_and_its_head_learns():
     spec = NetworkSpec(options=TINY, frozen=True)
     net = spec.build("segmentation", 2, (32, 32))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    fine_tune(net, "segmentation", squares(8, 0, "a"), range(8), squares(4, 1, "b"), Recipe(steps=2, batch_size=4), spec)
+    fine_tune(
+        net, "segmentation", squares(8, 0, "a"), range(8), squares(4, 1, "b"), Recipe(steps=2, batch_size=4), spec
+    )
     moved = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"head"}
     with pytest.raises(ValueError, match="no encoder of this package to freeze"):
