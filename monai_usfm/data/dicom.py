@@ -19,15 +19,18 @@ import pydicom
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.data.utils import is_supported_format, orientation_ras_lps
-from monai.utils import ensure_tuple
+from monai.utils import ensure_tuple, optional_import
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import generate_uid
 
 from .loading import UnreadableImageError, grey_from_rgb
 
 __all__ = ["UltrasoundDicomReader", "UltrasoundRegion", "convert_dicom", "frame_times", "ultrasound_regions"]
+
+# pydicom 3; MONAI Label needs pydicom 2, with which everything but the decoding of DICOM works.
+apply_color_lut, _ = optional_import("pydicom.pixels", name="apply_color_lut")
+pixel_array, _ = optional_import("pydicom.pixels", name="pixel_array")
 
 logger = logging.getLogger(__name__)
 
