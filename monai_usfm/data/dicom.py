@@ -158,6 +158,8 @@ class UltrasoundDicomReader(ImageReader):
             those attributes, private ones and unique identifiers, and blackens the pixels outside the ultrasound
             regions, where scanners write names; it logs what it did, and refuses where burnt-in annotation is declared
             and no region tells where. ``None`` does neither.
+            No option reads text: what is written inside an ultrasound region stays. ``"check"`` refuses every file
+            that declares burnt-in annotation, but scanners often do not; look at the pictures before sharing them.
 
     Raises:
         ValueError: on an unknown option.
@@ -369,6 +371,10 @@ class UltrasoundDicomReader(ImageReader):
         if burnt_in and not boxes:
             raise UnreadableImageError(
                 _name(dataset), "declares burnt-in annotation, and no ultrasound region tells where it is not; mask it."
+            )
+        if burnt_in:
+            logger.warning(
+                "%s: declares burnt-in annotation; text inside its ultrasound regions is kept.", _name(dataset)
             )
         private = sum(1 for element in dataset if element.tag.is_private)
         dataset.remove_private_tags()
