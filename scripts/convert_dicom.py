@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--crop", action="store_true", help="cut to the region")
     parser.add_argument("--frame", type=int, help="write this frame; default: all (NIfTI) or the middle one (PNG)")
     parser.add_argument("--colour", action="store_true", help="keep RGB instead of luma")
-    parser.add_argument("--deidentify", choices=("check", "strip"), help="refuse or strip what names a person")
+    parser.add_argument(
+        "--deidentify",
+        choices=("check", "strip"),
+        help="refuse or strip what names a person; text burnt into a region stays: look at the output",
+    )
     return parser
 
 

@@ -19,15 +19,18 @@ import pydicom
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.data.utils import is_supported_format, orientation_ras_lps
-from monai.utils import ensure_tuple
+from monai.utils import ensure_tuple, optional_import
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import generate_uid
 
 from .loading import UnreadableImageError, grey_from_rgb
 
 __all__ = ["UltrasoundDicomReader", "UltrasoundRegion", "convert_dicom", "frame_times", "ultrasound_regions"]
+
+# pydicom 3; MONAI Label needs pydicom 2, with which everything but the decoding of DICOM works.
+apply_color_lut, _ = optional_import("pydicom.pixels", name="apply_color_lut")
+pixel_array, _ = optional_import("pydicom.pixels", name="pixel_array")
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +158,8 @@ class UltrasoundDicomReader(ImageReader):
             those attributes, private ones and unique identifiers, and blackens the pixels outside the ultrasound
             regions, where scanners write names; it logs what it did, and refuses where burnt-in annotation is declared
             and no region tells where. ``None`` does neither.
+            No option reads text: what is written inside an ultrasound region stays. ``"check"`` refuses every file
+            that declares burnt-in annotation, but scanners often do not; look at the pictures before sharing them.
 
     Raises:
         ValueError: on an unknown option.
@@ -366,6 +371,10 @@ class UltrasoundDicomReader(ImageReader):
         if burnt_in and not boxes:
             raise UnreadableImageError(
                 _name(dataset), "declares burnt-in annotation, and no ultrasound region tells where it is not; mask it."
+            )
+        if burnt_in:
+            logger.warning(
+                "%s: declares burnt-in annotation; text inside its ultrasound regions is kept.", _name(dataset)
             )
         private = sum(1 for element in dataset if element.tag.is_private)
         dataset.remove_private_tags()

@@ -52,16 +52,17 @@ class RemoveAnnotations(Transform):
     A mark is told from tissue by what a beam cannot draw:
 
     - **text**: thin bright strokes that form at least three neighbouring shapes with the same top and bottom row, as
-      capitals and digits have, and the same grey level; and the signs that continue such a line;
-    - **calipers**: upright or diagonal crosses with four bright arms of equal length, darker quadrants (one of them may
-      hold the number of the caliper), and nothing beyond the arms;
+      capitals and digits have, and the same grey level; two such shapes, or one alone, where they look painted: dark
+      all around, even along the strokes, sharp; and the signs that continue such a line;
+    - **calipers**: upright or diagonal crosses with four bright arms, even and of equal length, darker on both sides
+      (the number of the caliper may touch one) and darker between and beyond them;
     - **dotted lines**: at least six bright dots of equal level on a straight line at equal distances;
     - **colour** (three channels only): pixels that are not grey, unless they cover more than a twentieth of the image,
       which is Doppler and left alone;
     - **screen**: anything bright outside the field of view, such as logos, rulers and grey bars.
 
-    The input is never changed where nothing is found. Marks much fainter than the tissue around them, one or two
-    letters away from other text, handwriting and filled shapes are missed. Volumes and cines ``(C, D, H, W)`` are
+    The input is never changed where nothing is found. Marks much fainter than the tissue around them, about a
+    third of single letters, handwriting and filled shapes are missed. Volumes and cines ``(C, D, H, W)`` are
     searched slice by slice along the first spatial axis. Of four channels the last counts as alpha: it is neither
     searched nor filled.
 

@@ -29,7 +29,8 @@ class FieldOfView(Transform):
     image without dark surroundings, a constant one included, is all field of view. Non-finite values lie outside.
 
     The boundary follows what is brighter than the screen: shadows and anechoic regions that touch the border of the
-    sector are left out where they are wider than the closing. :class:`~monai_usfm.transforms.FitBeam` closes those too.
+    sector are left out where they are wider than the closing. where a cone fits,
+    ``FitBeam()(image).mask(shape)`` follows the geometry instead and includes them.
 
     Args:
         threshold: grey level above which a pixel is tissue, as a fraction of the image range; estimated if ``None``.
@@ -157,6 +158,16 @@ def field_of_view(grey: np.ndarray, threshold: float | None = None) -> np.ndarra
     if not tissue.any() or (tissue | outside).all():  # no screen to be told apart, or nothing but screen
         return ~outside if not outside.all() else np.ones_like(tissue)
 
+    # closing would join a word or a grey bar a few pixels off the sector; where the sector is one piece without it,
+    # which speckle and shadows may prevent, nothing has to be joined
+    mask, whole = _solid(_largest(tissue)), _solid(tissue)
+    if mask.sum() < 0.98 * whole.sum():
+        mask = whole
+    return mask & ~outside
+
+
+def _solid(tissue: np.ndarray) -> np.ndarray:
+    """Largest part of thresholded tissue, closed, without thin things around it, and its holes filled."""
     mask = _closing(tissue, 0.012)
     core = _opening(mask, 0.02)
     if not core.any():
@@ -164,8 +175,7 @@ def field_of_view(grey: np.ndarray, threshold: float | None = None) -> np.ndarra
     core = _largest(core)
     # growing the core back inside the mask returns the sharp corners that opening rounds off, but not the text beyond
     mask = mask & _dilate(core, 0.02)
-    mask = _fill(_closing(_fill(mask), 0.04))
-    return mask & ~outside
+    return _fill(_closing(_fill(mask), 0.04))
 
 
 def _background_level(grey: np.ndarray) -> float:

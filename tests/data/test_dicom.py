@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -129,6 +130,21 @@ def test_a_palette_is_applied_with_eight_bits():
     ds = pydicom.dcmread(get_testdata_file("examples_palette.dcm"))
     table = np.frombuffer(ds.RedPaletteColorLookupTableData, "<u2") >> 8
     np.testing.assert_array_equal(colours[..., 0], table[ds.pixel_array])
+
+
+@pytest.mark.parametrize(
+    ("little", "big"),
+    [("gdcm-US-ALOKA-16.dcm", "gdcm-US-ALOKA-16_big.dcm"), ("OBXXXX1A.dcm", "OBXXXX1A_expb.dcm")],
+)
+def test_a_palette_is_the_same_from_a_big_endian_file(little, big):
+    package = importlib.util.find_spec("data_store")  # looked up on disk: pydicom's own look-up downloads
+    if package is None or package.origin is None:
+        pytest.skip("pydicom-data is not installed")
+    folder = Path(package.origin).parent / "data"
+    reader = UltrasoundDicomReader()
+    first, second = (reader.frames(reader.read(folder / name)) for name in (little, big))
+    assert first.dtype == np.uint8 and first.shape[-1] == 3 and np.ptp(first) > 200
+    np.testing.assert_array_equal(first, second)
 
 
 def test_the_phantom_scans_are_grey_and_calibrated(shared_data):
@@ -312,6 +328,13 @@ def test_strip_refuses_burnt_in_text_that_it_cannot_place(tmp_path, picture):
     path = saved(tmp_path, ultrasound(picture, BurnedInAnnotation="YES"))
     with pytest.raises(UnreadableImageError, match="no ultrasound region tells where"):
         UltrasoundDicomReader(deidentify="strip").read(path)
+
+
+def test_strip_warns_that_text_inside_a_region_stays(tmp_path, picture, caplog):
+    regions = Sequence([region((0, 0, 19, 11))])
+    path = saved(tmp_path, ultrasound(picture, BurnedInAnnotation="YES", SequenceOfUltrasoundRegions=regions))
+    UltrasoundDicomReader(deidentify="strip").read(path)
+    assert "text inside its ultrasound regions is kept" in caplog.text
 
 
 def test_no_person_reaches_the_metadata(tmp_path, picture):

@@ -231,6 +231,43 @@ def test_fit_of_a_sector_cut_by_the_image_still_finds_the_apex():
     np.testing.assert_allclose(np.degrees(fit.angles), np.degrees(truth.angles), atol=1.0)
 
 
+CUT = {  # geometry, window (rows, columns) of the image that is left
+    "both edges cut": (BeamGeometry("convex", (-60.0, 150.0), (90.0, 260.0), (-0.6, 0.6)), (0, 70), (240, 230)),
+    "one edge cut": (BeamGeometry("convex", (-60.0, 150.0), (90.0, 260.0), (-0.6, 0.6)), (0, 0), (240, 180)),
+    "steered, one edge cut": (BeamGeometry("convex", (-60.0, 150.0), (90.0, 260.0), (-0.2, 0.8)), (0, 60), (240, 280)),
+    "near arc alone": (BeamGeometry("convex", (-60.0, 150.0), (90.0, 400.0), (-0.6, 0.6)), (0, 60), (200, 240)),
+    "far arc alone": (BeamGeometry("convex", (-60.0, 150.0), (20.0, 270.0), (-0.6, 0.6)), (70, 50), (240, 250)),
+}
+
+
+@pytest.mark.parametrize("name", list(CUT))
+def test_fit_of_a_sector_whose_edges_the_image_cuts_off_goes_by_its_arcs(name):
+    geometry, start, stop = CUT[name]
+    window = phantom(geometry, (240, 400))[:, start[0] : stop[0], start[1] : stop[1]]
+    fit, truth = FitBeam()(window), geometry.crop(start)
+    assert math.dist(fit.apex, truth.apex) < 2
+    model, visible = fit.mask(window.shape[1:]), truth.mask(window.shape[1:])
+    assert (model & visible).sum() / (model | visible).sum() > 0.99
+    if "near" not in name:
+        assert fit.radii[1] == pytest.approx(truth.radii[1], abs=2)
+    if "far" not in name:
+        assert fit.radii[0] == pytest.approx(truth.radii[0], abs=2)
+
+
+def test_an_edge_that_is_cut_off_lies_at_the_outermost_visible_pixel():
+    geometry, start, stop = CUT["one edge cut"]
+    fit = FitBeam()(phantom(geometry, (240, 400))[:, start[0] : stop[0], start[1] : stop[1]])
+    assert fit.angles[0] == pytest.approx(-0.6, abs=0.01)
+    rows, columns = np.nonzero(geometry.mask((240, 180))[0].numpy())
+    assert fit.angles[1] == pytest.approx(np.arctan2(columns - 150, rows + 60).max(), abs=0.01)
+
+
+def test_fit_is_the_same_at_every_call():
+    geometry, start, stop = CUT["both edges cut"]
+    window = phantom(geometry, (240, 400))[:, start[0] : stop[0], start[1] : stop[1]]
+    assert FitBeam()(window) == FitBeam()(window)
+
+
 def test_fit_follows_a_flip():
     image = phantom(CONVEX)
     mirrored, truth = FitBeam()(image.flip(2)), FitBeam()(image).flip(1, SHAPE)
@@ -309,6 +346,14 @@ def test_real_liver_frames_of_one_sweep_share_their_geometry(shared_data):
     assert all(f.kind == "convex" and f.confidence > 0.9 for f in fits)
     assert np.std([f.apex for f in fits], axis=0).max() < 1.0
     assert np.degrees(np.std([f.angles for f in fits], axis=0)).max() < 0.5
+
+
+def test_at_most_a_quarter_of_real_fetal_heads_is_refused(shared_data):
+    files = sorted((shared_data / "fetal_head_hc18" / "images").glob("*.png"))[::40]
+    fits = [FitBeam(fallback=None)(np.array(Image.open(f))[None]) for f in files]
+    assert sum(f is None for f in fits) <= len(files) // 4
+    # the masks of sectors agree with what is bright, and their apex lies above the image
+    assert all(f.apex[0] < 0 and f.confidence >= 0.35 for f in fits if f is not None)
 
 
 def test_real_breast_images_of_linear_probes_are_refused(shared_data):

@@ -51,6 +51,15 @@ def test_text_rulers_and_grey_bars_beside_the_sector_are_left_out():
     assert dice(FieldOfView()(image[None])[0], mask) > 0.985
 
 
+def test_faint_text_and_a_bar_a_pixel_beside_the_sector_do_not_join_it():
+    mask, image = sector()
+    speckle = np.random.default_rng(3).uniform(0.02, 0.2, (9, 16)).astype(np.float32)
+    edge = int(np.flatnonzero(mask[60])[0])
+    image[56:65, edge - 24 : edge - 8] = speckle  # four pixels from the sector at the lowest row
+    image[20:75, :4] = np.linspace(1, 0.1, 55)[:, None]
+    assert not FieldOfView()(image[None])[0, 20:64, : edge - 8].any()
+
+
 def test_cysts_inside_the_sector_are_filled():
     _, image = sector()
     image[70:95, 85:115] = 0.0
