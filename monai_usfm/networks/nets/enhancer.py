@@ -43,7 +43,7 @@ class UltrasoundEnhancer(TaskNetwork):
         encoder: UltrasoundViT,
         out_channels: int = 1,
         indices: Sequence[int] | None = None,
-        width: int = 64,
+        width: int = 128,
         finest: int = 1,
         dropout: float = 0.0,
     ) -> None:
