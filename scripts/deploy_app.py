@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from monai.deploy.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, Fragment, Image, IOType, Operator, OperatorSpec
 from monai.deploy.operators.monai_bundle_inference_operator import (
     BundleConfigNames,
@@ -88,6 +89,7 @@ class BundleApplication(Application):
         output.mkdir(parents=True, exist_ok=True)
         source = FileToImage(
             self,
+            CountCondition(self, 1),  # without it, an operator without inputs is run again and again
             name="source",
             path=Path(self.context.input_path),
             spatial_dims=len(formats["inputs"]["image"]["spatial_shape"]),
