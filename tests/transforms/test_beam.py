@@ -262,6 +262,12 @@ def test_an_edge_that_is_cut_off_lies_at_the_outermost_visible_pixel():
     assert fit.angles[1] == pytest.approx(np.arctan2(columns - 150, rows + 60).max(), abs=0.01)
 
 
+def test_arcs_about_a_point_below_the_image_are_no_cone():
+    geometry, start, stop = CUT["both edges cut"]
+    window = phantom(geometry, (240, 400))[:, start[0] : stop[0], start[1] : stop[1]]
+    assert FitBeam(fallback=None)(window.flip(1)) is None
+
+
 def test_fit_is_the_same_at_every_call():
     geometry, start, stop = CUT["both edges cut"]
     window = phantom(geometry, (240, 400))[:, start[0] : stop[0], start[1] : stop[1]]
