@@ -144,28 +144,20 @@ def test_result_is_upright_in_the_geometry_of_the_file(root, tmp_path, kind):
     assert np.abs(expected - picture)[:, :60].mean() > 2  # the network did something
 
 
-def roughness_at(steps: torch.Tensor, columns: list[int]) -> float:
-    """Mean step across these columns, by that across all."""
-    return (steps[..., columns].mean() / steps.mean()).item()
-
-
 def test_windows_leave_no_seams(root):
-    """The change by the network does not jump where windows begin or end; without blending it does."""
+    """What a network adds may differ from window to window: without blending it jumps where they begin or end."""
     parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
     parser["spatial_size"], parser["batch_size"] = SIZE, 4
-    image = torch.rand(1, 1, 64, 48 * 4, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
-    network = strong_network()
-    borders = [c - 1 for c in range(24, 192, 24)]  # between the last column of a window and the next one
+    image = torch.zeros(1, 1, 64, SIZE[1] * 4)
     jumps = {}
     for name, inferer in {
         "bundle": parser.get_parsed_content("inferer"),
         "plain": SlidingWindowInferer(SIZE, 4, 0.5, "constant"),
     }.items():
-        with torch.no_grad():
-            change = inferer(image, network) - image
-        jumps[name] = roughness_at(change.diff(dim=-1).abs(), borders)
-    assert jumps["plain"] > 1.15
-    assert jumps["bundle"] == pytest.approx(1.0, abs=0.1)
+        change = inferer(image, lambda window: window + torch.linspace(-1, 1, window.shape[-1]))
+        jumps[name] = change.diff(dim=-1).abs().max().item()
+    assert jumps["plain"] > 0.9  # half of the ramp from -1 to 1
+    assert jumps["bundle"] < 0.2
 
 
 def test_result_for_deploy_keeps_its_channel_and_that_for_label_is_a_grey_picture(root):
