@@ -135,7 +135,7 @@ def test_result_is_upright_in_the_geometry_of_the_file(root, tmp_path, kind):
         result = np.array(Image.open(out))
     assert result.dtype == np.uint8 and result.shape == picture.shape
 
-    windows = SlidingWindowInferer(SIZE, 2, 0.5, "gaussian", padding_mode="replicate")
+    windows = SlidingWindowInferer(SIZE, 2, 0.5, "gaussian", 0.225, padding_mode="replicate")
     with torch.no_grad():
         expected = windows(torch.from_numpy(picture)[None, None].float() / 255, network)[0, 0].numpy() * 255
     lit = np.zeros_like(picture, bool)

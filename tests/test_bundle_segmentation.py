@@ -284,7 +284,7 @@ def test_volume_mask_keeps_the_grid_and_equals_sliding_windows_by_hand(
     np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
     assert written.shape == source.shape
     network = network_of(tmp_path / "model.pt", img_size=[16, 32, 32], patch_size=[8, 16, 16], spatial_dims=3)
-    windows = SlidingWindowInferer([16, 32, 32], sw_batch_size=4, overlap=0.5, mode="gaussian")
+    windows = SlidingWindowInferer([16, 32, 32], sw_batch_size=4, overlap=0.5, mode="gaussian", sigma_scale=0.225)
     with torch.no_grad():
         image = LoadUltrasound(spatial_dims=3)(volumes / "image_1.nii.gz").as_tensor()[None]
         wanted = windows(image, network).argmax(dim=1)[0].numpy()
