@@ -20,9 +20,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from monai_usfm.data.sections import SPLITS
 from monai_usfm.files import write_text_atomically
-
-SECTIONS = ("training", "validation", "test")
 
 
 def value_of(text: str) -> Any:
@@ -43,7 +42,8 @@ def join(datalist: Path, table: Path, columns: dict[str, str]) -> dict[str, Any]
     """The content of the datalist with new keys.
 
     Raises:
-        ValueError: for a column that the table lacks, an image that it does not name, or an empty cell.
+        ValueError: for a column that the table lacks, an image that it does not name, an empty cell, or a datalist that
+            is no JSON object.
     """
     with table.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
@@ -53,12 +53,19 @@ def join(datalist: Path, table: Path, columns: dict[str, str]) -> dict[str, Any]
                 f"{table}: no column {', '.join(sorted(missing))}; it has {', '.join(reader.fieldnames or [])}."
             )
         rows = {row["image"]: row for row in reader}
-    content = json.loads(datalist.read_text(encoding="utf-8"))
-    for section in SECTIONS:
-        for item in content.get(section, []):
-            row = rows.get(item["image"])
+    try:
+        content = json.loads(datalist.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{datalist} is no JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{datalist} must hold an object with {', '.join(SPLITS)}, not a {type(content).__name__}.")
+    for section in content.keys() & set(SPLITS):
+        # A datalist may name an image by its path alone.
+        content[section] = [{"image": entry} if isinstance(entry, str) else entry for entry in content[section]]
+        for item in content[section]:
+            row = rows.get(item.get("image"))
             if row is None:
-                raise ValueError(f"{table}: no row for {item['image']} of {datalist}.")
+                raise ValueError(f"{table}: no row for {item.get('image')} of {datalist}.")
             for key, column in columns.items():
                 if not row[column]:
                     raise ValueError(f"{table}: {column} of {item['image']} is empty.")
@@ -81,7 +88,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.exit(1, f"{error}\n")
     write_text_atomically(args.output, json.dumps(content, indent=1))
-    count = sum(len(content.get(section, [])) for section in SECTIONS)
+    count = sum(len(content.get(section, [])) for section in SPLITS)
     print(f"{args.output}: {', '.join(columns)} for {count} items")
 
 

@@ -48,3 +48,16 @@ def test_what_the_table_lacks_is_named_and_nothing_is_written(folder, column, me
 def test_an_image_without_a_row_is_named(folder):
     (folder / "labels.csv").write_text("image,mm\na.png,0.25\n")
     assert "no row for b.png" in run(folder, "spacing=mm").stderr
+
+
+def test_images_named_by_their_path_alone_become_items(folder):
+    (folder / "dataset.json").write_text(json.dumps({"training": ["a.png"]}))
+    assert run(folder, "spacing=mm").returncode == 0
+    assert json.loads((folder / "new.json").read_text()) == {"training": [{"image": "a.png", "spacing": 0.25}]}
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "dataset.json is no JSON file"), ("[]", "must hold an object")])
+def test_a_broken_datalist_is_named(folder, text, message):
+    (folder / "dataset.json").write_text(text)
+    found = run(folder, "spacing=mm")
+    assert found.returncode == 1 and message in found.stderr and "Traceback" not in found.stderr
