@@ -21,13 +21,16 @@ def whole_file(path: PathLike) -> Iterator[Path]:
     """A name beside ``path`` to write to, renamed to ``path`` at the end: nobody reads half a file.
 
     The name has the ending of ``path``, by which many writers choose the format. Folders are made. After an error the
-    old file is as it was, and nothing else is left.
+    old file is as it was, and nothing else is left. The content is on the disk before the name is: a power failure
+    leaves the old file or the new one, not an empty one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

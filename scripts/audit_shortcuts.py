@@ -19,7 +19,8 @@ import torch
 
 from monai_usfm.data import load_datalist
 from monai_usfm.evaluation import add_patients, audit_shortcuts, load_cases
-from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, write_csv, write_whole
+from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
+from monai_usfm.files import write_csv, write_text_atomically
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
         for r in audit.rows
     ]
     text = markdown_table(heads, lines)
-    write_whole(args.output / "shortcuts.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(args.output / "shortcuts.md", text)
     audit.save_picture(args.output / "shortcuts.png")
     print(text)
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from monai.bundle import ConfigParser
 
 from monai_usfm.evaluation import classification_scores
-from monai_usfm.handlers import write_text_atomically
+from monai_usfm.files import write_text_atomically
 from monai_usfm.networks import TemperatureScaling
 
 MAX_PIXELS = 20_000  # of one image: more tell nothing new

@@ -19,7 +19,7 @@ from pathlib import Path
 from monai_usfm.data import load_datalist
 from monai_usfm.evaluation import LeakError, add_patients, check_leaks
 from monai_usfm.evaluation.fine_tuning import NetworkSpec
-from monai_usfm.evaluation.report import write_csv
+from monai_usfm.files import write_csv
 
 
 def sections(path: Path, folder: Path | None, names: list[str]) -> list[dict]:

@@ -26,6 +26,7 @@ from monai.deploy.operators.monai_bundle_inference_operator import (
 from PIL import Image as Picture
 
 from monai_usfm.data import UltrasoundReader
+from monai_usfm.files import whole_file, write_text_atomically
 
 
 class FileToImage(Operator):
@@ -59,14 +60,17 @@ class ResultToFile(Operator):
         if isinstance(pred, dict):
             # "result" is left out: the operator takes probabilities for class indices there.
             probabilities = [float(p) for p in pred["probabilities"]]
-            (self.folder / "pred.json").write_text(json.dumps({"probabilities": probabilities}) + "\n")
+            write_text_atomically(self.folder / "pred.json", json.dumps({"probabilities": probabilities}) + "\n")
         elif isinstance(pred, np.ndarray):
-            np.save(self.folder / "pred.npy", pred)
+            with whole_file(self.folder / "pred.npy") as part:
+                np.save(part, pred)
         elif pred.asnumpy().ndim == 3:  # (z, y, x)
             volume = nib.Nifti1Image(pred.asnumpy().T, np.asarray(pred.metadata()["original_affine"]))
-            nib.save(volume, self.folder / "pred.nii.gz")
+            with whole_file(self.folder / "pred.nii.gz") as part:
+                nib.save(volume, part)
         else:  # (x, y)
-            Picture.fromarray(np.ascontiguousarray(pred.asnumpy().T)).save(self.folder / "pred.png")
+            with whole_file(self.folder / "pred.png") as part:
+                Picture.fromarray(np.ascontiguousarray(pred.asnumpy().T)).save(part)
 
 
 class BundleApplication(Application):
@@ -85,8 +89,6 @@ class BundleApplication(Application):
         }
         if bundle.is_dir():  # the SDK takes the folder for a model repository, in which it finds nothing to call
             self.context.models = None
-        output = Path(self.context.output_path)
-        output.mkdir(parents=True, exist_ok=True)
         source = FileToImage(
             self,
             CountCondition(self, 1),  # without it, an operator without inputs is run again and again
@@ -103,7 +105,7 @@ class BundleApplication(Application):
             bundle_path=bundle,
             bundle_config_names=BundleConfigNames(config_names=["inference"]),
         )
-        sink = ResultToFile(self, name="sink", folder=output)
+        sink = ResultToFile(self, name="sink", folder=Path(self.context.output_path))
         self.add_flow(source, inference, {("image", "image")})
         self.add_flow(inference, sink, {("pred", "pred")})
 

@@ -33,7 +33,7 @@ from monai_usfm.evaluation import (
     run_label_efficiency,
     summarise_label_efficiency,
 )
-from monai_usfm.evaluation.report import write_whole
+from monai_usfm.files import write_text_atomically
 
 
 def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
@@ -62,7 +62,7 @@ def tuned(tuning: FineTuning, args: argparse.Namespace) -> dict[str, NetworkSpec
         if name not in known:
             best, scores = choose_learning_rate(tuning, spec, args.tune_fraction, args.tune)
             known[name] = {"best": best, "validation_scores": {str(k): v for k, v in scores.items()}}
-            write_whole(file, lambda path: path.write_text(json.dumps(known, indent=1), encoding="utf-8"))
+            write_text_atomically(file, json.dumps(known, indent=1))
             print(f"{name}: learning rate {best:g} ({', '.join(f'{k:g} {v:.3f}' for k, v in scores.items())})")
         result[name] = replace(spec, learning_rate=known[name]["best"])
     return result

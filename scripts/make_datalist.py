@@ -32,9 +32,9 @@ import torch
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.data.duplicates import difference_hash, joined_groups, near_duplicates
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES, file_format
+from monai_usfm.data.sections import SPLITS
 from monai_usfm.files import write_text_atomically
 
-SECTIONS = ("training", "validation", "test")
 LABEL_FOLDERS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "gt"}
 IMAGE_FOLDERS = {"image", "images", "img", "imgs", "frame", "frames", "data", "train", "training", "val", "test", "png"}
 LABEL_ENDINGS = ("_mask", "-mask", "_label", "-label", "_seg", "-seg", "_segmentation", "_annotation", "_gt")
@@ -227,11 +227,11 @@ def split(entries: list[Entry], groups: list[int], shares: tuple[float, ...], se
     by_organ: dict[str, list[list[Entry]]] = defaultdict(list)
     for found in members.values():
         by_organ[Counter(entry.organ for entry in found).most_common(1)[0][0]].append(found)
-    sections: dict[str, list[Entry]] = {name: [] for name in SECTIONS}
+    sections: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     for organ in sorted(by_organ):
         total = sum(len(found) for found in by_organ[organ])
-        filled = dict.fromkeys(SECTIONS, 0)
-        wanted = {name: share for name, share in zip(SECTIONS, shares, strict=True) if share > 0}
+        filled = dict.fromkeys(SPLITS, 0)
+        wanted = {name: share for name, share in zip(SPLITS, shares, strict=True) if share > 0}
 
         def order(found: list[Entry]) -> tuple[int, str]:  # large groups first, while there is room everywhere
             return -len(found), hashlib.sha256(f"{seed}:{found[0].patient}".encode()).hexdigest()
@@ -292,7 +292,7 @@ def report(
     print(f"{'organ':<{width}} {'training':>10} {'validation':>10} {'test':>10}   (images / patients)")
     for organ in sorted({entry.organ for entry in entries}):
         cells = []
-        for name in SECTIONS:
+        for name in SPLITS:
             found = [entry for entry in sections[name] if entry.organ == organ]
             cells.append(f"{len(found)}/{len({entry.patient for entry in found})}")
         print(f"{organ:<{width}} " + " ".join(f"{cell:>10}" for cell in cells))
@@ -321,7 +321,7 @@ def report(
         print(f"{len(unreadable)} files are unreadable and left out:")
         for entry in unreadable:
             print(f"  {os.path.relpath(entry.path, base)}: {entry.unreadable}")
-    for name, share in zip(SECTIONS, options.split, strict=True):
+    for name, share in zip(SPLITS, options.split, strict=True):
         if share > 0 and not sections[name]:
             print(f"Note: {name} is empty; there are too few groups for it.")
     print(f"Wrote {output}. Use it with dataset_dir={base}.")

@@ -36,7 +36,8 @@ from monai_usfm.evaluation import (
     linear_probe,
     load_cases,
 )
-from monai_usfm.evaluation.report import conditions_of_run, markdown_table, save_figure, write_csv, write_whole
+from monai_usfm.evaluation.report import conditions_of_run, markdown_table, save_figure
+from monai_usfm.files import write_csv, write_text_atomically
 
 PROBES = ("knn", "linear", "attentive", "dense")
 
@@ -164,7 +165,7 @@ def main() -> None:
         (r["encoder"], r["probe"], r["metric"], f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]") for r in rows
     ]
     text = markdown_table(["encoder", "probe", "metric", f"{args.section}, 95 % interval over patients"], table)
-    write_whole(args.output / "probes.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(args.output / "probes.md", text)
     plot(args.output / "probes.png", rows)
 
 

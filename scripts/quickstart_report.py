@@ -27,8 +27,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from monai_usfm.files import write_text_atomically
 from monai_usfm.handlers import save_panels, segmentation_panels
-from monai_usfm.handlers.records import write_text_atomically
 
 matplotlib.use("Agg")
 RUNS = {"pretrained": "with pretraining", "scratch": "from scratch"}

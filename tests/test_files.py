@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,12 @@ def test_table_has_every_column_and_survives_commas(tmp_path: Path) -> None:
     rows = [{"a": 'x, "y"', "b": 1}, {"a": 0, "c": None}]
     with open(write_csv(tmp_path / "t.csv", rows), newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["a", "b", "c"], ['x, "y"', "1", ""], ["0", "", ""]]
+
+
+def test_the_content_is_on_the_disk_before_the_name_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, n=name, call=original: (steps.append(n), call(*args))[1])
+    assert write_text_atomically(tmp_path / "a.txt", "new").read_text() == "new"
+    assert steps == ["fsync", "replace"]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from monai.utils import ensure_tuple, optional_import
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
+
+from monai_usfm.files import whole_file
 
 from .loading import UnreadableImageError, grey_from_rgb
 
@@ -442,11 +443,7 @@ def convert_dicom(
         affine[:3, 3] += affine[:3, 2] * frame
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".part-{os.getpid()}-{target.name}")  # same ending: the writers go by it
-    note = target.with_name(target.name + ".json")
-    note_part = note.with_name(f".part-{os.getpid()}-{note.name}")
-    try:
+    with whole_file(target) as part, whole_file(f"{target}.json") as note:
         if picture:
             page = values[0, ..., 0] if values.shape[-1] == 1 else values[0]
             known: dict[str, Any] = {"dpi": tuple(25.4 / spacing[:2])} if meta["spacing_known"] else {}
@@ -462,12 +459,7 @@ def convert_dicom(
             "frame_rate_hz": meta["frame_rate"] or None,
             "region": meta["region"],
         }
-        note_part.write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(note_part, note)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-        note_part.unlink(missing_ok=True)
+        note.write_text(json.dumps(description, indent=1) + "\n")
     return target
 
 

@@ -21,7 +21,7 @@ import torch
 from monai.config import PathLike
 
 from monai_usfm.data import check_patient_leak, label_fraction, load_datalist
-from monai_usfm.evaluation.report import conditions_of_run, markdown_table, save_figure, write_csv, write_whole
+from monai_usfm.evaluation.report import conditions_of_run, markdown_table, save_figure
 from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.evaluation.statistics import (
     PairedTest,
@@ -30,6 +30,7 @@ from monai_usfm.evaluation.statistics import (
     paired_bootstrap,
     paired_test,
 )
+from monai_usfm.files import write_csv, write_text_atomically
 
 __all__ = ["FRACTIONS", "Cell", "label_subsets", "run_label_efficiency", "summarise_label_efficiency"]
 
@@ -156,7 +157,7 @@ def run_label_efficiency(
                     "cases": cell.cases,
                 }
                 text = json.dumps(_json_ready(content))
-                write_whole(file, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+                write_text_atomically(file, text)
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in cell.metrics.items())
                 report(
                     f"[{done}/{total}] {name}, {_percent(fraction)} %, seed {seed}: {shown} "
@@ -237,7 +238,7 @@ def summarise_label_efficiency(output_dir: PathLike, primary: str, reference: st
             rows.append(row)
     write_csv(folder / "label_efficiency.csv", rows)
     text = _markdown(grid, names, fractions, primary, tests, adjusted, title)
-    write_whole(folder / "label_efficiency.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(folder / "label_efficiency.md", text)
     _plot(folder / "label_efficiency.png", rows, names, primary, title)
     return text
 

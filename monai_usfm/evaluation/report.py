@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,9 @@ import torch
 from monai.config import PathLike
 
 from monai_usfm import __version__
-from monai_usfm.files import whole_file, write_csv
+from monai_usfm.files import whole_file
 
-__all__ = ["conditions_of_run", "file_digest", "markdown_table", "save_figure", "write_csv", "write_whole"]
-
-
-def write_whole(path: PathLike, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` fill a file, see :func:`~monai_usfm.files.whole_file`."""
-    with whole_file(path) as part:
-        write(part)
-    return Path(path)
+__all__ = ["conditions_of_run", "file_digest", "markdown_table", "save_figure"]
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -38,7 +31,9 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
 
 def save_figure(path: PathLike, figure: Any) -> Path:
     """Save a Matplotlib figure."""
-    return write_whole(path, lambda file: figure.savefig(file, dpi=120, bbox_inches="tight"))
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120, bbox_inches="tight")
+    return Path(path)
 
 
 def file_digest(path: PathLike) -> str:

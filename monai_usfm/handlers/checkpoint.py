@@ -23,10 +23,8 @@ __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint"
 
 def save_atomically(state: Any, path: str | os.PathLike) -> Path:
     """``torch.save`` to a temporary file, then rename: readers see the old file or the new one, whole."""
-    with whole_file(path) as part, open(part, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    with whole_file(path) as part:
+        torch.save(state, part)
     return Path(path)
 
 

@@ -29,7 +29,7 @@ class FieldOfView(Transform):
     image without dark surroundings, a constant one included, is all field of view. Non-finite values lie outside.
 
     The boundary follows what is brighter than the screen: shadows and anechoic regions that touch the border of the
-    sector are left out where they are wider than the closing. where a cone fits,
+    sector are left out where they are wider than the closing. Where a cone fits,
     ``FitBeam()(image).mask(shape)`` follows the geometry instead and includes them.
 
     Args:
