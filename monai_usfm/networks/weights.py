@@ -102,13 +102,18 @@ def _summary(names: Sequence[str]) -> list[str]:
 
 @dataclass
 class _Checkpoint:
-    """A source whose tensors carry our names; ``origin`` keeps the names they had."""
+    """A source whose tensors carry our names; ``origin`` keeps the names they had.
+
+    ``parts`` are the tensors beside the encoder that only another network of this package has a place for: name ->
+    (name in the source, tensor).
+    """
 
     layout: str
     tensors: dict[str, torch.Tensor]
     origin: dict[str, list[str]]
     others: list[str]
     grid: list[int] | None = None
+    parts: dict[str, tuple[str, torch.Tensor]] = field(default_factory=dict)
 
     def move(self, old: str | Sequence[str], new: str, tensor: torch.Tensor) -> None:
         """Replace one or several tensors by one made of them."""
@@ -194,6 +199,8 @@ def _unwrap(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 # Finding the encoder and giving its tensors our names
 
 _ENCODER_LEVEL = re.compile(r"(cls_token|reg_token|dist_token|patch_embed\.|pos_embed|rel_pos_bias\.|blocks\.|norm\.)")
+# Weights of a PyramidDecoder, wherever a network keeps it (head.decoder., pyramid_pool.decoder., decoder.).
+_PYRAMID = re.compile(r"^(?:.+\.)?decoder\.(?=(?:stem|maps|up|fuse)\.)")
 _WRAPPER_LEVEL = re.compile(r"(mask_token|fc_norm\.|head\.(weight|bias)$|decoder_(embed|pos_embed|blocks|norm|pred)\b)")
 
 # Hugging Face names of files (`encoder.layer.0.attention.attention.query`) and modules (`layers.0.attention.q_proj`).
@@ -254,6 +261,7 @@ def _parse(state: Mapping[str, torch.Tensor]) -> _Checkpoint:
             ours = _rename(name.removeprefix(outer), hugging_face)
             if not _WRAPPER_LEVEL.match(ours):
                 found.others.append(name)
+                found.parts[_PYRAMID.sub("decoder.", ours)] = name, tensor
                 continue
         else:
             found.others.append(name)
@@ -639,6 +647,41 @@ def _wanted(own: Mapping[str, torch.Tensor], prefix: str, source: _Checkpoint) -
     return names
 
 
+def _fit_parts(
+    source: _Checkpoint, own: Mapping[str, torch.Tensor], names: Mapping[str, str], prefix: str, report: LoadReport
+) -> dict[str, str]:
+    """The decoder of another network of this package, and layers of equal name and shape (the head of equal classes).
+
+    A decoder is taken whole or not at all, and without it no layer behind it. Like :func:`_wanted`, what is returned
+    maps names to those of the network.
+    """
+    filled = set(names.values())
+    wanted = {
+        _PYRAMID.sub("decoder.", name): name
+        for name in own
+        if name not in filled and not (prefix and name.startswith(prefix))
+    }
+    decoder = {name for name in wanted if name.startswith("decoder.")}
+    offered = {name for name in source.parts if name.startswith("decoder.")}
+    if decoder and offered:
+        differing = sorted(decoder ^ offered) + [
+            name for name in decoder & offered if source.parts[name][1].shape != own[wanted[name]].shape
+        ]
+        if differing:
+            report.notes.append(
+                f"the decoder of the source has another shape ({', '.join(_summary(differing)[:3])}) and is not used."
+            )
+            return {}
+    taken = {}
+    for name, target in wanted.items():
+        if name in source.parts and source.parts[name][1].shape == own[target].shape:
+            origin, source.tensors[name] = source.parts[name]
+            source.origin[name] = [origin]
+            source.others.remove(origin)
+            taken[name] = target
+    return taken
+
+
 def _drop_foreign_decoder(source: _Checkpoint, own: Mapping[str, torch.Tensor]) -> None:
     """A mask token beside a decoder has the decoder's width, else the encoder's: never take one for the other."""
     if ("decoder_embed.weight" in own) != ("decoder_embed.weight" in source.tensors):
@@ -723,8 +766,9 @@ def load_pretrained(
 
     Args:
         net: :class:`UltrasoundViT`, or a network with one as its ``encoder``. A masked autoencoder also gets its
-            decoder from a file that has one, and a classifier its ``fc_norm``, and a ``head`` of equal shape, from a
-            fine-tuned classifier; other heads are left alone.
+            decoder from a file that has one, and a classifier its ``fc_norm`` from a fine-tuned classifier. Networks
+            for segmentation, classification and enhancement get the decoder of each other, where it has the same shape,
+            and the layers behind it that have the same name and shape: the output layer for as many classes.
         source: path of a checkpoint (``.safetensors`` too, where that package is installed), or a state dict.
         strict: raise when a weight of the network would keep its value, or a tensor of the source's encoder has no
             place. The source's heads, decoder and mask token do not count.
@@ -765,6 +809,7 @@ def load_pretrained(
     if DECODER_POSITIONS in names:
         _fit_positions(found, DECODER_POSITIONS, encoder.grid, source_grid, report)
     _fit_patch_embedding(found, encoder, fold_normalization, report)
+    names |= _fit_parts(found, own, names, prefix, report)
     _check(found, own, names)
     _note_positions(found, encoder, report)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
@@ -40,6 +41,7 @@ NETWORKS = {
     "mean": lambda encoder: UltrasoundClassifier(encoder, 3),
     "class": lambda encoder: UltrasoundClassifier(encoder, 3, pool="class"),
     "attention": lambda encoder: UltrasoundClassifier(encoder, 3, pool="attention"),
+    "pyramid classes": lambda encoder: UltrasoundClassifier(encoder, 3, pool="pyramid"),
     "enhancer": lambda encoder: UltrasoundEnhancer(encoder, width=16),
 }
 # Exporting takes seconds: by default one of a kind, `-m slow` for the rest.
@@ -312,6 +314,30 @@ def test_attention_pooling_equals_pytorch():
         torch.testing.assert_close(pool(tokens), expected)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pyramid_pooling_is_a_weighted_mean_and_the_maximum_of_each_level(dims):
+    torch.manual_seed(0)
+    pool = UltrasoundClassifier(encoder(dims), 3, pool="pyramid").eval().pyramid_pool
+    image = torch.rand(2, 1, *SIZE[dims])
+    grid = [s // p for s, p in zip(SIZE[dims], PATCH[dims], strict=True)]
+    maps = [torch.randn(2, 32, *grid) for _ in pool.decoder.maps]
+    with torch.no_grad():
+        start = pool(image, maps)
+        levels = [level.flatten(2).numpy() for level in pool.decoder.levels(image, maps)]
+        means = [np.concatenate([level.mean(-1), level.max(-1)], axis=1) for level in levels]
+        np.testing.assert_allclose(start, np.concatenate(means, axis=1), rtol=1e-4, atol=1e-5)
+        for score in pool.scores:
+            score.weight.normal_()
+        found = pool(image, maps)
+        parts = []
+        for level, score in zip(levels, pool.scores, strict=True):
+            logits = np.einsum("bcn,c->bn", level, score.weight[0].numpy())
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            weights /= weights.sum(1, keepdims=True)
+            parts.append(np.concatenate([np.einsum("bcn,bn->bc", level, weights), level.max(-1)], axis=1))
+        np.testing.assert_allclose(found, np.concatenate(parts, axis=1), rtol=1e-4, atol=1e-4)
+
+
 def test_a_new_classifier_is_undecided():
     with torch.no_grad():
         logits = UltrasoundClassifier(encoder(), 3).eval()(torch.rand(2, 1, 48, 64))
@@ -386,7 +412,7 @@ def test_sliding_windows_leave_no_seam_in_a_uniform_image():
         (lambda: UltrasoundSegmenter(encoder(), 2, "upernet", indices=[0, 1]), "takes 4 maps, got 2"),
         (lambda: UltrasoundSegmenter(encoder(num_layers=2), 2, "segvit"), "takes 3 maps, got 2"),
         (lambda: UltrasoundClassifier(encoder(), 0), "num_classes must be at least 1, got 0"),
-        (lambda: UltrasoundClassifier(encoder(), 2, pool="max"), "mean, class, attention, got 'max'"),
+        (lambda: UltrasoundClassifier(encoder(), 2, pool="max"), "mean, class, attention, pyramid, got 'max'"),
         (lambda: UltrasoundEnhancer(encoder(in_channels=3), 2), "1 or the 3 channel"),
         (lambda: UltrasoundEnhancer(encoder(), indices=[9]), r"outside 0\.\.3"),
         (lambda: UltrasoundEnhancer(encoder())(torch.rand(1, 3, 48, 64)), "1 channel"),

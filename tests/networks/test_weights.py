@@ -24,6 +24,7 @@ from monai_usfm.networks import (
 from monai_usfm.networks.blocks.position import resize_relative_table
 from monai_usfm.networks.nets.classifier import UltrasoundClassifier
 from monai_usfm.networks.nets.masked import MaskedAutoencoder, MaskedImageModel
+from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
 
 WIDTH, LAYERS, HEADS, MLP = 32, 2, 2, 48
 SIZE = {"hidden_size": WIDTH, "mlp_dim": MLP, "num_layers": LAYERS, "num_heads": HEADS}
@@ -391,6 +392,46 @@ def test_an_encoder_comes_out_of_any_network_of_ours(wrap):
     report = load_pretrained(net, {"network": trained.state_dict(), "epoch": 1}, strict=True)
     assert report.layout == "monai_usfm"
     assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 0)
+
+
+def task_network(kind, classes=2, **options):
+    encoder = UltrasoundViT(64, hidden_size=WIDTH, mlp_dim=MLP, num_layers=4, num_heads=HEADS)
+    if kind == "classifier":
+        return UltrasoundClassifier(encoder, classes, pool="pyramid", **options).eval()
+    return UltrasoundSegmenter(encoder, classes, **options).eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "upernet"}, {"head": "segvit"}])
+def test_a_segmenter_of_ours_loads_whole(options):
+    source, net = task_network("segmenter", **options), task_network("segmenter", **options)
+    report = load_pretrained(net, {f"module.{k}": v for k, v in source.state_dict().items()})
+    assert report.unexpected == []
+    assert torch.equal(net(images(2, 1, 64, 64)), source(images(2, 1, 64, 64)))
+
+
+def test_other_classes_keep_the_decoder_but_not_the_output_layer():
+    source, net = task_network("segmenter"), task_network("segmenter", 3)
+    output = net.head.to_pixels.weight.clone()
+    report = load_pretrained(net, source.state_dict())
+    assert report.unexpected == ["head.to_pixels.weight", "head.to_pixels.bias"]
+    assert torch.equal(net.head.decoder.stem[0].residual.weight, source.head.decoder.stem[0].residual.weight)
+    assert torch.equal(net.head.to_pixels.weight, output)
+
+
+def test_a_classifier_gets_the_decoder_of_a_segmenter():
+    source, net = task_network("segmenter"), task_network("classifier")
+    load_pretrained(net, source.state_dict())
+    theirs = source.head.decoder.state_dict()
+    assert theirs and all(torch.equal(v, theirs[k]) for k, v in net.pyramid_pool.decoder.state_dict().items())
+
+
+def test_a_decoder_of_another_shape_is_left_whole_and_the_report_says_so():
+    source, net = task_network("segmenter"), task_network("segmenter", width=64)
+    before = {k: v.clone() for k, v in net.head.state_dict().items()}
+    report = load_pretrained(net, source.state_dict())
+    assert "the decoder of the source has another shape" in str(report)
+    assert all(torch.equal(v, before[k]) for k, v in net.head.state_dict().items())
+    assert torch.equal(net.encoder.cls_token, source.encoder.cls_token)
 
 
 def test_a_pretraining_head_is_not_taken_for_a_class_layer():

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from monai_usfm.networks.heads.atm import ATMHead
-from monai_usfm.networks.heads.pyramid import PyramidDecoder, PyramidHead
+from monai_usfm.networks.heads.pyramid import PyramidDecoder, PyramidHead, PyramidPool
 from monai_usfm.networks.heads.upernet import UPerNetHead
 
 __all__ = [
     "ATMHead",
     "PyramidDecoder",
     "PyramidHead",
+    "PyramidPool",
     "UPerNetHead",
 ]

@@ -10,7 +10,7 @@ from monai.networks.blocks import ResidualUnit
 from monai.networks.layers.factories import Conv, Dropout
 from monai.utils import ensure_tuple
 
-__all__ = ["PyramidDecoder", "PyramidHead", "pyramid_strides"]
+__all__ = ["PyramidDecoder", "PyramidHead", "PyramidPool", "pyramid_strides"]
 
 ACTIVATION = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})  # as DynUNet
 
@@ -99,6 +99,7 @@ class PyramidDecoder(nn.Module):
             tuple(a // b for a, b in zip(p, q, strict=True))
             for p, q in zip(self.strides[:-1], self.strides[1:], strict=True)
         ]
+        self.channels = channels
         self.out_channels = channels[-1]
 
         def refine(inputs: int, outputs: int, stride: Sequence[int], level: int) -> ResidualUnit:
@@ -122,6 +123,10 @@ class PyramidDecoder(nn.Module):
 
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
         """``(B, C, *S)`` and ``num_maps`` maps ``(B, E, *grid)`` by depth -> ``(B, out_channels, *S / finest)``."""
+        return self.levels(image, maps)[-1]
+
+    def levels(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The same for every level, from the coarsest to the finest: ``(B, channels[i], *S / strides[i])``."""
         skips: list[torch.Tensor] = []
         x = image
         for stem in self.stem:
@@ -129,14 +134,16 @@ class PyramidDecoder(nn.Module):
             skips.append(x)
         for k, project in enumerate(self.maps):
             x = x + project(maps[k])
+        levels: list[torch.Tensor] = []
         for level, fuse in enumerate(self.fuse):
             if level > 0:
                 x = x + skips[len(skips) - 1 - level]
             x = fuse(x)
+            levels.append(x)
             for i, up in enumerate(self.up):  # TorchScript indexes a ModuleList by constants only
                 if i == level:
                     x = up(x)
-        return x
+        return levels
 
 
 class PyramidHead(nn.Module):
@@ -173,3 +180,40 @@ class PyramidHead(nn.Module):
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """``(B, C, *S)`` and maps ``(B, E, *grid)`` by depth -> one entry, logits ``(B, num_classes, *S)``."""
         return [self.to_pixels(self.dropout(self.decoder(image, maps)))]
+
+
+class PyramidPool(nn.Module):
+    """One vector for an image from every level of a :class:`PyramidDecoder`: ``(B, 2 sum(channels))``.
+
+    Of each level it takes a mean with learned weights over the positions (softmax of a linear map of the features;
+    equal weights at the start) and the maximum. The weights can follow what the decoder marks: with one that has learnt
+    to outline a lesion, the mean can be taken over the lesion.
+
+    Args:
+        hidden_size: channels of the encoder maps.
+        in_channels: channels of the image.
+        patch_size: patch size of the encoder, one number per spatial axis.
+        num_maps: encoder maps.
+        width: channels at the patch size, see :class:`PyramidDecoder`.
+    """
+
+    def __init__(
+        self, hidden_size: int, in_channels: int, patch_size: Sequence[int], num_maps: int = 4, width: int = 128
+    ) -> None:
+        super().__init__()
+        self.decoder = PyramidDecoder(hidden_size, in_channels, patch_size, num_maps, width)
+        self.scores = nn.ModuleList(nn.Linear(channels, 1, bias=False) for channels in self.decoder.channels)
+        for score in self.scores:
+            nn.init.zeros_(score.weight)
+        self.out_channels = 2 * sum(self.decoder.channels)
+
+    def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        """``(B, C, *S)`` and maps ``(B, E, *grid)`` by depth -> ``(B, out_channels)``."""
+        pooled: list[torch.Tensor] = []
+        levels = self.decoder.levels(image, maps)
+        for level, score in enumerate(self.scores):
+            x = levels[level].flatten(2).transpose(1, 2)
+            weights = score(x).float().softmax(1).to(x.dtype)
+            pooled.append((weights * x).sum(1))
+            pooled.append(x.amax(1))
+        return torch.cat(pooled, 1)

@@ -5,12 +5,13 @@
 import torch
 import torch.nn as nn
 
-from monai_usfm.networks.nets.task import TaskNetwork, pad_to_patches
+from monai_usfm.networks.heads.pyramid import PyramidPool
+from monai_usfm.networks.nets.task import TaskNetwork, even_blocks, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
 __all__ = ["UltrasoundClassifier"]
 
-POOLS = ("mean", "class", "attention")
+POOLS = ("mean", "class", "attention", "pyramid")
 
 
 class AttentionPool(nn.Module):
@@ -47,7 +48,9 @@ class UltrasoundClassifier(TaskNetwork):
         num_classes: number of logits.
         pool: ``"mean"``, as in USFM: mean over the raw patch tokens of the last block, then ``fc_norm``; the encoder's
             own norm is unused and frozen. ``"class"``: the class token after the encoder's norm. ``"attention"``: a
-            learned query attends to all tokens after the encoder's norm, then ``fc_norm``.
+            learned query attends to all tokens after the encoder's norm, then ``fc_norm``. ``"pyramid"``: the decoder
+            of the segmentation network, pooled at every level (:class:`PyramidPool`), then ``fc_norm``; it sees pixels
+            besides tokens, and starts from the weights of a segmentation network where they are given.
         dropout: rate of the dropout before the last layer.
 
     Raises:
@@ -59,11 +62,18 @@ class UltrasoundClassifier(TaskNetwork):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}.")
-        super().__init__(encoder, [encoder.num_layers - 1] if pool == "mean" else None)
+        indices = [encoder.num_layers - 1]
+        if pool == "pyramid":
+            indices = even_blocks(encoder.num_layers, min(4, encoder.num_layers))
+        super().__init__(encoder, indices if pool in ("mean", "pyramid") else None)
         self.num_classes = num_classes
         self.pooling = pool
-        self.last_block = [encoder.num_layers - 1]
+        self.indices = indices
         width = encoder.hidden_size
+        self.pyramid_pool: PyramidPool | None = None
+        if pool == "pyramid":
+            self.pyramid_pool = PyramidPool(width, encoder.in_channels, encoder.patch_size, len(indices))
+            width = self.pyramid_pool.out_channels
         self.attention_pool = AttentionPool(width, encoder.num_heads) if pool == "attention" else None
         self.fc_norm = nn.LayerNorm(width, eps=1e-6) if pool != "class" else None
         self.dropout = nn.Dropout(dropout)
@@ -74,10 +84,12 @@ class UltrasoundClassifier(TaskNetwork):
             self.head.bias.zero_()
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Pooled embedding ``(B, C, *S) -> (B, E)``: what the last layer sees."""
+        """Pooled embedding ``(B, C, *S) -> (B, F)``: what the last layer sees."""
         image = pad_to_patches(x, self.patch_size)
-        if self.pooling == "mean":
-            pooled = self.encoder.forward_intermediates(image, self.last_block)[0].flatten(2).mean(2)
+        if self.pyramid_pool is not None:
+            pooled = self.pyramid_pool(image, self.encoder.forward_intermediates(image, self.indices))
+        elif self.pooling == "mean":
+            pooled = self.encoder.forward_intermediates(image, self.indices)[0].flatten(2).mean(2)
         else:
             tokens = self.encoder.forward_features(image)
             pooled = tokens[:, 0]
