@@ -112,6 +112,7 @@ class Arm:
 # the decoders of the overlays are made for base; this is a tenth of the tiny encoder's depth times its width
 DECODER = {"decoder_hidden_size": 192, "decoder_num_layers": 3, "decoder_num_heads": 3}
 SMALL_DECODER = {f"network_def#{key}": value for key, value in DECODER.items()}
+AS_MAE = {"encoder#pos_embed": "sincos", "encoder#layer_scale": None}
 AS_STORED: dict[str, Any] = {"augmentation": "@validate#augmentation"}
 PIPELINE = [
     *(f"@loading#{i}" for i in range(5)),
@@ -129,8 +130,10 @@ FREQUENCY_WEIGHT = "network_def#loss_function#frequency_weight"
 ARMS: dict[str, Arm] = {
     REFERENCE: Arm("reference", "train.json as it is"),
     "untrained": Arm("control", "untrained encoder", trained=False),
+    "untrained_as_mae": Arm("control", "untrained encoder of mae", changes=AS_MAE, trained=False),
     "sparse": Arm("objective", "sparse", ("sparse",), SMALL_DECODER),
     "mae": Arm("objective", "mae", ("mae",), SMALL_DECODER),
+    "as_mae": Arm("encoder", "that of mae: sin-cos positions, no layer scale", changes=AS_MAE),
     "monai": Arm(
         "control",
         "MONAI MaskedAutoEncoderViT",
@@ -149,7 +152,7 @@ ARMS: dict[str, Arm] = {
     "ratio_0.75": Arm("mask ratio", "0.75", changes={"network_def#mask_ratio": 0.75}),
     "ratio_0.4": Arm("mask ratio", "0.4", changes={"network_def#mask_ratio": 0.4}),
     "unit_1": Arm("mask unit", "1 patch", changes={"network_def#mask_unit": 1}),
-    "synthetic": Arm("images", "with 500 simulated", synthetic=500),
+    "synthetic": Arm("images", "with 400 simulated", synthetic=400),
     "augmentation_ultrasound": Arm(
         "augmentation", "semantics preserving", changes={**AS_STORED, "train#preprocessing#transforms": PIPELINE}
     ),
@@ -166,7 +169,7 @@ class Judges:
     """The labelled data, in memory, and the scores of an encoder on it."""
 
     tuning: FineTuning
-    also: tuple[CaseSet, CaseSet] | None
+    also: dict[str, tuple[CaseSet, CaseSet]]
     amp: bool
 
     def score(self, encoder: nn.Module, spec: NetworkSpec | None, seed: int) -> dict[str, float]:
@@ -183,8 +186,8 @@ class Judges:
         penalties = (1e-2, 1e-1, 1.0)
         linear = linear_probe(pooled[0], train.classes, pooled[1], validation.classes, train.patients, penalties)
         scores = {"linear_auc": linear.metrics["auc"], "dense_dice": _dense(maps, train, validation)}
-        if self.also is not None:
-            scores["dense_dice_also"] = _dense(self._maps(encoder, *self.also), *self.also)
+        for name, splits in self.also.items():
+            scores[f"dense_dice_{name}"] = _dense(self._maps(encoder, *splits), *splits)
         for fraction, rows in self.tuning.subsets.items() if spec is not None else ():
             # scored once, at the end: with nothing to select, the validation split is as good as another one
             history = self.tuning.fit(rows, seed, spec)[1]
@@ -292,7 +295,15 @@ def run_arm(arm: Arm, seed: int, args: argparse.Namespace, judges: Judges, folde
         options = {key: flow.parser[f"encoder#{key}"] for key in ("pos_embed", "layer_scale")}
         weights = str(folder / "model.pt") if arm.trained else None
         # as in label_efficiency.py: what starts from scratch learns at one rate
-        spec = NetworkSpec(weights=weights, head="upernet", options=options, layer_decay=0.8 if arm.trained else 1.0)
+        spec = NetworkSpec(
+            weights=weights,
+            learning_rate=1e-3,
+            layer_decay=0.8 if arm.trained else 1.0,
+            # a head with no way around the encoder
+            head="upernet",
+            head_options={"width": 64},
+            options=options,
+        )
     return {"scores": judges.score(encoder, spec, seed), "details": details}
 
 
@@ -316,10 +327,11 @@ def load_judges(args: argparse.Namespace) -> Judges:
         recipe=Recipe(steps=args.tuning_steps, evaluations=1, amp=args.amp),
         device=args.device,
     )
-    also = None
+    also = {}
     if args.also:
         base = args.also_dir or args.also.parent
-        also = tuple(load_cases(load_datalist(args.also, base, s), args.size, True) for s in ("training", "validation"))
+        parts = (load_cases(load_datalist(args.also, base, s), args.size, True) for s in ("training", "validation"))
+        also[args.also.stem] = tuple(parts)
     return Judges(tuning, also, args.amp)
 
 
@@ -432,11 +444,13 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], judges: Sequence[str], n
 
 
 def planned(arms: Sequence[str], seeds: int) -> list[tuple[str, int]]:
-    """Arm and seed of every run, in order: the second seeds come after the controls and objectives."""
+    """Arm and seed of every run, in order: the second seeds come after controls and objectives, the others halfway."""
     runs = [(name, 0) for name in arms]
-    again = [(name, seed) for seed in range(1, seeds) for name in REPEATED if name in arms]
-    first = sum(ARMS[name].group in ("reference", "control", "objective") for name in arms)
-    return [*runs[:first], *again[: len(REPEATED)], *runs[first:], *again[len(REPEATED) :]]
+    repeated = [name for name in REPEATED if name in arms]
+    again = [(name, 1) for name in repeated if seeds > 1] + [(REFERENCE, seed) for seed in range(2, seeds)]
+    first = sum(ARMS[name].group in ("reference", "control", "objective", "encoder") for name in arms)
+    half = first + (len(runs) - first) // 2
+    return [*runs[:first], *again[: len(repeated)], *runs[first:half], *again[len(repeated) :], *runs[half:]]
 
 
 def main() -> None:
@@ -448,9 +462,9 @@ def main() -> None:
     parser.add_argument("--also", type=Path, help="a second datalist for the dense probe; items name their patient")
     parser.add_argument("--also_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=tuple(ARMS), help="default: all")
-    parser.add_argument("--seeds", type=int, default=3, help=f"of {', '.join(REPEATED)}; the others have one")
-    parser.add_argument("--seconds", type=float, default=120, help="of pretraining, for each run")
-    parser.add_argument("--tuning_steps", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=3, help="of the reference; some others have two")
+    parser.add_argument("--seconds", type=float, default=100, help="of pretraining, for each run")
+    parser.add_argument("--tuning_steps", type=int, default=60)
     parser.add_argument("--size", type=int, nargs="+", default=(128, 128), help="pixels (H, W)")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)

@@ -26,12 +26,12 @@ from monai_usfm.evaluation.cases import CaseSet, restore_size
 from monai_usfm.evaluation.label_efficiency import Cell
 from monai_usfm.evaluation.report import file_digest
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
-from monai_usfm.networks.fine_tuning import freeze
+from monai_usfm.networks.fine_tuning import freeze, layer_decay_groups
 from monai_usfm.networks.nets import UltrasoundClassifier, UltrasoundSegmenter
 from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
 from monai_usfm.networks.weights import load_pretrained
 
-__all__ = ["FineTuning", "NetworkSpec", "Recipe", "augment", "choose_learning_rate", "fine_tune", "parameter_groups"]
+__all__ = ["FineTuning", "NetworkSpec", "Recipe", "augment", "choose_learning_rate", "fine_tune"]
 
 TASKS = ("segmentation", "classification")
 ENCODERS: dict[str, Callable[..., UltrasoundViT]] = {
@@ -49,12 +49,14 @@ class NetworkSpec:
         network: ``usfm_vit_tiny``, ``usfm_vit_small`` or ``usfm_vit_base`` with the head of the task; MONAI's ``unet``,
             ``attention_unet``, ``segresnet``, ``unetr`` and ``dynunet`` (segmentation) or ``densenet121``
             (classification).
-        weights: file that :func:`~monai_usfm.networks.weights.load_pretrained` reads; None starts from scratch.
+        weights: file that :func:`~monai_usfm.networks.weights.load_pretrained` reads, with the decoder where it has one
+            that fits; None starts from scratch.
         learning_rate: at its peak.
         layer_decay: factor on the learning rate from each encoder block to the one before it.
         head: segmentation head, or pooling of the classifier; None is the network's default.
         options: further keywords of the encoder, or of MONAI's network.
         frozen: train the head alone.
+        head_options: further keywords of the segmentation head, such as ``width``.
     """
 
     network: str = "usfm_vit_tiny"
@@ -64,6 +66,7 @@ class NetworkSpec:
     head: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     frozen: bool = False
+    head_options: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The settings as text and numbers, with a digest of the weights, for the table of results."""
@@ -73,6 +76,9 @@ class NetworkSpec:
         described["head"] = self.head or ""
         if not self.frozen:  # as tables before there was the choice
             del described["frozen"]
+        del described["head_options"]
+        if self.head_options:
+            described["head_options"] = json.dumps(self.head_options, sort_keys=True)
         return described
 
     def build(self, task: str, num_classes: int, size: Sequence[int], in_channels: int = 1) -> nn.Module:
@@ -85,15 +91,15 @@ class NetworkSpec:
         if self.network in ENCODERS:
             settings = {"img_size": size, "in_channels": in_channels, "spatial_dims": dims, **self.options}
             encoder = ENCODERS[self.network](**settings)
-            if self.weights:
-                load_pretrained(encoder, self.weights)
             net: nn.Module
             if task == "segmentation":
                 segmentation: dict[str, Any] = {"head": self.head} if self.head else {}
-                net = UltrasoundSegmenter(encoder, num_classes, **segmentation)
+                net = UltrasoundSegmenter(encoder, num_classes, **segmentation, **self.head_options)
             else:
                 classification: dict[str, Any] = {"pool": self.head} if self.head else {}
                 net = UltrasoundClassifier(encoder, num_classes, **classification)
+            if self.weights:
+                load_pretrained(net, self.weights)
             return freeze(net) if self.frozen else net
         builders = _monai_networks(task)
         if self.network not in builders:
@@ -112,7 +118,8 @@ class Recipe:
 
     Args:
         steps: optimiser steps; with ``seconds`` the largest number of them.
-        seconds: training time per cell, evaluation not counted, for comparisons at equal time; None has no limit.
+        seconds: training time per cell, evaluation not counted, for comparisons at equal time; None has no limit. On a
+            CPU it is the computing time of the training thread, which other work on the machine does not shorten.
         batch_size: images per step.
         evaluations: times the validation split is scored; the best weights are kept.
         weight_decay: of all weights with two or more dimensions.
@@ -275,7 +282,7 @@ def fine_tune(
     target = (train.labels if task == "segmentation" else train.classes)[list(rows)].to(device)  # type: ignore[index]
     loss_of = _segmentation_loss() if task == "segmentation" else F.cross_entropy
     optimizer = torch.optim.AdamW(
-        parameter_groups(net, spec.learning_rate, recipe.weight_decay, spec.layer_decay), fused=True
+        layer_decay_groups(net, spec.learning_rate, recipe.weight_decay, spec.layer_decay), fused=True
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
@@ -284,9 +291,10 @@ def fine_tune(
     marks = [(i + 1) / recipe.evaluations for i in range(recipe.evaluations)]
     spent, step, loss = 0.0, 0, torch.zeros(())
     progress = 0.0
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     net.train()
     while progress < 1.0:
-        started = time.perf_counter()
+        started = clock()
         while len(order) < recipe.batch_size:
             order += torch.randperm(len(images), generator=generator).tolist()
         batch, order = order[: recipe.batch_size], order[recipe.batch_size :]
@@ -305,7 +313,7 @@ def fine_tune(
         nn.utils.clip_grad_norm_(net.parameters(), 3.0)
         optimizer.step()
         step += 1
-        spent += time.perf_counter() - started
+        spent += clock() - started
         progress = max(step / recipe.steps, spent / recipe.seconds if recipe.seconds else 0.0)
         if progress >= marks[0] - 1e-9:
             marks = [m for m in marks if m > progress + 1e-9]
@@ -375,34 +383,6 @@ def predict(net: nn.Module, cases: CaseSet, amp: bool = False, batch_size: int =
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
             output = net(images.to(device).float().div_(255))
         yield output.float().cpu()
-
-
-def parameter_groups(
-    net: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
-) -> list[dict[str, Any]]:
-    """Groups for AdamW: no decay of biases, norms and position codes; smaller steps for earlier encoder blocks.
-
-    With ``L`` blocks, block ``i`` trains at ``learning_rate * layer_decay ** (L - i)``, patch embedding and positions
-    at ``layer_decay ** (L + 1)``, the head at the full rate (Bao et al. 2022, https://arxiv.org/abs/2106.08254).
-    """
-    encoder = getattr(net, "encoder", None)
-    depth, spared = 0, set[str]()
-    if isinstance(encoder, UltrasoundViT):
-        depth, spared = len(encoder.blocks), {f"encoder.{name}" for name in encoder.no_weight_decay()}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in net.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        level = depth + 1
-        if depth and name.startswith("encoder.blocks."):
-            level = int(name.split(".")[2]) + 1
-        elif depth and name.startswith("encoder.") and not name.startswith("encoder.norm."):
-            level = 0
-        rate = learning_rate * layer_decay ** (depth + 1 - level)
-        decay = 0.0 if parameter.ndim <= 1 or name in spared else weight_decay
-        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
-    return list(groups.values())
 
 
 def _segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
