@@ -48,6 +48,8 @@ def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
         if args.frozen:
             found[f"{name or 'pretrained'}, frozen"] = replace(spec, frozen=True)
     found["scratch"] = ours
+    if args.frozen:
+        found["scratch, frozen"] = replace(ours, frozen=True)
     for baseline in args.baselines:
         found[baseline] = NetworkSpec(baseline, learning_rate=args.baseline_learning_rate)
     return found
@@ -78,8 +80,8 @@ def main() -> None:
     parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
     parser.add_argument("--num_classes", type=int, default=2, help="with background in segmentation")
     parser.add_argument("--size", type=int, nargs="+", default=(128, 128), help="pixels (H, W) or (D, H, W)")
-    parser.add_argument("--pretrained", nargs="*", default=[], help="weights of the encoder, or name=weights, several")
-    parser.add_argument("--frozen", action="store_true", help="also with the pretrained encoders frozen")
+    parser.add_argument("--pretrained", nargs="*", default=[], help="weights to start from, or name=weights, several")
+    parser.add_argument("--frozen", action="store_true", help="also with the encoders, pretrained and not, frozen")
     parser.add_argument("--encoder", default="usfm_vit_tiny")
     parser.add_argument("--encoder_options", default="{}", help='JSON, for example {"pos_embed": "sincos"}')
     parser.add_argument("--head", help="segmentation head or pooling of the classifier; default: the network's")

@@ -36,11 +36,9 @@ python -W ignore "$here/scripts/join_table.py" --datalist "$data/fetal_head_hc18
     --columns patient=subject_id spacing=pixel_size_mm circumference=head_circumference_mm
 bundle usfm_segmentation fetal_head --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \
     --pretrained "$out/pretraining/model.pt" --max_epochs 24 --warmup_epochs 2 --val_interval 3
-# A linear layer on the encoder that has learnt to outline lesions. The classification weights that are shipped are still those
-# of 0.1.0, whose decoder left more to the encoder: test AUC 0.743, against 0.689 for what this makes now.
-[ -f "$out/classification/model.pt" ] || python -W ignore "$here/scripts/fit_classifier.py" \
-    --datalist "$data/busbra/dataset.json" --patient_table "$data/busbra/labels.csv" \
-    --pretrained "$out/segmentation/model.pt" --output "$out/classification/model.pt"
+# Starts from the network that has learnt to outline lesions.
+bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/segmentation/model.pt" \
+    --max_epochs 24 --warmup_epochs 1 --learning_rate 0.0003
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
     --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
@@ -57,6 +55,7 @@ files = {
     "pretraining": "usfm_pretraining/models/model.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
+    "classification": "usfm_classification/models/model.pt",
     "enhancement": "usfm_enhancement/models/model.pt",
 }
 for name, file in files.items():

@@ -18,7 +18,7 @@ from monai.transforms import Compose, Resize
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound
-from monai_usfm.networks import UltrasoundClassifier, to_usfm_state_dict, usfm_vit
+from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, to_usfm_state_dict, usfm_vit
 
 SIZE = [32, 48]
 SETTINGS = {"spatial_size": SIZE, "batch_size": 4, "num_workers": 0, "device": "cpu", "amp": "fp32"}
@@ -76,7 +76,7 @@ def root(copy_bundle) -> Path:
 
 @pytest.fixture(scope="module")
 def network(root) -> UltrasoundClassifier:
-    net = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2)
+    net = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2, pool="pyramid")
     net.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
     return net.eval()
 
@@ -208,7 +208,7 @@ def test_two_processes_train_and_the_first_reports_on_the_images_of_both(root, t
 def test_low_rank_updates_are_merged_into_weights_that_inference_loads(root, network, tmp_path):
     train(root, "lora", output_dir=str(tmp_path), export_path=str(tmp_path / "model.pt"), learning_rate=0.05)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
-    network_after = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2)
+    network_after = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2, pool="pyramid")
     network_after.load_state_dict(state)
     best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
     prefix = "encoder.blocks.0.mlp.fc1"
@@ -227,11 +227,29 @@ def test_linear_probe_keeps_the_pretrained_encoder(root, tmp_path):
         export_path=str(tmp_path / "model.pt"),
         pretrained=str(tmp_path / "encoder.pt"),
         freeze_encoder=True,
+        pool="mean",
     )
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(state[f"encoder.{name}"], value, rtol=0, atol=0)
     assert state["head.weight"].abs().max() > 0.002  # it started at 0.02 * 0.001
+
+
+def test_a_segmentation_network_gives_encoder_and_decoder(root, tmp_path):
+    segmenter = UltrasoundSegmenter(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2)
+    torch.save(segmenter.state_dict(), tmp_path / "segmenter.pt")
+    workflow = ConfigWorkflow(
+        files(root, "train"),
+        workflow_type="train",
+        bundle_root=str(root),
+        pretrained=str(tmp_path / "segmenter.pt"),
+        **TRAINING,
+    )
+    workflow.initialize()
+    for part, source in (("encoder.", "encoder."), ("pyramid_pool.decoder.", "head.decoder.")):
+        found = {k.removeprefix(part): v for k, v in workflow.network_def.state_dict().items() if k.startswith(part)}
+        given = {k.removeprefix(source): v for k, v in segmenter.state_dict().items() if k.startswith(source)}
+        assert found.keys() == given.keys() and all(torch.equal(found[k], given[k]) for k in given)
 
 
 def test_official_classifiers_load_whole(root, tmp_path):

@@ -22,7 +22,6 @@ from monai_usfm.evaluation.probes import (
     dense_linear_probe,
     grouped_folds,
     knn_probe,
-    linear_head,
     linear_probe,
 )
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
@@ -81,7 +80,6 @@ __all__ = [
     "holm_adjust",
     "knn_probe",
     "label_subsets",
-    "linear_head",
     "linear_probe",
     "load_cases",
     "mean_interval",

@@ -25,7 +25,6 @@ __all__ = [
     "dense_linear_probe",
     "grouped_folds",
     "knn_probe",
-    "linear_head",
     "linear_probe",
 ]
 
@@ -125,33 +124,6 @@ def linear_probe(
     model = _SoftmaxRegression(x, targets, chosen)
     probabilities = torch.softmax(model(test_x.double().flatten(1)), dim=1)
     return _classified(probabilities, test_y, {"l2": chosen, "cross_validation_loss": losses})
-
-
-def linear_head(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    groups: Sequence[Hashable] | None = None,
-    l2: Sequence[float] = L2_GRID,
-    folds: int = 5,
-    seed: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """The regression of :func:`linear_probe` as a linear layer on raw features, standardisation folded in.
-
-    Args:
-        x: features ``(M, E)``.
-        y: class indices (M,).
-        groups, l2, folds, seed: as ``train_groups`` and the others of :func:`linear_probe`.
-
-    Returns:
-        weight ``(K, E)`` and bias ``(K,)`` for :class:`torch.nn.Linear`, and the penalty that was chosen.
-    """
-    num_classes = _checked_classes(x, y, x, y)
-    features, targets = x.double().flatten(1), F.one_hot(y.long(), num_classes).double()
-    chosen, _ = _choose_l2(features, targets, y.tolist(), groups, l2, folds, seed)
-    model = _SoftmaxRegression(features, targets, chosen)
-    weight = (model.weight / model.std[:, None]).T
-    bias = model.offset - weight @ model.mean
-    return weight.float(), bias.float(), chosen
 
 
 def dense_linear_probe(

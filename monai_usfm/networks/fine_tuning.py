@@ -46,7 +46,7 @@ def layer_decay_groups(
     "@network", "learning_rate": "@learning_rate"}, "lr": "@learning_rate"}``.
 
     Args:
-        net: a network that holds an :class:`UltrasoundViT`.
+        net: a network that holds an :class:`UltrasoundViT`; with a ``layer_decay`` of 1, any network.
         learning_rate: rate of the head.
         weight_decay: decay of what is decayed.
         layer_decay: ratio between the rates of neighbouring layers, in (0, 1]; 1 gives one rate.
@@ -55,18 +55,20 @@ def layer_decay_groups(
         Groups with ``params``, ``lr``, ``weight_decay`` and ``layer``, in the order of ``layer``.
 
     Raises:
-        ValueError: without an encoder, without a trainable parameter, or for a ratio outside (0, 1].
+        ValueError: without an encoder to decay along, without a trainable parameter, or for a ratio outside (0, 1].
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}.")
-    prefix, encoder = _find_encoder(net)
-    spared = {prefix + name for name in encoder.no_weight_decay()}
-    last = encoder.num_layers + 1
+    prefix, spared, last = "", set[str](), 0
+    if layer_decay < 1 or any(isinstance(module, UltrasoundViT) for module in net.modules()):
+        prefix, encoder = _find_encoder(net)
+        spared = {prefix + name for name in encoder.no_weight_decay()}
+        last = encoder.num_layers + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = _layer_of(name[len(prefix) :], last) if name.startswith(prefix) else last
+        layer = _layer_of(name[len(prefix) :], last) if last and name.startswith(prefix) else last
         decays = parameter.dim() > 1 and not name.endswith("bias") and name not in spared
         group = groups.setdefault(
             (layer, decays),

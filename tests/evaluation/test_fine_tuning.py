@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from monai_usfm.evaluation import CaseSet, FineTuning, NetworkSpec, Recipe, augment, choose_learning_rate
-from monai_usfm.evaluation.fine_tuning import fine_tune, parameter_groups
+from monai_usfm.evaluation.fine_tuning import fine_tune
 from monai_usfm.networks.nets import UltrasoundViT
 
 TINY = {"hidden_size": 24, "mlp_dim": 48, "num_layers": 4, "num_heads": 2, "patch_size": 8}
@@ -128,24 +128,6 @@ def test_a_patient_in_two_splits_is_refused():
     shared = squares(4, 0, "a")
     with pytest.raises(ValueError, match="4 patients are in training and test"):
         FineTuning("segmentation", shared, squares(4, 1, "b"), shared, {}, {})
-
-
-def test_layer_decay_and_weight_decay_reach_the_right_parameters():
-    net = nn.Module()
-    net.encoder = UltrasoundViT(16, **TINY, pos_embed="learnable")
-    net.head = nn.Linear(24, 2)
-    rate_of = {
-        id(p): (group["lr"], group["weight_decay"])
-        for group in parameter_groups(net, 1.0, 0.05, 0.5)
-        for p in group["params"]
-    }
-    assert len(rate_of) == len(list(net.parameters()))
-    assert rate_of[id(net.head.weight)] == (1.0, 0.05) and rate_of[id(net.head.bias)] == (1.0, 0.0)
-    assert rate_of[id(net.encoder.norm.weight)] == (1.0, 0.0)
-    assert rate_of[id(net.encoder.blocks[3].mlp.fc1.weight)] == (0.5, 0.05)
-    assert rate_of[id(net.encoder.blocks[0].mlp.fc1.weight)] == (0.5**4, 0.05)
-    assert rate_of[id(net.encoder.patch_embed.proj.weight)] == (0.5**5, 0.05)
-    assert rate_of[id(net.encoder.pos_embed.table)] == (0.5**5, 0.0)
 
 
 @pytest.mark.parametrize("shape", [(24, 36), (8, 24, 36)])

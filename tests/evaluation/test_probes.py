@@ -15,7 +15,6 @@ from monai_usfm.evaluation import (
     dense_linear_probe,
     grouped_folds,
     knn_probe,
-    linear_head,
     linear_probe,
 )
 from monai_usfm.evaluation.probes import _choose_l2
@@ -220,16 +219,3 @@ def test_features_that_are_not_finite_are_refused():
     train_x[3, 2] = float("nan")
     with pytest.raises(ValueError, match="train features hold NaN"):
         knn_probe(train_x, train_y, test_x, test_y)
-
-
-def test_linear_head_gives_the_probabilities_of_the_linear_probe():
-    generator = torch.Generator().manual_seed(0)
-    x = 3 * torch.randn(60, 5, generator=generator) + torch.arange(5)
-    y = (x[:, 0] + torch.randn(60, generator=generator) > 0).long()
-    patients = [i // 2 for i in range(60)]
-    probe = linear_probe(x[:40], y[:40], x[40:], y[40:], patients[:40])
-    weight, bias, penalty = linear_head(x[:40], y[:40], patients[:40])
-    assert penalty == probe.settings["l2"]
-    torch.testing.assert_close(
-        (x[40:] @ weight.T + bias).softmax(1).double(), probe.output.double(), atol=1e-5, rtol=1e-4
-    )

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn as nn
 from monai.bundle import ConfigParser
 
 from monai_usfm.networks import (
@@ -53,6 +54,14 @@ def test_groups_hold_every_trainable_parameter_once():
     groups = layer_decay_groups(net, 1e-3)
     grouped = [id(p) for g in groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in net.parameters() if p.requires_grad)
+
+
+def test_without_a_decay_of_rates_any_network_will_do():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    found = settings_by_name(net, layer_decay_groups(net, 1e-3, weight_decay=0.05, layer_decay=1.0))
+    assert found == {"0.weight": (1e-3, 0.05), "0.bias": (1e-3, 0.0), "1.weight": (1e-3, 0.0), "1.bias": (1e-3, 0.0)}
+    with pytest.raises(ValueError, match="Sequential holds no UltrasoundViT"):
+        layer_decay_groups(net, 1e-3, layer_decay=0.9)
 
 
 def test_a_config_builds_the_optimiser():
