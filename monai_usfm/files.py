@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from monai.config import PathLike
+from monai.data import ImageWriter, resolve_writer
 
-__all__ = ["whole_file", "write_csv", "write_text_atomically"]
+__all__ = ["whole_file", "whole_writer", "write_csv", "write_text_atomically"]
+
+TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
 
 
 @contextmanager
@@ -34,6 +37,26 @@ def whole_file(path: PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def whole_writer(output_ext: str) -> type[ImageWriter]:
+    """MONAI's writer of images with this ending, which writes each one as :func:`whole_file` does.
+
+    For the ``writer`` of :class:`monai.transforms.SaveImaged`, which otherwise writes to the final name.
+
+    Raises:
+        ValueError: for formats of two files, which no single renaming replaces.
+    """
+    if output_ext.lower().removesuffix(".gz") in TWO_FILES:
+        raise ValueError(f"{output_ext} stands for two files, which cannot be replaced as one; use .nii.gz or .mha.")
+    base: type[ImageWriter] = resolve_writer(output_ext)[0]
+
+    class WholeWriter(base):  # type: ignore[misc, valid-type]
+        def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
+            with whole_file(filename) as part:
+                super().write(part, verbose=verbose, **kwargs)
+
+    return WholeWriter
 
 
 def write_text_atomically(path: PathLike, text: str) -> Path:

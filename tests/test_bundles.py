@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
@@ -122,6 +124,32 @@ def test_a_still_for_a_network_of_volumes_is_refused_by_name(repository, tmp_pat
     path = write(tmp_path / "deep.png")
     with pytest.raises(RuntimeError, match=r"deep\.png: a still image, but spatial_dims=3 needs a volume"):
         reading(repository, "segmentation", 3)(path)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "files"), [("segmentation", ["inference", "uncertainty"]), ("enhancement", ["inference"])]
+)
+def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_path, monkeypatch, bundle, files):
+    folder = repository / "bundles" / f"usfm_{bundle}" / "configs"
+    parser = ConfigParser(ConfigParser.load_config_files([folder / f"{name}.json" for name in files]))
+    parser["output_dir"] = str(tmp_path)
+    savers = [t for t in parser.get_parsed_content("postprocessing").transforms if isinstance(t, SaveImaged)]
+    assert len(savers) == len(files)
+    result = MetaTensor(torch.ones(1, 6, 8), meta={"filename_or_obj": "a.png"})
+
+    def half(picture, name, *arguments, **settings) -> None:
+        Path(name).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", half)
+        for saver in savers:
+            with pytest.raises(KeyboardInterrupt):
+                saver({"pred": result, "uncertainty": result})
+    assert not list(tmp_path.iterdir())
+    for saver in savers:
+        saver({"pred": result, "uncertainty": result})
+    assert len(list(tmp_path.iterdir())) == len(files)
 
 
 @pytest.mark.parametrize("key", ["patient", "patient_id"])

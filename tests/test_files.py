@@ -5,12 +5,18 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import os
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 
-from monai_usfm.files import whole_file, write_csv, write_text_atomically
+from monai_usfm.files import whole_file, whole_writer, write_csv, write_text_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -43,3 +49,54 @@ def test_the_content_is_on_the_disk_before_the_name_changes(tmp_path: Path, monk
         monkeypatch.setattr(os, name, lambda *args, n=name, call=original: (steps.append(n), call(*args))[1])
     assert write_text_atomically(tmp_path / "a.txt", "new").read_text() == "new"
     assert steps == ["fsync", "replace"]
+
+
+def save(folder: Path, ending: str, values: np.ndarray, writer: type | None) -> Path:
+    affine = torch.diag(torch.tensor([0.3, 0.4, 2.0, 1.0]))
+    image = MetaTensor(torch.from_numpy(values)[None], affine=affine, meta={"filename_or_obj": "a"})
+    settings = {"output_dir": folder, "output_ext": ending, "output_dtype": "uint8", "separate_folder": False}
+    SaveImage(output_postfix="", writer=writer, print_log=False, resample=False, **settings)(image)
+    return folder / f"a{ending}"
+
+
+PICTURE = np.arange(48, dtype=np.uint8).reshape(6, 8)
+IMAGES = [(".png", PICTURE), (".nii.gz", np.stack([PICTURE, PICTURE + 9])), (".mha", np.stack([PICTURE, PICTURE + 9]))]
+
+
+@pytest.mark.parametrize(("ending", "values"), IMAGES)
+def test_whole_images_are_those_of_monai(tmp_path: Path, ending: str, values: np.ndarray) -> None:
+    ours = save(tmp_path / "ours", ending, values, whole_writer(ending)).read_bytes()
+    theirs = save(tmp_path / "theirs", ending, values, None).read_bytes()
+    if ending == ".nii.gz":  # of which the first bytes hold the name and the time
+        ours, theirs = (nib.Nifti1Image.from_bytes(gzip.decompress(data)) for data in (ours, theirs))
+        np.testing.assert_array_equal(ours.affine, np.diag([0.3, 0.4, 2, 1]).astype(np.float32))
+        np.testing.assert_array_equal(np.asarray(ours.dataobj), values)
+        ours, theirs = ours.to_bytes(), theirs.to_bytes()
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("ending", "library"), [(".png", "PIL.Image.Image.save"), (".nii.gz", "nibabel.save")])
+def test_an_image_broken_off_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, library: str
+) -> None:
+    values = dict(IMAGES)[ending]
+
+    def half(*arguments) -> None:
+        name = next(a for a in arguments if isinstance(a, str | Path))
+        Path(name).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(library, half)
+        save(tmp_path, ending, values, whole_writer(ending))
+    assert not list(tmp_path.iterdir())
+    old = save(tmp_path, ending, values, whole_writer(ending)).read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(library, half)
+        save(tmp_path, ending, values + 1, whole_writer(ending))
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [old]
+
+
+def test_formats_of_two_files_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\.mhd stands for two files"):
+        whole_writer(".mhd")
