@@ -9,6 +9,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser, run
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -370,10 +372,6 @@ def test_deploy_writes_probabilities_and_embeddings(application, tmp_path):
 
 def test_deploy_segments_as_the_bundle_does(copy_bundle, repository, tmp_path):
     pytest.importorskip("monai.deploy", reason="the MONAI Deploy SDK is not installed")
-    import subprocess
-
-    from monai.bundle import ConfigParser, run
-
     root = Path(shutil.copytree(copy_bundle("usfm_segmentation"), tmp_path / "usfm_segmentation"))
     config = root / "configs" / "inference.json"
     torch.manual_seed(0)
