@@ -17,13 +17,13 @@ Finished runs are kept: call it again to go on. Writes runs.csv, ablation.csv, a
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
+from ignite.engine import Events
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import MaskedAutoEncoderViT
@@ -60,6 +61,7 @@ EPOCHS = 10  # their length is what the time decides; the first is the warm-up
 TIMED_STEPS = 5
 FRACTIONS = (0.1, 0.2)
 REFERENCE = "reference"
+EARLY = ("reference", "fill", "objective", "encoder", "control")
 
 
 class MonaiMAE(nn.Module):
@@ -67,7 +69,7 @@ class MonaiMAE(nn.Module):
 
     def __init__(self, img_size: Sequence[int], **settings: Any) -> None:
         super().__init__()
-        self.net = MaskedAutoEncoderViT(1, img_size, 16, spatial_dims=2, qkv_bias=True, **settings)
+        self.net = MaskedAutoEncoderViT(1, img_size, 16, decoder_mlp_dim=384, spatial_dims=2, qkv_bias=True, **settings)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.autocast(image.device.type, enabled=False):
@@ -130,36 +132,30 @@ FREQUENCY_WEIGHT = "network_def#loss_function#frequency_weight"
 # by importance: a run that is cut short has the first ones
 ARMS: dict[str, Arm] = {
     REFERENCE: Arm("reference", "train.json as it is"),
-    "untrained": Arm("control", "untrained encoder", trained=False),
-    "untrained_as_mae": Arm("control", "untrained encoder of mae", changes=AS_MAE, trained=False),
+    "fill_speckle": Arm("fill", "speckle", changes={"network_def#fill": "speckle"}),
+    "fill_mean": Arm("fill", "mean", changes={"network_def#fill": "mean"}),
     "sparse": Arm("objective", "sparse", ("sparse",), SMALL_DECODER),
     "mae": Arm("objective", "mae", ("mae",), SMALL_DECODER),
     "as_mae": Arm("encoder", "that of mae: sin-cos positions, no layer scale", changes=AS_MAE),
+    "untrained": Arm("control", "untrained encoder", trained=False),
+    "untrained_as_mae": Arm("control", "untrained encoder of mae", changes=AS_MAE, trained=False),
     "monai": Arm(
         "control",
         "MONAI MaskedAutoEncoderViT",
         changes={
-            "network_def": {
-                "_target_": MonaiMAE,
-                "img_size": "@spatial_size",
-                **ENCODER,
-                **DECODER,
-                "decoder_mlp_dim": 384,
-            },
+            "network_def": {"_target_": MonaiMAE, "img_size": "@spatial_size", **ENCODER, **DECODER},
             "exported": "@network_def",
             "optimizer#params": "$@network_def.parameters()",
         },
     ),
-    "fill_mean": Arm("fill", "mean", changes={"network_def#fill": "mean"}),
-    "fill_token": Arm("fill", "token", changes={"network_def#fill": "token"}),
-    "augmentation_none": Arm("augmentation", "none", changes=AS_STORED),
     "no_band_stop": Arm("band-stop", "off", changes={BAND_STOP: None}),
-    "frequency_0": Arm("frequency loss", "weight 0", changes={FREQUENCY_WEIGHT: 0.0}),
     "organs_as_listed": Arm("organ balance", "temperature 0", changes={"organ_temperature": 0.0}),
+    "augmentation_none": Arm("augmentation", "none", changes=AS_STORED),
     "ratio_0.75": Arm("mask ratio", "0.75", changes={"network_def#mask_ratio": 0.75}),
-    "ratio_0.4": Arm("mask ratio", "0.4", changes={"network_def#mask_ratio": 0.4}),
     "unit_1": Arm("mask unit", "1 patch", changes={"network_def#mask_unit": 1}),
+    "frequency_0": Arm("frequency loss", "weight 0", changes={FREQUENCY_WEIGHT: 0.0}),
     "synthetic": Arm("images", "with 400 simulated", synthetic=400),
+    "ratio_0.4": Arm("mask ratio", "0.4", changes={"network_def#mask_ratio": 0.4}),
     "augmentation_ultrasound": Arm(
         "augmentation", "semantics preserving", changes={**AS_STORED, "train#preprocessing#transforms": PIPELINE}
     ),
@@ -167,8 +163,6 @@ ARMS: dict[str, Arm] = {
     "rings_16": Arm("band-stop", "16 rings", changes={f"{BAND_STOP}#num_rings": 16}),
     "rings_4": Arm("band-stop", "4 rings", changes={f"{BAND_STOP}#num_rings": 4}),
 }
-# what is run again with other seeds, to know the noise
-REPEATED = (REFERENCE, "untrained", "sparse", "mae")
 
 
 @dataclass
@@ -268,25 +262,24 @@ def joined_list(datalist: Path, folder: Path, count: int, size: Sequence[int]) -
 def train(arm: Arm, seed: int, args: argparse.Namespace, folder: Path) -> tuple[ConfigWorkflow, dict[str, Any]]:
     """Time a few steps of the arm, then train it for ``args.seconds``; the workflow after it, and what was spent."""
     batch = args.batch_size
-    run_flow(workflow(arm, seed, args, folder / "timing", max_epochs=2, epoch_length=TIMED_STEPS * batch))
-    per_step = epoch_seconds(folder / "timing")[-1] / TIMED_STEPS
-    steps = epoch_steps(args.seconds, per_step)
+    trial = workflow(arm, seed, args, folder / "timing", max_epochs=2, epoch_length=TIMED_STEPS * batch)
+    steps = epoch_steps(args.seconds, run_flow(trial, args.device)[-1] / TIMED_STEPS)
     flow = workflow(arm, seed, args, folder, max_epochs=EPOCHS, epoch_length=steps * batch)
-    run_flow(flow)
-    spent = sum(epoch_seconds(folder))
+    spent = sum(run_flow(flow, args.device))
     details = {"steps": steps * EPOCHS, "samples": steps * EPOCHS * batch, "seconds": round(spent, 1)}
     return flow, details
 
 
-def run_flow(flow: ConfigWorkflow) -> None:
+def run_flow(flow: ConfigWorkflow, device: str) -> list[float]:
+    """Train; the seconds of each epoch. On a CPU they are those of the processor, which other work does not stretch."""
+    clock = time.process_time if torch.device(device).type == "cpu" else time.perf_counter
+    trainer = flow.parser.get_parsed_content("train#trainer")
+    marks: list[float] = []
+    for event in (Events.EPOCH_STARTED, Events.EPOCH_COMPLETED):
+        trainer.add_event_handler(event, lambda: marks.append(clock()))
     flow.run()
     flow.finalize()
-
-
-def epoch_seconds(folder: Path) -> list[float]:
-    """Seconds of training of each epoch of a run, checkpoints not counted."""
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return [float(row["seconds"]) for row in csv.DictReader(file)]
+    return [stop - start for start, stop in zip(marks[::2], marks[1::2], strict=True)]
 
 
 def run_arm(arm: Arm, seed: int, args: argparse.Namespace, judges: Judges, folder: Path) -> dict[str, Any]:
@@ -448,13 +441,12 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], judges: Sequence[str], n
 
 
 def planned(arms: Sequence[str], seeds: int) -> list[tuple[str, int]]:
-    """Arm and seed of every run, in order: the second seeds come after controls and objectives, the others halfway."""
-    runs = [(name, 0) for name in arms]
-    repeated = [name for name in REPEATED if name in arms]
-    again = [(name, 1) for name in repeated if seeds > 1] + [(REFERENCE, seed) for seed in range(2, seeds)]
-    first = sum(ARMS[name].group in ("reference", "control", "objective", "encoder") for name in arms)
-    half = first + (len(runs) - first) // 2
-    return [*runs[:first], *again[: len(repeated)], *runs[first:half], *again[len(repeated) :], *runs[half:]]
+    """Arm and seed of every run, in order: first those that say what is noise, then the other seeds of all arms."""
+    early = [(name, seed) for name in arms if name in (REFERENCE, "untrained") for seed in range(1, seeds)]
+    first = [name for name in arms if ARMS[name].group in EARLY]
+    rest = [name for name in arms if ARMS[name].group not in EARLY]
+    runs = [*((name, 0) for name in first), *early, *((name, 0) for name in rest)]
+    return [*runs, *((name, seed) for seed in range(1, seeds) for name in arms if (name, seed) not in early)]
 
 
 def main() -> None:
@@ -466,9 +458,9 @@ def main() -> None:
     parser.add_argument("--also", type=Path, help="a second datalist for the dense probe; items name their patient")
     parser.add_argument("--also_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=tuple(ARMS), help="default: all")
-    parser.add_argument("--seeds", type=int, default=3, help="of the reference; some others have two")
-    parser.add_argument("--seconds", type=float, default=100, help="of pretraining, for each run")
-    parser.add_argument("--tuning_steps", type=int, default=80)
+    parser.add_argument("--seeds", type=int, default=3, help="of every arm; those of the reference come first")
+    parser.add_argument("--seconds", type=float, default=80, help="of pretraining, for each run")
+    parser.add_argument("--tuning_steps", type=int, default=60)
     parser.add_argument("--size", type=int, nargs="+", default=(128, 128), help="pixels (H, W)")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
