@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,8 @@ def load_sections(
         sections: wanted sections.
         required: keys that every item must have.
         holdout: a list without ``validation`` gives this share of its training items to it, chosen by a hash of the
-            patient (of the file name where no patient is known), so that it does not change from run to run.
+            patient (of the file name where no patient is known), so that it does not change from run to run; at least
+            one patient. The only patient of a list is in both.
         check_files: see :func:`~monai_usfm.data.load_datalist`.
 
     Raises:
@@ -76,8 +78,13 @@ def load_sections(
         return {section: read(section) for section in sections}
     lists = {section: read(section) for section in sections if section != "validation"}
     training = lists.get("training") or read("training")
-    held = [item for item in training if _share(item) < holdout] or training[-1:]
-    kept = [item for item in training if _share(item) >= holdout] or training
+    shares = [_share(item) for item in training]
+    limit = max(holdout, math.nextafter(min(shares), 1))  # a short list gives one patient too
+    held = [item for item, share in zip(training, shares, strict=True) if share < limit]
+    kept = [item for item, share in zip(training, shares, strict=True) if share >= limit]
+    if not kept:
+        logger.warning("%s has one patient only: it is trained on and validated.", datalist)
+        kept = training
     logger.info("%s has no validation section: holding out %d of %d items.", datalist, len(held), len(training))
     lists["validation"] = held
     if "training" in lists:

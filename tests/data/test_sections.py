@@ -88,6 +88,14 @@ def test_patient_id_serves_as_patient(tmp_path: Path) -> None:
     assert load_sections(tmp_path, synthetic_dir=tmp_path)["training"][0]["patient"] == 7
 
 
+@pytest.mark.parametrize("count", range(2, 7))
+def test_a_short_list_holds_out_one_patient_who_is_not_trained_on(tmp_path: Path, count: int) -> None:
+    write(tmp_path, {"training": patients(count)}, files=False)
+    sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.0, check_files=False)
+    held, kept = ({item["patient"] for item in sections[name]} for name in ("validation", "training"))
+    assert len(held) == 1 and len(kept) == count - 1 and not held & kept
+
+
 def test_single_image_trains_and_validates(tmp_path: Path) -> None:
     write(tmp_path, {"training": patients(1, 1)})
     sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.01)
