@@ -181,7 +181,9 @@ class EnhancementReport(EvaluationReport):
         rows: list[dict[str, Any]] = []
         for source, item in zip(engine.state.batch, engine.state.output, strict=True):
             before, after, target = (_plain(item[key])[:1].float() for key in ("image", "pred", "label"))
-            masks = [_plain(source[key]).to(before.device) if key in source else None for key in ("roi", "background")]
+            roi, background = (
+                _plain(source[key]).to(before.device) if key in source else None for key in ("roi", "background")
+            )
             blurs = matched_blur(before[None], after[None]), best_blur(before[None], target[None])
             meta = getattr(source["image"], "meta", {})
             number = (len(self.rows) + len(rows)) // len(METHODS)
@@ -189,7 +191,7 @@ class EnhancementReport(EvaluationReport):
             images = (before, after, *(blurred[0] for blurred, _ in blurs))
             sigmas = (0.0, 0.0, *(sigma for _, sigma in blurs))
             for method, image, sigma in zip(METHODS, images, sigmas, strict=True):
-                scores = score_enhancement(image, target, *masks, self.window, self.dynamic_range_db)
+                scores = score_enhancement(image, target, roi, background, self.window, self.dynamic_range_db)
                 rows.append({"image": name, "method": method, "blur_sigma": sigma, **scores})
         return rows
 

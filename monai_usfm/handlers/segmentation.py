@@ -49,7 +49,7 @@ def score_case(
         here, there = predicted[:, number : number + 1], wanted[:, number : number + 1]
         distances = {"hd95": float("nan"), "asd": float("nan")}
         if here.any() and there.any():
-            pair = {"y_pred": here, "y": there, "include_background": True, "spacing": spacing}
+            pair: dict[str, Any] = {"y_pred": here, "y": there, "include_background": True, "spacing": spacing}
             distances["hd95"] = compute_hausdorff_distance(**pair, percentile=95).item()
             distances["asd"] = compute_average_surface_distance(**pair, symmetric=True).item()
         rows.append(

@@ -94,8 +94,8 @@ def monte_carlo(
                     squares = squares + output.double().square()
                 total = total + output
     finally:
-        for layer, mode in modes.items():
-            layer.training = mode
+        for part, mode in modes.items():
+            part.training = mode
     mean = total / samples
     if classes:
         return mean, predictive_entropy(mean)
@@ -147,7 +147,7 @@ class FlipInferer(Inferer):
                 f"spatial axes {self.spatial_axes} are not all in an image of shape {tuple(inputs.shape)}."
             )
         flips = list(chain.from_iterable(combinations(self.spatial_axes, n) for n in range(len(self.spatial_axes) + 1)))
-        total = None
+        total = torch.zeros((), device=inputs.device)
         for flip in flips:
             axes = [axis + 2 for axis in flip]
             output = self.inferer(torch.flip(inputs, axes) if axes else inputs, network, *args, **kwargs)
@@ -155,7 +155,7 @@ class FlipInferer(Inferer):
                 output = to_probabilities(output)
             if axes and self.spatial:
                 output = torch.flip(output, axes)
-            total = output if total is None else total + output
+            total = total + output
         mean = total / len(flips)
         return to_logits(mean) if self.classes else mean
 

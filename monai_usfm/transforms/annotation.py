@@ -358,7 +358,7 @@ class _Shapes:
     def _clear(self, contrast: float, outline: float, spread: float, growth: float, fill: float) -> np.ndarray:
         """Which shapes look painted: each of the measures in ``clarity`` is on the right side of a limit."""
         limits = [-contrast, -outline, spread, growth, fill]
-        return (self.clarity * [-1, -1, 1, 1, 1] <= limits).all(axis=1)
+        return np.all(self.clarity * [-1, -1, 1, 1, 1] <= limits, axis=1)
 
     def _rows(self, letter: np.ndarray, least: int) -> list[np.ndarray]:
         """Indices of letters that follow each other on a row, in groups of at least ``least``."""

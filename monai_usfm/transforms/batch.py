@@ -67,7 +67,7 @@ class BatchAugmentation:
 
     def __call__(
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``prepare_batch`` of MONAI's engines: ``(image, target)`` on ``device``."""
 
         def move(key: str) -> torch.Tensor:

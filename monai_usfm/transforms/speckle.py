@@ -459,26 +459,28 @@ def _echogenicity(
     window = _local_mean(echo, widths, weight)
     means = at_corners(window)
     levels = at_corners(level(window)) if relative else means
-    shares = [None] * len(means) if weight is None else at_corners(_box(weight, widths))
+    shares: Sequence[torch.Tensor | None] = [None] * len(means)
+    if weight is not None:
+        shares = at_corners(_box(weight, widths))
     own = level(_local_mean(echo, (3,) * dims, weight))
 
     flat = torch.zeros_like(own)  # the mean of all windows
-    covered = flat if weight is None else torch.zeros_like(shares[0])
+    covered = flat if weight is None else torch.zeros_like(weight)
     for mean, share in zip(means, shares, strict=True):
         flat += mean if share is None else mean * share
         covered = covered if share is None else covered + share
     flat /= len(means) if weight is None else covered.clamp(min=1e-6)
 
-    sparse = tuple(slice(None, None, r + 1) for r in reach)  # statistics vary no faster than half a window
-    chosen = None if fov is None else fov.expand(echo.shape[: echo.ndim - dims] + spatial)[(..., *sparse)] > 0
+    # statistics vary no faster than half a window
+    sparse: tuple[Any, ...] = (..., *(slice(None, None, r + 1) for r in reach))
+    chosen = None if fov is None else fov.expand(echo.shape[: echo.ndim - dims] + spatial)[sparse] > 0
 
     def median(values: torch.Tensor) -> torch.Tensor:
         kept = values if chosen is None else values.masked_fill(~chosen, torch.nan)
         return kept.flatten(-dims).nanmedian(-1).values.nan_to_num(0.0).reshape(kept.shape[:-dims] + (1,) * dims)
 
-    where = (..., *sparse)
-    scatter = median(sum((one[where] - own[where]).square_() for one in levels) / len(levels))
-    variance = median(_local_mean((echo - flat).square_(), widths, weight)[where])
+    scatter = median(sum((one[sparse] - own[sparse]).square_() for one in levels) / len(levels))
+    variance = median(_local_mean((echo - flat).square_(), widths, weight)[sparse])
     scale = 5 * scatter.clamp(min=1e-3)  # a noiseless image has none
     total, out = torch.zeros_like(own), torch.zeros_like(own)
     for mean, one, share in zip(means, levels, shares, strict=True):

@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None, first_query: int = 0) -> torch.Tensor:
         """``(B, N, E) -> (B, N - first_query, E)``; ``bias`` broadcasts to ``(B, heads, N - first_query, N)``."""
-        bias_qkv = self.qkv.bias
+        bias_qkv: torch.Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias_qkv = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias_qkv)

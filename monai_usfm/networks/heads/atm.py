@@ -144,12 +144,12 @@ class ATMHead(nn.Module):
             masks.append(mask if stage == 0 else masks[stage - 1] + mask)
             states.append(queries)
         outputs: list[torch.Tensor] = []
-        last = self._resize(masks[2], image.shape[2:])
+        last = self._resize(masks[2], list(image.shape[2:]))
         outputs.append(self._predict(self.class_embed(states[2]), last))
         if self.training:
             for stage in range(2):
                 outputs.append(self.class_embed(states[stage]))
-                outputs.append(self._resize(masks[stage], image.shape[2:]))
+                outputs.append(self._resize(masks[stage], list(image.shape[2:])))
             outputs.append(self.class_embed(states[2]))
             outputs.append(last)
         return outputs

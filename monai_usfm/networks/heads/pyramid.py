@@ -202,9 +202,10 @@ class PyramidPool(nn.Module):
     ) -> None:
         super().__init__()
         self.decoder = PyramidDecoder(hidden_size, in_channels, patch_size, num_maps, width)
-        self.scores = nn.ModuleList(nn.Linear(channels, 1, bias=False) for channels in self.decoder.channels)
-        for score in self.scores:
+        scores = [nn.Linear(channels, 1, bias=False) for channels in self.decoder.channels]
+        for score in scores:
             nn.init.zeros_(score.weight)
+        self.scores = nn.ModuleList(scores)
         self.out_channels = 2 * sum(self.decoder.channels)
 
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:

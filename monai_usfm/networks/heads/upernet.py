@@ -162,20 +162,20 @@ class UPerNetHead(nn.Module):
         deepest = self.fpn4(maps[3])
         context = [deepest]
         for pool in self.psp_modules:
-            context.append(self._resize(pool(deepest), deepest.shape[2:]))
+            context.append(self._resize(pool(deepest), list(deepest.shape[2:])))
         levels = [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2]]
         laterals: list[torch.Tensor] = []
         for i, lateral in enumerate(self.lateral_convs):
             laterals.append(lateral(levels[i]))
         laterals.append(self.bottleneck(torch.cat(context, dim=1)))
         for i in range(3, 0, -1):
-            laterals[i - 1] = laterals[i - 1] + self._resize(laterals[i], laterals[i - 1].shape[2:])
+            laterals[i - 1] = laterals[i - 1] + self._resize(laterals[i], list(laterals[i - 1].shape[2:]))
         fused = [laterals[3]]
         for i, convolution in enumerate(self.fpn_convs):
             fused.insert(i, convolution(laterals[i]))
-        fused = [fused[0]] + [self._resize(x, fused[0].shape[2:]) for x in fused[1:]]
+        fused = [fused[0]] + [self._resize(x, list(fused[0].shape[2:])) for x in fused[1:]]
         features = self.fpn_bottleneck(torch.cat(fused, dim=1))
-        outputs = [self._resize(self.conv_seg(self.dropout(features)), image.shape[2:])]
+        outputs = [self._resize(self.conv_seg(self.dropout(features)), list(image.shape[2:]))]
         if self.auxiliary_head is not None and self.training:
-            outputs.append(self._resize(self.auxiliary_head(maps[2]), image.shape[2:]))
+            outputs.append(self._resize(self.auxiliary_head(maps[2]), list(image.shape[2:])))
         return outputs

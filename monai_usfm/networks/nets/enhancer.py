@@ -70,7 +70,7 @@ class UltrasoundEnhancer(TaskNetwork):
         maps = self.encoder.forward_intermediates(image, self.indices)
         correction = self.correction(self.dropout(self.decoder(image, maps)))
         base = x.mean(1, keepdim=True) if self.grey else x
-        enhanced = base + crop_to(correction, x.shape[2:])
+        enhanced = base + crop_to(correction, list(x.shape[2:]))
         if self.training:
             return enhanced
         return enhanced.clamp(0.0, 1.0)

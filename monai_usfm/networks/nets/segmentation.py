@@ -80,7 +80,7 @@ class UltrasoundSegmenter(TaskNetwork):
         cropped: list[torch.Tensor] = []
         for output in outputs:
             # Class logits of SegViT have no spatial axes.
-            cropped.append(crop_to(output, x.shape[2:]) if output.dim() == x.dim() else output)
+            cropped.append(crop_to(output, list(x.shape[2:])) if output.dim() == x.dim() else output)
         if len(cropped) > 1:
             return cropped
         return cropped[0]

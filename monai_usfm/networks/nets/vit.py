@@ -86,14 +86,13 @@ class UltrasoundViT(nn.Module):
             self.pos_embed = TokenPositions(self.grid, hidden_size, learnable=pos_embed == "learnable")
             self.rel_pos_bias = None
         rates = [drop_path_rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
-        self.blocks = nn.ModuleList(
-            TransformerBlock(hidden_size, mlp_dim, num_heads, not relative, layer_scale, rate) for rate in rates
-        )
+        blocks = [TransformerBlock(hidden_size, mlp_dim, num_heads, not relative, layer_scale, rate) for rate in rates]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
-        self._initialise()
+        self._initialise(blocks)
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def _initialise(self, blocks: Sequence[TransformerBlock]) -> None:
         """Truncated normal 0.02; the last layer of every branch shrinks with depth, as in BEiT."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
@@ -101,7 +100,7 @@ class UltrasoundViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        for depth, block in enumerate(self.blocks, start=1):
+        for depth, block in enumerate(blocks, start=1):
             block.attn.proj.weight.div_(math.sqrt(2.0 * depth))
             block.mlp.fc2.weight.div_(math.sqrt(2.0 * depth))
 
