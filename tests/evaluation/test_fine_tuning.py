@@ -205,3 +205,12 @@ def test_a_frozen_encoder_stays_and_its_head_learns():
     assert moved == {"head"}
     with pytest.raises(ValueError, match="no encoder of this package to freeze"):
         NetworkSpec("unet", frozen=True).build("segmentation", 2, (32, 32))
+
+
+def test_the_head_takes_its_options_and_the_table_names_them():
+    spec = NetworkSpec(options=TINY, head="upernet", head_options={"width": 8})
+    wide = NetworkSpec(options=TINY, head="upernet")
+    narrow_net, wide_net = (s.build("segmentation", 2, (32, 32)) for s in (spec, wide))
+    assert narrow_net.head.conv_seg.in_channels == 8 < wide_net.head.conv_seg.in_channels
+    assert spec.describe()["head_options"] == '{"width": 8}'
+    assert "head_options" not in wide.describe()  # cells of earlier tables stay valid
