@@ -5,7 +5,7 @@
 
     python scripts/ablate_pretraining.py --dataset_dir data --datalist data/unlabelled/pretraining.json \\
         --labelled data/busbra/dataset.json --patient_table data/busbra/labels.csv --also fetal_head.json \\
-        --seconds 120 --output ablation
+        --output ablation
 
 Every arm is `bundles/usfm_pretraining` with one setting changed, on the same images. A few of its steps are timed, then
 its epochs are made as long as the time allows, so that the learning rate reaches its end. The encoder is judged on
@@ -109,7 +109,7 @@ class Arm:
         return json.loads(json.dumps(asdict(self), default=lambda other: other.__name__))
 
 
-# smaller than any named size, so that it sees the images some twenty times in two minutes of one core: the tiny one is
+# smaller than any named size, so that it sees the images some forty times in four minutes of one core: the tiny one is
 # no better than its random start by then, whatever the settings
 ENCODER = {"hidden_size": 96, "mlp_dim": 384, "num_layers": 6, "num_heads": 3}
 # the decoders of the overlays are made for base
@@ -132,7 +132,7 @@ FREQUENCY_WEIGHT = "network_def#loss_function#frequency_weight"
 # by importance: a run that is cut short has the first ones
 ARMS: dict[str, Arm] = {
     REFERENCE: Arm("reference", "train.json as it is"),
-    "fill_speckle": Arm("fill", "speckle", changes={"network_def#fill": "speckle"}),
+    "fill_token": Arm("fill", "token", changes={"network_def#fill": "token"}),
     "fill_mean": Arm("fill", "mean", changes={"network_def#fill": "mean"}),
     "sparse": Arm("objective", "sparse", ("sparse",), SMALL_DECODER),
     "mae": Arm("objective", "mae", ("mae",), SMALL_DECODER),
@@ -459,11 +459,11 @@ def main() -> None:
     parser.add_argument("--also_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=tuple(ARMS), help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="of every arm; those of the reference come first")
-    parser.add_argument("--seconds", type=float, default=80, help="of pretraining, for each run")
+    parser.add_argument("--seconds", type=float, default=240, help="of pretraining, for each run")
     parser.add_argument("--tuning_steps", type=int, default=60)
     parser.add_argument("--size", type=int, nargs="+", default=(128, 128), help="pixels (H, W)")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast of the judges; the bundle decides itself")
     parser.add_argument("--output", type=Path, required=True)
