@@ -564,7 +564,7 @@ def _fit_layer_scale(source: _Checkpoint, stem: str, wanted: bool, report: LoadR
         )
 
 
-def _fit_norm(source: _Checkpoint, wrapper_names: Sequence[str], report: LoadReport) -> None:
+def _fit_norm(source: _Checkpoint, own: Mapping[str, torch.Tensor], report: LoadReport) -> None:
     """Official classifiers have ``fc_norm`` after pooling instead of the final ``norm``; one initialises the other."""
     for part in ("weight", "bias"):
         norm, fc_norm = f"norm.{part}", f"fc_norm.{part}"
@@ -574,7 +574,12 @@ def _fit_norm(source: _Checkpoint, wrapper_names: Sequence[str], report: LoadRep
                 report.notes.append(
                     "no final norm in the source: filled from fc_norm, which its network applies after pooling."
                 )
-        elif fc_norm not in source.tensors and norm in source.tensors and fc_norm in wrapper_names:
+        elif (
+            fc_norm not in source.tensors
+            and norm in source.tensors
+            and fc_norm in own
+            and own[fc_norm].shape == source.tensors[norm].shape
+        ):
             source.tensors[fc_norm], source.origin[fc_norm] = source.tensors[norm], source.origin[norm]
             if part == "weight":
                 report.notes.append("no fc_norm in the source: initialised from the final norm.")
@@ -642,6 +647,8 @@ def _wanted(own: Mapping[str, torch.Tensor], prefix: str, source: _Checkpoint) -
         elif name.startswith("head."):
             if _same_shape(own, source.tensors, name):  # as many classes
                 names[name] = name
+        elif name.startswith("fc_norm.") and name in source.tensors and not _same_shape(own, source.tensors, name):
+            continue  # another pooling
         elif _WRAPPER_LEVEL.match(name):
             names[name] = name
     return names
@@ -798,7 +805,7 @@ def load_pretrained(
     own = net.state_dict()
     _drop_foreign_decoder(found, own)
     _fit_decoder(found, net, encoder, fold_normalization, report)
-    _fit_norm(found, list(own), report)
+    _fit_norm(found, own, report)
     _fit_attention_biases(found, "blocks", encoder.rel_pos_bias is None, report)
     _fit_layer_scale(found, "blocks", encoder.blocks[0].gamma_1 is not None, report)
     names = _wanted(own, prefix, found)
