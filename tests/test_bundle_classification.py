@@ -118,6 +118,7 @@ def test_inference_gives_the_calibrated_probabilities_of_the_checkpoint_in_the_o
 
 def test_uncertainty_takes_the_mean_over_mirror_images_and_dropout_masks(root, network, tmp_path):
     settings = SETTINGS | {"dataset_dir": str(root / "data"), "datalist": str(root / "data" / "dataset.json")}
+    settings["temperature"] = 1.0
     names = files(root, "inference", "uncertainty")
     run(config_file=names, bundle_root=str(root), output_dir=str(tmp_path / "flips"), **settings)
     prepare = Compose([LoadUltrasound(), Resize(SIZE, mode="bilinear", anti_aliasing=True)])
@@ -175,10 +176,11 @@ def test_torchscript_export_computes_the_same_and_carries_its_configs(root, netw
 
 def test_label_transforms_leave_the_probabilities_alone(root):
     parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
+    parser["temperature"] = 0.5
     post = parser.get_parsed_content("post_transforms")
     result = post({"image": torch.zeros(1, 4, 4), "pred": torch.tensor([0.0, 1.0])})
     assert sorted(result) == ["pred"]
-    torch.testing.assert_close(result["pred"], torch.tensor([0.0, 1.0]).softmax(0))
+    torch.testing.assert_close(result["pred"], torch.tensor([0.0, 2.0]).softmax(0))
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
