@@ -13,7 +13,6 @@ Prints the temperature with the calibration error and likelihood before and afte
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from monai.bundle import ConfigParser
 from monai_usfm.evaluation import classification_scores
 from monai_usfm.files import write_text_atomically
 from monai_usfm.networks import TemperatureScaling
+from monai_usfm.settings import parse_settings
 
 MAX_PIXELS = 20_000  # of one image: more tell nothing new
 PLAUSIBLE = (0.05, 20.0)  # beyond, the network says nothing about these images, or is never wrong about them
@@ -54,12 +54,8 @@ def configure(args: argparse.Namespace) -> ConfigParser:
     for name in ("dataset_dir", "datalist"):
         if getattr(args, name) is not None:
             config[name] = getattr(args, name)
-    for entry in args.set:
-        name, _, value = entry.partition("=")
-        try:
-            config[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            config[name] = value
+    for name, value in parse_settings(args.set).items():
+        config[name] = value
     return config
 
 

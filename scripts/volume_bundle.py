@@ -13,7 +13,6 @@ those of a training with ``volume.json``; --set repeats what that training was t
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import pickle
@@ -25,6 +24,8 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+
+from monai_usfm.settings import parse_settings
 
 OVERLAYS = {"train.json": "volume.json", "inference.json": "inference_volume.json"}
 
@@ -42,14 +43,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What --set and --classes change in the configs."""
-    settings: dict[str, Any] = {"num_classes": len(args.classes)} if args.classes else {}
-    for entry in args.set:
-        name, _, value = entry.partition("=")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value
-    return settings
+    named = {"num_classes": len(args.classes)} if args.classes else {}
+    return {**named, **parse_settings(args.set)}
 
 
 def joined(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
