@@ -187,7 +187,6 @@ def test_uncertainty_is_the_entropy_of_the_mean_over_dropout_masks_and_mirror_im
 ) -> None:
     data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json"), "output_dir": str(tmp_path)}
     settings = {"checkpoint": str(trained / "model.pt"), "spatial_size": SIZE, "dropout_samples": 3, **INFER}
-    settings["temperature"] = 1.0
     run(workflow(bundle, "infer", ["inference.json", "uncertainty.json"], **data, **settings))
     image = LoadUltrasound()(images / "image_8.png")
     pixels = Resize(SIZE, mode="bilinear", anti_aliasing=True)(image).as_tensor()[None]
@@ -206,7 +205,7 @@ def test_without_samples_and_flips_the_overlay_changes_no_mask(
 ) -> None:
     data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json"), "output_dir": str(tmp_path)}
     settings = {"checkpoint": str(trained / "model.pt"), "spatial_size": SIZE, **INFER}
-    none = {"dropout_samples": 0, "flip_axes": [], "temperature": 1.0}
+    none = {"dropout_samples": 0, "flip_axes": []}
     run(workflow(bundle, "infer", ["inference.json", "uncertainty.json"], **data, **settings, **none))
     assert (tmp_path / "image_8_seg.png").read_bytes() == (masks / "image_8_seg.png").read_bytes()
 
