@@ -664,21 +664,16 @@ def _fit_parts(
     """
     filled = set(names.values())
     wanted = {
-        _PYRAMID.sub("decoder.", name): name
-        for name in own
-        if name not in filled and not (prefix and name.startswith(prefix))
+        _PYRAMID.sub("decoder.", name): name for name in own if name not in filled and not name.startswith(prefix)
     }
-    decoder = {name for name in wanted if name.startswith("decoder.")}
-    offered = {name for name in source.parts if name.startswith("decoder.")}
-    if decoder and offered:
-        differing = sorted(decoder ^ offered) + [
-            name for name in decoder & offered if source.parts[name][1].shape != own[wanted[name]].shape
-        ]
-        if differing:
-            report.notes.append(
-                f"the decoder of the source has another shape ({', '.join(_summary(differing)[:3])}) and is not used."
-            )
-            return {}
+    ours = {name: own[target].shape for name, target in wanted.items() if name.startswith("decoder.")}
+    theirs = {name: tensor.shape for name, (_, tensor) in source.parts.items() if name.startswith("decoder.")}
+    if ours and theirs and ours != theirs:
+        differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+        report.notes.append(
+            f"the decoder of the source has another shape ({', '.join(_summary(differing)[:3])}) and is not used."
+        )
+        return {}
     taken = {}
     for name, target in wanted.items():
         if name in source.parts and source.parts[name][1].shape == own[target].shape:

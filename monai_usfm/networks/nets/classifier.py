@@ -62,9 +62,7 @@ class UltrasoundClassifier(TaskNetwork):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}.")
-        indices = [encoder.num_layers - 1]
-        if pool == "pyramid":
-            indices = even_blocks(encoder.num_layers, min(4, encoder.num_layers))
+        indices = even_blocks(encoder.num_layers, 4 if pool == "pyramid" else 1)
         super().__init__(encoder, indices if pool in ("mean", "pyramid") else None)
         self.num_classes = num_classes
         self.pooling = pool

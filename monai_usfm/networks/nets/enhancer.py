@@ -51,7 +51,7 @@ class UltrasoundEnhancer(TaskNetwork):
             raise ValueError(
                 f"out_channels must be 1 or the {encoder.in_channels} channel(s) of the encoder, got {out_channels}."
             )
-        chosen = list(indices) if indices is not None else even_blocks(encoder.num_layers, min(4, encoder.num_layers))
+        chosen = list(indices) if indices is not None else even_blocks(encoder.num_layers, 4)
         super().__init__(encoder, chosen)
         self.indices = chosen
         self.grey = out_channels != encoder.in_channels

@@ -89,6 +89,6 @@ class UltrasoundSegmenter(TaskNetwork):
 def _default_blocks(num_layers: int, head: str) -> list[int]:
     """Blocks of the published configurations, at the same relative depth in networks of another depth."""
     if head == "pyramid" or num_layers < 5:
-        return even_blocks(num_layers, min(MAPS[head], num_layers))
+        return even_blocks(num_layers, MAPS[head])
     middle = [num_layers // 2 - 1, 2 * num_layers // 3 - 1, num_layers - 1]
     return middle if head == "segvit" else [num_layers // 3 - 1, *middle]

@@ -14,9 +14,8 @@ __all__ = ["TaskNetwork", "crop_to", "even_blocks", "pad_to_patches"]
 
 
 def even_blocks(num_layers: int, count: int) -> list[int]:
-    """Block indices at equal distances that end with the last block: (12, 4) -> [2, 5, 8, 11]."""
-    if num_layers < count:
-        raise ValueError(f"{count} maps need at least as many blocks, the encoder has {num_layers}: name the blocks.")
+    """Block indices at equal distances up to the last block: (12, 4) -> [2, 5, 8, 11]; all if there are fewer."""
+    count = min(count, num_layers)
     return [num_layers * (k + 1) // count - 1 for k in range(count)]
 
 
