@@ -306,6 +306,29 @@ def test_volumes_are_evaluated_in_millimetres(bundle: Path, volumes: Path, tmp_p
     assert Path(row["image"]).name == "image_1.nii.gz"
 
 
+@pytest.mark.parametrize("overlays", [[], ["volume.json"]])
+def test_training_varies_the_appearance_of_images_alone(
+    bundle: Path, images: Path, volumes: Path, tmp_path: Path, overlays: list[str]
+) -> None:
+    folder, base = (volumes, VOLUME) if overlays else (images, QUICK)
+    settings = {"dataset_dir": str(folder), "datalist": str(folder / "dataset.json"), "output_dir": str(tmp_path)}
+    flow = workflow(bundle, "train", ["train.json", *overlays], **settings, **{**base, "in_channels": 3})
+    preprocessing = flow.parser.get_parsed_content("train#preprocessing")
+    item = flow.parser.get_parsed_content("labelled")[0]
+    seen = [preprocessing(item) for _ in range(12)]
+    seen = [one[0] if overlays else one for one in seen]
+    if not overlays:  # crops of volumes differ anyway
+        assert len({tuple(one["image"].flatten().tolist()) for one in seen}) > 6
+        assert all(torch.equal(one["label"], seen[0]["label"]) for one in seen)
+    for one in seen:
+        assert 0 <= one["image"].min() and one["image"].max() <= 1
+        assert torch.equal(one["image"][0], one["image"][2])  # grey stays grey
+    plain = workflow(bundle, "train", ["train.json", *overlays], **settings, **base, appearance=[])
+    without = [plain.parser.get_parsed_content("train#preprocessing")(item) for _ in range(2)]
+    if not overlays:
+        assert torch.equal(without[0]["image"], without[1]["image"])
+
+
 def test_run_that_crashed_in_mid_epoch_resumes_to_the_same_losses(
     bundle: Path, images: Path, trained: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, run
+from monai.transforms import Resize
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -163,6 +164,38 @@ def test_the_audit_of_a_classifier_that_reads_marks(script, dataset, tmp_path):
     assert Image.open(tmp_path / "audit" / "shortcuts.png").width > 96
     with pytest.raises(ValueError, match=r"none"):
         script("audit_shortcuts", *arguments, "--output", tmp_path / "audit", "--section", "none")
+
+
+# audit_robustness
+
+
+def test_the_robustness_of_a_bundle_is_that_of_its_network(script, repository, dataset, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = UltrasoundSegmenter(usfm_vit(**TINY, pos_embed="relative", layer_scale=0.1), 2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    arguments = [repository / "bundles" / "usfm_segmentation", "--datalist", dataset / "dataset.json", "--limit", 3]
+    arguments += ["--set", f"spatial_size=[{SIZE},{SIZE}]", "--device", "cpu", "--output", tmp_path / "audit"]
+    assert script("audit_robustness", *arguments, "--checkpoint", tmp_path / "model.pt") == 0
+    found = {row["change"]: row for row in rows(tmp_path / "audit" / "robustness.csv")}
+    network.eval()
+    scores = []
+    for i in (0, 3, 6):  # evenly chosen of eight
+        image = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}.png"))) / 255
+        label = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}_mask.png"))) > 0
+        with torch.no_grad():
+            logits = network(Resize((SIZE, SIZE), mode="bilinear", anti_aliasing=True)(image[None]).as_tensor()[None])
+        mask = torch.nn.functional.interpolate(logits, size=(40, 40), mode="bilinear").argmax(1)[0] > 0
+        scores.append((2 * (mask & label).sum() / (mask.sum() + label.sum())).item())
+    assert found["unchanged"]["images"] == "3"
+    assert float(found["unchanged"]["dice"]) == pytest.approx(np.mean(scores), abs=1e-3)
+    assert 0 < np.mean(scores) < 1
+    assert {"margins all around", "speckle"} < set(found)
+    assert "| unchanged | 3 |" in (tmp_path / "audit" / "robustness.md").read_text()
+    assert Image.open(tmp_path / "audit" / "robustness.png").width > 500
+    assert "no weights at" in script("audit_robustness", *arguments, "--checkpoint", tmp_path / "none.pt")
+    assert "2D networks" in script(
+        "audit_robustness", *arguments, "--checkpoint", tmp_path / "model.pt", "--set", "spatial_dims=3"
+    )
 
 
 # probe, label_efficiency

@@ -24,6 +24,7 @@ from monai_usfm.evaluation.probes import (
     knn_probe,
     linear_probe,
 )
+from monai_usfm.evaluation.robustness import CHANGES, RobustnessAudit, RobustnessRow, audit_robustness
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.evaluation.shortcuts import (
     ALTERATIONS,
@@ -48,6 +49,7 @@ from monai_usfm.evaluation.statistics import (
 
 __all__ = [
     "ALTERATIONS",
+    "CHANGES",
     "FRACTIONS",
     "L2_GRID",
     "CaseSet",
@@ -60,10 +62,13 @@ __all__ = [
     "PairedTest",
     "ProbeResult",
     "Recipe",
+    "RobustnessAudit",
+    "RobustnessRow",
     "ShortcutAudit",
     "ShortcutRow",
     "add_patients",
     "attentive_probe",
+    "audit_robustness",
     "audit_shortcuts",
     "augment",
     "bootstrap_interval",

@@ -88,6 +88,35 @@ def test_crop_has_the_share_of_the_image_it_was_asked_for() -> None:
     assert out[:, 0].amin() < 0.02 and out[:, 0].amax() > 0.98  # crops reach every edge
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shrunk_images_are_whole_on_black_and_their_labels_with_them(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    size = [4 * n for n in shape]
+    image = torch.ones(300, 1, *size)
+    settings = {**STILL, "shrink_prob": 0.4, "shrink": 3.0}
+    out, label = BatchAugmentation(size, **settings).augment(image, image)
+    assert torch.allclose(out, label, atol=1e-5)
+    share = out.flatten(1).mean(1)  # of the output that the image covers; a crop of the whole image covers all
+    shrunk = share < 0.999
+    assert shrunk.float().mean().item() == pytest.approx(0.4, abs=4 * (0.24 / 300) ** 0.5)
+    for axis, length in enumerate(size):
+        lines = out[shrunk].flatten(1).reshape(-1, *size).amax(dim=[d + 1 for d in range(len(size)) if d != axis])
+        side = (lines > 0.5).float().sum(1)  # whole: as long as the factor says, wherever it is put
+        assert length / 3 - 1 <= side.min() < 0.5 * length and 0.85 * length < side.max() <= length
+        assert torch.log(length / side).mean().item() == pytest.approx(np.log(3) / 2, abs=0.12)
+        first = (lines > 0.5).float().argmax(1)
+        assert (first == 0).float().mean() < 0.5 and first.float().mean() > 0.05 * length
+
+
+def test_without_shrinking_the_draws_are_those_of_before() -> None:
+    image = torch.rand(4, 1, 16, 16)
+    drawn = []
+    for settings in ({}, {"shrink_prob": 0.0, "shrink": 5.0}):
+        torch.manual_seed(5)
+        drawn.append(BatchAugmentation((16, 16), **settings).augment(image)[0])
+    assert torch.equal(*drawn)
+
+
 def test_enlarged_image_is_not_darkened_at_its_edges() -> None:
     out, _ = BatchAugmentation((20, 32), **STILL).augment(torch.ones(1, 1, 10, 8))
     assert torch.allclose(out, torch.ones(1, 1, 20, 32), atol=1e-5)
@@ -140,6 +169,8 @@ def test_output_has_the_size_asked_for() -> None:
         {"gamma": 0.5},
         {"flip": 1.5},
         {"rotate": -1.0},
+        {"shrink": 0.5},
+        {"shrink_prob": 2.0},
     ],
 )
 def test_range_out_of_bounds_is_refused(bad: dict) -> None:

@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How much worse does a segmentation bundle get on pictures that another scanner or screen would have made?
+
+    python scripts/audit_robustness.py bundles/usfm_segmentation --datalist data/busbra/dataset.json \\
+        --patient_table data/busbra/labels.csv --output results/robustness
+
+Margins, scale, gain, texture and marks are changed one at a time; the Dice is that on the changed picture. Writes
+robustness.csv, robustness.md and robustness.png, which shows for each change the image that lost most. 2D images only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from monai.bundle import ConfigParser
+from monai.transforms import Resize
+
+from monai_usfm.data import LoadUltrasound, load_datalist
+from monai_usfm.evaluation import RobustnessAudit, add_patients, audit_robustness
+from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
+from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.settings import parse_settings
+from monai_usfm.transforms import LabelIndices
+
+
+def segmenter(config: ConfigParser, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Image ``(1, H, W)`` -> class indices, with the network, size and resampling of ``inference.json``."""
+    network = config.get_parsed_content("network_def").to(device)
+    weights = torch.load(config.get_parsed_content("checkpoint"), map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    network.eval()
+    shrink = Resize(config.get_parsed_content("spatial_size"), mode="bilinear", anti_aliasing=True)
+    inferer, channels = config.get_parsed_content("inferer"), config.get_parsed_content("in_channels")
+
+    def segment(image: torch.Tensor) -> torch.Tensor:
+        batch = torch.as_tensor(shrink(image)).as_subclass(torch.Tensor)[None].repeat(1, channels, 1, 1)
+        logits = inferer(batch.to(device), network)
+        return F.interpolate(logits, size=image.shape[1:], mode="bilinear").argmax(1)[0].cpu()
+
+    return segment
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="folder of the segmentation bundle")
+    parser.add_argument("--datalist", type=Path, required=True, help="with image and label")
+    parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
+    parser.add_argument("--section", default="test")
+    parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id")
+    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+    parser.add_argument("--checkpoint", type=Path, help="weights; default models/model.pt in the bundle")
+    parser.add_argument("--set", nargs="*", default=[], metavar="ID=VALUE", help="further settings of inference.json")
+    parser.add_argument("--limit", type=int, help="use only so many images, evenly chosen")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, required=True)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> RobustnessAudit:
+    """Run the command line."""
+    args = parse(arguments)
+    config = ConfigParser(ConfigParser.load_config_file(args.bundle / "configs" / "inference.json"))
+    config["bundle_root"] = str(args.bundle)
+    if args.checkpoint is not None:
+        config["checkpoint"] = str(args.checkpoint)
+    for name, value in parse_settings(args.set).items():
+        config[name] = value
+    checkpoint = Path(config.get_parsed_content("checkpoint"))
+    if not checkpoint.is_file():
+        raise SystemExit(f"no weights at {checkpoint}: train the bundle first or give --checkpoint.")
+    if config.get_parsed_content("spatial_dims") != 2:
+        raise SystemExit("the audit changes pictures, so it takes 2D networks alone.")
+    folder = args.dataset_dir or args.datalist.parent
+    items = load_datalist(args.datalist, folder, args.section)
+    if args.limit:
+        items = items[:: -(-len(items) // args.limit)]
+    classes = config.get_parsed_content("num_classes")
+    items = add_patients(items, folder, args.patient_table, pattern=args.patient_pattern)
+    read, read_label, to_indices = LoadUltrasound(2), LoadUltrasound(2, scale=None), LabelIndices(classes)
+    audit = audit_robustness(
+        segmenter(config, torch.device(args.device)),
+        [read(item["image"]).as_tensor() for item in items],
+        [to_indices(read_label(item["label"]))[0].as_tensor().long() for item in items],
+        [item["patient"] for item in items],
+        classes,
+    )
+    run = {"model": f"sha256:{file_digest(checkpoint)}", "section": args.section, **conditions_of_run(args.device)}
+    write_csv(args.output / "robustness.csv", [{**row, **run} for row in audit.table()])
+    lines = [
+        (r.change, r.images, r.dice, f"{r.loss:.3f} [{r.loss_low:.3f}, {r.loss_high:.3f}]", f"{100 * r.failed:.1f} %")
+        for r in audit.rows
+    ]
+    text = markdown_table(["change", "images", "Dice", "loss", "Dice below 0.5"], lines)
+    write_text_atomically(args.output / "robustness.md", text)
+    audit.save_picture(args.output / "robustness.png")
+    print(text)
+    return audit
+
+
+if __name__ == "__main__":
+    main()
