@@ -5,7 +5,7 @@
 #
 #   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER
 #
-# About four hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About five hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
 set -euo pipefail
 data=$(cd "$1" && pwd)
 mkdir -p "$2"
@@ -28,17 +28,23 @@ bundle usfm_pretraining pretraining +sparse --dataset_dir "$data" --datalist "$d
     --max_epochs 130 --batch_size 64 --learning_rate 0.001 --warmup_epochs 8 --organ_temperature 0.5 --num_workers 0 \
     --cache_dir "$out/cache" --augmentation#scale "[0.4,1.0]" --network_def#decoder_hidden_size 192 \
     --network_def#decoder_num_layers 3 --network_def#decoder_num_heads 3
-# Two cycles of the learning rate; the second starts from encoder and decoder of the first.
+# Three cycles of the learning rate, each from encoder and decoder of the one before; the last one with the augmentation of
+# train.json, those before it with crops, rotation, mirroring and gamma alone.
+plain=(--augmentation#shrink_prob 0 --appearance "[]")
 bundle usfm_segmentation segmentation_first --dataset_dir "$data/busbra" --pretrained "$out/pretraining/model.pt" \
-    --max_epochs 40 --warmup_epochs 2 --val_interval 2
-bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_first/model.pt" \
-    --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1
+    --max_epochs 40 --warmup_epochs 2 --val_interval 2 "${plain[@]}"
+bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pretrained "$out/segmentation_first/model.pt" \
+    --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1 "${plain[@]}"
+bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
+    --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
 # HC18: pixel sizes and published circumferences are in its table.
 python -W ignore "$here/scripts/join_table.py" --datalist "$data/fetal_head_hc18/dataset.json" \
     --table "$data/fetal_head_hc18/labels.csv" --output "$out/fetal_head.json" \
     --columns patient=subject_id spacing=pixel_size_mm circumference=head_circumference_mm
+bundle usfm_segmentation fetal_head_first --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \
+    --pretrained "$out/pretraining/model.pt" --max_epochs 24 --warmup_epochs 2 --val_interval 3 "${plain[@]}"
 bundle usfm_segmentation fetal_head --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \
-    --pretrained "$out/pretraining/model.pt" --max_epochs 24 --warmup_epochs 2 --val_interval 3
+    --pretrained "$out/fetal_head_first/model.pt" --max_epochs 20 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0007 --seed 1
 # Starts from the network that has learnt to outline lesions.
 bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/segmentation/model.pt" \
     --max_epochs 20 --warmup_epochs 1 --learning_rate 0.0003

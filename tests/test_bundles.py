@@ -152,6 +152,16 @@ def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_pat
     assert len(list(tmp_path.iterdir())) == len(files)
 
 
+def test_segmentation_and_classification_vary_images_alike(repository):
+    configs = [
+        json.loads((repository / "bundles" / name / "configs" / "train.json").read_text())
+        for name in ("usfm_segmentation", "usfm_classification")
+    ]
+    assert configs[0]["appearance"] == configs[1]["appearance"]
+    layouts = [{k: v for k, v in config["augmentation"].items() if k != "label_key"} for config in configs]
+    assert layouts[0] == layouts[1]
+
+
 @pytest.mark.parametrize("key", ["patient", "patient_id"])
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_a_patient_in_two_splits_stops_every_bundle(repository, tmp_path, bundle, key):
