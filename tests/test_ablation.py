@@ -79,6 +79,7 @@ def arguments(folder: Path, **changes) -> argparse.Namespace:
         "learning_rate": 1e-3,
         "seconds": 1.0,
         "device": "cpu",
+        "network": "mini",
     }
     return argparse.Namespace(**{**found, **changes})
 
@@ -109,14 +110,15 @@ def test_simulated_images_join_the_real_ones(images):
 
 def test_the_tokens_of_monais_network_are_those_of_its_patches():
     torch.manual_seed(0)
-    network = ablation.MonaiMAE((32, 48), **{**ablation.ENCODER, "num_layers": 1}, **ablation.DECODER).eval()
+    encoder, decoder = ablation.ENCODERS["mini"], ablation.DECODERS["mini"]
+    network = ablation.MonaiMAE((32, 48), **{**encoder, "num_layers": 1}, **decoder).eval()
     image = torch.rand(2, 1, 32, 48)
     changed = image.clone()
     changed[:, :, 16:, 32:] = 0  # the last patch
     with torch.no_grad():
         before, after = (network.net.patch_embedding(x) for x in (image, changed))
         tokens = network.forward_features(image)
-    assert tokens.shape == (2, 1 + 6, ablation.ENCODER["hidden_size"])
+    assert tokens.shape == (2, 1 + 6, encoder["hidden_size"])
     assert (before != after).any(-1).all(0).nonzero().flatten().tolist() == [5]
 
 

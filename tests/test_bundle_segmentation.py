@@ -321,7 +321,7 @@ def test_training_varies_the_appearance_of_images_alone(
         assert len({tuple(one["image"].flatten().tolist()) for one in seen}) > 6
         assert all(torch.equal(one["label"], seen[0]["label"]) for one in seen)
     for one in seen:
-        assert 0 <= one["image"].min() and one["image"].max() <= 1
+        assert one["image"].min() >= 0 and one["image"].max() <= 1
         assert torch.equal(one["image"][0], one["image"][2])  # grey stays grey
     plain = workflow(bundle, "train", ["train.json", *overlays], **settings, **base, appearance=[])
     without = [plain.parser.get_parsed_content("train#preprocessing")(item) for _ in range(2)]
