@@ -1,20 +1,23 @@
 #!/usr/bin/env python
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How much worse does a segmentation bundle get on pictures that another scanner or screen would have made?
+"""How much worse does a segmentation or classification bundle get on pictures that another scanner would have made?
 
     python scripts/audit_robustness.py bundles/usfm_segmentation --datalist data/busbra/dataset.json \\
         --patient_table data/busbra/labels.csv --output results/robustness
 
-Margins, scale, gain, texture and marks are changed one at a time; the Dice is that on the changed picture. Writes
-robustness.csv, robustness.md and robustness.png, which shows for each change the image that lost most. 2D images only.
+Margins, scale, gain, texture and marks are changed one at a time; the scores are those on the changed pictures. Writes
+robustness.csv and robustness.md, for segmentation also robustness.png, which shows for each change the image that lost
+most. 2D images only; items with `label` and, for classification, `class`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +25,15 @@ from monai.bundle import ConfigParser
 from monai.transforms import Resize
 
 from monai_usfm.data import LoadUltrasound, load_datalist
-from monai_usfm.evaluation import RobustnessAudit, add_patients, audit_robustness
+from monai_usfm.evaluation import ClassRobustnessRow, add_patients, audit_class_robustness, audit_robustness
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
 from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.settings import parse_settings
 from monai_usfm.transforms import LabelIndices
 
 
-def segmenter(config: ConfigParser, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Image ``(1, H, W)`` -> class indices, with the network, size and resampling of ``inference.json``."""
+def predictor(config: ConfigParser, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Image ``(1, H, W)`` -> class indices ``(H, W)`` or probabilities ``(K,)``, as ``inference.json`` finds them."""
     network = config.get_parsed_content("network_def").to(device)
     weights = torch.load(config.get_parsed_content("checkpoint"), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
@@ -38,19 +41,37 @@ def segmenter(config: ConfigParser, device: torch.device) -> Callable[[torch.Ten
     shrink = Resize(config.get_parsed_content("spatial_size"), mode="bilinear", anti_aliasing=True)
     inferer, channels = config.get_parsed_content("inferer"), config.get_parsed_content("in_channels")
 
-    def segment(image: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def predict(image: torch.Tensor) -> torch.Tensor:
         batch = torch.as_tensor(shrink(image)).as_subclass(torch.Tensor)[None].repeat(1, channels, 1, 1)
         logits = inferer(batch.to(device), network)
+        if logits.dim() == 2:
+            return logits[0].softmax(0).cpu()
         return F.interpolate(logits, size=image.shape[1:], mode="bilinear").argmax(1)[0].cpu()
 
-    return segment
+    return predict
+
+
+def report(rows: Sequence[Any]) -> str:
+    """Markdown table of an audit."""
+    heads, lines = ["change", "images"], []
+    of_classes = isinstance(rows[0], ClassRobustnessRow)
+    heads += ["macro-F1", "loss", "AUC", "flipped"] if of_classes else ["Dice", "loss", "Dice below 0.5"]
+    for row in rows:
+        loss = f"{row.loss:.3f} [{row.loss_low:.3f}, {row.loss_high:.3f}]"
+        if of_classes:
+            scores = [row.macro_f1, loss, row.auc, f"{100 * row.flips:.1f} %"]
+        else:
+            scores = [row.dice, loss, f"{100 * row.failed:.1f} %"]
+        lines.append([row.change, row.images, *scores])
+    return markdown_table(heads, lines)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="folder of the segmentation bundle")
-    parser.add_argument("--datalist", type=Path, required=True, help="with image and label")
+    parser.add_argument("bundle", type=Path, help="folder of the segmentation or classification bundle")
+    parser.add_argument("--datalist", type=Path, required=True, help="with image and label or class")
     parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--section", default="test")
     parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id")
@@ -63,7 +84,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> RobustnessAudit:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse(arguments)
     config = ConfigParser(ConfigParser.load_config_file(args.bundle / "configs" / "inference.json"))
@@ -81,27 +102,33 @@ def main(arguments: Sequence[str] | None = None) -> RobustnessAudit:
     items = load_datalist(args.datalist, folder, args.section)
     if args.limit:
         items = items[:: -(-len(items) // args.limit)]
-    classes = config.get_parsed_content("num_classes")
     items = add_patients(items, folder, args.patient_table, pattern=args.patient_pattern)
-    read, read_label, to_indices = LoadUltrasound(2), LoadUltrasound(2, scale=None), LabelIndices(classes)
-    audit = audit_robustness(
-        segmenter(config, torch.device(args.device)),
-        [read(item["image"]).as_tensor() for item in items],
-        [to_indices(read_label(item["label"]))[0].as_tensor().long() for item in items],
-        [item["patient"] for item in items],
-        classes,
-    )
+    predict, num_classes = predictor(config, torch.device(args.device)), config.get_parsed_content("num_classes")
+    read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
+    images, patients = [read(item["image"]).as_tensor() for item in items], [item["patient"] for item in items]
+    of_classes = predict(images[0]).dim() == 1
+    wanted = "class" if of_classes else "label"
+    lacking = [str(item["image"]) for item in items if item.get(wanted) is None]
+    if lacking:
+        raise SystemExit(f"{args.datalist}: {len(lacking)} items lack '{wanted}', for example {lacking[0]}.")
+    if of_classes:
+        lesions = None
+        if all(item.get("label") for item in items):
+            lesions = [read_label(item["label"])[0].as_tensor() for item in items]
+        rows: Sequence[Any] = audit_class_robustness(
+            predict, images, [int(item["class"]) for item in items], patients, lesions
+        )
+    else:
+        to_indices = LabelIndices(num_classes)
+        labels = [to_indices(read_label(item["label"]))[0].as_tensor().long() for item in items]
+        audit = audit_robustness(predict, images, labels, patients, num_classes)
+        audit.save_picture(args.output / "robustness.png")
+        rows = audit.rows
     run = {"model": f"sha256:{file_digest(checkpoint)}", "section": args.section, **conditions_of_run(args.device)}
-    write_csv(args.output / "robustness.csv", [{**row, **run} for row in audit.table()])
-    lines = [
-        (r.change, r.images, r.dice, f"{r.loss:.3f} [{r.loss_low:.3f}, {r.loss_high:.3f}]", f"{100 * r.failed:.1f} %")
-        for r in audit.rows
-    ]
-    text = markdown_table(["change", "images", "Dice", "loss", "Dice below 0.5"], lines)
+    write_csv(args.output / "robustness.csv", [{**asdict(row), **run} for row in rows])
+    text = report(rows)
     write_text_atomically(args.output / "robustness.md", text)
-    audit.save_picture(args.output / "robustness.png")
     print(text)
-    return audit
 
 
 if __name__ == "__main__":

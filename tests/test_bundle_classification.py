@@ -137,10 +137,11 @@ def test_evaluation_scores_the_test_section_by_image_and_patient(root, network):
         config_file=files(root, "train", "evaluate"),
         bundle_root=str(root),
         dataset_dir=str(root / "data"),
+        temperature=0.5,
         **SETTINGS,
     )
     folder = root / "output" / "evaluation"
-    by_hand = expected(network, root, "test")
+    by_hand = expected(network, root, "test", 0.5)
     np.testing.assert_allclose(probabilities(folder / "images.csv"), by_hand, atol=2e-5)
     np.testing.assert_allclose(probabilities(folder / "patients.csv"), by_hand.reshape(2, 2, 2).mean(1), atol=2e-5)
     summary = json.loads((folder / "summary.json").read_text())

@@ -24,7 +24,7 @@ from monai.transforms import Resize
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from monai_usfm.networks import UltrasoundSegmenter, usfm_vit
+from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, usfm_vit
 
 SIZE = 32
 TINY = {"network_size": "tiny", "img_size": SIZE}
@@ -196,6 +196,25 @@ def test_the_robustness_of_a_bundle_is_that_of_its_network(script, repository, d
     assert "2D networks" in script(
         "audit_robustness", *arguments, "--checkpoint", tmp_path / "model.pt", "--set", "spatial_dims=3"
     )
+
+
+def test_the_robustness_of_a_classifier_is_that_of_its_classes(script, repository, dataset, tmp_path):
+    torch.manual_seed(0)
+    encoder = usfm_vit(**TINY, pos_embed="relative", layer_scale=0.1)
+    torch.save(UltrasoundClassifier(encoder, 2, pool="pyramid").state_dict(), tmp_path / "model.pt")
+    bundle, datalist = repository / "bundles" / "usfm_classification", dataset / "dataset.json"
+    arguments = [bundle, "--checkpoint", tmp_path / "model.pt", "--set", f"spatial_size=[{SIZE},{SIZE}]"]
+    arguments += ["--device", "cpu", "--output", tmp_path / "audit", "--datalist"]
+    assert script("audit_robustness", *arguments, datalist) == 0
+    found = {row["change"]: row for row in rows(tmp_path / "audit" / "robustness.csv")}
+    assert found["unchanged"]["images"] == "8" and found["unchanged"]["flips"] == "0.0"
+    assert 0 <= float(found["closer"]["auc"]) <= 1
+    assert "| change | images | macro-F1 |" in (tmp_path / "audit" / "robustness.md").read_text()
+    items = json.loads(datalist.read_text())["test"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"test": [{**items[0], "class": None}, items[1]]}))
+    ending = script("audit_robustness", *arguments, other, "--dataset_dir", dataset)
+    assert "other.json: 1 items lack 'class'" in ending and items[0]["image"] in ending
 
 
 # probe, label_efficiency

@@ -24,7 +24,14 @@ from monai_usfm.evaluation.probes import (
     knn_probe,
     linear_probe,
 )
-from monai_usfm.evaluation.robustness import CHANGES, RobustnessAudit, RobustnessRow, audit_robustness
+from monai_usfm.evaluation.robustness import (
+    CHANGES,
+    ClassRobustnessRow,
+    RobustnessAudit,
+    RobustnessRow,
+    audit_class_robustness,
+    audit_robustness,
+)
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.evaluation.shortcuts import (
     ALTERATIONS,
@@ -54,6 +61,7 @@ __all__ = [
     "L2_GRID",
     "CaseSet",
     "Cell",
+    "ClassRobustnessRow",
     "FineTuning",
     "Interval",
     "Leak",
@@ -68,6 +76,7 @@ __all__ = [
     "ShortcutRow",
     "add_patients",
     "attentive_probe",
+    "audit_class_robustness",
     "audit_robustness",
     "audit_shortcuts",
     "augment",

@@ -1,18 +1,17 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Robustness audit: how much worse is a segmentation when a picture is shown as another scanner or screen would?
+"""Robustness audit: how much worse is a network when a picture is shown as another scanner or screen would?
 
 Networks are tested on images that look like those they were trained on: the same margins, depth, gain and marks. Here
 each test image is altered in one such respect at a time, its label map along with it, and scored again. What remains
-of the Dice is no substitute for another hospital's images, but what is lost here would be lost there.
+of the score is no substitute for another hospital's images, but what is lost here would be lost there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +21,20 @@ from monai.transforms import AdjustContrast, GaussianSmooth, Resize
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.evaluation.report import save_figure
-from monai_usfm.evaluation.scores import overlap_scores
+from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.evaluation.shortcuts import plant_calipers, plant_text
 from monai_usfm.evaluation.statistics import bootstrap_interval
 from monai_usfm.transforms.annotation import RemoveAnnotations
 from monai_usfm.transforms.speckle import SpeckleNoise
 
-__all__ = ["CHANGES", "RobustnessAudit", "RobustnessRow", "audit_robustness"]
+__all__ = [
+    "CHANGES",
+    "ClassRobustnessRow",
+    "RobustnessAudit",
+    "RobustnessRow",
+    "audit_class_robustness",
+    "audit_robustness",
+]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Change = Callable[[torch.Tensor, torch.Tensor, torch.Generator], Pair]
@@ -60,6 +66,35 @@ class RobustnessRow:
     failed: float
 
 
+@dataclass(frozen=True)
+class ClassRobustnessRow:
+    """Scores of a classifier on the images altered in one way.
+
+    Args:
+        change: its name; ``"unchanged"`` is the first row.
+        images: images that it changed; the others do not count.
+        macro_f1_before: of these images as they are.
+        macro_f1: of them altered.
+        loss: the difference, positive where the alteration hurts.
+        loss_low: lower end of its 95 % bootstrap interval over patients.
+        loss_high: upper end.
+        auc_before: area under the ROC curve as they are.
+        auc: altered.
+        flips: share of them whose predicted class changed.
+    """
+
+    change: str
+    images: int
+    macro_f1_before: float
+    macro_f1: float
+    loss: float
+    loss_low: float
+    loss_high: float
+    auc_before: float
+    auc: float
+    flips: float
+
+
 @dataclass
 class RobustnessAudit:
     """Result of :func:`audit_robustness`.
@@ -73,10 +108,6 @@ class RobustnessAudit:
     rows: list[RobustnessRow]
     scores: dict[str, np.ndarray]
     examples: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-
-    def table(self) -> list[dict[str, Any]]:
-        """Rows as dictionaries, for a CSV file."""
-        return [asdict(row) for row in self.rows]
 
     def save_picture(self, path: PathLike) -> None:
         """For each change the image that lost most: outline of the label (green) and of the prediction (red)."""
@@ -233,6 +264,84 @@ def audit_robustness(
     rows = [_row(name, values, scores["unchanged"], owners, seed) for name, values in scores.items()]
     examples = {name: found for name, (_, found) in worst.items() if name != "unchanged"}
     return RobustnessAudit(rows, scores, examples)
+
+
+@torch.no_grad()
+def audit_class_robustness(
+    classify: Callable[[torch.Tensor], torch.Tensor],
+    images: Sequence[torch.Tensor],
+    classes: Sequence[int],
+    patients: Sequence[Hashable] | None = None,
+    labels: Sequence[torch.Tensor] | None = None,
+    changes: Mapping[str, Change] = CHANGES,
+    seed: int = 0,
+) -> list[ClassRobustnessRow]:
+    """The same for a classifier: the images as they are, then one row for each change.
+
+    Args:
+        classify: image ``(C, H, W)`` in [0, 1] of any size -> probabilities ``(K,)``.
+        images: images ``(C, H, W)`` in [0, 1], of any sizes.
+        classes: class index of each.
+        patients: the patient of each image, for the interval; None takes every image for a patient.
+        labels: where the finding is, ``(H, W)`` for each image, for the changes that look at it; the whole image where
+            there is none.
+        changes: name -> change.
+        seed: of the changes; image ``i`` is altered alike whatever the others are.
+
+    Raises:
+        ValueError: for no images, or another number of classes.
+    """
+    if not images or len(images) != len(classes):
+        raise ValueError(f"need images and as many classes, got {len(images)} and {len(classes)}.")
+    owners = list(patients) if patients is not None else list(range(len(images)))
+    truth = torch.as_tensor(list(classes))
+    before = torch.stack([classify(image) for image in images]).cpu()
+    rows = [_class_row("unchanged", list(range(len(images))), before, before, truth, owners, seed)]
+    for name, change in changes.items():
+        index, after = [], []
+        for i, image in enumerate(images):
+            found = torch.zeros(image.shape[1:], dtype=torch.uint8) if labels is None else labels[i]
+            mask = found if bool((found > 0).any()) else torch.ones_like(found)
+            picture, _ = change(image, mask[None], torch.Generator().manual_seed(seed + i))
+            if picture.shape != image.shape or not torch.equal(picture, image):
+                index.append(i)
+                after.append(classify(picture).cpu())
+        if index:
+            rows.append(_class_row(name, index, before[index], torch.stack(after), truth[index], owners, seed))
+    return rows
+
+
+def _class_row(
+    name: str,
+    index: Sequence[int],
+    before: torch.Tensor,
+    after: torch.Tensor,
+    truth: torch.Tensor,
+    owners: Sequence[Hashable],
+    seed: int,
+) -> ClassRobustnessRow:
+    def lost(chosen: np.ndarray) -> float:
+        f1 = [classification_scores(p[chosen], truth[chosen])["macro_f1"] for p in (before, after)]
+        return f1[0] - f1[1]
+
+    scores = [classification_scores(p, truth) for p in (before, after)]
+    low = high = float("nan")
+    names = [owners[i] for i in index]
+    if len(set(names)) > 1:
+        interval = bootstrap_interval(lost, names, seed=seed)
+        low, high = interval.low, interval.high
+    return ClassRobustnessRow(
+        name,
+        len(index),
+        scores[0]["macro_f1"],
+        scores[1]["macro_f1"],
+        scores[0]["macro_f1"] - scores[1]["macro_f1"],
+        low,
+        high,
+        scores[0]["auc"],
+        scores[1]["auc"],
+        float((before.argmax(1) != after.argmax(1)).double().mean()),
+    )
 
 
 def _row(name: str, values: np.ndarray, before: np.ndarray, owners: Sequence[Hashable], seed: int) -> RobustnessRow:

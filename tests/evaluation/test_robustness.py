@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monai_usfm.evaluation import CHANGES, audit_robustness
+from monai_usfm.evaluation import CHANGES, audit_class_robustness, audit_robustness, classification_scores
 
 LAYOUT = ("margins all around", "empty lower half", "margins left and right", "screen with text", "closer")
 LAYOUT += ("width x 0.7", "width x 1.4", "mirrored")
@@ -103,8 +103,31 @@ def test_pictures_show_label_and_prediction(tmp_path) -> None:
     assert (tmp_path / "audit.png").stat().st_size > 10_000
 
 
+def test_a_classifier_of_the_mean_grey_value_is_found_out_by_margins_and_not_by_mirrors() -> None:
+    images = [image * (0.6 if i % 2 else 1.0) for i, image in enumerate(IMAGES)]
+    classes = [i % 2 for i in range(6)]
+
+    def bright(image: torch.Tensor) -> torch.Tensor:
+        dark = torch.sigmoid(40 * (0.4 - image.mean()))
+        return torch.stack([1 - dark, dark])
+
+    rows = {r.change: r for r in audit_class_robustness(bright, images, classes, [0, 0, 1, 1, 2, 2], LABELS)}
+    assert rows["unchanged"].macro_f1 == rows["unchanged"].auc == 1 and rows["unchanged"].flips == 0
+    assert rows["mirrored"].loss == 0 and rows["mirrored"].images == 6
+    spoilt = rows["margins all around"]  # all are dark then: half of the predictions change
+    assert spoilt.flips == 0.5 and spoilt.auc == 1
+    truth, found = torch.tensor(classes), torch.tensor([[0.0, 1.0]]).expand(6, 2)
+    assert spoilt.macro_f1 == pytest.approx(classification_scores(found, truth)["macro_f1"])
+    assert spoilt.loss == pytest.approx(1 - spoilt.macro_f1) and spoilt.loss_low <= spoilt.loss <= spoilt.loss_high
+    # without label maps the finding is the whole image, and a close-up is the middle of it
+    close = {r.change: r for r in audit_class_robustness(bright, images, classes)}["closer"]
+    assert close.images == 6 and close.flips == 0
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="1 and 0"):
         audit_robustness(dark, IMAGES[:1], [])
     with pytest.raises(ValueError, match=r"image 0.*\(1, 96, 128\).*\(10, 10\)"):
         audit_robustness(dark, IMAGES[:1], [torch.ones(10, 10)])
+    with pytest.raises(ValueError, match="1 and 2"):
+        audit_class_robustness(dark, IMAGES[:1], [0, 1])
