@@ -114,8 +114,9 @@ class UltrasoundDataset(Dataset):
     def _sample(self, index: int) -> Any:
         if self._cache is None:
             return self._run(index)
-        item = dict(self.data[index])
-        item[self.image_key] = self._cache.image(index)
+        image = self._cache.image(index)
+        # what the cached transforms took out of the item stays out, or items of different lists would not collate
+        item = {**{k: self.data[index][k] for k in self._cache.kept(index)}, self.image_key: image}
         return item if self._split is None else self.transform(item, start=self._split)
 
     def _run(self, index: int, end: int | None = None) -> Any:
@@ -138,7 +139,11 @@ class UltrasoundDataset(Dataset):
 
 
 class _Uint8Cache:
-    """The memory-mapped images of one dataset: ``images.npy`` of shape ``(files, C, *S)`` and ``skipped.json``."""
+    """The memory-mapped images of one dataset.
+
+    ``images.npy`` of shape ``(files, C, *S)``, ``keys.json`` with the keys of each item that the cached transforms leave,
+    and ``skipped.json``, which is written last.
+    """
 
     def __init__(self, cache_dir: PathLike, dataset: UltrasoundDataset) -> None:
         self._memory: np.ndarray | None = None
@@ -152,8 +157,13 @@ class _Uint8Cache:
             int(index): UnreadableImageError(path, reason)
             for index, path, reason in json.loads((self.folder / "skipped.json").read_text())
         }
+        self._keys: list[list[str]] = json.loads((self.folder / "keys.json").read_text())
         if self.skipped and not dataset.skip_unreadable:
             raise self.skipped[min(self.skipped)]
+
+    def kept(self, index: int) -> list[str]:
+        """Keys of the item beside its image."""
+        return self._keys[index]
 
     def image(self, index: int) -> torch.Tensor:
         """``(C, *S)``, float32 in [0, 1]."""
@@ -182,10 +192,14 @@ class _Uint8Cache:
 
     def _write(self, dataset: UltrasoundDataset, folder: Path) -> None:
         memory, shape, skipped = None, None, []
+        keys: list[list[str]] = [[] for _ in dataset.data]
 
         def load(index: int) -> np.ndarray | UnreadableImageError:
+            item = dataset.data[index]
             try:
-                return _as_uint8(dataset._run(index, end=dataset._split), dataset.data[index], dataset.image_key)
+                sample = dataset._run(index, end=dataset._split)
+                keys[index] = [k for k in item if k in sample and k != dataset.image_key]
+                return _as_uint8(sample, item, dataset.image_key)
             except UnreadableImageError as error:
                 return error
 
@@ -216,6 +230,7 @@ class _Uint8Cache:
         if memory is None:
             raise RuntimeError(f"none of the {len(dataset.data)} files is readable; the first one: {skipped[0][1:]}.")
         memory.flush()
+        (folder / "keys.json").write_text(json.dumps(keys))
         (folder / "skipped.json").write_text(json.dumps(skipped))
 
 
@@ -236,12 +251,12 @@ def _as_uint8(sample: dict[str, Any], item: dict[str, Any], key: str) -> np.ndar
 
 def _fingerprint(dataset: UltrasoundDataset) -> str:
     """Hash of all that the cached images depend on."""
-    digest = hashlib.sha256(pickle_hashing(dataset.transform.transforms[: dataset._split]))
+    digest = hashlib.sha256(b"2" + pickle_hashing(dataset.transform.transforms[: dataset._split]))  # 2: with keys.json
     for item in dataset.data:
         path = Path(str(item.get(dataset.image_key)))
         stat = path.stat() if path.is_file() else None
         known = (stat.st_size, stat.st_mtime_ns) if stat else None
-        digest.update(repr((str(path), known, item.get("frame"))).encode())
+        digest.update(repr((str(path), known, item.get("frame"), sorted(map(str, item)))).encode())
     return digest.hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.config import PathLike
+from monai.config import NdarrayOrTensor, PathLike
 from monai.transforms import AdjustContrast, GaussianSmooth, Resize
 from PIL import Image, ImageDraw, ImageFont
 
@@ -170,7 +170,7 @@ def _stretch(image: torch.Tensor, label: torch.Tensor, factor: float) -> Pair:
     return torch.as_tensor(picture).as_subclass(torch.Tensor), mask.to(label.dtype)
 
 
-def _appearance(change: Callable[[torch.Tensor, torch.Generator], torch.Tensor]) -> Change:
+def _appearance(change: Callable[[torch.Tensor, torch.Generator], NdarrayOrTensor]) -> Change:
     """A change of grey values, which leaves the label map alone."""
 
     def altered(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:
@@ -184,7 +184,7 @@ def _gain_by_depth(image: torch.Tensor, generator: torch.Generator) -> torch.Ten
     return image * torch.linspace(1.3, 0.4, image.shape[1])[:, None].to(image)
 
 
-def _speckle(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _speckle(image: torch.Tensor, generator: torch.Generator) -> NdarrayOrTensor:
     noise = SpeckleNoise(looks=1.0)
     noise.set_random_state(int(torch.randint(2**31 - 1, (1,), generator=generator)))
     return noise(image)
@@ -351,7 +351,7 @@ def _row(name: str, values: np.ndarray, before: np.ndarray, owners: Sequence[Has
         return RobustnessRow(name, 0, nan, nan, nan, nan, nan, nan)
     loss = (before - values)[scored]
     low = high = nan
-    names = [owners[i] for i in scored]
+    names = [owners[i] for i in scored.tolist()]
     if len(set(names)) > 1:
         interval = bootstrap_interval(partial(_mean, loss), names, seed=seed)
         low, high = interval.low, interval.high

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, set_track_meta
-from monai.transforms import Lambdad, RandFlipd, RandGaussianNoised, Resized
+from monai.transforms import Lambdad, RandFlipd, RandGaussianNoised, Resized, SelectItemsd
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, UnreadableImageError
@@ -114,6 +114,20 @@ def test_cached_samples_equal_uncached_ones_to_half_a_grey_level(items, tmp_path
     for index in range(4):
         assert (cached[index]["image"] - plain[index]["image"]).abs().max() <= 0.5001 / 255
         assert cached[index]["number"] == plain[index]["number"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_keys_that_the_transforms_drop_stay_away_and_lists_of_other_keys_collate(items, tmp_path, cached):
+    mixed = [{**item, "organ": "breast", **({"source": "one"} if i % 2 else {})} for i, item in enumerate(good(items))]
+    steps = [*FIXED, SelectItemsd(["image", "organ"])]
+    dataset = UltrasoundDataset(mixed, steps, cache_dir=tmp_path / "cache" if cached else None)
+    assert [set(sample) for sample in dataset] == [{"image", "organ"}] * 4
+    batch = next(iter(DataLoader(dataset, batch_size=4)))
+    assert batch["organ"] == ["breast"] * 4 and len(batch["image"]) == 4
+    # another set of keys is another cache
+    if cached:
+        bare = UltrasoundDataset([{"image": item["image"]} for item in mixed], FIXED, cache_dir=tmp_path / "cache")
+        assert [set(sample) for sample in bare] == [{"image"}] * 4
 
 
 def test_a_second_dataset_reads_no_image_file(items, tmp_path):
