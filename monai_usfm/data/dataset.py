@@ -141,8 +141,8 @@ class UltrasoundDataset(Dataset):
 class _Uint8Cache:
     """The memory-mapped images of one dataset.
 
-    ``images.npy`` of shape ``(files, C, *S)``, ``keys.json`` with the keys of each item that the cached transforms leave,
-    and ``skipped.json``, which is written last.
+    ``images.npy`` of shape ``(files, C, *S)``, ``keys.json`` with the keys that the cached transforms leave in each
+    item, and ``skipped.json``, which is written last.
     """
 
     def __init__(self, cache_dir: PathLike, dataset: UltrasoundDataset) -> None:
