@@ -37,6 +37,9 @@ bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pret
     --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1 "${plain[@]}"
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
+# No labels: structures in simulated images.
+bundle usfm_segmentation simulated --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 24 \
+    --warmup_epochs 1 --val_interval 6 --synthetic#num_training 600 --synthetic#num_validation 48
 # HC18: pixel sizes and published circumferences are in its table.
 python -W ignore "$here/scripts/join_table.py" --datalist "$data/fetal_head_hc18/dataset.json" \
     --table "$data/fetal_head_hc18/labels.csv" --output "$out/fetal_head.json" \
@@ -64,6 +67,7 @@ files = {
     "pretraining": "usfm_pretraining/models/model.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
+    "simulated": "usfm_segmentation/models/simulated.pt",
     "classification": "usfm_classification/models/model.pt",
     "enhancement": "usfm_enhancement/models/model.pt",
 }
