@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from monai_usfm.evaluation.report import save_figure
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.evaluation.shortcuts import plant_calipers, plant_text
-from monai_usfm.evaluation.statistics import bootstrap_interval
+from monai_usfm.evaluation.statistics import bootstrap_ends
 from monai_usfm.transforms.annotation import RemoveAnnotations
 from monai_usfm.transforms.speckle import SpeckleNoise
 
@@ -249,9 +248,9 @@ def audit_robustness(
     scores = {name: np.full(len(images), np.nan) for name in every}
     worst: dict[str, tuple[float, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        if not bool((label > 0).any()):
+            continue
         for name, change in every.items():
-            if not bool((label > 0).any()):
-                continue
             picture, mask = change(image, label[None], torch.Generator().manual_seed(seed + i))
             same = picture.shape == image.shape and torch.equal(picture, image)
             if (same and name != "unchanged") or not bool((mask > 0).any()):
@@ -325,11 +324,7 @@ def _class_row(
         return f1[0] - f1[1]
 
     scores = [classification_scores(p, truth) for p in (before, after)]
-    low = high = float("nan")
-    names = [owners[i] for i in index]
-    if len(set(names)) > 1:
-        interval = bootstrap_interval(lost, names, seed=seed)
-        low, high = interval.low, interval.high
+    low, high = bootstrap_ends(lost, [owners[i] for i in index], seed)
     return ClassRobustnessRow(
         name,
         len(index),
@@ -350,15 +345,7 @@ def _row(name: str, values: np.ndarray, before: np.ndarray, owners: Sequence[Has
     if len(scored) == 0:
         return RobustnessRow(name, 0, nan, nan, nan, nan, nan, nan)
     loss = (before - values)[scored]
-    low = high = nan
-    names = [owners[i] for i in scored.tolist()]
-    if len(set(names)) > 1:
-        interval = bootstrap_interval(partial(_mean, loss), names, seed=seed)
-        low, high = interval.low, interval.high
+    low, high = bootstrap_ends(lambda rows: float(loss[rows].mean()), [owners[i] for i in scored.tolist()], seed)
     mean = float(values[scored].mean())
     failed = float((values[scored] < 0.5).mean())
     return RobustnessRow(name, len(scored), float(before[scored].mean()), mean, float(loss.mean()), low, high, failed)
-
-
-def _mean(values: np.ndarray, rows: np.ndarray) -> float:
-    return float(values[rows].mean())

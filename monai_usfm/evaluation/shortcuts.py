@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.evaluation.report import save_figure
 from monai_usfm.evaluation.scores import classification_scores
-from monai_usfm.evaluation.statistics import bootstrap_interval
+from monai_usfm.evaluation.statistics import bootstrap_ends
 from monai_usfm.transforms.annotation import RemoveAnnotations
 
 __all__ = [
@@ -224,11 +224,7 @@ def audit_shortcuts(
         flips = (after[name].argmax(dim=1) != predicted)[index].double().numpy()
         change = (after[name] - before).gather(1, predicted[:, None])[:, 0][index]
         shift = (after[name] - before)[index, -1]
-        names = [owners[i] for i in index.tolist()]
-        low = high = float("nan")
-        if len(set(names)) > 1:
-            interval = bootstrap_interval(partial(_mean, flips), names, seed=seed)
-            low, high = interval.low, interval.high
+        low, high = bootstrap_ends(partial(_mean, flips), [owners[i] for i in index.tolist()], seed)
         scores = [float("nan")] * 2
         if labels is not None:
             truth = torch.as_tensor(labels).cpu()[index]
