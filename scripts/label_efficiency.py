@@ -51,7 +51,9 @@ def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
     if args.frozen:
         found["scratch, frozen"] = replace(ours, frozen=True)
     for baseline in args.baselines:
-        found[baseline] = NetworkSpec(baseline, learning_rate=args.baseline_learning_rate)
+        name, _, path = baseline.partition("=")
+        spec = NetworkSpec(name, path or None, learning_rate=args.baseline_learning_rate)
+        found[f"{name}, pretrained" if path else name] = spec
     return found
 
 
@@ -86,7 +88,10 @@ def main() -> None:
     parser.add_argument("--encoder_options", default="{}", help='JSON, for example {"pos_embed": "sincos"}')
     parser.add_argument("--head", help="segmentation head or pooling of the classifier; default: the network's")
     parser.add_argument(
-        "--baselines", nargs="*", default=[], help="unet attention_unet segresnet unetr dynunet densenet121"
+        "--baselines",
+        nargs="*",
+        default=[],
+        help="unet attention_unet segresnet unetr dynunet densenet121; with =FILE from weights",
     )
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))

@@ -20,6 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.losses import DiceCELoss
+from monai.networks import copy_model_state
 from monai.networks.nets import UNETR, AttentionUnet, DenseNet121, DynUNet, SegResNet, UNet
 
 from monai_usfm.evaluation.cases import CaseSet, restore_size
@@ -50,7 +51,8 @@ class NetworkSpec:
             ``attention_unet``, ``segresnet``, ``unetr`` and ``dynunet`` (segmentation) or ``densenet121``
             (classification).
         weights: file that :func:`~monai_usfm.networks.weights.load_pretrained` reads, with the decoder where it has one
-            that fits; None starts from scratch.
+            that fits; for MONAI's networks a state dict of the same network, taken but for layers of another shape (the
+            last one, for other classes). None starts from scratch.
         learning_rate: at its peak.
         layer_decay: factor on the learning rate from each encoder block to the one before it.
         head: segmentation head, or pooling of the classifier; None is the network's default.
@@ -85,7 +87,7 @@ class NetworkSpec:
         """The network for images ``(B, in_channels, *size)``, weights loaded.
 
         Raises:
-            ValueError: for a network that the task does not have, or weights for one of MONAI's.
+            ValueError: for a network that the task does not have, or weights of another network.
         """
         dims = len(size)
         if self.network in ENCODERS:
@@ -107,9 +109,14 @@ class NetworkSpec:
             raise ValueError(f"no network {self.network!r} for {task}; choose one of {names}.")
         if self.frozen:
             raise ValueError(f"{self.network!r} has no encoder of this package to freeze.")
+        net = builders[self.network](dims, in_channels, num_classes, tuple(size), self.options)
         if self.weights:
-            raise ValueError(f"weights are loaded into the encoders of this package only, not into {self.network!r}.")
-        return builders[self.network](dims, in_channels, num_classes, tuple(size), self.options)
+            state = torch.load(self.weights, map_location="cpu", weights_only=True)
+            own = net.state_dict()
+            if set(state) != set(own):
+                raise ValueError(f"{self.weights} holds weights of another network than {self.network!r}.")
+            copy_model_state(net, {k: v for k, v in state.items() if v.shape == own[k].shape})
+        return net
 
 
 @dataclass(frozen=True)

@@ -654,18 +654,42 @@ def _wanted(own: Mapping[str, torch.Tensor], prefix: str, source: _Checkpoint) -
     return names
 
 
+def _inflate(weight: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """Weights of a 2D convolution -> those of the same layer in 3D, equal on volumes whose slices are all alike.
+
+    A convolution gets the kernel as its middle slice, so that it begins by treating slices one by one; one that
+    upsamples gets it as every slice, since its kernel lays an element out as a block.
+    """
+    depth = layer.weight.shape[2]
+    if isinstance(layer, nn.ConvTranspose3d):
+        return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1)
+    padding = (0, 0, 0, 0, depth // 2, depth - 1 - depth // 2)
+    return nn.functional.pad(weight.unsqueeze(2), padding)
+
+
 def _fit_parts(
-    source: _Checkpoint, own: Mapping[str, torch.Tensor], names: Mapping[str, str], prefix: str, report: LoadReport
+    source: _Checkpoint,
+    net: nn.Module,
+    own: Mapping[str, torch.Tensor],
+    names: Mapping[str, str],
+    prefix: str,
+    report: LoadReport,
 ) -> dict[str, str]:
     """The decoder of another network of this package, and layers of equal name and shape (the head of equal classes).
 
-    A decoder is taken whole or not at all, and without it no layer behind it. Like :func:`_wanted`, what is returned
-    maps names to those of the network.
+    Convolutions of images are inflated for a network of volumes. A decoder is taken whole or not at all, and without it
+    no layer behind it. Like :func:`_wanted`, what is returned maps names to those of the network.
     """
     filled = set(names.values())
     wanted = {
         _PYRAMID.sub("decoder.", name): name for name in own if name not in filled and not name.startswith(prefix)
     }
+    inflated = []
+    for name, target in wanted.items():
+        if name in source.parts and source.parts[name][1].dim() == 4 and own[target].dim() == 5:
+            origin, tensor = source.parts[name]
+            source.parts[name] = origin, _inflate(tensor, net.get_submodule(target.removesuffix(".weight")))
+            inflated.append(name)
     ours = {name: own[target].shape for name, target in wanted.items() if name.startswith("decoder.")}
     theirs = {name: tensor.shape for name, (_, tensor) in source.parts.items() if name.startswith("decoder.")}
     if ours and theirs and ours != theirs:
@@ -681,6 +705,10 @@ def _fit_parts(
             source.origin[name] = [origin]
             source.others.remove(origin)
             taken[name] = target
+    if count := len([name for name in inflated if name in taken]):
+        report.notes.append(
+            f"{count} convolutions beside the encoder inflated: they begin by treating slices one by one."
+        )
     return taken
 
 
@@ -762,8 +790,9 @@ def load_pretrained(
 
     Adapted are: the token grid (positions are resized), the number of channels (equal for images with equal channels),
     2D weights for a 3D network (positions are repeated along the new first axis and patch weights spread over it: a
-    volume one patch deep and constant along that axis gives the 2D features), shared and per-block bias tables, fused
-    and separate biases of q, k and v, and layer scale. On any error the network is left as it was. Files are read with
+    volume one patch deep and constant along that axis gives the 2D features; convolutions of a decoder or head begin by
+    treating slices one by one, so that it gives the 2D output too), shared and per-block bias tables, fused and
+    separate biases of q, k and v, and layer scale. On any error the network is left as it was. Files are read with
     ``torch.load(weights_only=True)``.
 
     Args:
@@ -811,7 +840,7 @@ def load_pretrained(
     if DECODER_POSITIONS in names:
         _fit_positions(found, DECODER_POSITIONS, encoder.grid, source_grid, report)
     _fit_patch_embedding(found, encoder, fold_normalization, report)
-    names |= _fit_parts(found, own, names, prefix, report)
+    names |= _fit_parts(found, net, own, names, prefix, report)
     _check(found, own, names)
     _note_positions(found, encoder, report)
 

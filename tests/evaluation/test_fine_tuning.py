@@ -194,6 +194,25 @@ def test_pretrained_weights_reach_the_encoder(tmp_path):
     assert spec.describe()["weights"].startswith("sha256:")
 
 
+def test_a_baseline_starts_from_weights_but_for_layers_of_other_classes(tmp_path):
+    source = NetworkSpec("unet", options=SMALL_UNET).build("segmentation", 2, (32, 32))
+    torch.save(source.state_dict(), tmp_path / "unet.pt")
+    spec = NetworkSpec("unet", weights=str(tmp_path / "unet.pt"), options=SMALL_UNET)
+    x = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(spec.build("segmentation", 2, (32, 32)).eval()(x), source.eval()(x))
+    other = spec.build("segmentation", 3, (32, 32)).state_dict()
+    same = [name for name, value in source.state_dict().items() if value.shape == other[name].shape]
+    assert len(other) > len(same) > 0
+    assert all(torch.equal(other[name], source.state_dict()[name]) for name in same)
+
+
+def test_weights_of_another_baseline_are_refused(tmp_path):
+    source = NetworkSpec("segresnet", options={"init_filters": 8}).build("segmentation", 2, (32, 32))
+    torch.save(source.state_dict(), tmp_path / "segresnet.pt")
+    with pytest.raises(ValueError, match=r"segresnet.pt holds weights of another network than 'unet'"):
+        NetworkSpec("unet", weights=str(tmp_path / "segresnet.pt")).build("segmentation", 2, (32, 32))
+
+
 def test_a_frozen_encoder_stays_and_its_head_learns():
     spec = NetworkSpec(options=TINY, frozen=True)
     net = spec.build("segmentation", 2, (32, 32))

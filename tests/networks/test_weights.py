@@ -23,6 +23,7 @@ from monai_usfm.networks import (
 )
 from monai_usfm.networks.blocks.position import resize_relative_table
 from monai_usfm.networks.nets.classifier import UltrasoundClassifier
+from monai_usfm.networks.nets.enhancer import UltrasoundEnhancer
 from monai_usfm.networks.nets.masked import MaskedAutoencoder, MaskedImageModel
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
 
@@ -432,6 +433,43 @@ def test_a_decoder_of_another_shape_is_left_whole_and_the_report_says_so():
     assert "the decoder of the source has another shape" in str(report)
     assert all(torch.equal(v, before[k]) for k, v in net.head.state_dict().items())
     assert torch.equal(net.encoder.cls_token, source.encoder.cls_token)
+
+
+def network_of(kind, spatial_dims, depth, **options):
+    """A network for one task with random weights: 64 x 64, or one patch of ``depth`` deep."""
+    size = (64, 64) if spatial_dims == 2 else (depth, 64, 64)
+    patch = 16 if spatial_dims == 2 else (depth, 16, 16)
+    encoder = UltrasoundViT(
+        size, patch_size=patch, spatial_dims=spatial_dims, hidden_size=WIDTH, mlp_dim=MLP, num_layers=4, num_heads=HEADS
+    )
+    if kind == "classifier":
+        return randomised(UltrasoundClassifier(encoder, 3, pool="pyramid", **options))
+    if kind == "enhancer":
+        return randomised(UltrasoundEnhancer(encoder, **options))
+    return randomised(UltrasoundSegmenter(encoder, 3, head=kind, **options))
+
+
+@pytest.mark.parametrize("depth", [4, 8, 16])
+@pytest.mark.parametrize("kind", ["pyramid", "upernet", "segvit", "classifier", "enhancer"])
+def test_a_network_of_images_is_inflated_with_all_its_layers(kind, depth):
+    source, net = network_of(kind, 2, depth), network_of(kind, 3, depth)
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert report.missing == report.unexpected == []
+    assert "inflated" in str(report)
+    x = images(2, 1, 64, 64)
+    expected = source(x)
+    expected = expected if kind == "classifier" else expected.unsqueeze(2).expand(-1, -1, depth, -1, -1)
+    size = expected.std()
+    assert_same(net(x.unsqueeze(2).expand(-1, -1, depth, -1, -1)) / size, expected / size, 1e-4)
+
+
+def test_an_inflated_decoder_of_other_strides_is_left_whole():
+    # Deeper than wide, the patch needs a level that the decoder of images does not have.
+    source, net = network_of("pyramid", 2, 16), network_of("pyramid", 3, 32)
+    before = {k: v.clone() for k, v in net.head.state_dict().items()}
+    report = load_pretrained(net, source.state_dict())
+    assert "the decoder of the source has another shape" in str(report) and "inflated" not in str(report)
+    assert all(torch.equal(v, before[k]) for k, v in net.head.state_dict().items() if k.startswith("decoder."))
 
 
 def test_a_pretraining_head_is_not_taken_for_a_class_layer():
