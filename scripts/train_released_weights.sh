@@ -3,13 +3,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Trains the weights that the bundles ship, on the openly licensed development images.
 #
-#   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER
+#   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [SETTING...]
 #
-# About five hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About six hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# Settings go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in a quarter of an hour.
 set -euo pipefail
 data=$(cd "$1" && pwd)
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
+shift 2
+settings=("$@")
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 bundle() { # bundle, name, then overrides; the first may be an overlay: +name
@@ -21,7 +24,7 @@ bundle() { # bundle, name, then overrides; the first may be an overlay: +name
     done
     [ -f "$out/$name/model.pt" ] && return
     python -W ignore -m monai.bundle run --config_file "[$files]" --bundle_root "$root" --output_dir "$out/$name" \
-        --export_path "$out/$name/model.pt" --spatial_size "[192,192]" --network_size tiny --resume true "$@"
+        --export_path "$out/$name/model.pt" --spatial_size "[192,192]" --network_size tiny --resume true "$@" "${settings[@]}"
 }
 
 bundle usfm_pretraining pretraining +sparse --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \

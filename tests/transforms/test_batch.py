@@ -7,6 +7,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monai_usfm.transforms import BatchAugmentation
 
@@ -111,9 +113,9 @@ def test_shrunk_images_are_whole_on_black_and_their_labels_with_them(shape: tupl
 def test_without_shrinking_the_draws_are_those_of_before() -> None:
     image = torch.rand(4, 1, 16, 16)
     drawn = []
-    for settings in ({}, {"shrink_prob": 0.0, "shrink": 5.0}):
+    for options in ({}, {"shrink_prob": 0.0, "shrink": 5.0}):
         torch.manual_seed(5)
-        drawn.append(BatchAugmentation((16, 16), **settings).augment(image)[0])
+        drawn.append(BatchAugmentation((16, 16), **options).augment(image)[0])
     assert torch.equal(*drawn)
 
 
@@ -158,6 +160,36 @@ def test_label_that_is_no_image_is_passed_on() -> None:
 def test_output_has_the_size_asked_for() -> None:
     out, _ = BatchAugmentation((8, 24)).augment(torch.rand(2, 1, 20, 30))
     assert out.shape == (2, 1, 8, 24)
+
+
+@given(
+    st.lists(st.integers(5, 33), min_size=2, max_size=3),
+    st.integers(4, 40),
+    st.floats(0.05, 1.0),
+    st.floats(1.0, 3.0),
+    st.floats(0.0, 180.0),
+    st.floats(1.0, 4.0),
+    st.floats(0.0, 1.0),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_drawn_the_output_is_an_image_and_its_label(
+    shape: list[int], side: int, share: float, ratio: float, rotate: float, gamma: float, shrink_prob: float, seed: int
+) -> None:
+    augmentation = BatchAugmentation(
+        [side] * len(shape), (share, 1.0), (1 / ratio, ratio), rotate, 0.5, gamma, shrink_prob, 1.0 + ratio
+    )
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(3, 1, *shape, generator=generator)
+    label = torch.randint(0, 4, (3, 1, *shape), generator=generator) * 7
+    torch.manual_seed(seed)
+    first, moved = augmentation.augment(image, label)
+    torch.manual_seed(seed)
+    second, again = augmentation.augment(image, label)
+    assert first.shape == moved.shape == (3, 1, *[side] * len(shape))
+    assert first.min() >= 0 and first.max() <= 1 + 1e-6
+    assert moved.dtype == label.dtype and set(moved.unique().tolist()) <= {0, 7, 14, 21}
+    assert torch.equal(first, second) and torch.equal(moved, again)
 
 
 @pytest.mark.parametrize(
