@@ -654,14 +654,13 @@ def _wanted(own: Mapping[str, torch.Tensor], prefix: str, source: _Checkpoint) -
     return names
 
 
-def _inflate(weight: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def _inflate(weight: torch.Tensor, depth: int, upsamples: bool) -> torch.Tensor:
     """Weights of a 2D convolution -> those of the same layer in 3D, equal on volumes whose slices are all alike.
 
     A convolution gets the kernel as its middle slice, so that it begins by treating slices one by one; one that
     upsamples gets it as every slice, since its kernel lays an element out as a block.
     """
-    depth = layer.weight.shape[2]
-    if isinstance(layer, nn.ConvTranspose3d):
+    if upsamples:
         return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1)
     padding = (0, 0, 0, 0, depth // 2, depth - 1 - depth // 2)
     return nn.functional.pad(weight.unsqueeze(2), padding)
@@ -688,7 +687,8 @@ def _fit_parts(
     for name, target in wanted.items():
         if name in source.parts and source.parts[name][1].dim() == 4 and own[target].dim() == 5:
             origin, tensor = source.parts[name]
-            source.parts[name] = origin, _inflate(tensor, net.get_submodule(target.removesuffix(".weight")))
+            upsamples = isinstance(net.get_submodule(target.rpartition(".")[0]), nn.ConvTranspose3d)
+            source.parts[name] = origin, _inflate(tensor, own[target].shape[2], upsamples)
             inflated.append(name)
     ours = {name: own[target].shape for name, target in wanted.items() if name.startswith("decoder.")}
     theirs = {name: tensor.shape for name, (_, tensor) in source.parts.items() if name.startswith("decoder.")}
