@@ -19,6 +19,7 @@ from monai.transforms import SaveImaged
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
+from monai_usfm.networks import encoder_arguments
 
 BUNDLES = ("pretraining", "segmentation", "classification", "enhancement")
 FUNCTIONS = ("to_grey", "to_frames", "to_luma", "to_unit", "to_dims")
@@ -197,3 +198,30 @@ def test_network_has_the_inputs_and_outputs_of_the_metadata(copy_bundle, bundle)
     configs = copy_bundle(f"usfm_{bundle}") / "configs"
     meta, config = str(configs / "metadata.json"), str(configs / "inference.json")
     verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")
+
+
+WEIGHTS = sorted((Path(__file__).parent.parent / "bundles").glob("usfm_*/models/*.pt"))
+
+
+@pytest.mark.parametrize("file", WEIGHTS, ids=lambda file: f"{file.parent.parent.name}-{file.stem}")
+def test_shipped_weights_are_small_and_fill_the_network_of_inference(file):
+    assert file.stat().st_size <= 25e6
+    state = torch.load(file, weights_only=True)
+    assert all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point())
+    configs = file.parent.parent / "configs"
+    overlay = [configs / "inference_volume.json"] * (state["encoder.patch_embed.proj.weight"].dim() == 5)
+    parser = ConfigParser(ConfigParser.load_config_files([configs / "inference.json", *overlay]))
+    parser["spatial_size"] = list(encoder_arguments(file)["img_size"])  # the start for other organs has one of its own
+    net = parser.get_parsed_content("network_def")
+    if file.parent.parent.name == "usfm_pretraining":  # inference embeds with the encoder of what was pretrained
+        assert all(f"encoder.{name}" in state for name in net.encoder.state_dict())
+        state = {name: value for name, value in state.items() if name in net.state_dict()}
+    net.load_state_dict(state)
+    size = parser.get_parsed_content("spatial_size")
+    with torch.no_grad():
+        output = net.eval()(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0)))
+    assert torch.isfinite(output).all() and output.std() > 0
+
+
+def test_all_shipped_weights_together_are_small():
+    assert WEIGHTS and sum(file.stat().st_size for file in WEIGHTS) <= 100e6
