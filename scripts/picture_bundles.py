@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Make docs/example.png of each bundle: what its weights do with images of the test splits, by its own inference.json.
+"""Make the pictures in the docs of each bundle: what its weights do with images of the test splits, by inference.json.
 
     python scripts/picture_bundles.py DATA
 
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the data sets")
-    parser.add_argument("--bundles", nargs="*", choices=DRAW, default=list(DRAW), help="default: all")
+    parser.add_argument("--pictures", nargs="*", choices=PICTURES, default=list(PICTURES), help="default: all")
     parser.add_argument("--root", type=Path, default=BUNDLES, help="folder of the bundles")
     parser.add_argument("--count", type=int, default=3, help="images in each picture")
     return parser.parse_args(arguments)
@@ -76,9 +76,8 @@ def read(path: str | Path, nearest: bool = False, crop: bool = False) -> torch.T
     return values if nearest else values / 255
 
 
-def draw_segmentation(items: Items, infer: Infer) -> Panels:
-    """Image, label, mask and uncertainty."""
-    folder = infer("inference", "uncertainty")
+def masks(items: Items, folder: Path) -> Panels:
+    """Image, label and mask."""
     cases = [
         {
             "image": read(item["image"]),
@@ -87,8 +86,20 @@ def draw_segmentation(items: Items, infer: Infer) -> Panels:
         }
         for item in items
     ]
+    return segmentation_panels(cases, 2)
+
+
+def draw_simulated(items: Items, infer: Infer) -> Panels:
+    """Image, label and the mask of weights that have seen no label of a real image."""
+    weights = "$@bundle_root + '/models/simulated.pt'"
+    return masks(items, infer("inference", checkpoint=weights, spatial_size=[128, 128]))
+
+
+def draw_segmentation(items: Items, infer: Infer) -> Panels:
+    """Image, label, mask and uncertainty."""
+    folder = infer("inference", "uncertainty")
     uncertainty = [read(folder / f"{Path(item['image']).stem}_uncertainty.png") for item in items]
-    return segmentation_panels(cases, 2) | {"uncertainty": torch.stack(uncertainty)}
+    return masks(items, folder) | {"uncertainty": torch.stack(uncertainty)}
 
 
 def draw_enhancement(items: Items, infer: Infer) -> Panels:
@@ -135,11 +146,13 @@ def draw_pretraining(items: Items, infer: Infer) -> Panels:
     return panels
 
 
-DRAW: dict[str, tuple[Callable[[Items, Infer], Panels], tuple[str, ...]]] = {
-    "pretraining": (draw_pretraining, ("busbra", "fetal_head_hc18")),
-    "segmentation": (draw_segmentation, ("busbra",)),
-    "classification": (draw_classification, ("busbra",)),
-    "enhancement": (draw_enhancement, ("busbra", "fetal_head_hc18")),
+# Name -> bundle, file in its docs, what to draw, data sets in turn.
+PICTURES: dict[str, tuple[str, str, Callable[[Items, Infer], Panels], tuple[str, ...]]] = {
+    "pretraining": ("pretraining", "example", draw_pretraining, ("busbra", "fetal_head_hc18")),
+    "segmentation": ("segmentation", "example", draw_segmentation, ("busbra",)),
+    "simulated": ("segmentation", "simulated", draw_simulated, ("busbra", "fetal_head_hc18")),
+    "classification": ("classification", "example", draw_classification, ("busbra",)),
+    "enhancement": ("enhancement", "example", draw_enhancement, ("busbra", "fetal_head_hc18")),
 }
 
 
@@ -156,9 +169,9 @@ def save_small(path: Path, panels: Panels) -> None:
         part.write_bytes(buffer.getvalue())
 
 
-def draw_bundle(bundle: str, data: Path, root: Path, count: int) -> Path:
-    """Make the picture of one bundle."""
-    draw, names = DRAW[bundle]
+def draw_picture(picture: str, data: Path, root: Path, count: int) -> Path:
+    """Make one picture."""
+    bundle, stem, draw, names = PICTURES[picture]
     home = root / f"usfm_{bundle}"
     items = test_images(data, names, count)
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +186,7 @@ def draw_bundle(bundle: str, data: Path, root: Path, count: int) -> Path:
             run(config_file=files, **places, **settings)
             return output
 
-        path = home / "docs" / "example.png"
+        path = home / "docs" / f"{stem}.png"
         save_small(path, draw(items, infer))
     print(f"{path}: {path.stat().st_size // 1000} kB; test images of {'; '.join(SOURCES[name] for name in names)}")
     return path
@@ -183,8 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse(arguments)
     logging.getLogger("ignite").setLevel(logging.WARNING)
-    for bundle in args.bundles:
-        draw_bundle(bundle, args.data, args.root, args.count)
+    for picture in args.pictures:
+        draw_picture(picture, args.data, args.root, args.count)
 
 
 if __name__ == "__main__":

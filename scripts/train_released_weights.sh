@@ -40,9 +40,17 @@ bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pret
     --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1 "${plain[@]}"
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
-# No labels: structures in simulated images.
-bundle usfm_segmentation simulated --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 24 \
+# No labels: structures in simulated images and volumes, as a start for other organs.
+bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 15 \
+    --warmup_epochs 1 --val_interval 5 --synthetic#num_training 2400 --synthetic#num_validation 48
+bundle usfm_segmentation simulated --pretrained "$out/simulated_first/model.pt" --spatial_size "[128,128]" --max_epochs 7 \
+    --warmup_epochs 1 --val_interval 3 --synthetic#num_training 4000 --synthetic#num_validation 48 --synthetic#seed 2 \
+    --learning_rate 0.0007 --seed 1
+bundle usfm_segmentation simulated_small --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 24 \
     --warmup_epochs 1 --val_interval 6 --synthetic#num_training 600 --synthetic#num_validation 48
+bundle usfm_segmentation simulated_volumes +volume --pretrained "$out/simulated_small/model.pt" --spatial_size "[48,96,96]" \
+    --max_epochs 8 --warmup_epochs 1 --val_interval 4 --batch_size 2 --synthetic#num_training 264 --synthetic#num_validation 12 \
+    --synthetic#num_test 24 --synthetic#seed 1
 # HC18: pixel sizes and published circumferences are in its table.
 python -W ignore "$here/scripts/join_table.py" --datalist "$data/fetal_head_hc18/dataset.json" \
     --table "$data/fetal_head_hc18/labels.csv" --output "$out/fetal_head.json" \
@@ -71,6 +79,7 @@ files = {
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
     "simulated": "usfm_segmentation/models/simulated.pt",
+    "simulated_volumes": "usfm_segmentation/models/simulated_volumes.pt",
     "classification": "usfm_classification/models/model.pt",
     "enhancement": "usfm_enhancement/models/model.pt",
 }

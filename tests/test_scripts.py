@@ -308,12 +308,14 @@ def test_pictures_of_transforms_begin_with_the_scene_itself(script, repository, 
     assert (tmp_path / "probe.png").is_file()
 
 
-@pytest.mark.parametrize(
-    "bundle", ["pretraining", pytest.param("segmentation", marks=pytest.mark.slow), "classification", "enhancement"]
-)
-def test_pictures_of_bundles_hold_test_images_at_equal_distances(script, copy_bundle, tmp_path, bundle):
+SLOW_PICTURE = pytest.param("segmentation", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("picture", ["pretraining", SLOW_PICTURE, "simulated", "classification", "enhancement"])
+def test_pictures_of_bundles_hold_test_images_at_equal_distances(script, copy_bundle, tmp_path, picture):
+    bundle, stem = ("segmentation", "simulated") if picture == "simulated" else (picture, "example")
     root = copy_bundle(f"usfm_{bundle}").parent
-    (example := root / f"usfm_{bundle}" / "docs" / "example.png").unlink()
+    (example := root / f"usfm_{bundle}" / "docs" / f"{stem}.png").unlink()
     greys = {}
     for number, name in enumerate(("busbra", "fetal_head_hc18")):
         (tmp_path / name).mkdir()
@@ -325,11 +327,11 @@ def test_pictures_of_bundles_hold_test_images_at_equal_distances(script, copy_bu
             items.append({"image": f"{name}_{i}.png", "label": f"{name}_{i}_mask.png", "class": i % 2})
         (tmp_path / name / "dataset.json").write_text(json.dumps({"test": items}))
     torch.manual_seed(0)
-    assert script("picture_bundles", tmp_path, "--bundles", bundle, "--root", root, "--count", 2) == 0
+    assert script("picture_bundles", tmp_path, "--pictures", picture, "--root", root, "--count", 2) == 0
     assert example.stat().st_size <= 150_000
     shown = set(np.unique(np.asarray(Image.open(example).convert("L"))).tolist())
     # of two, the images at a quarter and three quarters; of those of class 0 (0, 2, 4, 6) and class 1 in turn
-    second = "fetal_head_hc18" if bundle in ("pretraining", "enhancement") else "busbra"
+    second = "fetal_head_hc18" if picture in ("pretraining", "simulated", "enhancement") else "busbra"
     wanted = {greys["busbra", 2], greys[second, 7]}
     assert all(min(abs(grey - value) for value in shown) <= 3 for grey in wanted)
 
