@@ -52,8 +52,10 @@ def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
         found["scratch, frozen"] = replace(ours, frozen=True)
     for baseline in args.baselines:
         name, _, path = baseline.partition("=")
-        spec = NetworkSpec(name, path or None, learning_rate=args.baseline_learning_rate)
-        found[f"{name}, pretrained" if path else name] = spec
+        title = f"{name}, pretrained" if path else name
+        if title in found:
+            raise SystemExit(f"--baselines names {title!r} twice.")
+        found[title] = NetworkSpec(name, path or None, learning_rate=args.baseline_learning_rate)
     return found
 
 

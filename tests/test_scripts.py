@@ -24,6 +24,7 @@ from monai.transforms import Resize
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from monai_usfm.evaluation import NetworkSpec
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, usfm_vit
 
 SIZE = 32
@@ -248,6 +249,18 @@ def test_every_network_of_a_curve_has_its_cell(script, dataset, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     with pytest.raises(ValueError, match=r"seed0\.json"):  # other conditions must not stand in one table
         script("label_efficiency", *arguments, "--output", tmp_path, "--learning_rate", "0.1")
+
+
+def test_a_baseline_of_a_curve_starts_from_weights(script, dataset, tmp_path):
+    torch.save(NetworkSpec("unet").build("segmentation", 2, (SIZE, SIZE)).state_dict(), tmp_path / "unet.pt")
+    arguments = ["--task", "segmentation", "--datalist", dataset / "dataset.json", "--size", SIZE, SIZE, "--steps", 1]
+    arguments += ["--batch_size", 4, "--fractions", 1, "--seeds", 0, "--device", "cpu", "--output", tmp_path / "out"]
+    weights = f"unet={tmp_path / 'unet.pt'}"
+    assert script("label_efficiency", *arguments, "--baselines", "unet", weights) == 0
+    found = {row["initialisation"]: row["weights"] for row in rows(tmp_path / "out" / "cells.csv")}
+    assert set(found) == {"scratch", "unet", "unet, pretrained"} and found["unet"] == ""
+    assert found["unet, pretrained"].startswith("sha256:")
+    assert "'unet, pretrained' twice" in script("label_efficiency", *arguments, "--baselines", weights, weights)
 
 
 # calibrate
