@@ -24,7 +24,8 @@ bundle() { # bundle, name, then overrides; the first may be an overlay: +name
     done
     [ -f "$out/$name/model.pt" ] && return
     python -W ignore -m monai.bundle run --config_file "[$files]" --bundle_root "$root" --output_dir "$out/$name" \
-        --export_path "$out/$name/model.pt" --spatial_size "[192,192]" --network_size tiny --resume true "$@" "${settings[@]}"
+        --export_path "$out/$name/model.pt" --spatial_size "[192,192]" --network_size tiny --resume true "$@" \
+        ${settings[@]+"${settings[@]}"}
 }
 
 bundle usfm_pretraining pretraining +sparse --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \

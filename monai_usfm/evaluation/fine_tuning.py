@@ -112,10 +112,9 @@ class NetworkSpec:
         net = builders[self.network](dims, in_channels, num_classes, tuple(size), self.options)
         if self.weights:
             state = torch.load(self.weights, map_location="cpu", weights_only=True)
-            own = net.state_dict()
-            if set(state) != set(own):
+            if set(state) != set(net.state_dict()):
                 raise ValueError(f"{self.weights} holds weights of another network than {self.network!r}.")
-            copy_model_state(net, {k: v for k, v in state.items() if v.shape == own[k].shape})
+            copy_model_state(net, state)  # leaves layers of another shape alone
         return net
 
 

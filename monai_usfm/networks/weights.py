@@ -705,7 +705,7 @@ def _fit_parts(
             source.origin[name] = [origin]
             source.others.remove(origin)
             taken[name] = target
-    if count := len([name for name in inflated if name in taken]):
+    if count := sum(name in taken for name in inflated):
         report.notes.append(
             f"{count} convolutions beside the encoder inflated: they begin by treating slices one by one."
         )
