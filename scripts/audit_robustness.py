@@ -28,6 +28,7 @@ from monai_usfm.data import LoadUltrasound, load_datalist
 from monai_usfm.evaluation import ClassRobustnessRow, add_patients, audit_class_robustness, audit_robustness
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
 from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.settings import parse_settings
 from monai_usfm.transforms import LabelIndices
 
@@ -35,8 +36,7 @@ from monai_usfm.transforms import LabelIndices
 def predictor(config: ConfigParser, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Image ``(1, H, W)`` -> class indices ``(H, W)`` or probabilities ``(K,)``, as ``inference.json`` finds them."""
     network = config.get_parsed_content("network_def").to(device)
-    weights = torch.load(config.get_parsed_content("checkpoint"), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
+    network.load_state_dict(read_checkpoint(config.get_parsed_content("checkpoint")))
     network.eval()
     shrink = Resize(config.get_parsed_content("spatial_size"), mode="bilinear", anti_aliasing=True)
     inferer, channels = config.get_parsed_content("inferer"), config.get_parsed_content("in_channels")

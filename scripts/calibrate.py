@@ -27,6 +27,7 @@ from monai.bundle import ConfigParser
 from monai_usfm.evaluation import classification_scores
 from monai_usfm.files import write_text_atomically
 from monai_usfm.networks import TemperatureScaling
+from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.settings import parse_settings
 
 MAX_PIXELS = 20_000  # of one image: more tell nothing new
@@ -64,7 +65,7 @@ def collect(config: ConfigParser, checkpoint: Path) -> tuple[torch.Tensor, torch
     """Logits ``(M, K)`` and classes ``(M,)`` of the validation images, or of a sample of their pixels."""
     device = torch.device(config.get_parsed_content("device"))
     network = config.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    network.load_state_dict(read_checkpoint(checkpoint))
     network.eval().to(device)
     inferer = config.get_parsed_content("validate#inferer")
     generator = torch.Generator().manual_seed(0)

@@ -15,16 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 
+from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.settings import parse_settings
 
 OVERLAYS = {"train.json": "volume.json", "inference.json": "inference_volume.json"}
@@ -101,8 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configs = joined(folder, settings_of(args))
     parser = ConfigParser(configs["inference.json"])
     try:
-        parser.get_parsed_content("network_def").load_state_dict(torch.load(args.weights, weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        parser.get_parsed_content("network_def").load_state_dict(read_checkpoint(args.weights))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    except RuntimeError as error:
         raise SystemExit(
             f"{args.weights} does not fit the network of volumes; give by --set what its training was told.\n{error}"
         ) from None

@@ -153,6 +153,21 @@ def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_pat
     assert len(list(tmp_path.iterdir())) == len(files)
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_weights_that_were_named_but_are_not_there_stop_inference(repository, tmp_path, bundle, capsys):
+    parser = ConfigParser(
+        ConfigParser.load_config_file(repository / "bundles" / f"usfm_{bundle}" / "configs" / "inference.json")
+    )
+    parser["bundle_root"] = str(tmp_path)
+    parser.get_parsed_content("initialize")  # monai.bundle.load does this away from the folder of the bundle
+    assert f"no weights at {tmp_path}/models/model.pt" in capsys.readouterr().out
+    parser["pretrained" if bundle == "pretraining" else "checkpoint"] = str(tmp_path / "mistyped.pt")
+    parser.parse(reset=True)
+    with pytest.raises(RuntimeError) as error:
+        parser.get_parsed_content("initialize")
+    assert isinstance(error.value.__cause__, FileNotFoundError) and "mistyped.pt" in str(error.value.__cause__)
+
+
 def test_segmentation_and_classification_vary_images_alike(repository):
     configs = [
         json.loads((repository / "bundles" / name / "configs" / "train.json").read_text())

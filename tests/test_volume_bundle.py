@@ -79,7 +79,7 @@ def test_the_copy_is_a_bundle_of_volumes(module, repository, weights, tmp_path):
     [
         ({}, "does not fit the network of volumes"),  # three classes, two by default
         ({"weights": "none.pt"}, "there is no file none.pt"),
-        ({"weights": __file__}, "does not fit the network of volumes"),
+        ({"weights": __file__}, "is no PyTorch checkpoint"),
         ({"bundle": "nowhere"}, "there is no file nowhere"),
         ({"copy": "."}, "is there already"),
         ({"set": "sizes=3"}, "sizes is no setting"),

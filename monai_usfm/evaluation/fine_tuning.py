@@ -30,7 +30,7 @@ from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.networks.fine_tuning import freeze, layer_decay_groups
 from monai_usfm.networks.nets import UltrasoundClassifier, UltrasoundSegmenter
 from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
-from monai_usfm.networks.weights import load_pretrained
+from monai_usfm.networks.weights import load_pretrained, read_checkpoint
 
 __all__ = ["FineTuning", "NetworkSpec", "Recipe", "augment", "choose_learning_rate", "fine_tune"]
 
@@ -111,7 +111,7 @@ class NetworkSpec:
             raise ValueError(f"{self.network!r} has no encoder of this package to freeze.")
         net = builders[self.network](dims, in_channels, num_classes, tuple(size), self.options)
         if self.weights:
-            state = torch.load(self.weights, map_location="cpu", weights_only=True)
+            state = read_checkpoint(self.weights)
             if set(state) != set(net.state_dict()):
                 raise ValueError(f"{self.weights} holds weights of another network than {self.network!r}.")
             copy_model_state(net, state)  # leaves layers of another shape alone

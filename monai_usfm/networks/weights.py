@@ -36,6 +36,7 @@ __all__ = [
     "decoder_arguments",
     "encoder_arguments",
     "load_pretrained",
+    "read_checkpoint",
     "to_mae_state_dict",
     "to_usfm_state_dict",
 ]
@@ -139,8 +140,17 @@ class _Checkpoint:
 # Reading
 
 
-def _read(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The object in a checkpoint file, read without running code from it; a mapping is returned as it is."""
+def read_checkpoint(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object in a checkpoint file, read without running code from it; a mapping is returned as it is.
+
+    Args:
+        source: PyTorch or safetensors file, or what such a file holds.
+
+    Raises:
+        FileNotFoundError: where there is no such file; IsADirectoryError for a folder.
+        ValueError: for a file that is damaged, a TorchScript program, holds no state dict, or holds Python objects
+            whose reading could run code. Every message names the file.
+    """
     if isinstance(source, Mapping):
         return source
     if not isinstance(source, str | os.PathLike):
@@ -817,7 +827,7 @@ def load_pretrained(
         FileNotFoundError, IsADirectoryError: if there is no file at the path.
     """
     net, encoder, prefix = _encoder_of(net)
-    found = _parse(_unwrap(_read(source)))
+    found = _parse(_unwrap(read_checkpoint(source)))
     report = LoadReport(found.layout)
     if found.spatial_dims > encoder.spatial_dims:
         raise ValueError(
@@ -880,7 +890,7 @@ def encoder_arguments(
     Raises:
         ValueError: see :func:`load_pretrained`; also for an encoder without positions.
     """
-    found = _parse(_unwrap(_read(source)))
+    found = _parse(_unwrap(read_checkpoint(source)))
     patch = found.tensors["patch_embed.proj.weight"]
     block_table = found.tensors.get("blocks.0.attn.relative_position_bias_table")
     table = found.tensors.get(SHARED_TABLE, block_table)
@@ -915,7 +925,7 @@ def decoder_arguments(source: str | os.PathLike | Mapping[str, Any]) -> dict[str
 
     The number of heads is not in a file; it is taken to be 32 channels per head, as in the published decoders.
     """
-    found = _parse(_unwrap(_read(source)))
+    found = _parse(_unwrap(read_checkpoint(source)))
     if "decoder_embed.weight" not in found.tensors:
         return None
     width = found.tensors["decoder_embed.weight"].shape[0]

@@ -206,6 +206,12 @@ def test_a_baseline_starts_from_weights_but_for_layers_of_other_classes(tmp_path
     assert all(torch.equal(other[name], source.state_dict()[name]) for name in same)
 
 
+def test_a_damaged_file_for_a_baseline_is_named(tmp_path):
+    (tmp_path / "unet.pt").write_bytes(b"half of a download")
+    with pytest.raises(ValueError, match=r"unet\.pt is no PyTorch checkpoint"):
+        NetworkSpec("unet", weights=str(tmp_path / "unet.pt")).build("segmentation", 2, (32, 32))
+
+
 def test_weights_of_another_baseline_are_refused(tmp_path):
     source = NetworkSpec("segresnet", options={"init_filters": 8}).build("segmentation", 2, (32, 32))
     torch.save(source.state_dict(), tmp_path / "segresnet.pt")
