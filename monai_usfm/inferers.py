@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
+from torch.overrides import TorchFunctionMode
 
 from monai_usfm.networks.uncertainty import monte_carlo, to_logits
 
-__all__ = ["AutocastInferer", "DropoutInferer", "autocast_dtype"]
+__all__ = ["AutocastInferer", "DropoutInferer", "autocast", "autocast_dtype"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,6 +42,35 @@ def autocast_dtype(amp: str, device: torch.device | str) -> torch.dtype | None:
     return PRECISIONS[amp]
 
 
+class _ThinVolumesInFloat32(TorchFunctionMode):
+    """3D convolutions with more kernel than volume along the first axis leave autocast.
+
+    oneDNN's bf16 gradient of such weights (seen in PyTorch 2.13 with a depth of 2 and a kernel of 3) reads memory that
+    nobody has written: it is NaN now and then. Maps so thin are small, so float32 costs nothing.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.conv3d:
+            image, weight = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("input", "weight")))
+            if image.shape[-3] < weight.shape[-3]:
+                args = [x.float() if isinstance(x, torch.Tensor) else x for x in args]
+                kwargs = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in kwargs.items()}
+                with torch.autocast("cpu", enabled=False):
+                    return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def autocast(device: torch.device | str, dtype: torch.dtype | None, spatial_dims: int = 2) -> Iterator[None]:
+    """:func:`torch.autocast` to ``dtype`` (None: none), but for what a CPU computes wrongly in it in volumes."""
+    device = torch.device(device)
+    affected = device.type == "cpu" and dtype is not None and spatial_dims == 3 and torch.is_grad_enabled()
+    thin = _ThinVolumesInFloat32() if affected else nullcontext()
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), thin:
+        yield
+
+
 class AutocastInferer(Inferer):
     """Runs another inferer under autocast, on CPU or GPU.
 
@@ -59,7 +91,7 @@ class AutocastInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Output of the inner inferer; floating tensors come back in float32, so that losses and metrics are exact."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with autocast(self.device, self.dtype, inputs.dim() - 2):
             output = self.inferer(inputs, network, *args, **kwargs)
         return _to_float32(output)
 

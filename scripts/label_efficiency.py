@@ -43,6 +43,10 @@ def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
     found = {}
     for entry in args.pretrained:
         name, _, path = entry.rpartition("=")
+        if (name or "pretrained") in found:
+            raise SystemExit(
+                f"--pretrained names {name or 'pretrained'!r} twice: give each a name of its own, NAME=FILE."
+            )
         spec = replace(ours, weights=path, layer_decay=args.layer_decay)
         found[name or "pretrained"] = spec
         if args.frozen:

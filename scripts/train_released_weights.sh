@@ -47,9 +47,7 @@ bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt
 bundle usfm_segmentation simulated --pretrained "$out/simulated_first/model.pt" --spatial_size "[128,128]" --max_epochs 7 \
     --warmup_epochs 1 --val_interval 3 --synthetic#num_training 4000 --synthetic#num_validation 48 --synthetic#seed 2 \
     --learning_rate 0.0007 --seed 1
-bundle usfm_segmentation simulated_small --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 24 \
-    --warmup_epochs 1 --val_interval 6 --synthetic#num_training 600 --synthetic#num_validation 48
-bundle usfm_segmentation simulated_volumes +volume --pretrained "$out/simulated_small/model.pt" --spatial_size "[48,96,96]" \
+bundle usfm_segmentation simulated_volumes +volume --pretrained "$out/simulated/model.pt" --spatial_size "[48,96,96]" \
     --max_epochs 8 --warmup_epochs 1 --val_interval 4 --batch_size 2 --synthetic#num_training 264 --synthetic#num_validation 12 \
     --synthetic#num_test 24 --synthetic#seed 1
 # HC18: pixel sizes and published circumferences are in its table.

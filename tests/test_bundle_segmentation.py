@@ -229,6 +229,34 @@ def test_evaluation_scores_the_masks_that_inference_writes(
     assert summary["class_1"]["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in table]), abs=1e-4)
 
 
+def test_images_of_one_name_have_results_of_their_own(
+    bundle: Path, images: Path, trained: Path, masks: Path, tmp_path: Path
+) -> None:
+    for patient, number in (("p1", 7), ("p2", 8)):
+        (tmp_path / "data" / patient).mkdir(parents=True)
+        shutil.copy(images / f"image_{number}.png", tmp_path / "data" / patient / "image.png")
+    data = {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out")}
+    run(
+        workflow(
+            bundle,
+            "infer",
+            ["inference.json"],
+            spatial_size=SIZE,
+            checkpoint=str(trained / "model.pt"),
+            **data,
+            **INFER,
+        )
+    )
+    for patient, number in (("p1", 7), ("p2", 8)):
+        found = np.array(Image.open(tmp_path / "out" / patient / "image_seg.png"))
+        np.testing.assert_array_equal(found, np.array(Image.open(masks / f"image_{number}_seg.png")))
+
+
+def test_a_share_of_the_labels_above_1_is_refused(bundle: Path, images: Path, tmp_path: Path) -> None:
+    message = training_error(bundle, images, tmp_path / "out", label_fraction=50)
+    assert "fraction must be in (0, 1], got 50" in message
+
+
 @pytest.mark.parametrize("overlay", ["segvit", "upernet", "lora"])
 def test_variant_trains_and_its_weights_infer(bundle: Path, images: Path, tmp_path: Path, overlay: str) -> None:
     data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
@@ -451,7 +479,7 @@ def test_unknown_label_value_is_named(bundle: Path, images: Path, tmp_path: Path
 def test_label_of_another_size_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
     mask = np.array(Image.open(images / "mask_1.png"))[:-1]
     message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
-    assert "mask_1.png: the label has size" in message
+    assert "mask_1.png: has size" in message and "must lie on one grid" in message
 
 
 def test_missing_label_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:

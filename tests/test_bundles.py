@@ -153,6 +153,44 @@ def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_pat
     assert len(list(tmp_path.iterdir())) == len(files)
 
 
+@pytest.mark.parametrize("bundle", ["segmentation", "classification", "enhancement"])
+@pytest.mark.parametrize("text, frozen", [("false", False), ("true", True), ("False", False), (1, True)])
+def test_a_switch_may_be_written_as_on_any_command_line(repository, bundle, text, frozen):
+    parser = ConfigParser(
+        ConfigParser.load_config_file(repository / "bundles" / f"usfm_{bundle}" / "configs" / "train.json")
+    )
+    parser["freeze_encoder"] = text  # Python's names alone come as booleans from the command line
+    parser.get_parsed_content("initialize")
+    encoder = parser.get_parsed_content("network_def").encoder
+    assert any(weight.requires_grad for weight in encoder.parameters()) is not frozen
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_every_switch_is_read_as_one(repository, bundle):
+    folder = repository / "bundles" / f"usfm_{bundle}" / "configs"
+    known = [json.loads((folder / name).read_text()) for name in ("train.json", "evaluate.json")]
+    switches = {key for config in known for key, value in config.items() if isinstance(value, bool)}
+    assert "resume" in switches
+    for file in folder.glob("*.json"):
+        config = ConfigParser.load_config_file(file)
+        for name, value in _leaves(config):
+            for switch in switches if isinstance(value, str) else ():
+                bare = value.replace(f"monai.utils.str2bool(str(@{switch}))", "")
+                assert f"@{switch}" not in bare or name.startswith("settings"), f"{file.name}: {value}"
+
+
+def _leaves(config, name=""):
+    """Names and values of a configuration."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _leaves(value, "settings" if key == "settings" else f"{name if name == 'settings' else key}")
+    elif isinstance(config, list):
+        for value in config:
+            yield from _leaves(value, name)
+    else:
+        yield name, config
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_weights_that_were_named_but_are_not_there_stop_inference(repository, tmp_path, bundle, capsys):
     parser = ConfigParser(

@@ -51,6 +51,35 @@ def test_autocast_computes_in_bfloat16_and_returns_float32():
         assert seen.pop() == dtype
 
 
+@pytest.mark.parametrize("size", [(2, 4, 4), (2, 2, 2), (4, 4, 4)])
+def test_gradients_of_thin_volumes_do_not_depend_on_what_the_memory_held(size):
+    conv = nn.Conv3d(16, 16, 3, padding=1)
+    image = torch.randn(2, 16, *size)
+    conv(image).square().sum().backward()
+    wanted, conv.weight.grad = conv.weight.grad, None
+
+    def dirty() -> None:
+        for count in (64, 1000, 10_000, 160_000):
+            del [torch.full((count,), math.nan) for _ in range(8)][:]
+
+    for _ in range(3):
+        dirty()
+        output = AutocastInferer("bf16", "cpu")(image, conv)
+        dirty()
+        output.square().sum().backward()
+        torch.testing.assert_close(conv.weight.grad, wanted, atol=0.02 * wanted.abs().max().item(), rtol=0.05)
+        conv.weight.grad = None
+
+
+def test_what_is_not_thin_stays_in_bfloat16():
+    seen = []
+    conv = nn.Conv3d(1, 1, 3, padding=1)
+    conv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for depth in (2, 3):
+        AutocastInferer("bf16", "cpu")(torch.rand(1, 1, depth, 4, 4), conv)
+    assert seen == [torch.float32, torch.bfloat16]
+
+
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match=r"amp must be one of auto, fp32, bf16, fp16, got 'half'"):
         AutocastInferer("half", "cpu")

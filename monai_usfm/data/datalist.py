@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -47,13 +48,13 @@ def load_datalist(
         ValueError: when the file is not JSON, has no such section, an empty one, or an item without a required key.
     """
     file = Path(datalist)
+    base = file.parent if dataset_dir is None else Path(dataset_dir)
+    if dataset_dir is not None and not base.is_dir():
+        raise FileNotFoundError(f"{base}: no such folder; correct dataset_dir.")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such datalist; make one with scripts/make_datalist.py.")
-    base = file.parent if dataset_dir is None else Path(dataset_dir)
-    if not base.is_dir():
-        raise FileNotFoundError(f"{base}: no such folder; correct dataset_dir.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark first
     except ValueError as error:
         raise ValueError(f"{file}: not a JSON file ({error}).") from error
     lists = (
@@ -81,7 +82,7 @@ def load_datalist(
         if missing:
             raise FileNotFoundError(
                 f"{file}: {len(missing)} files of {section!r} do not exist below {base}: {', '.join(missing[:5])}"
-                f"{' ...' if len(missing) > 5 else ''}. Correct dataset_dir, or set skip_unreadable to leave them out."
+                f"{' ...' if len(missing) > 5 else ''}. Correct dataset_dir, or take them out of the list."
             )
     return items
 
@@ -152,12 +153,13 @@ def check_patient_leak(
     Raises:
         ValueError: naming up to ten patients and files that stand in two splits, and the number of them.
     """
-    places: dict[tuple[str, Hashable], list[str]] = defaultdict(list)
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
     for section, items in sections.items():
         for item in items:
             name = group(item) if callable(group) else item.get(group)
-            found = ([("patient", name)] if name is not None else []) + (
-                [("image", str(item["image"]))] if item.get("image") else []
+            # 1 and "1", a.png and ./a.png are one
+            found = ([("patient", str(name))] if name is not None else []) + (
+                [("image", os.path.normpath(str(item["image"])))] if item.get("image") else []
             )
             for place in found:
                 if section not in places[place]:

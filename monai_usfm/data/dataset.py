@@ -168,7 +168,8 @@ class _Uint8Cache:
     def image(self, index: int) -> torch.Tensor:
         """``(C, *S)``, float32 in [0, 1]."""
         if index in self.skipped:
-            raise self.skipped[index]
+            first = self.skipped[index]
+            raise UnreadableImageError(first.path, first.reason)  # anew: a kept one gathers every traceback
         if self._memory is None:  # opened in the process that reads
             self._memory = np.load(self.folder / "images.npy", mmap_mode="r")
         return torch.from_numpy(self._memory[index].astype(np.float32)).div_(255)
@@ -180,6 +181,7 @@ class _Uint8Cache:
         part = self.folder.with_name(f"{self.folder.name}.part-{socket.gethostname()}-{os.getpid()}")
         logger.info("caching %d images in %s", len(dataset.data), self.folder)
         try:
+            shutil.rmtree(part, ignore_errors=True)  # of a killed process that had this number, as in containers
             part.mkdir()
             self._write(dataset, part)
             try:
@@ -251,12 +253,12 @@ def _as_uint8(sample: dict[str, Any], item: dict[str, Any], key: str) -> np.ndar
 
 def _fingerprint(dataset: UltrasoundDataset) -> str:
     """Hash of all that the cached images depend on."""
-    digest = hashlib.sha256(b"2" + pickle_hashing(dataset.transform.transforms[: dataset._split]))  # 2: with keys.json
+    digest = hashlib.sha256(b"3" + pickle_hashing(dataset.transform.transforms[: dataset._split]))  # 3: whole items
     for item in dataset.data:
         path = Path(str(item.get(dataset.image_key)))
         stat = path.stat() if path.is_file() else None
         known = (stat.st_size, stat.st_mtime_ns) if stat else None
-        digest.update(repr((str(path), known, item.get("frame"), sorted(map(str, item)))).encode())
+        digest.update(repr((str(path), known)).encode() + pickle_hashing(item))
     return digest.hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -288,13 +289,16 @@ class LoadUltrasound(Transform):
         else:
             order = [2, 1, 0, 3]
         if spacing is not None:
-            wanted = ensure_tuple_rep(spacing, self.spatial_dims)
-            if not all(np.isfinite(s) and s > 0 for s in wanted):
+            try:
+                wanted = [float(mm) for mm in ensure_tuple_rep(spacing, self.spatial_dims)]
+            except (TypeError, ValueError):
+                wanted = []
+            if not wanted or not all(np.isfinite(mm) and mm > 0 for mm in wanted):
                 raise UnreadableImageError(
                     path, f"spacing must be positive mm per axis of {self.spatial_dims}, got {spacing}."
                 )
             for column, mm in zip(order, wanted, strict=False):
-                affine[:3, column] *= float(mm) / affine_to_spacing(affine)[column]
+                affine[:3, column] *= mm / affine_to_spacing(affine)[column]
         meta = {
             ImageMetaKey.FILENAME_OR_OBJ: path,
             "original_affine": affine,
@@ -327,6 +331,7 @@ class LoadUltrasoundd(MapTransform):
 
     An item may fix what its files cannot tell: ``item["frame"]`` (an index or ``"middle"``) and ``item["spacing"]``
     (mm, in the order of ``S``). With ``frame="random"`` one draw serves all keys, so image and label keep together.
+    All keys must lie on one grid: of one size, and, of two NIfTI files or two MetaImage or NRRD files, at one place.
 
     Args:
         keys: items to load.
@@ -368,10 +373,39 @@ class LoadUltrasoundd(MapTransform):
 
     def _load(self, data: Mapping[Hashable, Any], frame: str | int | float) -> dict[Hashable, Any]:
         d = dict(data)
-        pick = _frame_picker(d.get("frame", frame))
+        pick = _frame_picker(frame if d.get("frame") is None else d["frame"])
         for key, loader in self.key_iterator(d, self.loaders):
             d[key] = loader.load(d[key], pick, d.get("spacing"))
+        keys = [key for key in self.keys if key in d]
+        for key in keys[1:]:
+            _check_one_grid(str(data[key]), d[key], str(data[keys[0]]), d[keys[0]])
         return d
+
+
+def _check_one_grid(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor) -> None:
+    """Refuse images of one item that differ in size, or of which both files say where they lie, and say otherwise."""
+    if img.shape[1:] != other.shape[1:]:
+        raise UnreadableImageError(
+            path,
+            f"has size {tuple(img.shape[1:])}, but {other_path} {tuple(other.shape[1:])}: they must lie on one grid; "
+            "correct the datalist or resample one of them.",
+        )
+    # Files without a place of their own have the identity, which MetaImage and NIfTI read differently.
+    kinds = [_FORMATS["nifti"], _FORMATS["itk"]]
+    alike = any(path.lower().endswith(kind) and other_path.lower().endswith(kind) for kind in kinds)
+    if not alike or not isinstance(img, MetaTensor) or not isinstance(other, MetaTensor):
+        return
+    here, there = (np.asarray(x.meta["original_affine"], dtype=np.float64) for x in (img, other))
+    size = [int(n) for n in img.meta["spatial_shape"]]
+    ends = [(0, n - 1) for n in size] + [(0,)] * (3 - len(size))
+    corners = np.array([[*at, 1] for at in itertools.product(*ends)], dtype=np.float64)
+    apart = np.abs((corners @ (here - there).T)[:, :3]).max()
+    if apart > 0.5 * affine_to_spacing(there).min():
+        raise UnreadableImageError(
+            path,
+            f"lies up to {apart:.3g} mm from the grid of {other_path}, by the affine of the two files; "
+            "resample it to that grid, or correct its header.",
+        )
 
 
 class _LoadRandomFramed(Randomizable, LoadUltrasoundd):
@@ -472,10 +506,12 @@ def grey_from_rgb(values: np.ndarray) -> np.ndarray:
 
 
 def _frame_picker(frame: str | int | float) -> FramePicker:
-    """``"middle"``, an index, or a fraction in [0, 1) -> function from the number of frames to an index, unchecked."""
+    """``"middle"``, an index, or a fraction in (0, 1) -> function from the number of frames to an index, unchecked."""
     if frame == "middle":
         return lambda count: count // 2
-    if isinstance(frame, float):
+    if isinstance(frame, float) and frame.is_integer():  # tables and JSON give 2.0 for 2
+        frame = int(frame)
+    if isinstance(frame, float) and 0 < frame < 1:
         return lambda count: min(int(frame * count), count - 1)
     if isinstance(frame, (int, np.integer)) and not isinstance(frame, bool):
         return lambda count: int(frame) + count if frame < 0 else int(frame)

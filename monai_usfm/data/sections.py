@@ -17,7 +17,7 @@ from monai_usfm.data.datalist import check_patient_leak, load_datalist
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES
 from monai_usfm.data.synthetic import write_synthetic_dataset
 
-__all__ = ["list_images", "load_sections"]
+__all__ = ["list_images", "load_sections", "results_root"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def load_sections(
         items = load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
         return [_with_patient(item) for item in items]
 
-    splits = _splits(datalist)
+    splits = _splits(datalist, Path(dataset_dir or Path(datalist).parent))
     check_patient_leak(splits)
     if "validation" not in sections or splits.get("validation"):
         return {section: read(section) for section in sections}
@@ -97,13 +97,21 @@ def list_images(
 ) -> list[dict[str, Any]]:
     """Items to run inference on: a section of a datalist, or every image file below a folder.
 
+    Of a datalist, the keys that all its items have, so that they collate. DICOM files need no ending.
+
     Raises:
         FileNotFoundError: when the folder does not exist or holds no image.
     """
     if datalist:
-        return load_datalist(datalist, dataset_dir or None, section)
+        items = load_datalist(datalist, dataset_dir or None, section)
+        if any(item.get("frame") is not None for item in items):
+            logger.warning(
+                "%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist
+            )
+        shared = set.intersection(*(set(item) for item in items))
+        return [{key: value for key, value in item.items() if key in shared} for item in items]
     folder = Path(str(dataset_dir))
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith(SUPPORTED_SUFFIXES))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_image(p))
     if not files:
         raise FileNotFoundError(
             f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); give the folder that holds them."
@@ -111,15 +119,59 @@ def list_images(
     return [{"image": str(file)} for file in files]
 
 
-def _splits(datalist: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
-    """The splits of a datalist as they stand in the file; of a file that the reader will refuse, what there is."""
+def _is_image(path: Path) -> bool:
+    if path.name.lower().endswith(SUPPORTED_SUFFIXES):
+        return True
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def results_root(
+    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, section: str = "test"
+) -> str:
+    """The ``data_root_dir`` of :class:`monai.transforms.SaveImaged` for the results of :func:`list_images`.
+
+    Empty, which puts all results into one folder, where every image has a name of its own; where names repeat, the
+    folder whose subfolders the results repeat. Empty also without images: then there is nothing to save.
+
+    Raises:
+        ValueError: for two images of one folder whose results would have one name.
+    """
     try:
-        content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+        items = list_images(dataset_dir, datalist, section)
+    except (FileNotFoundError, ValueError):
+        return ""  # who lists them to read them is told what is wrong
+    files = [Path(str(item["image"])) for item in items]
+    stems = [Path(file.name.removesuffix(".gz")).stem for file in files]
+    if len(set(stems)) == len(stems):
+        return ""
+    places: dict[tuple[Path, str], Path] = {}
+    for file, stem in zip(files, stems, strict=True):
+        if (other := places.setdefault((file.parent, stem), file)) is not file:
+            raise ValueError(
+                f"the results of {other} and {file.name} would have one name; rename one of them, or move it."
+            )
+    return os.path.commonpath([file.parent.absolute() for file in files])
+
+
+def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str, Any]]]:
+    """The splits of a datalist; of a file that the reader will refuse, what there is.
+
+    Images by their path below ``base``: one may stand in one split by its whole path and in another by its name.
+    """
+    try:
+        content = json.loads(Path(datalist).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}  # the reader explains what is wrong
     found = {name: content.get(name) for name in SPLITS} if isinstance(content, dict) else {}
+
+    def known(entry: str | dict[str, Any]) -> dict[str, Any]:
+        item = _with_patient({"image": entry} if isinstance(entry, str) else entry)
+        image = item.get("image")
+        return {**item, "image": os.path.relpath(base / image, base)} if isinstance(image, str) and image else item
+
     return {
-        name: [_with_patient({"image": entry} if isinstance(entry, str) else entry) for entry in entries]
+        name: [known(entry) for entry in entries]
         for name, entries in found.items()
         if isinstance(entries, list) and all(isinstance(entry, str | dict) for entry in entries)
     }
@@ -132,5 +184,6 @@ def _with_patient(item: dict[str, Any]) -> dict[str, Any]:
 
 def _share(item: dict[str, Any]) -> float:
     """A number in [0, 1) that depends on the patient or file name alone."""
-    name = str(item.get("patient") or Path(str(item["image"])).name)
+    patient = item.get("patient")
+    name = Path(str(item["image"])).name if patient is None else str(patient)
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

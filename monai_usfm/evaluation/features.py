@@ -60,7 +60,7 @@ def extract_features(
 
     features: list[torch.Tensor] = []
     others: dict[str, list[Any]] = {key: [] for key in keys}
-    was_training = encoder.training
+    modes = {part: part.training for part in encoder.modules()}
     encoder.to(place).eval()
     try:
         forward = getattr(encoder, "forward_features", encoder)
@@ -73,7 +73,9 @@ def extract_features(
             for key in keys:
                 others[key].extend(batch[key])
     finally:
-        encoder.train(was_training).to(home)
+        for part, mode in modes.items():
+            part.training = mode
+        encoder.to(home)
     if not features:
         raise ValueError("the data yielded no batch; give at least one image.")
     # batches may be MetaTensors; probes want plain numbers

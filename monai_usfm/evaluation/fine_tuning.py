@@ -27,6 +27,8 @@ from monai_usfm.evaluation.cases import CaseSet, restore_size
 from monai_usfm.evaluation.label_efficiency import Cell
 from monai_usfm.evaluation.report import file_digest
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
+from monai_usfm.inferers import autocast
+from monai_usfm.losses import ATMLoss
 from monai_usfm.networks.fine_tuning import freeze, layer_decay_groups
 from monai_usfm.networks.nets import UltrasoundClassifier, UltrasoundSegmenter
 from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit_base, usfm_vit_small, usfm_vit_tiny
@@ -218,9 +220,8 @@ class FineTuning:
 
     def fit(self, rows: Sequence[int], seed: int, spec: NetworkSpec) -> tuple[nn.Module, dict[str, float]]:
         """Train on some rows of the training split; the network with its best weights, and what happened."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        # initial weights, dropout and drop path draw from the global state
-        with torch.random.fork_rng(devices=devices):
+        # initial weights, dropout and drop path draw from the global state; manual_seed seeds every device
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             net = spec.build(self.task, self.num_classes, self.train.images.shape[2:], self.train.images.shape[1])
             net.to(self.device)
@@ -286,7 +287,8 @@ def fine_tune(
     device = next(net.parameters()).device
     images = train.images[list(rows)].to(device)
     target = (train.labels if task == "segmentation" else train.classes)[list(rows)].to(device)  # type: ignore[index]
-    loss_of = _segmentation_loss() if task == "segmentation" else F.cross_entropy
+    several = spec.head == "segvit"  # its list in training mode is for ATMLoss alone; others give one output or more
+    loss_of = F.cross_entropy if task == "classification" else ATMLoss() if several else _segmentation_loss()
     optimizer = torch.optim.AdamW(
         layer_decay_groups(net, spec.learning_rate, recipe.weight_decay, spec.layer_decay), fused=True
     )
@@ -310,10 +312,13 @@ def fine_tune(
         y = y if moved is None else moved
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * min(1.0, (progress + 1e-3) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.amp):
+        with autocast(device, torch.bfloat16 if recipe.amp else None, x.dim() - 2):
             outputs = net(x)
-        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-        loss = torch.stack([loss_of(output.float(), y) for output in outputs]).mean()
+        if several:
+            loss = loss_of([output.float() for output in outputs], y.unsqueeze(1))
+        else:
+            outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+            loss = torch.stack([loss_of(output.float(), y) for output in outputs]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 3.0)

@@ -240,8 +240,7 @@ def attentive_probe(
         raise ValueError(f'need feature maps (M, E, *grid), got {tuple(train_x.shape)}; extract with pool="tokens".')
     train, test = train_x.float().flatten(2).transpose(1, 2), test_x.float().flatten(2).transpose(1, 2)
     mean, std = _moments(train.flatten(0, 1))
-    devices = [train.device] if train.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # the caller's random state stays as it was
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the caller's random state stays as it was
         torch.manual_seed(seed)
         head = _AttentiveHead(train.shape[2], num_classes, num_heads).to(train.device)
     decayed = [p for p in head.parameters() if p.ndim == 2]

@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch.nn.utils import parametrize
+from torch.optim.lr_scheduler import LambdaLR
 
 from monai_usfm.files import whole_file
 
@@ -31,6 +32,18 @@ def save_atomically(state: Any, path: str | os.PathLike) -> Path:
 def _plain(module: Any) -> Any:
     """The network inside a distributed wrapper."""
     return module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
+
+
+def _restore(thing: Any, state: Mapping[str, Any]) -> None:
+    """``load_state_dict``; of a schedule only how far it is, its length and peak being those of this run's settings."""
+    if isinstance(thing, LambdaLR):
+        thing.last_epoch, thing._step_count = state["last_epoch"], state["_step_count"]
+        rates = [base * rate(thing.last_epoch) for base, rate in zip(thing.base_lrs, thing.lr_lambdas, strict=True)]
+        for group, rate in zip(thing.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        thing._last_lr = rates
+    else:
+        thing.load_state_dict(state)
 
 
 def _merged(network: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -91,8 +104,9 @@ class ResumableCheckpoint:
 
     One file, ``last.pt``, replaced atomically, by the first process alone; loaded with ``weights_only=True``. Together
     with :class:`EpochSeed` a run that was killed goes on as if it had not been: it repeats the epoch that was cut and
-    gives the same losses. Attach it after the handlers whose state it saves: after the validation, where the best value
-    is among ``objects``.
+    gives the same losses; one that was killed after its last epoch does what follows it. With a larger ``max_epochs``
+    it trains on, at the rates of a schedule of that length. Attach it after the handlers whose state it saves: after
+    the validation, where the best value is among ``objects``.
 
     Args:
         path: the checkpoint file.
@@ -134,17 +148,22 @@ class ResumableCheckpoint:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, thing in self.objects.items():
-                _plain(thing).load_state_dict(state[name])
+                _restore(_plain(thing), state[name])
             progress = state["engine"]
         except Exception as error:
             raise RuntimeError(
                 f"cannot resume from {self.path}: {error}. Was it written by a run with other settings? "
                 "Set resume to false, or remove the file."
             ) from error
-        if progress["epoch"] >= engine.state.max_epochs:
+        if progress["epoch"] > engine.state.max_epochs:
             raise RuntimeError(
-                f"nothing to do: {self.path} has reached epoch {progress['epoch']} of {engine.state.max_epochs}; "
+                f"{self.path} has reached epoch {progress['epoch']}, beyond max_epochs {engine.state.max_epochs}: "
                 "raise max_epochs to train longer."
+            )
+        if progress["epoch"] == engine.state.max_epochs:  # killed after its last epoch: what follows it is still done
+            engine.logger.warning(
+                f"{self.path} has reached epoch {progress['epoch']}, the last one: nothing is left to train. Raise "
+                "max_epochs to train longer."
             )
         engine.state.epoch = progress["epoch"]
         engine.state.iteration = progress["iteration"]
@@ -202,8 +221,8 @@ class ExportWeights:
     Args:
         path: the file, replaced atomically.
         network: module to export (for instance the feature extractor around the encoder).
-        source: state-dict file to export instead of the last state, if it exists: the best checkpoint. Its entries are
-            matched to ``network`` by name, so it may hold more.
+        source: state-dict file to export instead of the last state: the best checkpoint, if this run or the one that it
+            resumes has written it. Its entries are matched to ``network`` by name, so it may hold more.
         half: store floating tensors as float16, which halves the file; loading converts them back.
     """
 
@@ -212,16 +231,25 @@ class ExportWeights:
         self.network = network
         self.source = source
         self.half = half
+        self._stale: int | None = None
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._look)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def _written(self) -> int | None:
+        """When the best checkpoint was written, in nanoseconds; None where there is none."""
+        return os.stat(self.source).st_mtime_ns if self.source is not None and os.path.isfile(self.source) else None
+
+    def _look(self, engine: Engine) -> None:
+        self._stale = self._written() if engine.state.epoch == 0 else None  # left by another run in this folder
 
     def __call__(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
         network = _plain(self.network)
         state = network.state_dict()
-        if self.source is not None and os.path.isfile(self.source):
+        if self.source is not None and self._written() not in (None, self._stale):
             best = torch.load(self.source, map_location="cpu", weights_only=True)
             state = {name: best[name] for name in state}
         if any(parametrize.is_parametrized(module) for module in network.modules()):

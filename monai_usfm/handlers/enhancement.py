@@ -109,7 +109,7 @@ def score_enhancement(
         reference: of the same shape.
         region: mask ``(1, *S)`` of a structure; contrast and speckle are not measured (NaN) without it.
         background: mask of homogeneous tissue; None takes a ring around the region.
-        window: side of the window of the local cross-correlation.
+        window: side of the window of the local cross-correlation; smaller where the image is.
         dynamic_range_db: decibels between black and white.
 
     Returns:
@@ -117,10 +117,11 @@ def score_enhancement(
         background) and ``quality`` (:class:`~monai_usfm.metrics.EnhancementQualityMetric`).
     """
     y_pred, y = image[None].float(), reference[None].float()
+    odd = [n - 1 + n % 2 for n in image.shape[1:]]  # volumes may be thinner than the usual windows
     scores = {
         "psnr": PSNRMetric(max_val=1.0)(y_pred, y),
-        "ssim": SSIMMetric(spatial_dims=image.dim() - 1, data_range=1.0)(y_pred, y),
-        "lncc": LocalNCCMetric(window)(y_pred, y),
+        "ssim": SSIMMetric(image.dim() - 1, data_range=1.0, win_size=[min(11, n) for n in odd])(y_pred, y),
+        "lncc": LocalNCCMetric(min(window, *odd))(y_pred, y),
         **dict.fromkeys(SCORES[3:], math.nan),
     }
     if region is not None:

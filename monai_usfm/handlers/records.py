@@ -131,7 +131,10 @@ class MetricsTable:
         self.opened = True
         if self.path.is_file() and engine.state.epoch > 1:
             with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < engine.state.epoch]
+                rows = [
+                    {**row, **{key: int(row[key]) for key in ("epoch", "iteration")}} for row in csv.DictReader(file)
+                ]
+            self.rows = [row for row in rows if row["epoch"] < engine.state.epoch]
 
     def _start(self, engine: Engine) -> None:
         if not self.opened:

@@ -127,7 +127,7 @@ class SegmentationReport(EvaluationReport):
         rows: list[dict[str, Any]] = []
         for item in engine.state.output:
             label, prediction = item["label"], item["pred"]
-            spacing = _known_spacing(label)
+            spacing = _known_spacing(label) or _known_spacing(item["image"])  # a PNG mask of a DICOM image has none
             name = str(item["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
             for row in score_case(torch.as_tensor(prediction), torch.as_tensor(label), self.num_classes, spacing):
                 if self.circumference:
@@ -170,12 +170,12 @@ class SegmentationReport(EvaluationReport):
         self.write_summary(engine, summary)
 
 
-def _known_spacing(label: torch.Tensor) -> list[float] | None:
+def _known_spacing(image: torch.Tensor) -> list[float] | None:
     """Spacing in mm along the axes of ``S``, or None where the file did not say."""
-    if not isinstance(label, MetaTensor):
+    if not isinstance(image, MetaTensor):
         return None
-    known = label.meta.get("spacing")
-    if known is None or not bool(label.meta.get("spacing_known", True)):
+    known = image.meta.get("spacing")
+    if known is None or not bool(image.meta.get("spacing_known", True)):
         return None
-    values = [float(v) for v in torch.as_tensor(known).flatten()][: label.dim() - 1]
+    values = [float(v) for v in torch.as_tensor(known).flatten()][: image.dim() - 1]
     return values or None

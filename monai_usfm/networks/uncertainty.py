@@ -84,7 +84,7 @@ def monte_carlo(
         network.eval()
         for layer in dropouts:
             layer.training = True
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed seeds every device
             torch.manual_seed(seed)
             for _ in range(samples):
                 output = net(x).float()

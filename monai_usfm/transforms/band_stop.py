@@ -470,7 +470,7 @@ class RandFourierBandStop(RandomizableTransform):
         plain = image.as_subclass(torch.Tensor)
         self._seen = (tuple(plain.shape[1:]), plain.device)
         if not self._do_transform:
-            return image
+            return image if plain.dtype.is_floating_point else image.to(torch.float32)
         _check_image(plain)
         step = None if self.spacing is None else tuple(float(value) for value in self.spacing)
         samples = _ring_samples(self._seen[0], self.candidates, float(self.center_radius), step, plain.device)

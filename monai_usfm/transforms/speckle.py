@@ -946,7 +946,7 @@ def _as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
 
 def _restore(out: torch.Tensor, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     out = out.to(dtype)
-    return convert_to_dst_type(out, image)[0] if isinstance(image, MetaTensor) else out
+    return convert_to_dst_type(out, image, dtype=dtype)[0] if isinstance(image, MetaTensor) else out
 
 
 def _close(mask: torch.Tensor, dims: int, width: int = 9) -> torch.Tensor:

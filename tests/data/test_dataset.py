@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def test_random_transforms_stay_random_after_the_cache(items, tmp_path):
     assert not torch.equal(dataset[0]["image"], dataset[0]["image"])
 
 
-@pytest.mark.parametrize("change", ["file", "size", "list", "frame"])
+@pytest.mark.parametrize("change", ["file", "size", "list", "frame", "spacing"])
 def test_any_change_builds_another_cache(items, tmp_path, change):
     items, transform = good(items), list(FIXED)
     UltrasoundDataset(items, transform, cache_dir=tmp_path / "cache")
@@ -160,8 +161,8 @@ def test_any_change_builds_another_cache(items, tmp_path, change):
         transform[1] = Resized("image", (16, 16))
     elif change == "list":
         items = items[::-1]
-    else:
-        items[0]["frame"] = 0
+    else:  # whatever a transform may read from the item
+        items[0][change] = 0
     dataset = UltrasoundDataset(items, transform, cache_dir=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
     if change == "file":
@@ -188,6 +189,14 @@ def test_what_a_killed_build_left_is_not_used_and_is_removed(items, tmp_path):
     dataset = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
     assert dataset[0]["image"].any()
+
+
+def test_what_a_killed_build_of_this_number_left_is_replaced(items, tmp_path):
+    finished = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
+    folder = finished._cache.folder
+    folder.rename(folder.with_name(folder.name + f".part-{socket.gethostname()}-{os.getpid()}"))
+    assert UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")[0]["image"].any()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
 def test_the_cache_remembers_unreadable_files(items, tmp_path):

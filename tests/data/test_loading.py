@@ -486,3 +486,42 @@ def test_real_volumes_and_cines_are_read(shared_data):
     frame = LoadUltrasound(frame=7)(shared_data / "cine_2dt" / "bone_linear_21f.nii.gz")
     cine = np.asarray(nib.load(shared_data / "cine_2dt" / "bone_linear_21f.nii.gz").dataobj)
     np.testing.assert_allclose(frame.numpy()[0], cine[:, :, 7].T / 255, atol=1e-6)
+
+
+def test_images_of_one_item_lie_on_one_grid(tmp_path):
+    volume = np.arange(90, dtype=np.uint8).reshape(5, 3, 6)
+    affine = np.diag([0.5, 0.5, 2.0, 1.0])
+    nib.save(nib.Nifti1Image(volume, affine), tmp_path / "a.nii.gz")
+    load = LoadUltrasoundd(["image", "label"], spatial_dims=3, scale=("auto", None))
+
+    def item(name, array=volume, matrix=affine):
+        nib.save(nib.Nifti1Image(array, matrix), tmp_path / name)
+        return {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / name)}
+
+    assert load(item("same.nii.gz"))["label"].shape == (1, 6, 3, 5)
+    nudged = affine.copy()
+    nudged[0, 3] = 0.2  # less than half a voxel
+    load(item("nudged.nii.gz", matrix=nudged))
+    shifted = affine.copy()
+    shifted[0, 3] = 100.0
+    with pytest.raises(UnreadableImageError, match=r"shifted\.nii\.gz: lies up to 100 mm from the grid of .*a\.nii"):
+        load(item("shifted.nii.gz", matrix=shifted))
+    turned = affine.copy()
+    turned[:3, 0], turned[0, 3] = -affine[:3, 0], 0.5 * (volume.shape[0] - 1)
+    with pytest.raises(UnreadableImageError, match="resample it to that grid"):
+        load(item("turned.nii.gz", array=volume[::-1].copy(), matrix=turned))  # the same place, stored backwards
+    with pytest.raises(UnreadableImageError, match=r"short\.nii\.gz: has size .* must lie on one grid"):
+        load(item("short.nii.gz", array=volume[:, :, :4]))
+
+
+@pytest.mark.parametrize("frame, expected", [(2.0, 2), (0.0, 0), (None, 4)])
+def test_frames_of_a_table_are_indices(tmp_path, frame, expected):
+    path = write(tmp_path / "a.mha", asymmetric((9, 3, 5)))
+    assert LoadUltrasoundd("image")({"image": path, "frame": frame})["image"].meta["frame"] == expected
+
+
+@pytest.mark.parametrize("spacing", [[0.3, 0.4, 0.5], "wide", [0.3, -1.0], float("nan")])
+def test_an_impossible_spacing_names_the_file(tmp_path, spacing):
+    path = write(tmp_path / "a.png", asymmetric())
+    with pytest.raises(UnreadableImageError, match=r"a\.png: spacing must be positive mm per axis of 2"):
+        LoadUltrasoundd("image")({"image": path, "spacing": spacing})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_usfm.data import list_images, load_sections
+from monai_usfm.data import list_images, load_sections, results_root
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
@@ -83,6 +83,31 @@ def test_file_in_two_splits_is_named_where_no_patient_is(tmp_path: Path) -> None
         load_sections(tmp_path, synthetic_dir=tmp_path)
 
 
+@pytest.mark.parametrize("other", ["./b.png", "sub/../b.png", "whole"])
+def test_one_file_under_two_names_is_one_file(tmp_path: Path, other: str) -> None:
+    path = write(tmp_path, {"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": []})
+    other = str(tmp_path / "b.png") if other == "whole" else other
+    path.write_text(
+        json.dumps({"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": [{"image": other}]})
+    )
+    with pytest.raises(ValueError, match=r"image b\.png \(training, validation\)"):
+        load_sections(tmp_path, synthetic_dir=tmp_path)
+
+
+def test_a_patient_is_one_as_number_and_as_text(tmp_path: Path) -> None:
+    lists = {"training": [{"image": "a.png", "patient": 1}], "validation": [{"image": "b.png", "patient": "1"}]}
+    write(tmp_path, lists)
+    with pytest.raises(ValueError, match=r"patient 1 \(training, validation\)"):
+        load_sections(tmp_path, synthetic_dir=tmp_path)
+
+
+def test_patient_0_is_held_out_as_a_whole(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [{"image": f"{p}_{i}.png", "patient": p} for p in (0, 1) for i in range(20)]})
+    sections = load_sections(tmp_path, synthetic_dir=tmp_path)
+    held, kept = ({item["patient"] for item in sections[name]} for name in ("validation", "training"))
+    assert not held & kept and len(held) == 1
+
+
 def test_patient_id_serves_as_patient(tmp_path: Path) -> None:
     write(tmp_path, {"training": [{"image": "a.png", "patient_id": 7}], "validation": [{"image": "b.png"}]})
     assert load_sections(tmp_path, synthetic_dir=tmp_path)["training"][0]["patient"] == 7
@@ -138,6 +163,44 @@ def test_every_image_below_a_folder_is_listed_in_order(tmp_path: Path) -> None:
 def test_folder_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing: no image files \(\.png"):
         list_images(tmp_path / "nothing")
+
+
+def test_dicom_files_without_an_ending_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "README").write_bytes(b"text")
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["IM0001"]
+
+
+def test_listed_items_have_the_same_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(
+        tmp_path, {"test": [{"image": "a.png", "organ": "breast", "frame": 2}, {"image": "b.png", "frame": 0}]}
+    )
+    assert [sorted(item) for item in list_images(tmp_path, path)] == [["frame", "image"]] * 2
+    assert "inference takes the middle frame" in caplog.text
+
+
+def test_results_repeat_folders_only_where_names_repeat(tmp_path: Path) -> None:
+    for name in ("one/a.png", "two/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    assert results_root(tmp_path) == ""
+    (tmp_path / "two" / "a.nii.gz").write_bytes(b"x")
+    assert results_root(tmp_path) == str(tmp_path)
+    (tmp_path / "two" / "a.bmp").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"two/a\.bmp and a\.nii\.gz would have one name"):
+        results_root(tmp_path)
+    assert results_root(tmp_path / "nowhere") == ""
+
+
+def test_a_mistyped_folder_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; correct dataset_dir"):
+        load_sections(tmp_path / "nowhere", synthetic_dir=tmp_path)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(load_sections(tmp_path, synthetic_dir=tmp_path)["training"]) == 6
 
 
 def test_section_of_a_datalist_is_listed(tmp_path: Path) -> None:

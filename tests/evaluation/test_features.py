@@ -77,6 +77,13 @@ def test_the_encoder_is_handed_back_in_its_mode():
         assert net.training is training and net.blocks[0].training is training
 
 
+def test_a_partly_frozen_encoder_stays_so():
+    net = small_vit().train()
+    net.blocks[0].eval()
+    extract_features(net, [torch.rand(1, 1, 32, 32)])
+    assert net.training and not net.blocks[0].training
+
+
 def test_reduced_precision_gives_nearly_the_same_features_in_float32():
     net, images = small_vit(), [torch.rand(2, 1, 32, 32)]
     full, half = extract_features(net, images)["features"], extract_features(net, images, amp=True)["features"]

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn as nn
@@ -204,6 +206,16 @@ def test_a_baseline_starts_from_weights_but_for_layers_of_other_classes(tmp_path
     same = [name for name, value in source.state_dict().items() if value.shape == other[name].shape]
     assert len(other) > len(same) > 0
     assert all(torch.equal(other[name], source.state_dict()[name]) for name in same)
+
+
+def test_segvit_is_trained_by_its_own_loss():
+    spec = NetworkSpec("usfm_vit_tiny", head="segvit", options=TINY)
+    net = spec.build("segmentation", 2, (32, 32))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    recipe = Recipe(steps=2, batch_size=2, evaluations=1)
+    found = fine_tune(net, "segmentation", squares(24, 0, "a"), range(4), squares(4, 1, "b"), recipe, spec, 0)
+    assert found["steps"] == 2 and math.isfinite(found["final_loss"])
+    assert any(not torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
 def test_a_damaged_file_for_a_baseline_is_named(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
+from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandGaussianNoised
 
 from monai_usfm.handlers import BestCheckpoint, EpochSeed, ExportWeights, ResumableCheckpoint, save_atomically
@@ -124,12 +125,47 @@ def test_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> Non
         trainer.run()
 
 
-def test_finished_run_says_that_there_is_nothing_to_do(tmp_path: Path) -> None:
-    trainer, _, _ = make_trainer(tmp_path, 1, resume=False)
+def test_a_run_killed_after_its_last_epoch_still_exports(tmp_path: Path) -> None:
+    trainer, _, network = make_trainer(tmp_path, 2, resume=False)
     trainer.run()
-    trainer, _, _ = make_trainer(tmp_path, 1, resume=True)
-    with pytest.raises(RuntimeError, match="reached epoch 1 of 1; raise max_epochs"):
-        trainer.run()
+    trainer, losses, other = make_trainer(tmp_path, 2, resume=True)
+    ExportWeights(str(tmp_path / "model.pt"), other).attach(trainer)
+    trainer.run()
+    assert not losses
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_run_beyond_the_last_epoch_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, 2, resume=False)[0].run()
+    with pytest.raises(RuntimeError, match="reached epoch 2, beyond max_epochs 1: raise max_epochs"):
+        make_trainer(tmp_path, 1, resume=True)[0].run()
+
+
+def test_a_run_that_is_made_longer_follows_the_longer_schedule(tmp_path: Path) -> None:
+    def rates(folder: Path, epochs: int, resume: bool) -> list[float]:
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        schedule = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=epochs)
+        found: list[float] = []
+
+        def step(*_: object) -> None:
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+
+        engine = Engine(step)
+        ResumableCheckpoint(
+            str(folder / "last.pt"), {"optimizer": optimizer, "lr_scheduler": schedule}, resume=resume
+        ).attach(engine)
+        engine.run([0], max_epochs=epochs)
+        return found
+
+    whole = rates(tmp_path / "whole", 8, False)
+    rates(tmp_path / "longer", 4, False)
+    longer = rates(tmp_path / "longer", 8, True)
+    assert longer == pytest.approx(whole[4:])
+    assert longer == sorted(longer, reverse=True)
 
 
 def evaluated(handler: BestCheckpoint, value: float) -> None:
@@ -167,6 +203,16 @@ def test_best_value_survives_a_restart(tmp_path: Path) -> None:
     before = (tmp_path / "best.pt").read_bytes()
     evaluated(second, 0.5)
     assert (tmp_path / "best.pt").read_bytes() == before
+
+
+def test_the_best_file_of_an_earlier_run_is_not_exported(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 2)
+    save_atomically({"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, tmp_path / "best.pt")
+    engine = Engine(lambda *_: None)
+    ExportWeights(str(tmp_path / "model.pt"), network, str(tmp_path / "best.pt")).attach(engine)
+    engine.run([0], max_epochs=1)
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.equal(exported["weight"], network.weight)
 
 
 def test_export_takes_the_best_file_over_the_last_state(tmp_path: Path) -> None:

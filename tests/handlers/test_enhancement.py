@@ -106,6 +106,12 @@ def test_scores_are_those_of_an_independent_computation():
     assert scores["quality"] == pytest.approx(EnhancementQualityMetric()(image[None], y).item())
 
 
+def test_volumes_thinner_than_the_windows_are_scored():
+    volume = torch.rand(1, 6, 24, 24, generator=torch.Generator().manual_seed(0))
+    scores = score_enhancement(volume, volume)
+    assert scores["ssim"] == pytest.approx(1.0) and scores["lncc"] == pytest.approx(1.0, abs=1e-4)
+
+
 def test_without_masks_contrast_is_not_a_number_and_structure_is():
     target, _ = scene()
     scores = score_enhancement(target, target)

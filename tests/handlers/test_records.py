@@ -78,6 +78,14 @@ def test_rows_survive_when_the_epoch_is_restored_after_the_table_was_attached(tm
     assert [row["epoch"] for row in rows(tmp_path / "metrics.csv")] == ["1", "2", "3"]
 
 
+def test_a_resumed_table_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    train(tmp_path / "whole", [1.0] * 6, 3)
+    train(tmp_path / "cut", [1.0] * 2, 1)
+    train(tmp_path / "cut", [1.0] * 6, 3, done=1)
+    whole, cut = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "cut"))
+    assert [{**row, "seconds": ""} for row in cut] == [{**row, "seconds": ""} for row in whole]
+
+
 def test_new_run_starts_a_new_table(tmp_path: Path) -> None:
     train(tmp_path, [1.0] * 6, 3)
     train(tmp_path, [9.0] * 2, 1)

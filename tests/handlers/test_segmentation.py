@@ -113,6 +113,13 @@ def test_report_is_in_mm_where_the_spacing_is_known(tmp_path: Path) -> None:
     assert summary["class_1"]["dice_std"] == pytest.approx(1 / 12)
 
 
+def test_millimetres_of_the_image_serve_a_label_without(tmp_path: Path) -> None:
+    case = item(3, "a.dcm", UNKNOWN)
+    case["image"] = MetaTensor(torch.zeros(1, 40, 40), meta={"filename_or_obj": "a.dcm", **KNOWN})
+    table, _ = report(tmp_path, [case])
+    assert (table[0]["unit"], float(table[0]["hd95"])) == ("mm", pytest.approx(0.75))
+
+
 def test_report_is_in_pixels_where_no_spacing_is_known(tmp_path: Path) -> None:
     table, summary = report(tmp_path, [item(3, "a.png", UNKNOWN)])
     assert (table[0]["unit"], float(table[0]["hd95"])) == ("px", 3.0)

@@ -210,6 +210,13 @@ def test_every_objective_overfits_one_image(dims, size, patch, make):
     assert model.reconstruct(image).shape == image.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_network_may_be_of_another_precision(dtype):
+    model = MaskedImageModel(tiny()).to(dtype)
+    out = model(torch.rand(2, 1, 32, 48, dtype=dtype))
+    assert out["loss"].isfinite() and out["prediction"].isfinite().all()
+
+
 def test_pretraining_runs_in_bf16_and_its_loss_is_close():
     torch.manual_seed(0)
     model = MaskedImageModel(tiny())

@@ -79,6 +79,14 @@ def test_fov_aware_masks_spend_no_token_outside_and_score_none_there():
     assert keep.shape[1] == int(12 * 0.25)  # a quarter of what the smallest field of view holds
 
 
+def test_a_black_image_does_not_hide_the_others():
+    image = torch.full((3, 1, 64, 96), 0.4)
+    image[1] = 0.0
+    keep, _, counts = TokenMask("uniform", 0.75, fov_aware=True).split(image, (16, 16))
+    assert keep.shape[1] == int(24 * 0.25)
+    assert not counts[1].any() and counts[0].all() and counts[2].all()
+
+
 def test_coverage_is_the_share_of_each_patch():
     fov = torch.zeros(1, 1, 16, 32)
     fov[..., :8] = 1

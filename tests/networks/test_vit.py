@@ -370,7 +370,9 @@ def test_an_untrained_grid_of_one_token_works():
         assert torch.isfinite(net(image(net, 8, 8))).all()
 
 
-@pytest.mark.parametrize("change", ["in place", "load", "data", "train mode", "step", "zeroed step", "late step"])
+@pytest.mark.parametrize(
+    "change", ["in place", "load", "data", "data in place", "train mode", "step", "zeroed step", "late step"]
+)
 def test_the_cached_bias_follows_the_weights(change):
     bias = RelativePositionBias([3, 3], 2).eval()
     table = bias.relative_position_bias_table
@@ -384,6 +386,8 @@ def test_the_cached_bias_follows_the_weights(change):
         bias.load_state_dict({"relative_position_bias_table": table.detach() + 1.0})
     elif change == "data":
         table.data = table.data + 1.0
+    elif change == "data in place":  # as a mean teacher's weights are often written
+        table.data.add_(1.0)
     elif change == "train mode":
         bias.train()
         table.data.add_(1.0)
@@ -401,6 +405,21 @@ def test_the_cached_bias_follows_the_weights(change):
         after = bias([4, 4])
         assert (after - before).abs().min() > 0.5
         assert_same(after, bias._full([4, 4]), 0)
+
+
+@pytest.mark.parametrize("pos_embed", POSITIONS)
+def test_weights_of_another_grid_of_equal_length_are_refused(pos_embed):
+    wide, high = (vit("2d", pos_embed, img_size=size) for size in ((16, 32), (32, 16)))
+    if not any("native_grid" in name for name in wide.state_dict()):
+        pytest.skip("positions are computed, not stored")
+    with pytest.raises(RuntimeError, match=r"weights are for a grid of \[\d, \d\] tokens, the network has"):
+        high.load_state_dict(wide.state_dict())
+    load_pretrained(high, wide.state_dict())  # resizes
+
+
+def test_an_empty_batch_gives_empty_features():
+    net = vit()
+    assert net(image(net)[:0]).shape == (0, *net(image(net)).shape[1:])
 
 
 def test_no_cache_is_used_where_gradients_are_wanted():

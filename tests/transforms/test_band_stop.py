@@ -329,3 +329,8 @@ def test_any_image_gives_a_finite_one_of_the_same_mean(shape, channels, dtype, l
 def test_an_image_that_has_no_spectrum_is_refused(image):
     with pytest.raises(ValueError, match=r"NaN|\(C, \*S\)"):
         FourierBandStop([(0.3, 0.6)])(image)
+
+
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+def test_integers_become_float_whether_or_not_a_ring_is_removed(prob):
+    assert RandFourierBandStop(prob)(torch.zeros(1, 8, 8, dtype=torch.uint8)).dtype == torch.float32

@@ -519,3 +519,13 @@ def test_impossible_ranges_are_refused(arguments):
 def test_a_psf_for_other_axes_is_refused():
     with pytest.raises(ValueError, match="psf_sigma"):
         SpeckleNoise(psf_sigma=(1.0, 2.0))(torch.rand(1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+@pytest.mark.parametrize("wrap", [torch.as_tensor, MetaTensor, lambda x: x.numpy()])
+def test_integers_become_float_and_do_not_wrap_around(dtype, wrap):
+    image = torch.full((1, 64, 64), 120, dtype=dtype)
+    out = SpeckleNoise(dynamic_range_db=None).set_random_state(0)(wrap(image))
+    expected = SpeckleNoise(dynamic_range_db=None).set_random_state(0)(image.float())
+    assert out.max() > 255 and torch.as_tensor(out).dtype == torch.float32
+    torch.testing.assert_close(torch.as_tensor(out).as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))

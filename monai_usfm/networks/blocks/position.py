@@ -218,7 +218,14 @@ class _GridTable(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Files that say nothing about the grid load as before; the shape of the table is checked anyway.
-        state_dict.setdefault(prefix + "native_grid", torch.tensor(self.grid))
+        grid = state_dict.setdefault(prefix + "native_grid", torch.tensor(self.grid))
+        if grid.tolist() != self.grid:  # tables of 7 x 14 and 14 x 7 tokens have one shape
+            errors = args[-1]
+            errors.append(
+                f"{prefix}native_grid: the weights are for a grid of {grid.tolist()} tokens, the network has "
+                f"{self.grid}; build it with their img_size, or use load_pretrained, which resizes."
+            )
+            return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -279,17 +286,16 @@ class RelativePositionBias(_GridTable):
         table = self.relative_position_bias_table
         if torch.compiler.is_compiling():
             return self._full(grid)
-        if self.training or torch.is_grad_enabled() or table.grad is not None:
-            # Fused optimisers write without raising the version below: keep nothing while one may be at work.
+        if self.training or torch.is_grad_enabled() or table.device.type != "cpu":
+            # A GPU assembles it quickly, and would have to wait for the comparison below.
             self.__dict__.pop("_cache", None)
             return self._full(grid)
-        # The version counter of the parameter tells whether a loader has written to it since.
-        key = (tuple(grid), table.device, table.dtype, table.data_ptr(), table._version)
-        cached = self.__dict__.get("_cache")
-        if cached is None or cached[0] != key:
-            cached = (key, self._full(grid))
-            self.__dict__["_cache"] = cached
-        return cached[1]
+        # Compared by value: no counter tells of all ways to write to a parameter (`.data`, fused optimisers).
+        grid_then, table_then, bias = self.__dict__.get("_cache", (None, None, None))
+        if grid_then != grid or table_then.dtype != table.dtype or not torch.equal(table_then, table):
+            bias = self._full(grid)
+            self.__dict__["_cache"] = (list(grid), table.detach().clone(), bias)
+        return bias
 
     def train(self, mode: bool = True) -> "RelativePositionBias":
         """Switch the mode; a bias kept from before training is forgotten."""

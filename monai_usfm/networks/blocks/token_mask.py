@@ -139,8 +139,11 @@ class TokenMask:
         if self.fov_aware:
             inside = self.inside(image, patch_size)
             noise = torch.where(inside, noise, torch.inf)
-            # All samples of a batch keep equally many tokens: what the smallest field of view affords.
-            visible = max(1, min(visible, int(inside.sum(1).min().item() * (1 - self.ratio))))
+            # All samples of a batch keep equally many tokens: what the smallest field of view affords. A black image
+            # has none and teaches nothing; it is no reason to hide the others.
+            sizes = inside.sum(1)
+            smallest = int(torch.where(sizes > 0, sizes, total).min().item())
+            visible = max(1, min(visible, int(smallest * (1 - self.ratio))))
         order = torch.argsort(noise, dim=1, stable=True)
         keep, hidden = order[:, :visible], order[:, visible:]
         counts = torch.ones_like(hidden, dtype=torch.float32)

@@ -60,10 +60,10 @@ class Attention(nn.Module):
         if self.q_bias is not None and self.v_bias is not None:
             bias_qkv = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias_qkv)
-        batch, count = x.shape[0], x.shape[1]
-        q, k, v = qkv.reshape(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        batch, count, width = x.shape[0], x.shape[1], x.shape[2]
+        q, k, v = qkv.reshape(batch, count, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         attended = dot_product_attention(q[:, :, first_query:], k, v, bias)
-        return self.proj(attended.transpose(1, 2).reshape(batch, count - first_query, -1))
+        return self.proj(attended.transpose(1, 2).reshape(batch, count - first_query, width))
 
 
 class MLP(nn.Module):

@@ -173,7 +173,7 @@ class MaskedImageModel(nn.Module):
         """
         corrupted, mask, score = self.corrupt(image, noise)
         grid = self.encoder.token_grid(image)
-        tokens = self.encoder.patch_embed(corrupted)
+        tokens = self.encoder.patch_embed(corrupted.to(image.dtype))
         if self.mask_token is not None:
             tokens = torch.where(mask.unsqueeze(-1) > 0, self.mask_token.to(tokens.dtype), tokens)
         latent = self.encoder.encode(tokens, grid)
