@@ -15,16 +15,14 @@ speckle SNR equals that of the enhanced image.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from monai.networks.layers import GaussianFilter
 
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.evaluation.report import markdown_table
 from monai_usfm.metrics import CNRMetric, FWHMMetric, GeneralizedCNRMetric, SpeckleSNRMetric
+from monai_usfm.transforms import gaussian_blur
 
 COLUMNS = ("", "CNR", "gCNR", "speckle SNR", "width along rows", "width along columns")
 
@@ -49,13 +47,6 @@ def mask_of(region: tuple[float, float, float], size: tuple[int, int]) -> torch.
     return (((y - row) ** 2 + (x - column) ** 2) <= radius**2)[None, None].float()
 
 
-def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of (1, 1, H, W), edges repeated."""
-    margin = math.ceil(4 * sigma) + 1
-    padded = F.pad(image, [margin] * 4, mode="replicate")
-    return GaussianFilter(2, sigma)(padded)[..., margin:-margin, margin:-margin]
-
-
 def blur_as_smooth(image: torch.Tensor, region: torch.Tensor, snr: float, metric: SpeckleSNRMetric) -> float:
     """Sigma in pixels at which the speckle SNR of the blurred image is ``snr``; 0 if the image is as smooth already."""
     low, high = 0.0, 20.0
@@ -63,7 +54,7 @@ def blur_as_smooth(image: torch.Tensor, region: torch.Tensor, snr: float, metric
         return 0.0
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(metric(blur(image, middle), region)) < snr else (low, middle)
+        low, high = (middle, high) if float(metric(gaussian_blur(image, middle), region)) < snr else (low, middle)
     return (low + high) / 2
 
 
@@ -86,7 +77,11 @@ def main() -> None:
     wire = mask_of(args.wire, size) if args.wire else None
     speckle = SpeckleSNRMetric(args.dynamic_range_db)
     sigma = blur_as_smooth(before, background, float(speckle(after, background)), speckle)
-    images = {"image": before, "enhanced": after, f"blur, sigma {sigma:.2f}": blur(before, sigma) if sigma else before}
+    images = {
+        "image": before,
+        "enhanced": after,
+        f"blur, sigma {sigma:.2f}": gaussian_blur(before, sigma) if sigma else before,
+    }
     rows = []
     for name, image in images.items():
         values = [CNRMetric()(image, both), GeneralizedCNRMetric()(image, both), speckle(image, background)]

@@ -122,7 +122,8 @@ def apply_band_stop(image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Multiply the spectrum of ``image`` by ``keep`` and transform back.
 
     Args:
-        image: ``(..., *S)``; 1D, 2D or 3D.
+        image: ``(..., *S)``; 1D, 2D or 3D. A volume needs a leading axis, ``(C, D, H, W)``: without one it cannot be
+            told from a batch of lines ``(B, C, L)``, and is taken for that.
         keep: factors for the half spectrum: either ``(*half)`` with ``half = (*S[:-1], S[-1] // 2 + 1)``, one for all
             leading axes of the image, or, with as many axes as a batch ``(B, C, *S)``, ``(B or 1, C or 1, *half)``.
 
