@@ -16,8 +16,10 @@ import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
+from monai.utils import version_leq
 from PIL import Image
 
+import monai_usfm
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.networks import encoder_arguments
 
@@ -238,6 +240,7 @@ def test_metadata_fits_the_schema_and_the_changelog(repository, tmp_path, bundle
     meta = repository / "bundles" / f"usfm_{bundle}" / "configs" / "metadata.json"
     content = json.loads(meta.read_text())
     assert content["version"] == next(iter(content["changelog"]))  # newest first
+    assert version_leq(content["required_packages_version"]["monai_usfm"], monai_usfm.__version__)
     schema = repository.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
     if not schema.is_file():
         pytest.skip("no copy of the schema beside the checkout")
