@@ -80,7 +80,7 @@ def main() -> None:
     images = {
         "image": before,
         "enhanced": after,
-        f"blur, sigma {sigma:.2f}": gaussian_blur(before, sigma) if sigma else before,
+        f"blur, sigma {sigma:.2f}": gaussian_blur(before, sigma),
     }
     rows = []
     for name, image in images.items():

@@ -484,10 +484,15 @@ def file_format(path: PathLike) -> str:
     for kind, suffixes in _FORMATS.items():
         if name.endswith(suffixes):
             return kind
-    with open(file, "rb") as stream:  # DICOM exports often have no ending, or the last number of a UID as one
-        if stream.read(132)[128:] == b"DICM":
-            return "dicom"
+    if has_dicom_mark(file):
+        return "dicom"
     raise UnreadableImageError(path, f"unsupported file type; supported are {', '.join(SUPPORTED_SUFFIXES)}.")
+
+
+def has_dicom_mark(path: PathLike) -> bool:
+    """Whether a file says inside that it is DICOM: exports often have no ending, or the last number of a UID as one."""
+    with open(path, "rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
 
 
 def grey_from_rgb(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_usfm.data.datalist import check_patient_leak, load_datalist
-from monai_usfm.data.loading import SUPPORTED_SUFFIXES
+from monai_usfm.data.loading import SUPPORTED_SUFFIXES, has_dicom_mark
 from monai_usfm.data.synthetic import write_synthetic_dataset
 
 __all__ = ["list_images", "load_sections", "results_root"]
@@ -111,19 +111,16 @@ def list_images(
         shared = set.intersection(*(set(item) for item in items))
         return [{key: value for key, value in item.items() if key in shared} for item in items]
     folder = Path(str(dataset_dir))
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_image(p))
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and (p.name.lower().endswith(SUPPORTED_SUFFIXES) or has_dicom_mark(p))
+    )
     if not files:
         raise FileNotFoundError(
             f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); give the folder that holds them."
         )
     return [{"image": str(file)} for file in files]
-
-
-def _is_image(path: Path) -> bool:
-    if path.name.lower().endswith(SUPPORTED_SUFFIXES):
-        return True
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def results_root(
