@@ -44,12 +44,14 @@ from monai_usfm.evaluation import (
     FineTuning,
     NetworkSpec,
     Recipe,
+    add_patient_options,
     add_patients,
     dense_linear_probe,
     extract_features,
     label_subsets,
     linear_probe,
     load_cases,
+    patients_of,
 )
 from monai_usfm.evaluation.report import conditions_of_run, markdown_table, save_figure
 from monai_usfm.files import write_csv, write_text_atomically
@@ -320,7 +322,7 @@ def load_judges(args: argparse.Namespace) -> Judges:
     folder = args.labelled.parent
     splits = {}
     for section in ("training", "validation", "test"):
-        items = add_patients(load_datalist(args.labelled, folder, section), folder, args.patient_table)
+        items = add_patients(load_datalist(args.labelled, folder, section), folder, **patients_of(args))
         splits[section] = items
     published = folder / "label_fractions.json"
     subsets = label_subsets(splits["training"], FRACTIONS, published if published.is_file() else None, folder)
@@ -466,7 +468,7 @@ def main() -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder the paths of --datalist start from")
     parser.add_argument("--datalist", type=Path, required=True, help="images to pretrain on")
     parser.add_argument("--labelled", type=Path, required=True, help="datalist of the judges: label and class")
-    parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id of --labelled")
+    add_patient_options(parser)
     parser.add_argument("--also", type=Path, help="a second datalist for the dense probe; items name their patient")
     parser.add_argument("--also_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=tuple(ARMS), help="default: all")

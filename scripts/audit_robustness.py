@@ -25,7 +25,14 @@ from monai.bundle import ConfigParser
 from monai.transforms import Resize
 
 from monai_usfm.data import LoadUltrasound, load_datalist
-from monai_usfm.evaluation import ClassRobustnessRow, add_patients, audit_class_robustness, audit_robustness
+from monai_usfm.evaluation import (
+    ClassRobustnessRow,
+    add_patient_options,
+    add_patients,
+    audit_class_robustness,
+    audit_robustness,
+    patients_of,
+)
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
 from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.networks.weights import read_checkpoint
@@ -74,8 +81,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--datalist", type=Path, required=True, help="with image and label or class")
     parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--section", default="test")
-    parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id")
-    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+    add_patient_options(parser)
     parser.add_argument("--checkpoint", type=Path, help="weights; default models/model.pt in the bundle")
     parser.add_argument("--set", nargs="*", default=[], metavar="ID=VALUE", help="further settings of inference.json")
     parser.add_argument("--limit", type=int, help="use only so many images, evenly chosen")
@@ -102,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     items = load_datalist(args.datalist, folder, args.section)
     if args.limit:
         items = items[:: -(-len(items) // args.limit)]
-    items = add_patients(items, folder, args.patient_table, pattern=args.patient_pattern)
+    items = add_patients(items, folder, **patients_of(args))
     predict, num_classes = predictor(config, torch.device(args.device)), config.get_parsed_content("num_classes")
     read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
     images, patients = [read(item["image"]).as_tensor() for item in items], [item["patient"] for item in items]

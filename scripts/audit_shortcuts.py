@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from monai_usfm.data import load_datalist
-from monai_usfm.evaluation import add_patients, audit_shortcuts, load_cases
+from monai_usfm.evaluation import add_patient_options, add_patients, audit_shortcuts, load_cases, patients_of
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
 from monai_usfm.files import write_csv, write_text_atomically
 
@@ -29,8 +29,7 @@ def main() -> None:
     parser.add_argument("--datalist", type=Path, required=True)
     parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--section", default="test")
-    parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id")
-    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+    add_patient_options(parser)
     parser.add_argument("--size", type=int, nargs="+", default=(224, 224), help="pixels (H, W) or (D, H, W)")
     parser.add_argument("--limit", type=int, help="use only so many images, for a trial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -39,7 +38,7 @@ def main() -> None:
 
     folder = args.dataset_dir or args.datalist.parent
     items = load_datalist(args.datalist, folder, args.section)[: args.limit]
-    cases = load_cases(add_patients(items, folder, args.patient_table, pattern=args.patient_pattern), args.size)
+    cases = load_cases(add_patients(items, folder, **patients_of(args)), args.size)
     model = torch.jit.load(args.model, map_location=args.device).eval()
     audit = audit_shortcuts(
         lambda x: model(x.to(args.device)), cases.images.float() / 255, cases.classes, cases.patients

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from monai_usfm.data import load_datalist
-from monai_usfm.evaluation import LeakError, add_patients, check_leaks
+from monai_usfm.evaluation import LeakError, add_patient_options, add_patients, check_leaks, patients_of
 from monai_usfm.evaluation.fine_tuning import NetworkSpec
 from monai_usfm.files import write_csv
 
@@ -33,8 +33,7 @@ def main() -> int:
     parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--test_datalist", type=Path, help="JSON with validation and test; default: the same")
     parser.add_argument("--test_dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
-    parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id, of both lists")
-    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+    add_patient_options(parser)
     parser.add_argument("--max_bits", type=int, default=40, help="largest distance of two hashes that is a copy")
     parser.add_argument("--encoder", help="usfm_vit_tiny, usfm_vit_small or usfm_vit_base: compare features too")
     parser.add_argument("--weights", help="weights of the encoder")
@@ -49,7 +48,7 @@ def main() -> int:
     test = sections(test_list, test_dir, ["validation", "test"])
     if args.patient_table or args.patient_pattern:
         base = test_dir or test_list.parent
-        train, test = (add_patients(i, base, args.patient_table, pattern=args.patient_pattern) for i in (train, test))
+        train, test = (add_patients(items, base, **patients_of(args)) for items in (train, test))
     encoder = None
     if args.encoder:
         spec = NetworkSpec(args.encoder, args.weights)

@@ -26,10 +26,12 @@ from monai_usfm.evaluation import (
     FineTuning,
     NetworkSpec,
     Recipe,
+    add_patient_options,
     add_patients,
     choose_learning_rate,
     label_subsets,
     load_cases,
+    patients_of,
     run_label_efficiency,
     summarise_label_efficiency,
 )
@@ -84,8 +86,7 @@ def main() -> None:
     parser.add_argument("--datalist", type=Path, required=True, help="JSON with training, validation and test")
     parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--label_fractions", type=Path, help="the data set's own parts; default: beside the datalist")
-    parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id")
-    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+    add_patient_options(parser)
     parser.add_argument("--num_classes", type=int, default=2, help="with background in segmentation")
     parser.add_argument("--size", type=int, nargs="+", default=(128, 128), help="pixels (H, W) or (D, H, W)")
     parser.add_argument("--pretrained", nargs="*", default=[], help="weights to start from, or name=weights, several")
@@ -118,9 +119,7 @@ def main() -> None:
 
     folder = args.dataset_dir or args.datalist.parent
     splits = {
-        section: add_patients(
-            load_datalist(args.datalist, folder, section), folder, args.patient_table, pattern=args.patient_pattern
-        )
+        section: add_patients(load_datalist(args.datalist, folder, section), folder, **patients_of(args))
         for section in ("training", "validation", "test")
     }
     published = args.label_fractions or args.datalist.parent / "label_fractions.json"

@@ -26,6 +26,7 @@ from monai_usfm.evaluation import (
     CaseSet,
     NetworkSpec,
     ProbeResult,
+    add_patient_options,
     add_patients,
     attentive_probe,
     bootstrap_interval,
@@ -35,6 +36,7 @@ from monai_usfm.evaluation import (
     knn_probe,
     linear_probe,
     load_cases,
+    patients_of,
 )
 from monai_usfm.evaluation.report import conditions_of_run, markdown_table, save_figure
 from monai_usfm.files import write_csv, write_text_atomically
@@ -94,8 +96,7 @@ def main() -> None:
     parser.add_argument("--datalist", type=Path, required=True, help="JSON with training and test")
     parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--section", default="test", help="the split to score; validation while choosing settings")
-    parser.add_argument("--patient_table", type=Path, help="CSV with image and patient_id")
-    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+    add_patient_options(parser)
     parser.add_argument("--encoders", nargs="+", required=True, help="name=weights for each, or random")
     parser.add_argument("--network", default="usfm_vit_tiny", help="usfm_vit_tiny, usfm_vit_small or usfm_vit_base")
     parser.add_argument("--encoder_options", default="{}", help='JSON, for example {"pos_embed": "sincos"}')
@@ -113,7 +114,7 @@ def main() -> None:
     cases = {}
     for section in ("training", args.section):
         items = load_datalist(args.datalist, folder, section)[: args.limit]
-        items = add_patients(items, folder, args.patient_table, pattern=args.patient_pattern)
+        items = add_patients(items, folder, **patients_of(args))
         cases[section] = load_cases(items, args.size, "dense" in args.probes, args.num_label_classes)
 
     rows: list[dict[str, Any]] = []

@@ -77,7 +77,7 @@ def load_datalist(
             )
         items.append({key: _resolved(base, key, value) for key, value in item.items()})
     if check_files:
-        missing = [path for item in items for key, value in item.items() for path in _paths(key, value, base)]
+        missing = [path for item in items for key, value in item.items() for path in _paths(key, value)]
         missing = [path for path in dict.fromkeys(missing) if not Path(path).exists()]
         if missing:
             raise FileNotFoundError(
@@ -194,7 +194,7 @@ def _resolved(base: Path, key: str, value: Any) -> Any:
     return str(base / value) if _is_file_name(key, value) else value
 
 
-def _paths(key: str, value: Any, base: Path) -> list[str]:
+def _paths(key: str, value: Any) -> list[str]:
     """File names in a resolved value."""
     values = value if isinstance(value, list) else [value]
     return [entry for entry in values if _is_file_name(key, entry)]

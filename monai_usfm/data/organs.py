@@ -21,7 +21,7 @@ FLUID = {"echo": -45.0, "attenuation": 0.03, "impedance": -0.4}
 BLOOD = {"echo": -30.0, "attenuation": 0.18, "impedance": -0.3}
 
 
-def _lesion(p: Phantom, center: tuple[float, float], size: float, malignant: bool, clearance: float = 1e9) -> None:
+def _lesion(p: Phantom, center: tuple[float, float], size: float, malignant: bool) -> None:
     """A regular, through-transmitting lesion or an irregular, shadowing one."""
     if malignant:
         radii = (size * p.uniform(0.65, 0.95), size * p.uniform(0.8, 1.15), size * p.uniform(0.7, 1.0))

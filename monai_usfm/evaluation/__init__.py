@@ -4,7 +4,14 @@
 
 from __future__ import annotations
 
-from monai_usfm.evaluation.cases import CaseSet, add_patients, load_cases, restore_size
+from monai_usfm.evaluation.cases import (
+    CaseSet,
+    add_patient_options,
+    add_patients,
+    load_cases,
+    patients_of,
+    restore_size,
+)
 from monai_usfm.evaluation.features import extract_features
 from monai_usfm.evaluation.fine_tuning import FineTuning, NetworkSpec, Recipe, augment, choose_learning_rate
 from monai_usfm.evaluation.label_efficiency import (
@@ -74,6 +81,7 @@ __all__ = [
     "RobustnessRow",
     "ShortcutAudit",
     "ShortcutRow",
+    "add_patient_options",
     "add_patients",
     "attentive_probe",
     "audit_class_robustness",
@@ -101,6 +109,7 @@ __all__ = [
     "paired_bootstrap",
     "paired_test",
     "patient_means",
+    "patients_of",
     "plant_calipers",
     "plant_text",
     "restore_size",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 
 from monai_usfm.data import LoadUltrasound
 
-__all__ = ["CaseSet", "add_patients", "load_cases", "restore_size"]
+__all__ = ["CaseSet", "add_patient_options", "add_patients", "load_cases", "patients_of", "restore_size"]
 
 
 @dataclass
@@ -123,6 +124,18 @@ def restore_size(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         maps = maps.narrow(axis + 1, start, length)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     return F.interpolate(maps[None].float(), size=tuple(shape), mode=mode, align_corners=False)[0]
+
+
+def add_patient_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a script for the arguments of :func:`add_patients`; ``patients_of(args)`` hands them over."""
+    parser.add_argument("--patient_table", type=Path, help="CSV file with a column image and one of patients")
+    parser.add_argument("--patient_column", default="patient_id", help="the column of patients")
+    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+
+
+def patients_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of :func:`add_patients` from the options of :func:`add_patient_options`."""
+    return {"table": args.patient_table, "column": args.patient_column, "pattern": args.patient_pattern}
 
 
 def add_patients(

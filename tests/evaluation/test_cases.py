@@ -4,13 +4,22 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from monai_usfm.data import load_datalist
-from monai_usfm.evaluation import add_patients, extract_features, load_cases, restore_size
+from monai_usfm.evaluation import (
+    add_patient_options,
+    add_patients,
+    extract_features,
+    load_cases,
+    patients_of,
+    restore_size,
+)
 
 
 def write_case(folder, name: str, shape: tuple[int, int], box: tuple[slice, slice]) -> dict:
@@ -62,6 +71,18 @@ def test_patients_come_from_a_table_or_a_pattern(tmp_path):
     assert [i["patient"] for i in add_patients(items, tmp_path, pattern=r"p(\d+)")] == ["12", "x"]
     with pytest.raises(ValueError, match=r"p12-left\.png is not known"):
         add_patients(items, tmp_path)
+
+
+def test_options_of_scripts_name_the_column_of_a_table(tmp_path):
+    items = [{"image": str(tmp_path / "a.png")}]
+    table = tmp_path / "labels.csv"
+    table.write_text("image,subject_id\na.png,5\n")
+    parser = argparse.ArgumentParser()
+    add_patient_options(parser)
+    args = parser.parse_args(["--patient_table", str(table), "--patient_column", "subject_id"])
+    assert [i["patient"] for i in add_patients(items, tmp_path, **patients_of(args))] == ["5"]
+    with pytest.raises(ValueError, match="the columns image and patient_id, it has image, subject_id"):
+        add_patients(items, tmp_path, **patients_of(parser.parse_args(["--patient_table", str(table)])))
 
 
 def test_cases_feed_the_feature_extraction(tmp_path):
