@@ -82,6 +82,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset_dir", type=Path, help="folder its paths start from; default: that of the file")
     parser.add_argument("--section", default="test")
     add_patient_options(parser)
+    parser.add_argument("--label_values", type=int, nargs="+", help="file values of the classes; default: 0, 1, ...")
     parser.add_argument("--checkpoint", type=Path, help="weights; default models/model.pt in the bundle")
     parser.add_argument("--set", nargs="*", default=[], metavar="ID=VALUE", help="further settings of inference.json")
     parser.add_argument("--limit", type=int, help="use only so many images, evenly chosen")
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             predict, images, [int(item["class"]) for item in items], patients, lesions
         )
     else:
-        to_indices = LabelIndices(num_classes)
+        to_indices = LabelIndices(num_classes, args.label_values)
         labels = [to_indices(read_label(item["label"]))[0].as_tensor().long() for item in items]
         audit = audit_robustness(predict, images, labels, patients, num_classes)
         audit.save_picture(args.output / "robustness.png")

@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--label_fractions", type=Path, help="the data set's own parts; default: beside the datalist")
     add_patient_options(parser)
     parser.add_argument("--num_classes", type=int, default=2, help="with background in segmentation")
+    parser.add_argument("--label_values", type=int, nargs="+", help="file values of the classes; default: 0, 1, ...")
     parser.add_argument("--size", type=int, nargs="+", default=(128, 128), help="pixels (H, W) or (D, H, W)")
     parser.add_argument("--pretrained", nargs="*", default=[], help="weights to start from, or name=weights, several")
     parser.add_argument("--frozen", action="store_true", help="also with the encoders, pretrained and not, frozen")
@@ -126,7 +127,10 @@ def main() -> None:
     published = published if published.is_file() else None
     subsets = label_subsets(splits["training"], args.fractions, published, folder)
     with_label = args.task == "segmentation"
-    cases = {name: load_cases(items, args.size, with_label, args.num_classes) for name, items in splits.items()}
+    cases = {
+        name: load_cases(items, args.size, with_label, args.num_classes, args.label_values)
+        for name, items in splits.items()
+    }
     tuning = FineTuning(
         args.task,
         *cases.values(),

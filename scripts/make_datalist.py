@@ -7,6 +7,11 @@
 
 Every file is read once. What cannot be read is listed with the reason and left out. Files of one patient, identical
 files and near-identical pictures (frames of one cine, re-exports) form a group, and no group crosses a split.
+
+Masks are found by their folder or name, whichever way public data sets have: ``masks/a.png``, ``test-mask/a.jpg`` for
+``test-image/a.jpg``, ``a_mask.png`` and ``a_mask_1.png`` (joined), ``Masks/mask_1.png`` for ``Images/bus_1.png``.
+Where folders name the splits (train, val, test), ``--split folders`` keeps them; ``--classes benign,malignant`` takes
+classes from folders.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +41,22 @@ from monai_usfm.data.loading import SUPPORTED_SUFFIXES, file_format
 from monai_usfm.data.sections import SPLITS
 from monai_usfm.files import write_text_atomically
 
-LABEL_FOLDERS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "gt"}
-IMAGE_FOLDERS = {"image", "images", "img", "imgs", "frame", "frames", "data", "train", "training", "val", "test", "png"}
-LABEL_ENDINGS = ("_mask", "-mask", "_label", "-label", "_seg", "-seg", "_segmentation", "_annotation", "_gt")
+LABEL_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "seg"}
+LABEL_WORDS |= {"gt", "groundtruth", "ground", "truth"}
+IMAGE_WORDS = {"image", "images", "img", "imgs", "frame", "frames", "data", "original", "originals"}
+IMAGE_WORDS |= {"png", "jpg", "jpeg", "bmp", "tif", "nii", "nifti", "mha", "nrrd", "dicom"}
+SPLIT_WORDS = {"train": "training", "training": "training", "trainval": "training", "tr": "training"}
+SPLIT_WORDS |= {"val": "validation", "valid": "validation", "validation": "validation", "dev": "validation"}
+SPLIT_WORDS |= {"test": "test", "testing": "test", "ts": "test"}
+NO_ORGAN = {"set", "dataset", "database", *SPLIT_WORDS}
+LABEL_NAMES = "mask|label|annotation|segmentation|seg|gt"
+LABEL_ENDING = re.compile(rf"(?i)[ _-](?:{LABEL_NAMES})(?P<number>[ _-]?\d+)?$")
+LABEL_BEGINNING = re.compile(rf"(?i)^(?:{LABEL_NAMES})[ _-]+")
+FIRST_WORD = re.compile(r"^[A-Za-z]+[ _-]+")
 FOV_ENDINGS = ("_fov", "-fov")
 DEFAULT_PATIENT = r"^.*?\d+"
 FRAME_NAME = r"(?i)^(frame|slice|fr|t)[-_ ]?\d+$"
+VALIDATION_SHARE = 0.1  # of the training files, where folders name no validation split
 
 
 @dataclass
@@ -51,7 +67,7 @@ class Entry:
     root: Path  # the folder of the command line it lies in
     organ: str
     patient: str | None = None
-    label: Path | None = None
+    labels: list[Path] = field(default_factory=list)  # several masks of one image are joined
     fov: Path | None = None
     extra: dict = field(default_factory=dict)
     digest: str = ""
@@ -63,7 +79,7 @@ class Entry:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     started = time.perf_counter()
-    entries, others = find_images(options.folders)
+    entries, others, unpaired = find_images(options.folders, options.classes)
     if not entries:
         print(f"No image files in {', '.join(options.folders)}; supported are {', '.join(SUPPORTED_SUFFIXES)}.")
         return 1
@@ -75,12 +91,15 @@ def main(arguments: list[str] | None = None) -> int:
     name_patients(entries, options.patient_regex)
     readable = [entry for entry in entries if not entry.unreadable]
     groups, duplicates = group(readable, options.near_duplicate_bits)
-    sections = split(readable, groups, options.split, options.seed)
+    if options.split == "folders":
+        sections = split_by_folders(readable, groups, options.seed)
+    else:
+        sections = split(readable, groups, options.split, options.seed)
 
     output = Path(options.output)
     base = Path(options.dataset_dir) if options.dataset_dir else common_base(entries, output.resolve().parent)
     write(output, base, entries, sections, options)
-    report(entries, others, groups, duplicates, sections, base, output, options)
+    report(entries, others, unpaired, groups, duplicates, sections, base, output, options)
     print(f"Read {len(entries)} files in {read:.1f} s, {time.perf_counter() - started:.1f} s in all.")
     if not readable:
         print("None of the files is readable.", file=sys.stderr)
@@ -88,41 +107,104 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def find_images(folders: list[str]) -> tuple[list[Entry], int]:
-    """All image files, masks paired with their images, and the number of files of other types.
+def find_images(folders: list[str], classes: list[str] | None = None) -> tuple[list[Entry], int, list[Path]]:
+    """All image files, masks paired with their images; the number of files of other types; masks without an image.
 
     The organ is ``NAME`` of a ``NAME=FOLDER`` argument, else the first folder below FOLDER whose name says something,
     else FOLDER's own name.
     """
-    entries, others = [], 0
+    entries, others, unpaired = [], 0, []
     for argument in folders:
         organ, _, folder = argument.rpartition("=")
         root = Path(folder).resolve()
         if not root.is_dir():
             raise SystemExit(f"{folder}: no such folder.")
-        images, masks = [], {}
-        for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+        paths = [path for path in files if is_image(path)]
+        others += len(files) - len(paths)
+        masks = Masks(root, paths)
+        for path in masks.images:
             parts = path.relative_to(root).parts[:-1]
-            stem = plain_stem(path)
-            if not is_image(path):
-                others += 1
-            elif stem.lower().endswith(FOV_ENDINGS):
-                masks[path.parent, stem[:-4], "fov"] = path
-            elif any(part.lower() in LABEL_FOLDERS for part in parts) or stem.lower().endswith(LABEL_ENDINGS):
-                bare = next((stem[: -len(e)] for e in LABEL_ENDINGS if stem.lower().endswith(e)), stem)
-                masks[path.parent, bare, "label"] = path
-                masks.setdefault((path.parent, stem, "label"), path)
-            else:
-                images.append(path)
-        places = {place for place, _, kind in masks if kind == "label"}
-        for path in images:
-            named = [part for part in path.relative_to(root).parts[:-1] if part.lower() not in IMAGE_FOLDERS]
-            entry = Entry(path, root, organ or (named[0] if named else root.name))
-            entry.fov = masks.get((path.parent, plain_stem(path), "fov"))
-            for place in [path.parent, *sorted(p for p in places if is_counterpart(path.parent, p))]:
-                entry.label = entry.label or masks.get((place, plain_stem(path), "label"))
+            named = [part for part in parts if says_something(part) and part.lower() not in (classes or [])]
+            entry = Entry(path, root, organ or (named[0] if named else root.name), labels=masks.of(path))
+            entry.fov = masks.fov.get((path.parent, plain_stem(path)))
+            for part in parts:
+                if classes and part.lower() in classes:
+                    entry.extra["class"] = classes.index(part.lower())
             entries.append(entry)
-    return entries, others
+        unpaired += sorted(masks.files - {path for entry in entries for path in (*entry.labels, entry.fov)})
+    return entries, others, unpaired
+
+
+class Masks:
+    """The mask files among ``paths``, and which of them belong to an image."""
+
+    def __init__(self, root: Path, paths: list[Path]) -> None:
+        self.images: list[Path] = []
+        self.fov: dict[tuple[Path, str], Path] = {}
+        self.named: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # by folder and the image's name
+        self.renamed: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # of mask_1.png, by folder and "1"
+        stems = {(path.parent, plain_stem(path)) for path in paths}
+        tails = {(folder, FIRST_WORD.sub("", stem)) for folder, stem in stems if not LABEL_BEGINNING.match(stem)}
+        for path in paths:
+            folder, stem = path.parent, plain_stem(path)
+            apart = any(is_label_folder(part) for part in [folder, *folder.parents] if part.is_relative_to(root))
+            ending, beginning = LABEL_ENDING.search(stem), LABEL_BEGINNING.match(stem)
+            bare = stem[: ending.start()] if ending else stem
+            # a number after the word, or the word in front, says "mask" only where the image of it is there
+            marked = ending and (ending["number"] is None or (folder, bare) in stems)
+            if stem.lower().endswith(FOV_ENDINGS):
+                self.fov[folder, stem[:-4]] = path
+            elif apart or marked:
+                self.named[folder, bare].append(path)
+                if ending:
+                    self.named.setdefault((folder, stem), [path])
+                if beginning:
+                    self.renamed[folder, stem[beginning.end() :]].append(path)
+            elif beginning and (folder, stem[beginning.end() :]) in tails:
+                self.renamed[folder, stem[beginning.end() :]].append(path)
+            else:
+                self.images.append(path)
+        self.folders = sorted({folder for folder, _ in (*self.named, *self.renamed)})
+        self.files = set(paths) - set(self.images)
+        self.alike = Counter((path.parent, FIRST_WORD.sub("", plain_stem(path))) for path in self.images)
+
+    def of(self, image: Path) -> list[Path]:
+        """The masks of an image, of the first folder that has any."""
+        stem = plain_stem(image)
+        tail = FIRST_WORD.sub("", stem)
+        for folder in [image.parent, *(f for f in self.folders if is_counterpart(image.parent, f))]:
+            found = self.named.get((folder, stem))
+            if not found and self.alike[image.parent, tail] == 1:
+                found = self.renamed.get((folder, tail))
+            if found:
+                return found
+        return []
+
+
+def words_of(name: str) -> list[str]:
+    return re.findall(r"[a-z]+|\d+", name.lower())
+
+
+def core(name: str) -> list[str]:
+    """The words of a folder's name that tell it from the others of a data set, images or labels."""
+    return [word for word in words_of(name) if word not in LABEL_WORDS | IMAGE_WORDS]
+
+
+def says_something(name: str) -> bool:
+    """Whether a folder's name may be that of an organ."""
+    return any(len(word) > 1 and word not in NO_ORGAN and not word.isdigit() for word in core(name))
+
+
+@cache
+def is_label_folder(folder: Path) -> bool:
+    """By its name: ``masks``; or ``test-mask`` beside ``test-image``, but no ``Dataset_with_GT``."""
+    if not LABEL_WORDS & set(words_of(folder.name)):
+        return False
+    others = (path.name for path in folder.parent.iterdir() if path.is_dir() and path != folder)
+    return not core(folder.name) or any(
+        core(name) == core(folder.name) and not LABEL_WORDS & set(words_of(name)) for name in others
+    )
 
 
 def is_image(path: Path) -> bool:
@@ -137,8 +219,10 @@ def is_counterpart(images: Path, masks: Path) -> bool:
     """Whether ``masks`` is the folder for the labels of ``images``: equal but for one component, or just below it."""
     if masks.parent == images:
         return True
-    a, b = images.parts, masks.parts
-    return len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 1
+    if len(images.parts) != len(masks.parts):
+        return False
+    unlike = [(a, b) for a, b in zip(images.parts, masks.parts, strict=True) if a != b]
+    return len(unlike) == 1 and (not core(unlike[0][1]) or core(unlike[0][0]) == core(unlike[0][1]))
 
 
 def plain_stem(path: Path) -> str:
@@ -243,6 +327,41 @@ def split(entries: list[Entry], groups: list[int], shares: tuple[float, ...], se
     return {name: sorted(found, key=lambda entry: entry.path) for name, found in sections.items()}
 
 
+def section_of(entry: Entry) -> str | None:
+    """The section that a folder's name gives a file, the nearest folder first; that of FOLDER counts too."""
+    for part in (entry.root.name, *entry.path.relative_to(entry.root).parts[:-1])[::-1]:
+        for word in words_of(part):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+def split_by_folders(entries: list[Entry], groups: list[int], seed: int) -> dict[str, list[Entry]]:
+    """As the folders say; where they name no validation, groups of the training files are held out for it."""
+    sections: dict[str, list[Entry]] = {name: [] for name in SPLITS}
+    spread: dict[int, set[str]] = defaultdict(set)
+    for entry, number in zip(entries, groups, strict=True):
+        section = section_of(entry)
+        if section is None:
+            raise SystemExit(f"{entry.path}: no folder names its split; expected one of {', '.join(SPLIT_WORDS)}.")
+        sections[section].append(entry)
+        spread[number].add(section)
+    shared = sum(len(found) > 1 for found in spread.values())
+    if shared:
+        print(f"Note: {shared} groups (one patient, or nearly one picture) lie in several of the folders' splits.")
+    if sections["training"] and not sections["validation"]:
+        number_of = {id(entry): number for entry, number in zip(entries, groups, strict=True)}
+        training = sections["training"]
+        shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE, 0.0)
+        sections |= {
+            name: found
+            for name, found in split(training, [number_of[id(entry)] for entry in training], shares, seed).items()
+            if name != "test"
+        }
+        print(f"No folder names a validation split: {len(sections['validation'])} training files are held out for it.")
+    return sections
+
+
 def common_base(entries: list[Entry], beside: Path) -> Path:
     """The datalist's own folder where all files lie below it, else the folder that holds them all."""
     roots = {entry.root for entry in entries}
@@ -256,9 +375,16 @@ def write(
 ) -> None:
     """The JSON file, complete or not at all."""
 
+    def relative(path: Path) -> str:
+        return Path(os.path.relpath(path, base)).as_posix()
+
     def item(entry: Entry) -> dict:
-        paths = {"image": entry.path, "label": entry.label, "fov": entry.fov}
-        found = {key: Path(os.path.relpath(path, base)).as_posix() for key, path in paths.items() if path}
+        found: dict[str, str | list[str]] = {"image": relative(entry.path)}
+        if entry.labels:
+            label = [relative(path) for path in entry.labels]
+            found["label"] = label[0] if len(label) == 1 else label
+        if entry.fov:
+            found["fov"] = relative(entry.fov)
         return {**found, "organ": entry.organ, "patient": entry.patient, "num_frames": entry.num_frames, **entry.extra}
 
     content = {
@@ -268,11 +394,7 @@ def write(
         "numTraining": len(sections["training"]),
         "numTest": len(sections["test"]),
         **{name: [item(entry) for entry in found] for name, found in sections.items()},
-        "unreadable": [
-            {"path": Path(os.path.relpath(e.path, base)).as_posix(), "reason": e.unreadable}
-            for e in entries
-            if e.unreadable
-        ],
+        "unreadable": [{"path": relative(e.path), "reason": e.unreadable} for e in entries if e.unreadable],
     }
     write_text_atomically(output, json.dumps(content, indent=1) + "\n")
 
@@ -280,6 +402,7 @@ def write(
 def report(
     entries: list[Entry],
     others: int,
+    unpaired: list[Path],
     groups: list[int],
     duplicates: dict[str, int],
     sections: dict[str, list[Entry]],
@@ -297,7 +420,7 @@ def report(
             cells.append(f"{len(found)}/{len({entry.patient for entry in found})}")
         print(f"{organ:<{width}} " + " ".join(f"{cell:>10}" for cell in cells))
     readable = [entry for entry in entries if not entry.unreadable]
-    labelled = sum(entry.label is not None for entry in readable)
+    labelled = sum(bool(entry.labels) for entry in readable)
     moving = sum(entry.num_frames > 1 for entry in readable)
     print(f"{len(readable)} images: {labelled} with a label, {moving} volumes or cines; {others} other files ignored.")
     print(
@@ -305,6 +428,19 @@ def report(
         f"{duplicates['identical']} images have an identical and {duplicates['near']} a near-identical one "
         f"(at most {options.near_duplicate_bits} of 256 bits)."
     )
+    joined = sum(len(entry.labels) > 1 for entry in readable)
+    if joined:
+        print(f"{joined} images have several masks, which are joined.")
+    if unpaired:
+        example = os.path.relpath(unpaired[0], base)
+        print(f"{len(unpaired)} files look like masks and belong to no image, for example {example}: left out.")
+    if options.classes:
+        counts = Counter(entry.extra.get("class") for entry in readable)
+        shown = ", ".join(f"{number} {name}: {counts[number]}" for number, name in enumerate(options.classes))
+        print(f"Classes by folder: {shown}; {counts[None]} images lie in none of these folders.")
+    given = {section_of(entry) for entry in readable} - {None}
+    if options.split != "folders" and len(given) > 1:
+        print(f"Note: folders name {' and '.join(sorted(given))} files, but the split is a new one (--split folders).")
     sizes = Counter(groups)
     if sizes and max(sizes.values()) > max(20, 0.2 * len(readable)):
         largest, number = sizes.most_common(1)[0]
@@ -321,20 +457,30 @@ def report(
         print(f"{len(unreadable)} files are unreadable and left out:")
         for entry in unreadable:
             print(f"  {os.path.relpath(entry.path, base)}: {entry.unreadable}")
-    for name, share in zip(SPLITS, options.split, strict=True):
+    for name, share in zip(SPLITS, options.split if options.split != "folders" else (1, 1, 1), strict=True):
         if share > 0 and not sections[name]:
-            print(f"Note: {name} is empty; there are too few groups for it.")
+            why = "no folder is named so" if options.split == "folders" else "there are too few groups for it"
+            print(f"Note: {name} is empty; {why}.")
     print(f"Wrote {output}. Use it with dataset_dir={base}.")
 
 
-def _shares(text: str) -> tuple[float, ...]:
+def _shares(text: str) -> tuple[float, ...] | str:
+    if text == "folders":
+        return text
     try:
         shares = tuple(float(part) for part in text.split("/"))
     except ValueError:
         shares = ()
     if len(shares) != 3 or min(shares) < 0 or shares[0] <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise argparse.ArgumentTypeError(f"three shares that sum to 1, such as 0.8/0.1/0.1, not {text!r}")
+        raise argparse.ArgumentTypeError(f"'folders', or three shares that sum to 1, such as 0.8/0.1/0.1; not {text!r}")
     return shares
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise argparse.ArgumentTypeError(f"two or more folder names, such as benign,malignant; not {text!r}")
+    return names
 
 
 def _regex(text: str) -> str:
@@ -354,7 +500,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--organ-csv", help="columns image and organ; patient, class and others are taken over")
     parser.add_argument("--patient-regex", type=_regex, help="finds the patient in the path below FOLDER")
-    parser.add_argument("--split", type=_shares, default=_shares("0.8/0.1/0.1"), help="training/validation/test")
+    parser.add_argument("--classes", type=_names, help="folders that name the class, for 0, 1, ...: benign,malignant")
+    parser.add_argument(
+        "--split", type=_shares, default=_shares("0.8/0.1/0.1"), help="training/validation/test, or folders"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--near-duplicate-bits", type=int, default=12, help="of 256; 0 joins equal hashes only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

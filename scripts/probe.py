@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--probes", nargs="+", choices=PROBES, default=("knn", "linear"))
     parser.add_argument("--pool", choices=("mean", "class"), default="mean", help="features of knn and linear")
     parser.add_argument("--num_label_classes", type=int, default=2, help="of the dense probe, with background")
+    parser.add_argument("--label_values", type=int, nargs="+", help="file values of the classes; default: 0, 1, ...")
     parser.add_argument("--size", type=int, nargs="+", default=(224, 224), help="pixels (H, W) or (D, H, W)")
     parser.add_argument("--limit", type=int, help="use only so many images of each split, for a trial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -115,7 +116,7 @@ def main() -> None:
     for section in ("training", args.section):
         items = load_datalist(args.datalist, folder, section)[: args.limit]
         items = add_patients(items, folder, **patients_of(args))
-        cases[section] = load_cases(items, args.size, "dense" in args.probes, args.num_label_classes)
+        cases[section] = load_cases(items, args.size, "dense" in args.probes, args.num_label_classes, args.label_values)
 
     rows: list[dict[str, Any]] = []
     for entry in args.encoders:

@@ -22,7 +22,7 @@ from make_datalist import main as make_datalist
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, load_datalist, write_synthetic_dataset
-from monai_usfm.transforms import LabelIndices
+from monai_usfm.transforms import LabelIndices, is_jpeg_label
 
 MINIMUM = {"training": 16, "validation": 2, "test": 5}  # labelled images without which a score would say nothing
 MAXIMUM_CLASSES = 16
@@ -135,10 +135,14 @@ def label_values(folder: Path, items: list[dict[str, Any]]) -> list[int]:
     """Values of the classes over all label files, background first; empty when the labels cannot serve."""
     read, found = LoadUltrasound(scale=None), set[float]()
     for item in items:
-        label, image = read(folder / item["label"]), read(folder / item["image"])
+        files = [item["label"]] if isinstance(item["label"], str) else item["label"]
+        label, image = read([folder / file for file in files]), LoadUltrasound()(folder / item["image"])
         if label.shape[1:] != image.shape[1:]:
             return []
-        found |= set(torch.as_tensor(label).unique().tolist())
+        if is_jpeg_label(label):  # its values are those of a mask, spread by compression
+            found |= {0.0, 255.0}
+        else:
+            found |= set(torch.as_tensor(label).unique().tolist())
         if len(found) > MAXIMUM_CLASSES:
             return []
     whole = sorted({int(value) for value in found} | {0})

@@ -161,6 +161,74 @@ def test_masks_beside_their_image_are_paired(make, tmp_path):
     assert [item["label"] for item in items] == [f"busi/benign ({number})_mask.png" for number in range(3)]
 
 
+LAYOUTS = {  # image, its masks: folders and names as public data sets have them
+    "BUSI": [
+        (
+            "with_GT/benign/benign (1).png",
+            ["with_GT/benign/benign (1)_mask.png", "with_GT/benign/benign (1)_mask_1.png"],
+        ),
+        ("with_GT/normal/normal (1).png", ["with_GT/normal/normal (1)_mask.png"]),
+    ],
+    "TN3K": [("trainval-image/0000.jpg", ["trainval-mask/0000.jpg"]), ("test-image/0000.jpg", ["test-mask/0000.jpg"])],
+    "DDTI": [("p_image/1_1.PNG", ["p_mask/1_1.PNG"])],
+    "MMOTU": [("OTU_2d/images/1.JPG", ["OTU_2d/annotations/1.PNG"])],
+    "HC18": [("training_set/000_HC.png", ["training_set/000_HC_Annotation.png"]), ("test_set/000_HC.png", [])],
+    "BUS-BRA": [(f"Images/bus_000{i}-l.png", [f"Masks/mask_000{i}-l.png"]) for i in (1, 2)],
+    "UDIAT": [("original/000001.png", ["GT/000001.png"])],
+    "one_folder": [("image_1.png", ["mask_1.png"]), ("image_2.png", ["mask_2.png"])],
+    "endings": [("img/a.png", ["seg/a.png"]), ("img/b.png", ["seg/b_seg.png"])],
+    "no_masks": [("breast/mask_1.png", []), ("breast/scan_label_3.png", []), ("breast/x.png", [])],
+    "two_of_a_name": [("a_1.png", []), ("b_1.png", [])],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
+    masks = {"two_of_a_name": ["masks/mask_1.png"], "MMOTU": ["OTU_2d/annotations/1_binary.PNG"]}.get(layout, [])
+    for seed, name in enumerate([n for image, found in LAYOUTS[layout] for n in (image, *found)] + masks):
+        picture(tmp_path / "set" / name, seed)
+    items = make(tmp_path / "set", "--split", "1/0/0", "--dataset-dir", tmp_path / "set")["training"]
+    found = {i["image"]: [i["label"]] if isinstance(i.get("label"), str) else i.get("label", []) for i in items}
+    assert found == dict(LAYOUTS[layout])
+    assert (f"{len(masks)} files look like masks" in capsys.readouterr().out) == bool(masks)
+
+
+def test_splits_and_classes_of_folders_are_kept(make, tmp_path, capsys):
+    for section, count in (("train", 20), ("test", 4)):
+        for number in range(count):
+            kind = ("Benign", "malignant")[number % 2]
+            picture(tmp_path / "set" / section / kind / f"{section}{number}.png", 100 * (section == "test") + number)
+    picture(tmp_path / "set" / "train" / "other" / "rest.png", 999)
+    content = make(tmp_path / "set", "--split", "folders", "--classes", "benign,malignant")
+    assert [len(content[s]) for s in SECTIONS] == [19, 2, 4]
+    assert all("/test/" in item["image"] for item in content["test"])
+    assert all("/train/" in item["image"] for s in SECTIONS[:2] for item in content[s])
+    kinds = {Path(item["image"]).parts[-2]: item.get("class") for s in SECTIONS for item in content[s]}
+    assert kinds == {"Benign": 0, "malignant": 1, "other": None}
+    assert {item["organ"] for s in SECTIONS for item in content[s]} == {"set", "other"}
+    printed = capsys.readouterr().out
+    assert (
+        "0 benign: 12, 1 malignant: 12; 1 images lie in none" in printed and "2 training files are held out" in printed
+    )
+
+
+def test_a_picture_in_two_of_the_folders_splits_is_told(make, tmp_path, capsys):
+    for number in range(12):
+        picture(tmp_path / "set" / "train" / f"a{number}.png", number)
+    picture(tmp_path / "set" / "test" / "b0.png", 3)
+    make(tmp_path / "set", "--split", "folders")
+    assert "Note: 1 groups (one patient, or nearly one picture) lie in several" in capsys.readouterr().out
+    make(tmp_path / "set")
+    assert "Note: folders name test and training files, but the split is a new one" in capsys.readouterr().out
+
+
+def test_a_file_in_no_split_stops_the_split_by_folders(repository, tmp_path):
+    picture(tmp_path / "set" / "train" / "a.png", 0)
+    picture(tmp_path / "set" / "more" / "b.png", 1)
+    with pytest.raises(SystemExit, match=r"b\.png: no folder names its split"):
+        script(repository, "make_datalist").main([str(tmp_path / "set"), "--split", "folders"])
+
+
 def test_dicom_without_an_ending_is_found_and_its_patient_is_not_named(make, tmp_path):
     (tmp_path / "scans").mkdir()
     shutil.copy(get_testdata_file("examples_palette.dcm"), tmp_path / "scans" / "1.2.840.7")
@@ -172,7 +240,9 @@ def test_dicom_without_an_ending_is_found_and_its_patient_is_not_named(make, tmp
     assert "11-05-25" not in json.dumps(content)  # the first file's Patient ID
 
 
-@pytest.mark.parametrize("arguments", [["--split", "0.8/0.1"], ["--split", "0/0.5/0.5"], ["--patient-regex", "("]])
+@pytest.mark.parametrize(
+    "arguments", [["--split", "0.8/0.1"], ["--split", "0/0.5/0.5"], ["--patient-regex", "("], ["--classes", "a"]]
+)
 def test_wrong_options_are_refused(repository, folder, arguments, capsys):
     with pytest.raises(SystemExit):
         script(repository, "make_datalist").main([str(folder), *arguments])

@@ -103,7 +103,8 @@ class LoadUltrasound(Transform):
       such file is named in a warning.
 
     ``scale="minmax"`` always stretches, without a warning. ``scale=None`` keeps the stored numbers; use it for label
-    maps (colour tables of PNG files are then not applied: the stored class index is returned).
+    maps (colour tables of PNG files are then not applied: the stored class index is returned). A label map may be
+    several files, masks of one image, given as a list: they are joined, the largest value of each pixel.
 
     **Channels.** ``grey=True`` gives one channel: ITU-R BT.601 luma of colour files, exactly the grey value where
     R = G = B. ``grey=False`` gives three. Opacity channels are dropped.
@@ -153,21 +154,29 @@ class LoadUltrasound(Transform):
         self._warned = False
 
     def __call__(
-        self, filename: PathLike, frame: str | int | None = None, spacing: float | Sequence[float] | None = None
+        self,
+        filename: PathLike | Sequence[PathLike],
+        frame: str | int | None = None,
+        spacing: float | Sequence[float] | None = None,
     ) -> torch.Tensor:
         """``path -> (C, *S)``.
 
         Args:
-            filename: the file.
+            filename: the file; with ``scale=None`` also a list of masks.
             frame: index or ``"middle"``, in place of the one given at construction.
             spacing: mm per sample, in the order of ``S``, for formats that do not store it; one number serves all axes.
         """
         return self.load(filename, _frame_picker(self.frame if frame is None else frame), spacing)
 
     def load(
-        self, filename: PathLike, pick: FramePicker, spacing: float | Sequence[float] | None = None
+        self,
+        filename: PathLike | Sequence[PathLike],
+        pick: FramePicker,
+        spacing: float | Sequence[float] | None = None,
     ) -> torch.Tensor:
         """As :meth:`__call__`, with the frame chosen by ``pick`` (number of frames -> index)."""
+        if isinstance(filename, list | tuple):
+            return self._joined(filename, pick, spacing)
         path = str(Path(filename).expanduser())
         decoded = self._decode(path, pick if self.spatial_dims == 2 else None)
         values = self._scaled(path, self._channels(path, decoded.values), decoded.bits)
@@ -186,6 +195,21 @@ class LoadUltrasound(Transform):
             img = torch.from_numpy(np.ascontiguousarray(values.transpose(3, 0, 1, 2)))
         img = self._cast(img)
         return self._with_meta(img, path, decoded, frame, spacing) if get_track_meta() else img
+
+    def _joined(
+        self, files: Sequence[PathLike], pick: FramePicker, spacing: float | Sequence[float] | None
+    ) -> torch.Tensor:
+        """The masks of one image, a file for each structure, as one label map: the largest value of each pixel."""
+        if self.scale is not None or not files:
+            raise UnreadableImageError(
+                str(files), "an image is one file; only a label map (scale=None) may be several masks."
+            )
+        label = self.load(files[0], pick, spacing)
+        for file in files[1:]:
+            other = self.load(file, pick, spacing)
+            _check_one_grid(str(file), other, str(files[0]), label)
+            label = torch.maximum(label, other)
+        return label
 
     def _decode(self, path: str, pick: FramePicker | None) -> _Decoded:
         """Find the reader by the file's type and turn whatever its library raises into one kind of error."""
@@ -320,7 +344,10 @@ class _LoadRandomFrame(Randomizable, LoadUltrasound):
         self._fraction = self.R.random()
 
     def __call__(
-        self, filename: PathLike, frame: str | int | None = None, spacing: float | Sequence[float] | None = None
+        self,
+        filename: PathLike | Sequence[PathLike],
+        frame: str | int | None = None,
+        spacing: float | Sequence[float] | None = None,
     ) -> torch.Tensor:
         self.randomize()
         return self.load(filename, _frame_picker(self._fraction if frame is None else frame), spacing)

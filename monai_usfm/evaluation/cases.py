@@ -18,6 +18,7 @@ from monai.config import PathLike
 from torch.utils.data import Dataset
 
 from monai_usfm.data import LoadUltrasound
+from monai_usfm.transforms import LabelIndices
 
 __all__ = ["CaseSet", "add_patient_options", "add_patients", "load_cases", "patients_of", "restore_size"]
 
@@ -64,12 +65,13 @@ class CaseSet(Dataset):
 
 
 def load_cases(
-    items: Sequence[dict[str, Any]], size: Sequence[int], with_label: bool = False, num_classes: int = 2
+    items: Sequence[dict[str, Any]],
+    size: Sequence[int],
+    with_label: bool = False,
+    num_classes: int = 2,
+    label_values: Sequence[int] | None = None,
 ) -> CaseSet:
     """Read the items of a datalist into memory.
-
-    Label maps hold class indices; with two classes every value above 0 is the foreground, so that masks of 0 and 255
-    need no conversion.
 
     Args:
         items: with ``image``, ``patient`` and where wanted ``label`` and ``class``; absolute paths, as
@@ -77,6 +79,7 @@ def load_cases(
         size: (H, W) or (D, H, W) to fit the images into.
         with_label: read the label maps.
         num_classes: classes of the label maps, including background.
+        label_values: file values of the classes, see :class:`~monai_usfm.transforms.LabelIndices`.
 
     Raises:
         ValueError: for items without ``patient``, label maps of another size than their image, or values outside the
@@ -89,23 +92,18 @@ def load_cases(
             "items lack the key 'patient'; add it to the datalist, or give a table or pattern of patients."
         )
     read, read_label = LoadUltrasound(len(size), dtype=torch.uint8), LoadUltrasound(len(size), scale=None)
+    to_indices = LabelIndices(num_classes, label_values)
     images, labels, truths = [], [], []
     for item in items:
         image = _plain(read(item["image"]))
         images.append(_fit(image, size, "linear"))
         if with_label:
-            truth = _plain(read_label(item["label"]))[0].round().long()
+            truth = _plain(to_indices(read_label(item["label"])))[0]
             if truth.shape != image.shape[1:]:
                 raise ValueError(
                     f"{item['label']}: size {tuple(truth.shape)}, but its image is {tuple(image.shape[1:])}."
                 )
-            truth = (truth > 0).long() if num_classes == 2 else truth
-            if int(truth.max()) >= num_classes:
-                raise ValueError(
-                    f"{item['label']}: holds the value {int(truth.max())}, outside the {num_classes} classes; "
-                    "set num_classes, or map the values to class indices."
-                )
-            truths.append(truth.to(torch.uint8))
+            truths.append(truth)
             labels.append(_fit(truths[-1][None], size, "nearest")[0])
     has_class = all(item.get("class") is not None for item in items)
     return CaseSet(

@@ -69,7 +69,7 @@ from monai_usfm.transforms.beam import (
     ToBeamSpaced,
 )
 from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
-from monai_usfm.transforms.labels import LabelIndices, LabelIndicesd
+from monai_usfm.transforms.labels import LabelIndices, LabelIndicesd, is_jpeg_label
 from monai_usfm.transforms.noise_recovery import NoiseRecovery, gaussian_blur
 from monai_usfm.transforms.pipelines import (
     distilled_pipeline,
@@ -171,6 +171,7 @@ __all__ = [
     "equal_rings",
     "frequency_radius",
     "gaussian_blur",
+    "is_jpeg_label",
     "random_ring_masks",
     "recompress",
     "respeckle",

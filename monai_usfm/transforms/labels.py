@@ -13,11 +13,23 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
 from monai.utils.misc import ImageMetaKey
 
-__all__ = ["LabelIndices", "LabelIndicesd"]
+__all__ = ["LabelIndices", "LabelIndicesd", "is_jpeg_label"]
+
+
+def is_jpeg_label(label: torch.Tensor) -> bool:
+    """Whether a label map was read from a JPEG, whose compression spreads the value of each class."""
+    return _file_name(label).lower().endswith((".jpg", ".jpeg"))
+
+
+def _file_name(label: torch.Tensor) -> str:
+    return str(getattr(label, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))
 
 
 class LabelIndices(Transform):
     """Map the values of a label image to class indices 0 .. K - 1, and refuse any other value.
+
+    JPEG does not keep values: such a label (by the file name in its metadata) takes the nearest class, if the classes
+    are at least 32 grey levels apart and nine pixels of ten lie within a quarter of that distance of one.
 
     Args:
         num_classes: K, background included.
@@ -25,7 +37,8 @@ class LabelIndices(Transform):
             two classes, 0/255 masks too.
 
     Raises:
-        ValueError: when ``values`` are not K different numbers, or a label has a value that is no class.
+        ValueError: when ``values`` are not K different numbers, or a label has a value that is no class, or is a JPEG
+            that does not tell its classes apart.
     """
 
     def __init__(self, num_classes: int, values: Sequence[int] | None = None) -> None:
@@ -37,14 +50,17 @@ class LabelIndices(Transform):
     def __call__(self, label: torch.Tensor) -> torch.Tensor:
         """``(1, *S) -> (1, *S)`` uint8 class indices."""
         label = convert_to_tensor(label, track_meta=True)
-        found = label.unique().tolist()
         values = self.values
+        if is_jpeg_label(label):
+            values = values or ([0, 255] if self.num_classes == 2 else list(range(self.num_classes)))
+            label = self._nearest(label, values)
+        found = label.unique().tolist()
         if values is None:
             binary_mask = self.num_classes == 2 and 255 in found and set(found) <= {0, 255}
             values = [0, 255] if binary_mask else list(range(self.num_classes))
         unknown = sorted(set(found) - set(values))
         if unknown:
-            name = getattr(label, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "a label")
+            name = _file_name(label) or "a label"
             shown = ", ".join(f"{v:g}" for v in unknown[:8])
             raise ValueError(
                 f"{name}: value(s) {shown} stand for no class; expected {values}. "
@@ -54,6 +70,19 @@ class LabelIndices(Transform):
         for number, value in enumerate(values):
             index[label == value] = number
         return index
+
+    def _nearest(self, label: torch.Tensor, values: list[int]) -> torch.Tensor:
+        levels = torch.tensor(sorted(values), dtype=torch.float32, device=label.device)
+        step = float(levels.diff().min())
+        middles = (levels[1:] + levels[:-1]) / 2
+        nearest = levels[torch.bucketize(label.float(), middles)]
+        near = float(((label - nearest).abs() <= step / 4).float().mean())
+        if step < 32 or near < 0.9:
+            raise ValueError(
+                f"{_file_name(label)}: JPEG does not keep the values of a label map, and this one does not tell the "
+                f"classes {values} apart; store it as PNG, or set label_values to values at least 32 apart."
+            )
+        return nearest.to(label.dtype)
 
 
 class LabelIndicesd(MapTransform):
@@ -83,7 +112,7 @@ class LabelIndicesd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             if self.image_key is not None and d[key].shape[1:] != d[self.image_key].shape[1:]:
-                name = getattr(d[key], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, key)
+                name = _file_name(d[key]) or key
                 sizes = f"{tuple(d[key].shape[1:])}, its image {tuple(d[self.image_key].shape[1:])}"
                 raise ValueError(
                     f"{name}: the label has size {sizes}: they must lie on one grid; correct the datalist or resample "

@@ -385,6 +385,24 @@ def test_a_coloured_label_is_refused(tmp_path):
         LoadUltrasound(scale=None)(tmp_path / "a.png")
 
 
+def test_several_masks_of_an_image_are_one_label(tmp_path):
+    masks = np.zeros((3, 6, 8), dtype=np.uint8)
+    masks[0, 1:3, 1:3], masks[1, 4:, 5:], masks[2, 0, 0] = 255, 255, 1
+    for number, mask in enumerate(masks):
+        Image.fromarray(mask).save(tmp_path / f"{number}.png")
+    files = [str(tmp_path / f"{number}.png") for number in range(3)]
+    np.testing.assert_array_equal(LoadUltrasound(scale=None)(files)[0], masks.max(0))
+    item = {"image": files[0], "label": files}
+    np.testing.assert_array_equal(
+        LoadUltrasoundd(["image", "label"], scale=("auto", None))(item)["label"][0], masks.max(0)
+    )
+    with pytest.raises(UnreadableImageError, match="an image is one file"):
+        LoadUltrasound()(files)
+    Image.fromarray(masks[0, :4]).save(tmp_path / "small.png")
+    with pytest.raises(UnreadableImageError, match=r"small\.png: has size \(4, 8\), but .*0\.png \(6, 8\)"):
+        LoadUltrasound(scale=None)([files[0], str(tmp_path / "small.png")])
+
+
 @pytest.mark.parametrize("options", [{"spatial_dims": 4}, {"frame": "first"}, {"frame": True}, {"scale": "bright"}])
 def test_an_unknown_option_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

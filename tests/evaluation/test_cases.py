@@ -59,8 +59,16 @@ def test_a_volume_goes_through_the_same_code():
 
 def test_values_outside_the_classes_are_named(tmp_path):
     item = write_case(tmp_path, "a", (20, 20), (slice(0, 5), slice(0, 5)))
-    with pytest.raises(ValueError, match="holds the value 255, outside the 3 classes"):
+    with pytest.raises(ValueError, match=r"a-mask\.png: value\(s\) 255 stand for no class"):
         load_cases([item], (16, 16), with_label=True, num_classes=3)
+
+
+def test_masks_of_several_files_and_values_are_joined(tmp_path):
+    first = write_case(tmp_path, "a", (20, 20), (slice(0, 5), slice(0, 5)))
+    second = write_case(tmp_path, "b", (20, 20), (slice(10, 20), slice(10, 20)))
+    item = {**first, "label": [first["label"], second["label"]]}
+    cases = load_cases([item], (20, 20), True, label_values=[255, 0])  # background and structure the other way round
+    assert int(cases.truths[0].sum()) == 20 * 20 - 5 * 5 - 10 * 10
 
 
 def test_patients_come_from_a_table_or_a_pattern(tmp_path):

@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 
+from monai_usfm.data import LoadUltrasound
 from monai_usfm.transforms import LabelIndices, LabelIndicesd
 
 
@@ -43,6 +47,36 @@ def test_value_that_is_no_class_is_named_with_its_file(num_classes: int, stored:
     label = MetaTensor(torch.tensor([[stored]]), meta={"filename_or_obj": "case_7.png"})
     with pytest.raises(ValueError, match=rf"case_7\.png: value\(s\) .*{stored[-1]:g}.* stand for no class"):
         LabelIndices(num_classes)(label)
+
+
+def discs(levels: list[int], path: Path, quality: int = 75) -> tuple[np.ndarray, str]:
+    """A disc of each class but the first, written as JPEG; the class of each pixel."""
+    y, x = np.mgrid[:96, :128]
+    index = np.zeros(y.shape, dtype=np.uint8)
+    for number in range(1, len(levels)):
+        index[(y - 48) ** 2 + (x - 40 * number) ** 2 < 15**2] = number
+    Image.fromarray(np.array(levels, dtype=np.uint8)[index]).save(path, quality=quality)
+    return index, str(path)
+
+
+@pytest.mark.parametrize("levels, values", [([0, 255], None), ([0, 128, 255], [0, 128, 255]), ([255, 0], [255, 0])])
+@pytest.mark.parametrize("quality", [50, 95])
+def test_masks_stored_as_jpeg_take_the_nearest_class(tmp_path, levels, values, quality) -> None:
+    index, path = discs(levels, tmp_path / "mask.jpg", quality)
+    stored = LoadUltrasound(scale=None)(path)
+    assert len(stored.unique()) > len(levels)
+    found = LabelIndices(len(levels), values)(stored)
+    assert found.dtype == torch.uint8 and (found[0].numpy() != index).mean() < 0.005
+
+
+def test_a_jpeg_that_does_not_tell_its_classes_apart_is_refused(tmp_path) -> None:
+    _, path = discs([0, 1, 2], tmp_path / "indices.jpg")
+    with pytest.raises(ValueError, match=r"indices\.jpg: JPEG does not keep .* \[0, 1, 2\] apart; store it as PNG"):
+        LabelIndices(3)(LoadUltrasound(scale=None)(path))
+    ramp = np.repeat(np.arange(128, dtype=np.uint8)[None] * 2, 96, 0)
+    Image.fromarray(ramp).save(tmp_path / "grey.jpg")
+    with pytest.raises(ValueError, match=r"grey\.jpg: JPEG does not keep"):
+        LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "grey.jpg"))
 
 
 @pytest.mark.parametrize("values", [[0, 1, 2], [5, 5]])
