@@ -49,9 +49,10 @@ SPLIT_WORDS = {"train": "training", "training": "training", "trainval": "trainin
 SPLIT_WORDS |= {"val": "validation", "valid": "validation", "validation": "validation", "dev": "validation"}
 SPLIT_WORDS |= {"test": "test", "testing": "test", "ts": "test"}
 NO_ORGAN = {"set", "dataset", "database", *SPLIT_WORDS}
-LABEL_NAMES = "mask|label|annotation|segmentation|seg|gt"
+LABEL_NAMES = "mask|label|annotation|segmentation|seg|gt|truth"
 LABEL_ENDING = re.compile(rf"(?i)[ _-](?:{LABEL_NAMES})(?P<number>[ _-]?\d+)?$")
 LABEL_BEGINNING = re.compile(rf"(?i)^(?:{LABEL_NAMES})[ _-]+")
+IMAGE_ENDING = re.compile(r"(?i)[ _-](?:image|img|us|0000)$")  # the last one is nnU-Net's number of a channel
 FIRST_WORD = re.compile(r"^[A-Za-z]+[ _-]+")
 FOV_ENDINGS = ("_fov", "-fov")
 DEFAULT_PATIENT = r"^.*?\d+"
@@ -144,7 +145,7 @@ class Masks:
         self.fov: dict[tuple[Path, str], Path] = {}
         self.named: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # by folder and the image's name
         self.renamed: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # of mask_1.png, by folder and "1"
-        stems = {(path.parent, plain_stem(path)) for path in paths}
+        stems = {(path.parent, name) for path in paths for name in bare_names(path)}
         tails = {(folder, FIRST_WORD.sub("", stem)) for folder, stem in stems if not LABEL_BEGINNING.match(stem)}
         for path in paths:
             folder, stem = path.parent, plain_stem(path)
@@ -171,10 +172,10 @@ class Masks:
 
     def of(self, image: Path) -> list[Path]:
         """The masks of an image, of the first folder that has any."""
-        stem = plain_stem(image)
-        tail = FIRST_WORD.sub("", stem)
+        names = bare_names(image)
+        tail = FIRST_WORD.sub("", names[0])
         for folder in [image.parent, *(f for f in self.folders if is_counterpart(image.parent, f))]:
-            found = self.named.get((folder, stem))
+            found = next((self.named[folder, name] for name in names if (folder, name) in self.named), None)
             if not found and self.alike[image.parent, tail] == 1:
                 found = self.renamed.get((folder, tail))
             if found:
@@ -182,8 +183,14 @@ class Masks:
         return []
 
 
+def bare_names(path: Path) -> list[str]:
+    """A file's name without its type, and without what may mark it as the image of a pair, as in a_0000.nii.gz."""
+    stem = plain_stem(path)
+    return [stem, IMAGE_ENDING.sub("", stem)] if IMAGE_ENDING.search(stem) else [stem]
+
+
 def words_of(name: str) -> list[str]:
-    return re.findall(r"[a-z]+|\d+", name.lower())
+    return re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def core(name: str) -> list[str]:
