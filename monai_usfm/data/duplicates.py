@@ -10,10 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["difference_hash", "joined_groups", "near_duplicates"]
+__all__ = ["difference_hash", "hamming_distances", "joined_groups", "near_duplicates"]
 
 HASH_SIDE = 16
 """The hash has ``HASH_SIDE ** 2`` = 256 bits."""
+MIN_BITS = 16
+"""A hash with fewer bits set belongs to a nearly flat image and says nothing."""
 
 
 def difference_hash(image: torch.Tensor) -> np.ndarray:
@@ -56,20 +58,23 @@ def near_duplicates(hashes: Sequence[np.ndarray], max_distance: int = 12) -> lis
         raise ValueError(f"max_distance must be 0 or more, got {max_distance}.")
     if len(hashes) == 0:
         return []
-    bits = np.stack(hashes)
-    telling = np.flatnonzero(bits.sum(axis=1) >= 16)
-    signs = torch.from_numpy(bits[telling].astype(np.float32) * 2 - 1)
+    bits = torch.from_numpy(np.stack(hashes))
     pairs: list[tuple[int, int]] = []
-    for start in range(0, len(telling), 1024):
-        # for vectors of +1 and -1 the number of differing places is (length - dot product) / 2
-        distance = (bits.shape[1] - signs[start : start + 1024] @ signs[start:].T) / 2
-        first, second = torch.nonzero(distance <= max_distance + 0.25, as_tuple=True)
+    for start in range(0, len(bits), 1024):
+        distances = hamming_distances(bits[start : start + 1024], bits[start:])
+        first, second = torch.nonzero(distances <= max_distance, as_tuple=True)
         later = second > first
-        pairs += [
-            (int(telling[start + i]), int(telling[start + j]))
-            for i, j in zip(first[later].tolist(), second[later].tolist(), strict=True)
-        ]
+        pairs += zip((first[later] + start).tolist(), (second[later] + start).tolist(), strict=True)
     return pairs
+
+
+def hamming_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Differing bits of each pair of hashes, ``(M, 256), (M', 256) -> (M, M')``; infinite where one tells nothing."""
+    # for vectors of +1 and -1 the number of differing places is (length - dot product) / 2
+    distances = (first.shape[1] - (2.0 * first.float() - 1) @ (2.0 * second.float() - 1).T) / 2
+    distances[first.sum(1) < MIN_BITS] = torch.inf
+    distances[:, second.sum(1) < MIN_BITS] = torch.inf
+    return distances
 
 
 def joined_groups(count: int, pairs: Iterable[tuple[int, int]], keys: Iterable[Sequence[Hashable]] = ()) -> list[int]:

@@ -19,15 +19,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from monai_usfm.data import LoadUltrasound
-from monai_usfm.data.duplicates import difference_hash
+from monai_usfm.data.duplicates import difference_hash, hamming_distances
 from monai_usfm.evaluation.features import extract_features
 
 __all__ = ["Leak", "LeakError", "calibrated_distance", "check_leaks", "find_leaks"]
 
 Item = Mapping[str, Any]
-
-MIN_BITS = 16
-"""A hash with fewer bits set belongs to a nearly flat image and says nothing."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def find_leaks(
                 resized[side].append(scaled.mul(255).round().to(torch.uint8))
     pairs = [("similar", torch.stack(hashes["test"])), ("mirrored", torch.stack(hashes["mirrored"]))]
     for reason, bits in pairs:
-        distances = _hamming(bits, torch.stack(hashes["train"]))
+        distances = hamming_distances(bits, torch.stack(hashes["train"]))
         leaks += _nearest(distances, max_bits, reason, train, test, known)
     if encoder is not None:
         features = {
@@ -202,15 +199,6 @@ def _file_leaks(train: Sequence[Item], test: Sequence[Item]) -> list[Leak]:
 
 def _content(item: Item) -> str:
     return hashlib.sha256(Path(item["image"]).read_bytes()).hexdigest()
-
-
-def _hamming(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Differing bits ``(M, M')``; infinite where a hash is that of a flat image."""
-    a, b = 2.0 * first.float() - 1, 2.0 * second.float() - 1
-    distances = (first.shape[1] - a @ b.T) / 2
-    distances[first.sum(1) < MIN_BITS] = torch.inf
-    distances[:, second.sum(1) < MIN_BITS] = torch.inf
-    return distances
 
 
 def _cosine_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

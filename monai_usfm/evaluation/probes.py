@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
+from monai_usfm.networks.nets.classifier import AttentionPool
 
 __all__ = [
     "L2_GRID",
@@ -242,7 +243,9 @@ def attentive_probe(
     mean, std = _moments(train.flatten(0, 1))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the caller's random state stays as it was
         torch.manual_seed(seed)
-        head = _AttentiveHead(train.shape[2], num_classes, num_heads).to(train.device)
+        width = train.shape[2]
+        head = nn.Sequential(AttentionPool(width, num_heads), nn.LayerNorm(width), nn.Linear(width, num_classes))
+        head.to(train.device)
     decayed = [p for p in head.parameters() if p.ndim == 2]
     kept = [p for p in head.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW(
@@ -359,22 +362,6 @@ def _label_map(
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     pixels = F.interpolate(logits, size=tuple(shape), mode=mode, align_corners=False)[0].argmax(dim=0)
     return pixels.to(torch.uint8 if len(offset) < 256 else torch.int64).cpu()
-
-
-class _AttentiveHead(nn.Module):
-    def __init__(self, hidden_size: int, num_classes: int, num_heads: int) -> None:
-        super().__init__()
-        self.query = nn.Parameter(torch.empty(1, 1, hidden_size))
-        nn.init.trunc_normal_(self.query, std=0.02)
-        self.attention = nn.MultiheadAttention(hidden_size, num_heads, batch_first=True)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.classify = nn.Linear(hidden_size, num_classes)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """``(B, N, E) -> (B, K)``."""
-        query = self.query.expand(len(tokens), -1, -1)
-        collected, _ = self.attention(query, tokens, tokens, need_weights=False)
-        return self.classify(self.norm(collected[:, 0]))
 
 
 def _choose_l2(
