@@ -121,7 +121,7 @@ DECODERS = {
     "mini": {"decoder_hidden_size": 96, "decoder_num_layers": 2, "decoder_num_heads": 3},
     "tiny": {"decoder_hidden_size": 128, "decoder_num_layers": 2, "decoder_num_heads": 4},
 }
-AS_MAE = {"encoder#pos_embed": "sincos", "encoder#layer_scale": None}
+AS_MAE = {"pos_embed": "sincos", "layer_scale": None}
 AS_STORED: dict[str, Any] = {"augmentation": "@validate#augmentation"}
 PIPELINE = [
     *(f"@loading#{i}" for i in range(5)),
@@ -311,7 +311,8 @@ def run_arm(arm: Arm, seed: int, args: argparse.Namespace, judges: Judges, folde
             head="upernet",  # it has no way around the encoder
             head_options={"width": 64},
             options={
-                key: flow.parser[f"encoder#{key}"] for key in (*ENCODERS[args.network], "pos_embed", "layer_scale")
+                key: flow.parser.get_parsed_content(f"encoder#{key}")
+                for key in (*ENCODERS[args.network], "pos_embed", "layer_scale")
             },
             frozen=True,
         )

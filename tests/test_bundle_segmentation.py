@@ -257,21 +257,18 @@ def test_a_share_of_the_labels_above_1_is_refused(bundle: Path, images: Path, tm
     assert "fraction must be in (0, 1], got 50" in message
 
 
-@pytest.mark.parametrize("overlay", ["segvit", "upernet", "lora"])
+@pytest.mark.parametrize("overlay", ["segvit", "upernet", "lora", "mae"])
 def test_variant_trains_and_its_weights_infer(bundle: Path, images: Path, tmp_path: Path, overlay: str) -> None:
     data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
-    head = {"head": "pyramid" if overlay == "lora" else overlay}
-    width = {"network_def#width": 32} if overlay != "lora" else {}
+    head = {} if overlay in ("lora", "mae") else {"head": overlay}
+    width = {"network_def#width": 32} if head else {}
     run(workflow(bundle, "train", ["train.json", f"{overlay}.json", "demo.json"], **data, **QUICK, **width))
     assert len(losses(tmp_path)) == 1
     # The weights hold the auxiliary output that UPerNet was trained with, so the network must have it too.
     extra = {"network_def#auxiliary": True} if overlay == "upernet" else {}
     weights = {"checkpoint": str(tmp_path / "model.pt"), "datalist": str(images / "dataset.json")}
-    run(
-        workflow(
-            bundle, "infer", ["inference.json"], spatial_size=SIZE, **data, **weights, **head, **width, **extra, **INFER
-        )
-    )
+    configs = ["inference.json", *["mae.json"][: overlay == "mae"]]
+    run(workflow(bundle, "infer", configs, spatial_size=SIZE, **data, **weights, **head, **width, **extra, **INFER))
     written = np.array(Image.open(tmp_path / "image_8_seg.png"))
     assert written.shape == np.array(Image.open(images / "image_8.png")).shape
     assert set(np.unique(written)) <= {0, 1}

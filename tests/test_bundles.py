@@ -21,7 +21,7 @@ from PIL import Image
 
 import monai_usfm
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
-from monai_usfm.networks import encoder_arguments
+from monai_usfm.networks import encoder_arguments, load_pretrained
 
 BUNDLES = ("pretraining", "segmentation", "classification", "enhancement")
 FUNCTIONS = ("to_grey", "to_frames", "to_luma", "to_unit", "to_dims")
@@ -256,6 +256,25 @@ def test_network_has_the_inputs_and_outputs_of_the_metadata(copy_bundle, bundle)
     verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_weights_of_masked_autoencoding_fit_training_and_inference(repository, bundle):
+    configs = repository / "bundles" / f"usfm_{bundle}" / "configs"
+    pretraining = repository / "bundles" / "usfm_pretraining" / "configs"
+    inference = ("inference.json", "inference_mae.json" if bundle == "pretraining" else "mae.json")
+
+    def network(folder: Path, *files: str) -> torch.nn.Module:
+        parser = ConfigParser(ConfigParser.load_config_files([folder / file for file in files]))
+        parser["network_size"], parser["spatial_size"] = "tiny", [64, 64]
+        return parser.get_parsed_content("network_def")
+
+    trained = network(pretraining, "train.json", "mae.json")
+    for files in (("train.json", "mae.json"), inference):
+        net = network(configs, *files)
+        load_pretrained(net, trained.state_dict())
+        found, wanted = net.encoder.state_dict(), trained.encoder.state_dict()
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 WEIGHTS = sorted((Path(__file__).parent.parent / "bundles").glob("usfm_*/models/*.pt"))
 
 
@@ -265,7 +284,9 @@ def test_shipped_weights_are_small_and_fill_the_network_of_inference(file):
     state = torch.load(file, weights_only=True)
     assert all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point())
     configs = file.parent.parent / "configs"
-    overlay = [configs / "inference_volume.json"] * (state["encoder.patch_embed.proj.weight"].dim() == 5)
+    kind = {"relative": "inference", "sincos": "inference_mae"}[encoder_arguments(file)["pos_embed"]]
+    kind = "inference_volume" if state["encoder.patch_embed.proj.weight"].dim() == 5 else kind
+    overlay = [configs / f"{kind}.json"] * (kind != "inference")
     parser = ConfigParser(ConfigParser.load_config_files([configs / "inference.json", *overlay]))
     parser["spatial_size"] = list(encoder_arguments(file)["img_size"])  # the start for other organs has one of its own
     net = parser.get_parsed_content("network_def")
