@@ -6,7 +6,7 @@
     python scripts/make_datalist.py breast=data/busbra liver=data/liver_scans --output data/datalist.json
 
 Every file is read once. What cannot be read is listed with the reason and left out. Files of one patient, identical
-files and near-identical pictures (frames of one cine, re-exports) form a group, and no group crosses a split.
+files and near-identical pictures (frames of one cine, re-exports) form a group, and no group crosses a split made here.
 
 Masks are found by their folder or name, whichever way public data sets have: ``masks/a.png``, ``test-mask/a.jpg`` for
 ``test-image/a.jpg``, ``a_mask.png`` and ``a_mask_1.png`` (joined), ``Masks/mask_1.png`` for ``Images/bus_1.png``.
@@ -48,7 +48,7 @@ IMAGE_WORDS |= {"png", "jpg", "jpeg", "bmp", "tif", "nii", "nifti", "mha", "nrrd
 SPLIT_WORDS = {"train": "training", "training": "training", "trainval": "training", "tr": "training"}
 SPLIT_WORDS |= {"val": "validation", "valid": "validation", "validation": "validation", "dev": "validation"}
 SPLIT_WORDS |= {"test": "test", "testing": "test", "ts": "test"}
-NO_ORGAN = {"set", "dataset", "database", *SPLIT_WORDS}
+NO_ORGAN = {"set", "dataset", "database", "patient", "pat", "subject", "sub", "case", "study", "series", *SPLIT_WORDS}
 LABEL_NAMES = "mask|label|annotation|segmentation|seg|gt|truth"
 LABEL_ENDING = re.compile(rf"(?i)[ _-](?:{LABEL_NAMES})(?P<number>[ _-]?\d+)?$")
 LABEL_BEGINNING = re.compile(rf"(?i)^(?:{LABEL_NAMES})[ _-]+")

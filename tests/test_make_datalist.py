@@ -197,6 +197,17 @@ def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
     assert (f"{len(masks)} files look like masks" in capsys.readouterr().out) == bool(masks)
 
 
+def test_folders_of_patients_are_no_organs(make, tmp_path):
+    for number in range(10):
+        for view in ("2CH", "4CH"):
+            name = f"patient{number:04d}_{view}_ED"
+            picture(tmp_path / "camus" / f"patient{number:04d}" / f"{name}.png", 10 * number + (view == "4CH"))
+            picture(tmp_path / "camus" / f"patient{number:04d}" / f"{name}_gt.png", 500 + number)
+    content = make(tmp_path / "camus")
+    assert [len(content[s]) for s in SECTIONS] == [16, 2, 2]
+    assert {item["organ"] for s in SECTIONS for item in content[s]} == {"camus"}
+
+
 def test_splits_and_classes_of_folders_are_kept(make, tmp_path, capsys):
     for section, count in (("train", 20), ("test", 4)):
         for number in range(count):

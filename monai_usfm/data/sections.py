@@ -97,7 +97,7 @@ def list_images(
 ) -> list[dict[str, Any]]:
     """Items to run inference on: a section of a datalist, or every image file below a folder.
 
-    Of a datalist, the keys that all its items have, so that they collate. DICOM files need no ending.
+    Of a datalist the images alone: what else its items have need not collate. DICOM files need no ending.
 
     Raises:
         FileNotFoundError: when the folder does not exist or holds no image.
@@ -108,8 +108,7 @@ def list_images(
             logger.warning(
                 "%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist
             )
-        shared = set.intersection(*(set(item) for item in items))
-        return [{key: value for key, value in item.items() if key in shared} for item in items]
+        return [{"image": item["image"]} for item in items]
     folder = Path(str(dataset_dir))
     files = sorted(
         p

@@ -27,8 +27,8 @@ class EmbeddingSaver:
     Args:
         output_dir: folder of the files.
         network: :class:`~monai_usfm.networks.FeatureExtractor` for feature maps; not needed without ``feature_blocks``.
-        feature_blocks: also write the maps ``(E, *grid)`` after these blocks, as ``<image>_maps.npz`` with one entry
-            ``block_<i>`` each.
+        feature_blocks: also write the maps ``(E, *grid)`` after these blocks, as ``000000_<image>_maps.npz`` (its
+            number in the list first) with one entry ``block_<i>`` each.
     """
 
     def __init__(

@@ -277,7 +277,7 @@ class PictureHandler:
     Args:
         output_dir: folder; files are named ``<prefix>_epoch_0001.png``.
         panels: called with the engine; gives the panels of :func:`save_panels`.
-        interval: epochs between pictures; the first epoch always has one.
+        interval: epochs between pictures; epoch 1 has one too, if an evaluator runs in it.
         prefix: start of the file name.
         max_items: rows at most.
     """

@@ -99,8 +99,8 @@ class SegmentationReport(EvaluationReport):
     """Writes ``cases.csv`` (a row per case and class) and ``summary.json`` (means per class) after an evaluation.
 
     Attach it to an evaluator that decollates, with class indices ``(1, *S)`` under ``pred`` and ``label``. The pixel
-    size is read from the label's affine; where none is known (a plain picture) distances are in pixels, and the
-    ``unit`` column says so.
+    size is read from the label's affine, or else from the image's; where none is known (plain pictures) distances are
+    in pixels, and the ``unit`` column says so.
 
     Args:
         output_dir: folder of the files.

@@ -171,11 +171,14 @@ def test_dicom_files_without_an_ending_are_listed(tmp_path: Path) -> None:
     assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["IM0001"]
 
 
-def test_listed_items_have_the_same_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_listed_items_inference_takes_the_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(
-        tmp_path, {"test": [{"image": "a.png", "organ": "breast", "frame": 2}, {"image": "b.png", "frame": 0}]}
+        tmp_path,
+        {"test": [{"image": "a.png", "label": ["m.png", "n.png"], "frame": 2}, {"image": "b.png", "frame": 0}]},
     )
-    assert [sorted(item) for item in list_images(tmp_path, path)] == [["frame", "image"]] * 2
+    for name in ("m.png", "n.png"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list_images(tmp_path, path) == [{"image": str(tmp_path / name)} for name in ("a.png", "b.png")]
     assert "inference takes the middle frame" in caplog.text
 
 

@@ -20,8 +20,8 @@ class UltrasoundEnhancer(TaskNetwork):
 
     The network predicts a correction that is added to its input, and starts as the identity: the last layer is zero.
     In evaluation the sum is clamped to [0, 1], the range of images here; in training it is not, so that gradients reach
-    values beyond. There is no normalisation over the window in the decoder: what it adds to a pixel does not depend on
-    the mean brightness of the window, which keeps sliding windows free of seams.
+    values beyond. There is no normalisation over the window in the decoder, so the mean brightness of the window
+    reaches a pixel through the attention of the encoder alone; sliding windows are blended.
 
     The design is ours (USFM publishes no enhancement network): residual restoration as in Zhang et al. 2017,
     https://arxiv.org/abs/1608.03981; no batch statistics as in Lim et al. 2017, https://arxiv.org/abs/1707.02921.
