@@ -5,7 +5,7 @@
 #
 #   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [SETTING...]
 #
-# About six hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About ten hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
 # Settings go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in a quarter of an hour.
 set -euo pipefail
 data=$(cd "$1" && pwd)
@@ -28,10 +28,14 @@ bundle() { # bundle, name, then overrides; the first may be an overlay: +name
         ${settings[@]+"${settings[@]}"}
 }
 
-bundle usfm_pretraining pretraining +sparse --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
-    --max_epochs 130 --batch_size 64 --learning_rate 0.001 --warmup_epochs 8 --organ_temperature 0.5 --num_workers 0 \
-    --cache_dir "$out/cache" --augmentation#scale "[0.4,1.0]" --network_def#decoder_hidden_size 192 \
-    --network_def#decoder_num_layers 3 --network_def#decoder_num_heads 3
+unlabelled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" --batch_size 64 --learning_rate 0.001
+    --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --network_def#decoder_hidden_size 192
+    --network_def#decoder_num_layers 3 --network_def#decoder_num_heads 3)
+bundle usfm_pretraining pretraining +sparse "${unlabelled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
+# The fine-tuned weights below start from the encoder above; the shipped one has a second cycle.
+bundle usfm_pretraining pretraining_second +sparse "${unlabelled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
+    --pretrained "$out/pretraining/model.pt" --seed 1 --cache_dir "$out/cache"
+bundle usfm_pretraining mae +mae "${unlabelled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
 # Three cycles of the learning rate, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, mirroring and gamma alone.
 plain=(--augmentation#shrink_prob 0 --appearance "[]")
@@ -64,17 +68,20 @@ bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrai
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
     --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
-# Half precision, into the bundles.
+# Half precision, compressed, into the bundles.
 python - "$here" "$out" <<'PY'
+import io
 import sys
+import zipfile
 
 import torch
 
-from monai_usfm.handlers import save_atomically
+from monai_usfm.files import whole_file
 
 here, out = sys.argv[1:]
 files = {
-    "pretraining": "usfm_pretraining/models/model.pt",
+    "pretraining_second": "usfm_pretraining/models/model.pt",
+    "mae": "usfm_pretraining/models/mae.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
     "simulated": "usfm_segmentation/models/simulated.pt",
@@ -85,5 +92,10 @@ files = {
 for name, file in files.items():
     state = torch.load(f"{out}/{name}/model.pt", map_location="cpu", weights_only=True)
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save_atomically(half, f"{here}/bundles/{file}")
+    plain = io.BytesIO()
+    torch.save(half, plain)
+    # PyTorch's files are zip archives, which it writes without compression and reads with it
+    with whole_file(f"{here}/bundles/{file}") as part, zipfile.ZipFile(plain) as old, zipfile.ZipFile(part, "w") as new:
+        for entry in old.infolist():
+            new.writestr(zipfile.ZipInfo(entry.filename), old.read(entry), zipfile.ZIP_DEFLATED, 9)
 PY
