@@ -41,7 +41,7 @@ from monai_usfm.transforms import LabelIndices
 
 
 def predictor(config: ConfigParser, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Image ``(1, H, W)`` -> class indices ``(H, W)`` or probabilities ``(K,)``, as ``inference.json`` finds them."""
+    """Image ``(1, H, W)`` -> class indices ``(H, W)`` or probabilities ``(K,)`` without temperature, by the bundle."""
     network = config.get_parsed_content("network_def").to(device)
     network.load_state_dict(read_checkpoint(config.get_parsed_content("checkpoint")))
     network.eval()
