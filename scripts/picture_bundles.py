@@ -130,19 +130,19 @@ def draw_classification(items: Items, infer: Infer) -> Panels:
 
 
 def draw_pretraining(items: Items, infer: Infer) -> Panels:
-    """Images, and the patch features of two blocks: their first three principal components as red, green and blue."""
-    blocks = (5, 11)
-    folder = infer("inference", feature_blocks=list(blocks))
+    """Images, and the last patch features of both encoders: their first three principal components as colours."""
+    block = 11
     panels = {"image": torch.stack([read(item["image"]) for item in items])}
-    files = {path.name.split("_", 1)[1].removesuffix("_maps.npz"): path for path in folder.glob("*_maps.npz")}
-    for block in blocks:
+    for weights, configs in (("model.pt", ["inference"]), ("mae.pt", ["inference", "inference_mae"])):
+        folder = infer(*configs, feature_blocks=[block])
+        files = {path.name.split("_", 1)[1].removesuffix("_maps.npz"): path for path in folder.glob("*_maps.npz")}
         maps = [torch.from_numpy(np.load(files[Path(i["image"]).stem])[f"block_{block}"]).float() for i in items]
         tokens = torch.cat([m.flatten(1).T for m in maps])
         _, _, directions = torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False)
         shown = (tokens - tokens.mean(0)) @ directions[:3].T
         low, high = shown.quantile(0.02, dim=0), shown.quantile(0.98, dim=0)
         colours = ((shown - low) / (high - low)).clamp(0, 1).reshape(len(maps), *maps[0].shape[1:], 3)
-        panels[f"features of block {block + 1}"] = torch.nn.functional.interpolate(colours.movedim(-1, 1), SIZE)
+        panels[f"features of {weights}"] = torch.nn.functional.interpolate(colours.movedim(-1, 1), SIZE)
     return panels
 
 

@@ -328,8 +328,8 @@ SLOW_PICTURE = pytest.param("segmentation", marks=pytest.mark.slow)
 def test_pictures_of_bundles_hold_test_images_at_equal_distances(script, repository, copy_bundle, tmp_path, picture):
     bundle, stem = ("segmentation", "simulated") if picture == "simulated" else (picture, "example")
     root = copy_bundle(f"usfm_{bundle}").parent
-    if picture == "simulated":
-        weights = Path(f"usfm_{bundle}", "models", "simulated.pt")
+    if picture in ("simulated", "pretraining"):
+        weights = Path(f"usfm_{bundle}", "models", "simulated.pt" if picture == "simulated" else "mae.pt")
         shutil.copy(repository / "bundles" / weights, root / weights)
     (example := root / f"usfm_{bundle}" / "docs" / f"{stem}.png").unlink()
     greys = {}

@@ -656,6 +656,14 @@ def test_fixed_and_learnable_positions_load_into_each_other(pair):
     assert net.pos_embed.table.requires_grad == (pair[1] == "learnable")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fixed_positions_in_half_precision_are_still_known_as_such(dtype):
+    net = fresh(pos_embed="sincos", layer_scale=None)
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    assert encoder_arguments(state)["pos_embed"] == "sincos"
+    assert not any("not the sine-cosine" in note for note in load_pretrained(net, state, strict=True).notes)
+
+
 def test_positions_of_another_kind_are_reported_and_refused_by_strict():
     source, net = vit(pos_embed="sincos"), fresh()
     report = load_pretrained(net, source.state_dict())
