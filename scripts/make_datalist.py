@@ -149,7 +149,8 @@ class Masks:
         tails = {(folder, FIRST_WORD.sub("", stem)) for folder, stem in stems if not LABEL_BEGINNING.match(stem)}
         for path in paths:
             folder, stem = path.parent, plain_stem(path)
-            apart = any(is_label_folder(part) for part in [folder, *folder.parents] if part.is_relative_to(root))
+            below = folder.relative_to(root).parts  # the name of FOLDER itself tells nothing
+            apart = any(is_label_folder(root.joinpath(*below[: n + 1])) for n in range(len(below)))
             ending, beginning = LABEL_ENDING.search(stem), LABEL_BEGINNING.match(stem)
             bare = stem[: ending.start()] if ending else stem
             # a number after the word, or the word in front, says "mask" only where the image of it is there

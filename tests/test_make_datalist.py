@@ -197,6 +197,13 @@ def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
     assert (f"{len(masks)} files look like masks" in capsys.readouterr().out) == bool(masks)
 
 
+def test_the_name_of_the_whole_folder_makes_no_masks(make, tmp_path):
+    picture(tmp_path / "segmentation" / "images" / "a.png", 0)
+    picture(tmp_path / "segmentation" / "masks" / "a.png", 1)
+    (item,) = make(tmp_path / "segmentation", "--split", "1/0/0")["training"]
+    assert item["image"] == "segmentation/images/a.png" and item["label"] == "segmentation/masks/a.png"
+
+
 def test_folders_of_patients_are_no_organs(make, tmp_path):
     for number in range(10):
         for view in ("2CH", "4CH"):
