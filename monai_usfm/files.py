@@ -66,9 +66,9 @@ def write_text_atomically(path: PathLike, text: str) -> Path:
     return Path(path)
 
 
-def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows as CSV, columns in the order in which they first appear; a row without a column leaves it empty."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Path:
+    """Rows as CSV, ``columns`` first, others in the order in which they appear; a row without one leaves it empty."""
+    columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()

@@ -54,7 +54,7 @@ def predictor(config: ConfigParser, device: torch.device) -> Callable[[torch.Ten
         logits = inferer(batch.to(device), network)
         if logits.dim() == 2:
             return logits[0].softmax(0).cpu()
-        return F.interpolate(logits, size=image.shape[1:], mode="bilinear").argmax(1)[0].cpu()
+        return F.interpolate(logits.softmax(1), size=image.shape[1:], mode="bilinear").argmax(1)[0].cpu()
 
     return predict
 
@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     items = add_patients(items, folder, **patients_of(args))
     predict, num_classes = predictor(config, torch.device(args.device)), config.get_parsed_content("num_classes")
     read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
-    images, patients = [read(item["image"]).as_tensor() for item in items], [item["patient"] for item in items]
+    images = [read(item["image"], item.get("frame")).as_tensor() for item in items]
+    patients = [item["patient"] for item in items]
     of_classes = predict(images[0]).dim() == 1
     wanted = "class" if of_classes else "label"
     lacking = [str(item["image"]) for item in items if item.get(wanted) is None]
@@ -121,13 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if of_classes:
         lesions = None
         if all(item.get("label") for item in items):
-            lesions = [read_label(item["label"])[0].as_tensor() for item in items]
+            lesions = [read_label(item["label"], item.get("frame"))[0].as_tensor() for item in items]
         rows: Sequence[Any] = audit_class_robustness(
             predict, images, [int(item["class"]) for item in items], patients, lesions
         )
     else:
         to_indices = LabelIndices(num_classes, args.label_values)
-        labels = [to_indices(read_label(item["label"]))[0].as_tensor().long() for item in items]
+        labels = [to_indices(read_label(item["label"], item.get("frame")))[0].as_tensor().long() for item in items]
         audit = audit_robustness(predict, images, labels, patients, num_classes)
         audit.save_picture(args.output / "robustness.png")
         rows = audit.rows

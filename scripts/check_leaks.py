@@ -14,17 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from monai_usfm.data import load_datalist
-from monai_usfm.evaluation import LeakError, add_patient_options, add_patients, check_leaks, patients_of
+from monai_usfm.evaluation import Leak, LeakError, add_patient_options, add_patients, check_leaks, patients_of
 from monai_usfm.evaluation.fine_tuning import NetworkSpec
 from monai_usfm.files import write_csv
 
 
 def sections(path: Path, folder: Path | None, names: list[str]) -> list[dict]:
-    present = json.loads(path.read_text(encoding="utf-8"))
-    return [item for name in names if name in present for item in load_datalist(path, folder, name)]
+    present = json.loads(path.read_text(encoding="utf-8-sig"))
+    return [item for name in names if present.get(name) for item in load_datalist(path, folder, name)]
 
 
 def main() -> int:
@@ -59,7 +60,7 @@ def main() -> int:
     except LeakError as error:
         print(error, file=sys.stderr)
         leaks = error.leaks
-    write_csv(args.output / "leaks.csv", [vars(leak) for leak in leaks])
+    write_csv(args.output / "leaks.csv", [vars(leak) for leak in leaks], [field.name for field in fields(Leak)])
     print(f"{len(train)} training and {len(test)} other images: {len(leaks)} leaks; {args.output / 'leaks.csv'}")
     return 1 if leaks else 0
 

@@ -52,9 +52,14 @@ def join(datalist: Path, table: Path, columns: dict[str, str]) -> dict[str, Any]
             raise ValueError(
                 f"{table}: no column {', '.join(sorted(missing))}; it has {', '.join(reader.fieldnames or [])}."
             )
-        rows = {row["image"]: row for row in reader}
+        rows: dict[str, dict[str, str]] = {}
+        for row in reader:
+            other = rows.setdefault(row["image"], row)
+            unlike = [column for column in columns.values() if other[column] != row[column]]
+            if unlike:
+                raise ValueError(f"{table}: two rows of {row['image']} differ in {', '.join(unlike)}.")
     try:
-        content = json.loads(datalist.read_text(encoding="utf-8"))
+        content = json.loads(datalist.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{datalist} is no JSON file: {error}") from error
     if not isinstance(content, dict):

@@ -44,7 +44,9 @@ def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
     ours = NetworkSpec(args.encoder, learning_rate=args.learning_rate, head=args.head, options=options)
     found = {}
     for entry in args.pretrained:
-        name, _, path = entry.rpartition("=")
+        name, _, path = entry.partition("=")
+        if not path or Path(entry).is_file():  # a path may hold the sign too
+            name, path = "", entry
         if (name or "pretrained") in found:
             raise SystemExit(
                 f"--pretrained names {name or 'pretrained'!r} twice: give each a name of its own, NAME=FILE."
@@ -71,7 +73,7 @@ def tuned(tuning: FineTuning, args: argparse.Namespace) -> dict[str, NetworkSpec
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     result = {}
     for name, spec in tuning.networks.items():
-        if name not in known:
+        if name not in known or set(known[name]["validation_scores"]) != {str(rate) for rate in args.tune}:
             best, scores = choose_learning_rate(tuning, spec, args.tune_fraction, args.tune)
             known[name] = {"best": best, "validation_scores": {str(k): v for k, v in scores.items()}}
             write_text_atomically(file, json.dumps(known, indent=1))
@@ -124,6 +126,8 @@ def main() -> None:
         for section in ("training", "validation", "test")
     }
     published = args.label_fractions or args.datalist.parent / "label_fractions.json"
+    if args.label_fractions and not published.is_file():
+        raise SystemExit(f"{published}: no such file; without --label_fractions the parts are drawn here.")
     published = published if published.is_file() else None
     subsets = label_subsets(splits["training"], args.fractions, published, folder)
     with_label = args.task == "segmentation"

@@ -116,7 +116,9 @@ def find_images(folders: list[str], classes: list[str] | None = None) -> tuple[l
     """
     entries, others, unpaired = [], 0, []
     for argument in folders:
-        organ, _, folder = argument.rpartition("=")
+        organ, _, folder = argument.partition("=")
+        if not folder or Path(argument).is_dir():  # a path may hold the sign too
+            organ, folder = "", argument
         root = Path(folder).resolve()
         if not root.is_dir():
             raise SystemExit(f"{folder}: no such folder.")
@@ -245,7 +247,7 @@ def apply_csv(entries: list[Entry], file: str) -> None:
         rows = list(csv.DictReader(stream))
     if not rows or "image" not in rows[0]:
         raise SystemExit(f"{file}: needs a header line with 'image' and, for example, 'organ', 'patient', 'class'.")
-    known = {row["image"].strip(): row for row in rows}
+    known = {row["image"].strip(): row for row in rows if row["image"]}
     used = 0
     for entry in entries:
         tails = ["/".join(entry.path.parts[-n:]) for n in range(len(entry.path.parts) - 1, 0, -1)]
@@ -254,9 +256,9 @@ def apply_csv(entries: list[Entry], file: str) -> None:
             continue
         used += 1
         entry.organ = (row.get("organ") or "").strip() or entry.organ
-        entry.patient = (row.get("patient") or "").strip() or None
+        entry.patient = (row.get("patient") or row.get("patient_id") or "").strip() or None
         for key, value in row.items():
-            if key and key not in ("image", "organ", "patient", "label") and value not in (None, ""):
+            if key and key not in ("image", "organ", "patient", "patient_id", "label") and value not in (None, ""):
                 entry.extra[key] = int(value) if re.fullmatch(r"-?\d+", value.strip()) else value.strip()
     print(f"{file}: {used} of {len(rows)} rows belong to a file, {len(entries) - used} files have no row.")
 
@@ -295,8 +297,9 @@ def name_patients(entries: list[Entry], regex: str | None) -> None:
             entry.patient = Path(entry.root.name, below.parent, name).as_posix()
         else:
             match = re.search(regex, below.as_posix())
-            found = (match.group(1) if match.re.groups else match.group()) if match else below.as_posix()
-            entry.patient = f"{entry.root.name}/{found}"
+            found = (match.group(1) if match.re.groups else match.group()) if match else None
+            # a file that tells no patient is one by itself
+            entry.patient = f"{entry.root.name}/{found or (below.parent / plain_stem(entry.path)).as_posix()}"
 
 
 def group(entries: list[Entry], bits: int) -> tuple[list[int], dict[str, int]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from monai_usfm.data import load_datalist
 from monai_usfm.evaluation import (
     CaseSet,
+    Interval,
     NetworkSpec,
     ProbeResult,
     add_patient_options,
@@ -61,8 +63,10 @@ def run_probe(
     return fit(pooled["training"], classes[0], pooled[args.section], classes[1], **groups)
 
 
-def interval(result: ProbeResult, metric: str, test: CaseSet):
-    """95 % interval of the metric over the patients of the test split."""
+def interval(result: ProbeResult, metric: str, test: CaseSet) -> Interval:
+    """95 % interval of the metric over the patients of the test split; none of one patient."""
+    if len(set(test.patients)) < 2:
+        return Interval(result.metrics[metric], math.nan, math.nan, 1)
     if metric in result.cases:
         values = result.cases[metric].numpy()
         return bootstrap_interval(lambda rows: float(values[rows].mean()), test.patients)
@@ -118,6 +122,11 @@ def main() -> None:
         items = add_patients(items, folder, **patients_of(args))
         cases[section] = load_cases(items, args.size, "dense" in args.probes, args.num_label_classes, args.label_values)
 
+    for section, split in cases.items():
+        if split.classes is None and set(args.probes) - {"dense"}:
+            parser.error(
+                f"{args.datalist}: not every item of {section!r} has an integer 'class'; only dense needs none."
+            )
     rows: list[dict[str, Any]] = []
     for entry in args.encoders:
         name, _, weights = entry.partition("=")

@@ -136,6 +136,23 @@ def test_a_csv_gives_organs_patients_and_classes(make, folder, tmp_path):
     check_patient_leak(sections(content))
 
 
+def test_a_column_patient_id_names_patients_too(make, folder, tmp_path):
+    rows = ["image,patient_id", *(f"p{p:02d}_{v}.png,{p % 2}" for p in range(10) for v in "ab")]
+    (tmp_path / "p.csv").write_text("\n".join(rows))
+    content = make(folder / "breast", "--organ-csv", tmp_path / "p.csv")
+    assert {item["patient"] for s in SECTIONS for item in content[s]} == {"0", "1"}
+    assert not any("patient_id" in item for s in SECTIONS for item in content[s])
+    check_patient_leak(sections(content))
+
+
+def test_paths_may_hold_an_equals_sign_and_files_may_tell_no_patient(make, tmp_path):
+    picture(tmp_path / "b=x" / "p1.png", 0)
+    picture(tmp_path / "b=x" / "odd.png", 1)
+    content = make(tmp_path / "b=x", "--split", "1/0/0", "--patient-regex", r"p(\d+)")
+    assert [item["patient"] for item in content["training"]] == ["b=x/odd", "b=x/1"]
+    assert len(load_datalist(tmp_path / "list.json", None, "training")) == 2
+
+
 def test_a_regular_expression_names_patients_across_folders(make, folder):
     content = make(folder, "--patient-regex", r"(p\d+)_")
     for patient in range(10):

@@ -10,7 +10,7 @@ from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
 from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UnreadableImageError
 from .sampler import OrganBalancedSampler, organ_balanced_weights
-from .sections import list_images, load_sections, results_root
+from .sections import list_images, load_sections, result_name, results_root
 from .synthetic import SyntheticUltrasound, write_synthetic_dataset
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "load_datalist",
     "load_sections",
     "organ_balanced_weights",
+    "result_name",
     "results_root",
     "ultrasound_regions",
     "write_synthetic_dataset",

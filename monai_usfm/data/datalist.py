@@ -75,7 +75,7 @@ def load_datalist(
             raise ValueError(
                 f"{file}: item {index} of {section!r} lacks {', '.join(lacking)}; it has {', '.join(sorted(item))}."
             )
-        items.append({key: _resolved(base, key, value) for key, value in item.items()})
+        items.append(with_patient({key: _resolved(base, key, value) for key, value in item.items()}))
     if check_files:
         missing = [path for item in items for key, value in item.items() for path in _paths(key, value)]
         missing = [path for path in dict.fromkeys(missing) if not Path(path).exists()]
@@ -85,6 +85,12 @@ def load_datalist(
                 f"{' ...' if len(missing) > 5 else ''}. Correct dataset_dir, or take them out of the list."
             )
     return items
+
+
+def with_patient(item: Item) -> Item:
+    """The item with its patient under the name that the package uses, also where it says ``patient_id``."""
+    known = next((item[key] for key in ("patient", "patient_id") if item.get(key) is not None), None)
+    return item if known is None else {**item, "patient": known}
 
 
 def label_fraction(
@@ -185,6 +191,8 @@ def _all_have(items: Sequence[Item], key: str) -> bool:
 
 
 def _is_file_name(key: str, value: Any) -> bool:
+    if key in ("patient", "patient_id", "organ"):  # names, even where one ends as a file does
+        return False
     return isinstance(value, str) and (key in ("image", "label") or value.lower().endswith(SUPPORTED_SUFFIXES))
 
 

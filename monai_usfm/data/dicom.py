@@ -449,7 +449,8 @@ def convert_dicom(
             known: dict[str, Any] = {"dpi": tuple(25.4 / spacing[:2])} if meta["spacing_known"] else {}
             Image.fromarray(page).save(part, **known)
         else:
-            nib.save(_nifti(values, affine, _slice_geometry(dataset, count) is not None, meta["frame_time"]), part)
+            volume = _slice_geometry(dataset, count) is not None
+            nib.save(_nifti(values, affine, volume, meta["frame_time"], meta["spacing_known"]), part)
         description = {
             "source": "" if deidentify == "strip" else Path(path).name,
             "spacing_mm": [float(mm) for mm in spacing[1::-1]] if meta["spacing_known"] else None,
@@ -463,15 +464,17 @@ def convert_dicom(
     return target
 
 
-def _nifti(values: np.ndarray, affine: np.ndarray, volume: bool, frame_time: float) -> nib.Nifti1Image:
+def _nifti(values: np.ndarray, affine: np.ndarray, volume: bool, frame_time: float, known: bool) -> nib.Nifti1Image:
     """``(frames, H, W, 1 or 3)`` -> NIfTI with the axes x, y, z or x, y, 1, t; colour as RGB24 records."""
     if values.shape[-1] == 3:
         record = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
-        values = np.ascontiguousarray(values.astype(np.uint8)).view(record)
+        if values.dtype != np.uint8:  # NIfTI's colours have 8 bits
+            raise ValueError(f"colours of type {values.dtype} do not fit into NIfTI, which has 8 bits; write luma.")
+        values = np.ascontiguousarray(values).view(record)
     array = values[..., 0].transpose(2, 1, 0)
     cine = not volume and array.shape[2] > 1
     img = nib.Nifti1Image(array[:, :, None] if cine else array, affine)
-    img.header.set_xyzt_units("mm", "sec")
+    img.header.set_xyzt_units("mm" if known else None, "sec")
     if cine:
         img.header.set_zooms((*img.header.get_zooms()[:3], frame_time or 1.0))
     return img

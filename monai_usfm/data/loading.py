@@ -625,8 +625,9 @@ def _decode_nifti(path: str, pick: FramePicker | None) -> _Decoded:
     values = values.reshape(*shape[:2], -1, values.shape[-1])
     if not np.isfinite(affine).all() or (affine_to_spacing(affine, suppress_zeros=False) == 0).any():
         affine, known = np.eye(4), False
-    else:
-        known = True
+    else:  # pixels of 1 mm in a file that names no unit: nobody said so
+        unit = img.header.get_xyzt_units()[0] if isinstance(img, nib.Nifti1Pair) else "mm"
+        known = unit != "unknown" or not np.allclose(affine_to_spacing(affine), 1)
     return _Decoded(values.transpose(2, 1, 0, 3), count, affine, known, frame)
 
 

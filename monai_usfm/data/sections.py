@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_usfm.data.datalist import check_patient_leak, load_datalist
+from monai.data.folder_layout import default_name_formatter
+
+from monai_usfm.data.datalist import check_patient_leak, load_datalist, with_patient
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES, has_dicom_mark
 from monai_usfm.data.synthetic import write_synthetic_dataset
 
-__all__ = ["list_images", "load_sections", "results_root"]
+__all__ = ["list_images", "load_sections", "result_name", "results_root"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +71,7 @@ def load_sections(
         datalist = Path(str(dataset_dir)) / "dataset.json"
 
     def read(section: str) -> list[dict[str, Any]]:
-        items = load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
-        return [_with_patient(item) for item in items]
+        return load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
 
     splits = _splits(datalist, Path(dataset_dir or Path(datalist).parent))
     check_patient_leak(splits)
@@ -97,7 +98,8 @@ def list_images(
 ) -> list[dict[str, Any]]:
     """Items to run inference on: a section of a datalist, or every image file below a folder.
 
-    Of a datalist the images alone: what else its items have need not collate. DICOM files need no ending.
+    Of a datalist each image once, with its patient where all have one: what else its items have need not collate. DICOM
+    files need no ending; hidden files, such as the ``._a.png`` of a Macintosh, are left out.
 
     Raises:
         FileNotFoundError: when the folder does not exist or holds no image.
@@ -108,12 +110,16 @@ def list_images(
             logger.warning(
                 "%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist
             )
-        return [{"image": item["image"]} for item in items]
+        keys = ("image", "patient") if all(item.get("patient") is not None for item in items) else ("image",)
+        once = {str(item["image"]): item for item in reversed(items)}  # several frames of one cine are one result
+        return [{key: str(item[key]) for key in keys} for item in reversed(once.values())]
     folder = Path(str(dataset_dir))
     files = sorted(
         p
         for p in folder.rglob("*")
-        if p.is_file() and (p.name.lower().endswith(SUPPORTED_SUFFIXES) or has_dicom_mark(p))
+        if p.is_file()
+        and not p.name.startswith(".")
+        and (p.name.lower().endswith(SUPPORTED_SUFFIXES) or has_dicom_mark(p))
     )
     if not files:
         raise FileNotFoundError(
@@ -138,7 +144,7 @@ def results_root(
     except (FileNotFoundError, ValueError):
         return ""  # who lists them to read them is told what is wrong
     files = [Path(str(item["image"])) for item in items]
-    stems = [Path(file.name.removesuffix(".gz")).stem for file in files]
+    stems = [Path(_with_ending(file.name).removesuffix(".gz")).stem for file in files]
     if len(set(stems)) == len(stems):
         return ""
     places: dict[tuple[Path, str], Path] = {}
@@ -148,6 +154,19 @@ def results_root(
                 f"the results of {other} and {file.name} would have one name; rename one of them, or move it."
             )
     return os.path.commonpath([file.parent.absolute() for file in files])
+
+
+def result_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
+    """The ``output_name_formatter`` of :class:`monai.transforms.SaveImaged` that cuts no number off a UID.
+
+    A DICOM file without an ending is often named by its UID, whose last number MONAI would take for an ending.
+    """
+    named = default_name_formatter(meta, saver)
+    return {**named, "subject": _with_ending(str(named["subject"]))}
+
+
+def _with_ending(name: str) -> str:
+    return name if name.lower().endswith(SUPPORTED_SUFFIXES) else f"{name}.dcm"
 
 
 def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str, Any]]]:
@@ -162,7 +181,7 @@ def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str,
     found = {name: content.get(name) for name in SPLITS} if isinstance(content, dict) else {}
 
     def known(entry: str | dict[str, Any]) -> dict[str, Any]:
-        item = _with_patient({"image": entry} if isinstance(entry, str) else entry)
+        item = with_patient({"image": entry} if isinstance(entry, str) else entry)
         image = item.get("image")
         return {**item, "image": os.path.relpath(base / image, base)} if isinstance(image, str) and image else item
 
@@ -171,11 +190,6 @@ def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str,
         for name, entries in found.items()
         if isinstance(entries, list) and all(isinstance(entry, str | dict) for entry in entries)
     }
-
-
-def _with_patient(item: dict[str, Any]) -> dict[str, Any]:
-    """The item with its patient under the name that the package uses."""
-    return item if item.get("patient_id") is None else {"patient": item["patient_id"], **item}
 
 
 def _share(item: dict[str, Any]) -> float:

@@ -57,11 +57,13 @@ class CaseSet(Dataset):
         Raises:
             ValueError: naming one that is not here.
         """
-        place = {name: i for i, name in enumerate(self.names)}
+        place: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):  # a cine has a row for each of its frames that is listed
+            place.setdefault(name, []).append(i)
         lacking = [name for name in image_names if name not in place]
         if lacking:
             raise ValueError(f"{len(lacking)} images are not in this split, for example {lacking[0]}.")
-        return [place[name] for name in image_names]
+        return [row for name in dict.fromkeys(image_names) for row in place[name]]
 
 
 def load_cases(
@@ -87,6 +89,9 @@ def load_cases(
     """
     if not items:
         raise ValueError("there are no items to load.")
+    if with_label and any(not item.get("label") for item in items):
+        first = next(item["image"] for item in items if not item.get("label"))
+        raise ValueError(f"items lack the key 'label', the first is {first}; give all of them one.")
     if any(item.get("patient") is None for item in items):
         raise ValueError(
             "items lack the key 'patient'; add it to the datalist, or give a table or pattern of patients."
@@ -95,22 +100,23 @@ def load_cases(
     to_indices = LabelIndices(num_classes, label_values)
     images, labels, truths = [], [], []
     for item in items:
-        image = _plain(read(item["image"]))
+        image = _plain(read(item["image"], item.get("frame")))
         images.append(_fit(image, size, "linear"))
         if with_label:
-            truth = _plain(to_indices(read_label(item["label"])))[0]
+            truth = _plain(to_indices(read_label(item["label"], item.get("frame"))))[0]
             if truth.shape != image.shape[1:]:
                 raise ValueError(
                     f"{item['label']}: size {tuple(truth.shape)}, but its image is {tuple(image.shape[1:])}."
                 )
             truths.append(truth)
             labels.append(_fit(truths[-1][None], size, "nearest")[0])
-    has_class = all(item.get("class") is not None for item in items)
+    # classes of other kinds are no concern of label maps; who needs classes is told that there are none
+    has_class = all(isinstance(item.get("class"), int) for item in items)
     return CaseSet(
         images=torch.stack(images),
         patients=[item["patient"] for item in items],
         names=[str(item["image"]) for item in items],
-        classes=torch.tensor([int(item["class"]) for item in items]) if has_class else None,
+        classes=torch.tensor([item["class"] for item in items]) if has_class else None,
         labels=torch.stack(labels) if with_label else None,
         truths=truths if with_label else None,
     )
@@ -158,16 +164,19 @@ def add_patients(
     """
     known: dict[str, str] = {}
     if table is not None:
-        with Path(table).open(newline="", encoding="utf-8") as stream:
+        with Path(table).open(newline="", encoding="utf-8-sig") as stream:
             for row in csv.DictReader(stream):
                 if "image" not in row or column not in row:
                     raise ValueError(f"{table}: needs the columns image and {column}, it has {', '.join(row)}.")
-                known[str(Path(dataset_dir) / row["image"])] = row[column]
+                if row[column]:  # an empty cell is no patient
+                    known[str(Path(dataset_dir) / row["image"])] = row[column]
     result = []
     for item in items:
-        patient = item.get("patient", known.get(str(item["image"])))
+        patient = item.get("patient")
+        if patient is None:
+            patient = known.get(str(item["image"]))
         if patient is None and pattern is not None and (match := re.search(pattern, Path(item["image"]).name)):
-            patient = match.group(1)
+            patient = match.group(1) if match.re.groups else match.group()
         if patient is None:
             raise ValueError(
                 f"the patient of {item['image']} is not known; add 'patient' to the datalist, or give a table or a "

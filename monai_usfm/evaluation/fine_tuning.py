@@ -180,9 +180,16 @@ class FineTuning:
         splits = {"training": train, "validation": validation, "test": test}
         for name, cases in splits.items():
             if (cases.labels if task == "segmentation" else cases.classes) is None:
-                raise ValueError(f"the {name} split has no {'label maps' if task == 'segmentation' else 'classes'}.")
+                wanted = "label maps" if task == "segmentation" else "classes: every item needs an integer 'class'"
+                raise ValueError(f"the {name} split has no {wanted}.")
+            if task == "classification" and not 0 <= int(cases.classes.min()) <= int(cases.classes.max()) < num_classes:
+                wrong = int(((cases.classes < 0) | (cases.classes >= num_classes)).int().argmax())
+                raise ValueError(
+                    f"{cases.names[wrong]}: class {int(cases.classes[wrong])} is outside the {num_classes} classes; "
+                    "correct the datalist or num_classes."
+                )
             for other, others in splits.items():
-                shared = sorted(set(cases.patients) & set(others.patients), key=str)
+                shared = sorted(set(map(str, cases.patients)) & set(map(str, others.patients)))  # 1 and "1" are one
                 if name != other and shared:
                     raise ValueError(f"{len(shared)} patients are in {name} and {other}, for example {shared[0]}.")
         self.task, self.train, self.validation, self.test = task, train, validation, test
@@ -258,10 +265,18 @@ def choose_learning_rate(
     Returns:
         The learning rate, and the validation score of each.
     """
+    if fraction not in tuning.subsets:
+        known = ", ".join(f"{f:g}" for f in tuning.subsets)
+        raise ValueError(f"rates are tuned on a fraction of the comparison ({known}), got {fraction:g}.")
     scores = {}
     for rate in candidates:
         candidate = NetworkSpec(**{**asdict(spec), "learning_rate": rate})
-        scores[rate] = tuning.fit(list(tuning.subsets[fraction]), seed, candidate)[1]["validation_score"]
+        try:
+            scores[rate] = tuning.fit(list(tuning.subsets[fraction]), seed, candidate)[1]["validation_score"]
+        except FloatingPointError:  # too high a rate: another one wins
+            scores[rate] = -math.inf
+    if max(scores.values()) == -math.inf:
+        raise FloatingPointError(f"{spec.network} diverges at every rate of {list(candidates)}; try lower ones.")
     return max(scores, key=scores.__getitem__), scores
 
 

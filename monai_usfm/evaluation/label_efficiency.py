@@ -76,7 +76,9 @@ def label_subsets(
         ValueError: for parts that are not nested, share a patient with the rest of the training items, or hold an image
             that is not in ``items``.
     """
-    place = {str(item["image"]): item for item in items}
+    place: dict[str, list[dict[str, Any]]] = {}
+    for item in items:  # a cine may be listed frame by frame
+        place.setdefault(str(item["image"]), []).append(item)
     subsets: dict[float, list[dict[str, Any]]] = {}
     for fraction in sorted(fractions):
         if fraction == 1:
@@ -96,7 +98,7 @@ def label_subsets(
                     f"{published}: {len(foreign)} images of {_percent(fraction)} % are not in the training split, "
                     f"for example {foreign[0]}."
                 )
-            subsets[fraction] = [place[name] for name in names]
+            subsets[fraction] = [item for name in dict.fromkeys(names) for item in place[name]]
     smaller: set[str] = set()
     for fraction, chosen in subsets.items():
         current = {str(item["image"]) for item in chosen}
@@ -186,7 +188,7 @@ def summarise_label_efficiency(output_dir: PathLike, primary: str, reference: st
         ValueError: for no cells, or a ``primary`` or ``reference`` that they do not have.
     """
     folder = Path(output_dir)
-    cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cells").glob("*.json"))]
+    cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cells").glob("[!.]*.json"))]
     if not cells:
         raise ValueError(f"{folder / 'cells'} holds no finished cell.")
     names = list(dict.fromkeys(cell["initialisation"] for cell in cells))
@@ -205,7 +207,8 @@ def summarise_label_efficiency(output_dir: PathLike, primary: str, reference: st
     tests: dict[tuple[str, float], PairedTest] = {}
     for (name, fraction), group in grid.items():
         ours = grid[reference, fraction]
-        if name != reference and {c["seed"] for c in group} & {c["seed"] for c in ours}:
+        paired = {c["seed"] for c in group} & {c["seed"] for c in ours}
+        if name != reference and paired and len(set(ours[0]["cases"]["patient"])) > 1:  # one patient is no sample
             tests[name, fraction] = _compare(ours, group, primary)
     adjusted = dict(zip(tests, holm_adjust([t.p_value for t in tests.values()]) if tests else [], strict=True))
 

@@ -102,7 +102,7 @@ def find_leaks(
     hashes: dict[str, list[torch.Tensor]] = {"train": [], "test": [], "mirrored": []}
     for side, items in (("train", train), ("test", test)):
         for item in items:
-            image = read(item["image"])
+            image = read(item["image"], item.get("frame"))
             image = image.as_tensor() if hasattr(image, "as_tensor") else image
             hashes[side].append(torch.from_numpy(difference_hash(image)))
             if side == "test":

@@ -243,6 +243,8 @@ def audit_robustness(
         if image.dim() != 3 or label.shape != image.shape[1:]:
             shapes = f"{tuple(image.shape)} and {tuple(label.shape)}"
             raise ValueError(f"image {i}: need an image (C, H, W) and a label map (H, W), got {shapes}.")
+    if not any(bool((label > 0).any()) for label in labels):
+        raise ValueError("every label map is empty: there is nothing to score.")
     owners = list(patients) if patients is not None else list(range(len(images)))
     every: dict[str, Change] = {"unchanged": lambda x, y, g: (x, y), **changes}
     scores = {name: np.full(len(images), np.nan) for name in every}

@@ -77,6 +77,11 @@ def overlap_scores(prediction: torch.Tensor, label: torch.Tensor, num_classes: i
         label: class indices ``(*S)``.
         num_classes: classes including background 0.
     """
+    for name, found in (("prediction", prediction), ("label", label)):
+        if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < num_classes:
+            raise ValueError(
+                f"the {name} holds {int(found.min())} to {int(found.max())}, outside the {num_classes} classes."
+            )
     pairs = torch.bincount(label.flatten().long() * num_classes + prediction.flatten().long(), minlength=num_classes**2)
     confusion = pairs.reshape(num_classes, num_classes).double()
     hits = confusion.diagonal()[1:]

@@ -93,9 +93,10 @@ class ShortcutAudit:
         """For each alteration the image that it changed most for the network: before, after, difference."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7.5, 2.6 * len(self.examples)))
-        axes = figure.subplots(len(self.examples), 3, squeeze=False)
-        for line, (name, (index, image, altered)) in zip(axes, self.examples.items(), strict=True):
+        lines = max(1, len(self.examples))
+        figure = Figure(figsize=(7.5, 2.6 * lines))
+        axes = figure.subplots(lines, 3, squeeze=False)
+        for line, (name, (index, image, altered)) in zip(axes, self.examples.items(), strict=False):
             predicted = int(self.before[index].argmax())
             before, after = float(self.before[index, predicted]), float(self.after[name][index, predicted])
             views = [_slice(image), _slice(altered), (_slice(altered) - _slice(image)).abs()]

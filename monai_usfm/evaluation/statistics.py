@@ -186,7 +186,8 @@ def paired_bootstrap(
     section 4.2).
 
     Args:
-        difference: case indices (with repetitions) -> statistic of the first method minus that of the second.
+        difference: case indices (with repetitions) -> statistic of the first method minus that of the second; where no
+            draw has one (an AUC without a class) all of the result is NaN.
         patients: the patient of each case.
         resamples: draws.
         seed: of the draws.
@@ -196,6 +197,9 @@ def paired_bootstrap(
     """
     draws = _bootstrap(difference, patients, resamples, seed)
     draws = draws[np.isfinite(draws)]
+    if len(draws) == 0:
+        nan = float("nan")
+        return PairedTest(nan, nan, nan, nan, len(set(patients)), "bootstrap")
     tail = (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))
     low, high = np.percentile(draws, [2.5, 97.5])
     value = float(difference(np.arange(len(patients))))

@@ -132,6 +132,8 @@ class ClassificationReport(EvaluationReport):
     def __init__(self, output_dir: str, class_names: Sequence[str] | None = None) -> None:
         super().__init__(output_dir)
         self.class_names = None if class_names is None else [str(name) for name in class_names]
+        if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"class_names must differ, for they name columns; got {', '.join(self.class_names)}.")
 
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []

@@ -131,7 +131,8 @@ def score_enhancement(
         scores["cnr"] = CNRMetric()(y_pred, masks)
         scores["gcnr"] = GeneralizedCNRMetric()(y_pred, masks)
         scores["speckle_snr"] = SpeckleSNRMetric(dynamic_range_db)(y_pred, masks[:, 1:])
-        scores["quality"] = EnhancementQualityMetric(window, dynamic_range_db)(y_pred, torch.cat([y, masks], dim=1))
+        quality = EnhancementQualityMetric(min(window, *odd), dynamic_range_db)
+        scores["quality"] = quality(y_pred, torch.cat([y, masks], dim=1))
     return {name: float(value) for name, value in scores.items()}
 
 

@@ -230,7 +230,7 @@ def _config_of_command(argv: Sequence[str]) -> Any:
     if files is None:
         return None
     try:
-        names = json.loads(files.replace("'", '"')) if files.startswith("[") else [files]
+        names = json.loads(files.replace("'", '"')) if files.startswith("[") else files.split(",")
         config = ConfigParser.load_config_files(names)
     except (OSError, ValueError):
         return None

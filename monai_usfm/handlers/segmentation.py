@@ -108,7 +108,8 @@ class SegmentationReport(EvaluationReport):
         circumference: also measure the ellipse of each class in 2D, as the head circumference is
             (:func:`~monai_usfm.metrics.fit_ellipse`): columns ``circumference``, ``circumference_label`` and their
             difference ``circumference_error``, which is NaN where one of them is missing.
-        published: circumferences to compare with instead of the ellipse of the label, by the path of the image.
+        published: circumferences to compare with instead of the ellipse of the label, by the path of the image, or by
+            (path, frame) where frames of one file are cases.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class SegmentationReport(EvaluationReport):
         output_dir: str,
         num_classes: int,
         circumference: bool = False,
-        published: Mapping[str, float] | None = None,
+        published: Mapping[str | tuple[str, int], float] | None = None,
     ) -> None:
         super().__init__(output_dir)
         self.num_classes = num_classes
@@ -129,18 +130,25 @@ class SegmentationReport(EvaluationReport):
             label, prediction = item["label"], item["pred"]
             spacing = _known_spacing(label) or _known_spacing(item["image"])  # a PNG mask of a DICOM image has none
             name = str(item["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
+            frame = int(item["image"].meta.get("frame", 0))
+            published = self.published.get((name, frame), self.published.get(name))
             for row in score_case(torch.as_tensor(prediction), torch.as_tensor(label), self.num_classes, spacing):
                 if self.circumference:
-                    row.update(self._circumference(prediction, label, row["class"], spacing, name))
+                    row.update(self._circumference(prediction, label, row["class"], spacing, published))
                 rows.append({"image": name, **row, "unit": "px" if spacing is None else "mm"})
         return rows
 
     def _circumference(
-        self, prediction: torch.Tensor, label: torch.Tensor, number: int, spacing: list[float] | None, name: str
+        self,
+        prediction: torch.Tensor,
+        label: torch.Tensor,
+        number: int,
+        spacing: list[float] | None,
+        published: float | None,
     ) -> dict[str, float]:
         found, drawn = (fit_ellipse(torch.as_tensor(x) == number, spacing or 1.0) for x in (prediction, label))
         measured = found.circumference if found else float("nan")
-        expected = self.published.get(name, drawn.circumference if drawn else float("nan"))
+        expected = published if published is not None else drawn.circumference if drawn else float("nan")
         return {
             "circumference": measured,
             "circumference_label": expected,
@@ -149,7 +157,7 @@ class SegmentationReport(EvaluationReport):
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         self.write_table("cases.csv", rows)
-        summary: dict[str, Any] = {"cases": len({row["image"] for row in rows})}
+        summary: dict[str, Any] = {"cases": len(rows) // (self.num_classes - 1)}
         for number in range(1, self.num_classes):
             of_class = [row for row in rows if row["class"] == number]
             units = {row["unit"] for row in of_class}

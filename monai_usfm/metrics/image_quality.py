@@ -163,6 +163,8 @@ class SpeckleSNRMetric(_RegionMetric):
 
     def _from_values(self, *values: torch.Tensor) -> torch.Tensor:
         envelope = to_envelope(values[0], self.dynamic_range_db)
+        if envelope.amin() == envelope.amax():  # the rounding of the mean would pass for a tiny deviation
+            return envelope.new_tensor(torch.inf)
         return envelope.mean() / envelope.std(unbiased=False)
 
 
@@ -307,7 +309,7 @@ class EnhancementQualityMetric(RegressionMetric):
         # the parts are used as functions: they must not collect a buffer of their own
         contrast, contrast_reference = (self.contrast._compute_metric(x, regions) for x in (y_pred, reference))
         speckle, speckle_reference = (self.speckle._compute_metric(x, background) for x in (y_pred, reference))
-        ratio = speckle / speckle_reference
+        ratio = torch.where(speckle == speckle_reference, 1.0, speckle / speckle_reference)  # also of two flat ones
         terms = (
             (contrast / contrast_reference).clamp(max=1),
             torch.minimum(ratio, 1 / ratio),

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 from PIL import Image
 
-from monai_usfm.data import list_images, load_sections, results_root
+from monai_usfm.data import list_images, load_datalist, load_sections, result_name, results_root
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
@@ -210,3 +213,35 @@ def test_section_of_a_datalist_is_listed(tmp_path: Path) -> None:
     path = write(tmp_path, {"training": patients(1), "test": patients(2)})
     assert len(list_images(tmp_path, path)) == 6
     assert len(list_images(tmp_path, path, "training")) == 3
+
+
+def test_a_patient_may_be_named_patient_id_for_every_reader(tmp_path: Path) -> None:
+    items = [{"image": "a.png", "patient_id": 3}, {"image": "b.png", "patient": None, "patient_id": 0}]
+    path = write(tmp_path, {"test": items})
+    assert [item["patient"] for item in load_datalist(path, tmp_path, "test")] == [3, 0]
+
+
+def test_inference_sees_each_image_of_a_list_once_with_its_patient(tmp_path: Path) -> None:
+    items = [{"image": "a.png", "patient": 1, "frame": n} for n in range(2)] + [{"image": "b.png", "patient": "x"}]
+    path = write(tmp_path, {"test": items})
+    wanted = [{"image": str(tmp_path / "a.png"), "patient": "1"}, {"image": str(tmp_path / "b.png"), "patient": "x"}]
+    assert list_images(tmp_path, path) == wanted
+    assert results_root(tmp_path, path) == ""
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list_images(tmp_path) == [{"image": str(tmp_path / "a.png")}]
+
+
+def test_results_of_files_named_by_uid_keep_its_last_number(tmp_path: Path) -> None:
+    for name in ("1.2.77", "1.2.78"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(8))
+    assert results_root(tmp_path) == ""
+    image = MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": str(tmp_path / "1.2.77")})
+    save = SaveImage(
+        tmp_path / "out", "seg", ".png", separate_folder=False, print_log=False, output_name_formatter=result_name
+    )
+    save(image)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1.2.77_seg.png"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -108,3 +109,29 @@ def test_real_masks_survive_the_way_to_network_size_and_back(shared_data):
         found = restore_size(torch.stack([1.0 - label, label.float()]), truth.shape).argmax(0)
         dice = 2 * (found * truth).sum() / (found.sum() + truth.sum())
         assert dice > 0.96
+
+
+def test_frames_of_a_cine_are_cases_of_their_own(tmp_path):
+    frames = np.arange(1, 6, dtype=np.uint8)[None, None] * np.full((8, 8, 1), 20, dtype=np.uint8)
+    nib.save(nib.Nifti1Image(frames, np.eye(4)), tmp_path / "cine.nii.gz")
+    nib.save(nib.Nifti1Image((frames > 40).astype(np.uint8), np.eye(4)), tmp_path / "label.nii.gz")
+    files = {"image": str(tmp_path / "cine.nii.gz"), "label": str(tmp_path / "label.nii.gz"), "patient": "a"}
+    cases = load_cases([{**files, "frame": frame} for frame in (0, 1, 4)], (8, 8), with_label=True)
+    assert [int(image.max()) for image in cases.images] == [20, 40, 100]
+    assert [int(truth.max()) for truth in cases.truths] == [0, 0, 1]
+    assert cases.rows([files["image"]]) == [0, 1, 2]
+
+
+def test_an_item_without_a_label_is_named(tmp_path):
+    item = write_case(tmp_path, "a", (20, 20), (slice(0, 5), slice(0, 5)))
+    with pytest.raises(ValueError, match=r"lack the key 'label', the first is .*a\.png"):
+        load_cases([{k: v for k, v in item.items() if k != "label"}], (16, 16), with_label=True)
+
+
+def test_empty_cells_of_a_table_are_no_patient(tmp_path):
+    items = [{"image": str(tmp_path / f"{name}.png"), "patient": None} for name in "ab"]
+    (tmp_path / "t.csv").write_text("image,patient_id\na.png,1\nb.png,\n", encoding="utf-8-sig")
+    with pytest.raises(ValueError, match=r"b\.png is not known"):
+        add_patients(items, tmp_path, tmp_path / "t.csv")
+    found = add_patients(items, tmp_path, tmp_path / "t.csv", pattern=r"^\w")
+    assert [item["patient"] for item in found] == ["1", "b"]

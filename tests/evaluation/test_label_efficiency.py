@@ -179,3 +179,10 @@ def test_published_parts_that_split_a_patient_are_refused(tmp_path):
     part.write_text(json.dumps({"training_50pct": [{"image": "0.png"}, {"image": "2.png"}]}))
     with pytest.raises(ValueError, match="patient"):
         label_subsets(items, (0.5, 1.0), published=part)
+
+
+def test_a_half_written_cell_is_no_cell(tmp_path):
+    fill(tmp_path)
+    before = summarise_label_efficiency(tmp_path, "dice", "pretrained")
+    (tmp_path / "cells" / ".123.scratch-10pct-seed9.json").write_text('{"half')
+    assert summarise_label_efficiency(tmp_path, "dice", "pretrained") == before

@@ -256,3 +256,8 @@ def test_a_region_without_pixels_is_left_out_of_the_mean():
 def test_mistakes_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_speckle_snr_of_a_flat_region_is_infinite():
+    image, mask = torch.full((1, 1, 9, 9), 0.3), torch.ones(1, 1, 9, 9)
+    assert SpeckleSNRMetric(60.0)(image, mask).isinf().all()
