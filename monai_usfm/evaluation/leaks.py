@@ -153,8 +153,10 @@ def calibrated_distance(
         device: where to run.
 
     Raises:
-        ValueError: where the encoder cannot tell copies from other images.
+        ValueError: for fewer than two images; where the encoder cannot tell copies from other images.
     """
+    if len(images) < 2:
+        raise ValueError("one image has no other one to tell its copies from; leave the encoder out.")
     sample = images[torch.linspace(0, len(images) - 1, min(count, len(images))).long().unique()]
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
     half = [length // 2 for length in sample.shape[2:]]

@@ -110,6 +110,8 @@ def test_an_encoder_that_cannot_tell_copies_is_refused():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.stack([x.mean((1, 2, 3)), torch.ones(len(x))], 1)
 
+    with pytest.raises(ValueError, match="one image has no other"):
+        calibrated_distance(Brightness(), torch.rand(1, 1, 16, 16))
     with pytest.raises(ValueError, match="does not tell copies"):
         calibrated_distance(Brightness(), torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
 
