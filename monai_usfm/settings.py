@@ -1,14 +1,15 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a bundle as scripts take them on the command line."""
+"""What scripts take on the command line: settings of a bundle, paths with a name."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_settings"]
+__all__ = ["parse_settings", "split_named_path"]
 
 
 def parse_settings(entries: Iterable[str]) -> dict[str, Any]:
@@ -25,3 +26,9 @@ def parse_settings(entries: Iterable[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             settings[name] = value
     return settings
+
+
+def split_named_path(entry: str) -> tuple[str, str]:
+    """``"NAME=PATH" -> ("NAME", "PATH")``, ``"PATH" -> ("", "PATH")``; a path that exists may hold the sign itself."""
+    name, _, path = entry.partition("=")
+    return (name, path) if path and not Path(entry).exists() else ("", entry)

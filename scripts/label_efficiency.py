@@ -36,6 +36,7 @@ from monai_usfm.evaluation import (
     summarise_label_efficiency,
 )
 from monai_usfm.files import write_text_atomically
+from monai_usfm.settings import split_named_path
 
 
 def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
@@ -44,9 +45,7 @@ def networks(args: argparse.Namespace) -> dict[str, NetworkSpec]:
     ours = NetworkSpec(args.encoder, learning_rate=args.learning_rate, head=args.head, options=options)
     found = {}
     for entry in args.pretrained:
-        name, _, path = entry.partition("=")
-        if not path or Path(entry).is_file():  # a path may hold the sign too
-            name, path = "", entry
+        name, path = split_named_path(entry)
         if (name or "pretrained") in found:
             raise SystemExit(
                 f"--pretrained names {name or 'pretrained'!r} twice: give each a name of its own, NAME=FILE."

@@ -40,6 +40,7 @@ from monai_usfm.data.duplicates import difference_hash, joined_groups, near_dupl
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES, file_format
 from monai_usfm.data.sections import SPLITS
 from monai_usfm.files import write_text_atomically
+from monai_usfm.settings import split_named_path
 
 LABEL_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "seg"}
 LABEL_WORDS |= {"gt", "groundtruth", "ground", "truth"}
@@ -116,16 +117,14 @@ def find_images(folders: list[str], classes: list[str] | None = None) -> tuple[l
     """
     entries, others, unpaired = [], 0, []
     for argument in folders:
-        organ, _, folder = argument.partition("=")
-        if not folder or Path(argument).is_dir():  # a path may hold the sign too
-            organ, folder = "", argument
+        organ, folder = split_named_path(argument)
         root = Path(folder).resolve()
         if not root.is_dir():
             raise SystemExit(f"{folder}: no such folder.")
         files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
         paths = [path for path in files if is_image(path)]
         others += len(files) - len(paths)
-        masks = Masks(root, paths)
+        masks, found = Masks(root, paths), []
         for path in masks.images:
             parts = path.relative_to(root).parts[:-1]
             named = [part for part in parts if says_something(part) and part.lower() not in (classes or [])]
@@ -134,8 +133,9 @@ def find_images(folders: list[str], classes: list[str] | None = None) -> tuple[l
             for part in parts:
                 if classes and part.lower() in classes:
                     entry.extra["class"] = classes.index(part.lower())
-            entries.append(entry)
-        unpaired += sorted(masks.files - {path for entry in entries for path in (*entry.labels, entry.fov)})
+            found.append(entry)
+        unpaired += sorted(masks.files - {path for entry in found for path in (*entry.labels, entry.fov)})
+        entries += found
     return entries, others, unpaired
 
 
@@ -151,8 +151,8 @@ class Masks:
         tails = {(folder, FIRST_WORD.sub("", stem)) for folder, stem in stems if not LABEL_BEGINNING.match(stem)}
         for path in paths:
             folder, stem = path.parent, plain_stem(path)
-            below = folder.relative_to(root).parts  # the name of FOLDER itself tells nothing
-            apart = any(is_label_folder(root.joinpath(*below[: n + 1])) for n in range(len(below)))
+            below = len(folder.relative_to(root).parts)  # the name of FOLDER itself tells nothing
+            apart = any(is_label_folder(part) for part in [folder, *folder.parents][:below])
             ending, beginning = LABEL_ENDING.search(stem), LABEL_BEGINNING.match(stem)
             bare = stem[: ending.start()] if ending else stem
             # a number after the word, or the word in front, says "mask" only where the image of it is there
@@ -350,6 +350,7 @@ def section_of(entry: Entry) -> str | None:
 def split_by_folders(entries: list[Entry], groups: list[int], seed: int) -> dict[str, list[Entry]]:
     """As the folders say; where they name no validation, groups of the training files are held out for it."""
     sections: dict[str, list[Entry]] = {name: [] for name in SPLITS}
+    training_groups: list[int] = []
     spread: dict[int, set[str]] = defaultdict(set)
     for entry, number in zip(entries, groups, strict=True):
         section = section_of(entry)
@@ -357,18 +358,15 @@ def split_by_folders(entries: list[Entry], groups: list[int], seed: int) -> dict
             raise SystemExit(f"{entry.path}: no folder names its split; expected one of {', '.join(SPLIT_WORDS)}.")
         sections[section].append(entry)
         spread[number].add(section)
+        if section == "training":
+            training_groups.append(number)
     shared = sum(len(found) > 1 for found in spread.values())
     if shared:
         print(f"Note: {shared} groups (one patient, or nearly one picture) lie in several of the folders' splits.")
     if sections["training"] and not sections["validation"]:
-        number_of = {id(entry): number for entry, number in zip(entries, groups, strict=True)}
-        training = sections["training"]
         shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE, 0.0)
-        sections |= {
-            name: found
-            for name, found in split(training, [number_of[id(entry)] for entry in training], shares, seed).items()
-            if name != "test"
-        }
+        drawn = split(sections["training"], training_groups, shares, seed)
+        sections["training"], sections["validation"] = drawn["training"], drawn["validation"]
         print(f"No folder names a validation split: {len(sections['validation'])} training files are held out for it.")
     return sections
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_usfm.settings import parse_settings
+from monai_usfm.settings import parse_settings, split_named_path
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,10 @@ from monai_usfm.settings import parse_settings
 )
 def test_a_value_is_a_literal_or_text(text, value):
     assert parse_settings([f"train#part={text}", "other=1"]) == {"train#part": value, "other": 1}
+
+
+def test_a_path_may_have_a_name_and_hold_the_sign(tmp_path):
+    (tmp_path / "lr=1").mkdir()
+    assert split_named_path("ours=a/lr=1.pt") == ("ours", "a/lr=1.pt")
+    assert split_named_path("a.pt") == ("", "a.pt")
+    assert split_named_path(str(tmp_path / "lr=1")) == ("", str(tmp_path / "lr=1"))

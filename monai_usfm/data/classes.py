@@ -58,11 +58,9 @@ def load_class_sections(
         unnamed = sum(item.get("patient") is None for item in items)
         if 0 < unnamed < len(items):
             raise ValueError(f"{unnamed} of {len(items)} items of {section!r} lack `patient`: name it for all or none.")
-        named = {} if unnamed else {"patient": str}  # 1 and "1" in one list would not collate, nor would null
-        lists[section] = [
-            {**{k: v for k, v in item.items() if k != "patient"}, **{k: to(item[k]) for k, to in named.items()}}
-            for item in items
-        ]
+        for index, item in enumerate(items):  # 1 and "1" in one list would not collate, nor would null
+            patient = {} if unnamed else {"patient": str(item["patient"])}
+            items[index] = {**{key: value for key, value in item.items() if key != "patient"}, **patient}
     return lists
 
 
