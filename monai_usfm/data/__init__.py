@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
+
 from .classes import class_weights, load_class_sections
 from .datalist import check_patient_leak, label_fraction, load_datalist
 from .dataset import UltrasoundDataset
@@ -11,7 +13,6 @@ from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame
 from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UnreadableImageError
 from .sampler import OrganBalancedSampler, organ_balanced_weights
 from .sections import list_images, load_sections, result_name, results_root
-from .synthetic import SyntheticUltrasound, write_synthetic_dataset
 
 __all__ = [
     "SUPPORTED_SUFFIXES",

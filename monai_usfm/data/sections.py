@@ -17,7 +17,7 @@ from monai.data.folder_layout import default_name_formatter
 
 from monai_usfm.data.datalist import check_patient_leak, load_datalist, with_patient
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES, has_dicom_mark
-from monai_usfm.data.synthetic import write_synthetic_dataset
+from monai_usfm.simulation import write_synthetic_dataset
 
 __all__ = ["list_images", "load_sections", "result_name", "results_root"]
 
