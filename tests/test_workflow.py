@@ -1,0 +1,49 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Workflows of the bundles from Python."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from monai_usfm.workflow import TASKS, find_bundle, load_bundle, run_bundle
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_bundle_is_found_by_task_name_and_folder(repository, task):
+    folder = repository / "bundles" / f"usfm_{task}"
+    assert find_bundle(task) == find_bundle(f"usfm_{task}") == find_bundle(str(folder)) == folder
+
+
+def test_a_bundle_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="segmentation"):
+        find_bundle("registration")
+    with pytest.raises(FileNotFoundError, match="no folder configs"):
+        find_bundle("segmentation", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "near"), [("max_epoch", "max_epochs"), ("learning_rates", "learning_rate"), ("bach_size", "batch_size")]
+)
+def test_a_misspelled_option_is_refused_with_the_right_one(option, near):
+    with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+        load_bundle("segmentation", "train", **{option: 1})
+
+
+def test_an_unknown_overlay_is_refused_with_those_of_the_bundle():
+    with pytest.raises(FileNotFoundError, match="demo"):
+        load_bundle("segmentation", overlays=["dem"])
+
+
+def test_training_for_steps_takes_so_many_in_equal_epochs(tmp_path):
+    options = {"output_dir": str(tmp_path), "spatial_size": [32, 32], "batch_size": 2, "device": "cpu"}
+    options |= {f"synthetic#num_{split}": 4 for split in ("training", "validation", "test")}
+    flow = run_bundle("segmentation", overlays=["demo"], steps=6, max_epochs=2, **options)
+    trainer = flow.parser.get_parsed_content("train#trainer")
+    assert (trainer.state.epoch, trainer.state.iteration) == (2, 6)
+    assert (tmp_path / "model.pt").is_file()
+    run_bundle("segmentation", "evaluate", overlays=["demo"], **options)
+    with (tmp_path / "evaluation" / "cases.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 4
