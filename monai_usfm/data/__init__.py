@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
-
-from .classes import class_weights, load_class_sections, load_class_splits
+from .classes import class_weights, load_class_sections
 from .datalist import check_patient_leak, label_fraction, load_datalist
 from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
 from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UnreadableImageError
 from .sampler import OrganBalancedSampler, organ_balanced_weights
-from .splits import list_images, load_sections, load_splits, result_name, results_root
+from .sections import list_images, load_sections, result_name, results_root
+from .synthetic import SyntheticUltrasound, write_synthetic_dataset
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
@@ -32,10 +31,8 @@ __all__ = [
     "label_fraction",
     "list_images",
     "load_class_sections",
-    "load_class_splits",
     "load_datalist",
     "load_sections",
-    "load_splits",
     "organ_balanced_weights",
     "result_name",
     "results_root",

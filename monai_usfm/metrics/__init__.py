@@ -13,6 +13,7 @@ from monai_usfm.metrics.image_quality import (
     LocalNCCMetric,
     SpeckleSNRMetric,
 )
+from monai_usfm.metrics.measurements import measure
 
 __all__ = [
     "CNRMetric",
@@ -23,4 +24,5 @@ __all__ = [
     "LocalNCCMetric",
     "SpeckleSNRMetric",
     "fit_ellipse",
+    "measure",
 ]

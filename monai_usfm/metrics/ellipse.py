@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from monai.transforms.utils import get_largest_connected_component_mask
+from scipy import ndimage
 
 __all__ = ["Ellipse", "fit_ellipse"]
 
@@ -71,8 +72,9 @@ def fit_ellipse(mask: torch.Tensor, spacing: float | Sequence[float] = 1.0) -> E
     inside = plane > 0
     if not inside.any():
         return None
-    inside = get_largest_connected_component_mask(inside)
-    points = torch.nonzero(inside).double().cpu() * torch.tensor(steps, dtype=torch.float64)
+    parts, _ = ndimage.label(inside.cpu().numpy(), structure=np.ones((3, 3)))
+    largest = np.argwhere(parts == np.bincount(parts[parts > 0]).argmax())
+    points = torch.from_numpy(largest).double() * torch.tensor(steps, dtype=torch.float64)
     center = points.mean(0)
     offsets = points - center
     # Each pixel is a rectangle: its own variance belongs to the shape.

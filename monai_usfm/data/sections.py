@@ -1,0 +1,199 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The lists of images that a bundle works on: the user's, or simulated ones where none are given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.data.folder_layout import default_name_formatter
+
+from monai_usfm.data.datalist import check_patient_leak, load_datalist, with_patient
+from monai_usfm.data.loading import SUPPORTED_SUFFIXES, has_dicom_mark
+from monai_usfm.data.synthetic import write_synthetic_dataset
+
+__all__ = ["list_images", "load_sections", "result_name", "results_root"]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("training", "validation", "test")
+
+
+def load_sections(
+    dataset_dir: str | os.PathLike | None = None,
+    datalist: str | os.PathLike | None = None,
+    *,
+    synthetic_dir: str | os.PathLike,
+    synthetic: dict[str, Any] | None = None,
+    sections: Sequence[str] = ("training", "validation"),
+    required: Sequence[str] = ("image",),
+    holdout: float = 0.05,
+    check_files: bool = True,
+) -> dict[str, list[dict[str, Any]]]:
+    """Lists of items with absolute paths, by section; no patient and no file is in two splits of the datalist.
+
+    Of the splits ``training``, ``validation`` and ``test`` all are compared, also those that are not asked for: a
+    patient of the test list must not be trained on. Items name their patient under ``patient`` (or ``patient_id``,
+    which is copied to it); those that do not are compared by file.
+
+    Args:
+        dataset_dir: folder that relative paths start from; its ``dataset.json`` is read where no ``datalist`` is given.
+        datalist: Decathlon-style JSON file; paths are relative to ``dataset_dir``, or to its own folder without one.
+        synthetic_dir: where simulated images are written when neither of the two is given.
+        synthetic: arguments of :func:`~monai_usfm.data.write_synthetic_dataset`.
+        sections: wanted sections.
+        required: keys that every item must have.
+        holdout: a list without ``validation`` gives this share of its training items to it, chosen by a hash of the
+            patient (of the file name where no patient is known), so that it does not change from run to run; at least
+            one patient. The only patient of a list is in both.
+        check_files: see :func:`~monai_usfm.data.load_datalist`.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
+        ValueError: for a patient or a file in two splits, see :func:`~monai_usfm.data.check_patient_leak`.
+    """
+    if not dataset_dir and not datalist:
+        logger.warning(
+            "no dataset_dir given: running on SIMULATED ultrasound images in %s. Give dataset_dir (and datalist) for "
+            "real ones.",
+            synthetic_dir,
+        )
+        datalist = write_synthetic_dataset(synthetic_dir, **(synthetic or {}))
+        dataset_dir = Path(datalist).parent
+    elif not datalist:
+        datalist = Path(str(dataset_dir)) / "dataset.json"
+
+    def read(section: str) -> list[dict[str, Any]]:
+        return load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
+
+    splits = _splits(datalist, Path(dataset_dir or Path(datalist).parent))
+    check_patient_leak(splits)
+    if "validation" not in sections or splits.get("validation"):
+        return {section: read(section) for section in sections}
+    lists = {section: read(section) for section in sections if section != "validation"}
+    training = lists.get("training") or read("training")
+    shares = [_share(item) for item in training]
+    limit = max(holdout, math.nextafter(min(shares), 1))  # a short list gives one patient too
+    held = [item for item, share in zip(training, shares, strict=True) if share < limit]
+    kept = [item for item, share in zip(training, shares, strict=True) if share >= limit]
+    if not kept:
+        logger.warning("%s has one patient only: it is trained on and validated.", datalist)
+        kept = training
+    logger.info("%s has no validation section: holding out %d of %d items.", datalist, len(held), len(training))
+    lists["validation"] = held
+    if "training" in lists:
+        lists["training"] = kept
+    return lists
+
+
+def list_images(
+    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, section: str = "test"
+) -> list[dict[str, Any]]:
+    """Items to run inference on: a section of a datalist, or every image file below a folder.
+
+    Of a datalist each image once, with its patient where all have one: what else its items have need not collate. DICOM
+    files need no ending; hidden files, such as the ``._a.png`` of a Macintosh, are left out.
+
+    Raises:
+        FileNotFoundError: when the folder does not exist or holds no image.
+    """
+    if datalist:
+        items = load_datalist(datalist, dataset_dir or None, section)
+        if any(item.get("frame") is not None for item in items):
+            logger.warning(
+                "%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist
+            )
+        keys = ("image", "patient") if all(item.get("patient") is not None for item in items) else ("image",)
+        once = {str(item["image"]): item for item in reversed(items)}  # several frames of one cine are one result
+        return [{key: str(item[key]) for key in keys} for item in reversed(once.values())]
+    folder = Path(str(dataset_dir))
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file()
+        and not p.name.startswith(".")
+        and (p.name.lower().endswith(SUPPORTED_SUFFIXES) or has_dicom_mark(p))
+    )
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); give the folder that holds them."
+        )
+    return [{"image": str(file)} for file in files]
+
+
+def results_root(
+    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, section: str = "test"
+) -> str:
+    """The ``data_root_dir`` of :class:`monai.transforms.SaveImaged` for the results of :func:`list_images`.
+
+    Empty, which puts all results into one folder, where every image has a name of its own; where names repeat, the
+    folder whose subfolders the results repeat. Empty also without images: then there is nothing to save.
+
+    Raises:
+        ValueError: for two images of one folder whose results would have one name.
+    """
+    try:
+        items = list_images(dataset_dir, datalist, section)
+    except (FileNotFoundError, ValueError):
+        return ""  # who lists them to read them is told what is wrong
+    files = [Path(str(item["image"])) for item in items]
+    stems = [Path(_with_ending(file.name).removesuffix(".gz")).stem for file in files]
+    if len(set(stems)) == len(stems):
+        return ""
+    places: dict[tuple[Path, str], Path] = {}
+    for file, stem in zip(files, stems, strict=True):
+        if (other := places.setdefault((file.parent, stem), file)) is not file:
+            raise ValueError(
+                f"the results of {other} and {file.name} would have one name; rename one of them, or move it."
+            )
+    return os.path.commonpath([file.parent.absolute() for file in files])
+
+
+def result_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
+    """The ``output_name_formatter`` of :class:`monai.transforms.SaveImaged` that cuts no number off a UID.
+
+    A DICOM file without an ending is often named by its UID, whose last number MONAI would take for an ending.
+    """
+    named = default_name_formatter(meta, saver)
+    return {**named, "subject": _with_ending(str(named["subject"]))}
+
+
+def _with_ending(name: str) -> str:
+    return name if name.lower().endswith(SUPPORTED_SUFFIXES) else f"{name}.dcm"
+
+
+def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str, Any]]]:
+    """The splits of a datalist; of a file that the reader will refuse, what there is.
+
+    Images by their path below ``base``: one may stand in one split by its whole path and in another by its name.
+    """
+    try:
+        content = json.loads(Path(datalist).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}  # the reader explains what is wrong
+    found = {name: content.get(name) for name in SPLITS} if isinstance(content, dict) else {}
+
+    def known(entry: str | dict[str, Any]) -> dict[str, Any]:
+        item = with_patient({"image": entry} if isinstance(entry, str) else entry)
+        image = item.get("image")
+        return {**item, "image": os.path.relpath(base / image, base)} if isinstance(image, str) and image else item
+
+    return {
+        name: [known(entry) for entry in entries]
+        for name, entries in found.items()
+        if isinstance(entries, list) and all(isinstance(entry, str | dict) for entry in entries)
+    }
+
+
+def _share(item: dict[str, Any]) -> float:
+    """A number in [0, 1) that depends on the patient or file name alone."""
+    patient = item.get("patient")
+    name = Path(str(item["image"])).name if patient is None else str(patient)
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

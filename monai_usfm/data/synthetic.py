@@ -1,0 +1,567 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A synthetic ultrasound world: images with exact masks, classes and clean targets, made on the fly or on disk.
+
+Nothing here is patient data. Anatomy comes from :mod:`monai_usfm.data.organs`, echoes from
+:mod:`monai_usfm.data.simulation`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import PathLike
+from monai.data import Dataset
+from monai.transforms import apply_transform
+from PIL import Image, ImageDraw, ImageFont
+
+from monai_usfm.data.organs import CLASS_NAMES, ORGANS, build_phantom
+from monai_usfm.data.phantoms import STRUCTURES, Phantom
+from monai_usfm.data.simulation import (
+    Device,
+    backscatter,
+    detect,
+    display,
+    draw_device,
+    scatterers,
+    shadow_db,
+    specular_strength,
+    to_beams,
+    to_image,
+)
+from monai_usfm.files import whole_file, write_text_atomically
+from monai_usfm.transforms.beam import BeamGeometry
+
+__all__ = ["SyntheticUltrasound", "write_synthetic_dataset"]
+
+DESCRIPTION = "Synthetic ultrasound simulated by monai_usfm; no patient, no scanner. Not for clinical conclusions."
+_VERSION = 1  # of the simulation: a data set written by another one is written anew
+_PROBES = {"breast": ("linear",), "thyroid": ("linear",), "heart": ("phased",)}  # all others: convex
+_DEPTH = {
+    "breast": (30, 42),
+    "thyroid": (34, 42),
+    "liver": (120, 165),
+    "heart": (135, 165),
+    "fetal_head": (95, 135),
+    "kidney": (100, 135),
+}
+_SPECULAR_GAIN = 4.5  # amplitude of a full impedance step that faces the probe, relative to soft tissue
+
+
+class SyntheticUltrasound(Dataset):
+    """Simulated ultrasound of procedural organs; item ``i`` is a function of ``(seed, i)`` alone.
+
+    Organs and classes alternate, so that every run of ``2 * len(organs)`` items is balanced. Each item is a dictionary:
+
+    - ``image``: ``(1, *S)`` float32 in [0, 1], 0 outside the field of view;
+    - ``label``: ``(1, *S)`` uint8, 1 inside the target (the lesion of breast, thyroid and liver; left ventricle; fetal
+      head; kidney); ``structures``: ``(1, *S)`` uint8 codes into :data:`~monai_usfm.data.phantoms.STRUCTURES`;
+    - ``class``: 0 or 1, named by :data:`~monai_usfm.data.organs.CLASS_NAMES`; ``organ``: str;
+    - ``clean``: ``(1, *S)`` echogenicity on the same grey scale: no speckle, noise, shadow or blur;
+    - ``fov``: ``(1, *S)`` bool; ``geometry``: the :class:`~monai_usfm.transforms.BeamGeometry` that was used;
+    - ``spacing``: tensor of mm per voxel along ``S`` (a time axis counts 1);
+    - ``low`` (``quality="pair"``): the same anatomy and scatterers seen by a worse machine;
+    - ``marks`` (``marks=True``): ``(1, *S)`` bool, pixels of burnt-in calipers and text.
+
+    Args:
+        num_samples: length of the data set.
+        spatial_dims: 2 for images, 3 for volumes and cines.
+        image_size: ``(H, W)``, ``(D, H, W)`` with elevation first, or ``(T, H, W)`` for a cine; by default
+            ``(224, 224)``, ``(96, 96, 96)`` and ``(16, 128, 128)``.
+        organs: names out of :data:`~monai_usfm.data.organs.ORGANS`; all by default.
+        seed: non-negative integer.
+        cine: with ``spatial_dims=3``, make the first axis time: breathing, probe pressure and heartbeat move the tissue
+            and the scatterers in it.
+        quality: ``"high"``, ``"low"`` or ``"pair"``.
+        marks: burn calipers and text into the images (2D and cine).
+        transform: applied to each item, as in :class:`monai.data.Dataset`.
+
+    Raises:
+        ValueError: for an unknown organ or quality, or sizes that do not fit ``spatial_dims``.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        spatial_dims: int = 2,
+        image_size: Sequence[int] | None = None,
+        organs: Sequence[str] | None = None,
+        seed: int = 0,
+        cine: bool = False,
+        quality: str = "high",
+        marks: bool = False,
+        transform: Callable | None = None,
+    ) -> None:
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        if cine and spatial_dims != 3:
+            raise ValueError("a cine is a (T, H, W) image: set spatial_dims=3.")
+        if image_size is None:
+            image_size = (224, 224) if spatial_dims == 2 else (16, 128, 128) if cine else (96, 96, 96)
+        size = tuple(int(n) for n in image_size)
+        if len(size) != spatial_dims:
+            raise ValueError(
+                f"image_size must have {spatial_dims} entries for spatial_dims={spatial_dims}, got {size}."
+            )
+        if min(size[-2:]) < 16 or size[0] < (1 if cine else 8):
+            raise ValueError(f"image_size must be at least 16 in rows and columns and 8 in slices, got {size}.")
+        organs = tuple(ORGANS) if organs is None else (organs,) if isinstance(organs, str) else tuple(organs)
+        unknown = [organ for organ in organs if organ not in ORGANS]
+        if unknown or not organs:
+            raise ValueError(f"unknown organs {unknown}; choose from {tuple(ORGANS)}.")
+        if quality not in ("high", "low", "pair"):
+            raise ValueError(f'quality must be "high", "low" or "pair", got {quality!r}.')
+        if marks and spatial_dims == 3 and not cine:
+            raise ValueError("volumes carry no burnt-in marks: use marks with 2D images or a cine.")
+        if num_samples < 0 or seed < 0:
+            raise ValueError(f"num_samples and seed must not be negative, got {num_samples} and {seed}.")
+        super().__init__(range(num_samples), transform)
+        self.spatial_dims, self.image_size, self.organs, self.seed = spatial_dims, size, organs, int(seed)
+        self.cine, self.quality, self.marks = cine, quality, marks
+
+    def _transform(self, index: int) -> Any:
+        item = self.simulate(self.data[index])
+        return item if self.transform is None else apply_transform(self.transform, item)
+
+    def simulate(self, index: int) -> dict[str, Any]:
+        """Item ``index`` before the transform."""
+        # Separate streams, so that an option which draws more from one leaves the others as they are.
+        view_rng, anatomy_rng, echo_rng, marks_rng = (
+            np.random.default_rng(s) for s in np.random.SeedSequence([self.seed, index]).spawn(4)
+        )
+        organ = self.organs[index % len(self.organs)]
+        altered = (index // len(self.organs)) % 2
+        view = _View(organ, self.image_size, self.spatial_dims == 3 and not self.cine, view_rng)
+        phantom = build_phantom(organ, bool(altered), view.empty_phantom(anatomy_rng))
+        device = draw_device(view.kind, view_rng)
+        worse = device.degraded()
+        machines = {"high": (device,), "low": (worse,), "pair": (device, worse)}[self.quality]
+
+        fov = view.geometry.mask(phantom.shape[-view.geometry.spatial_dims :])[0].expand(phantom.shape)
+        if self.cine:
+            images, tissue = _film(phantom, view, machines, self.image_size[0], anatomy_rng, echo_rng)
+            fov = fov.expand(self.image_size)
+        else:
+            tissue = _Tissue.of(phantom)
+            images = _still(tissue, view, machines, scatterers(view.beam_shape, echo_rng), echo_rng)
+        item: dict[str, Any] = {
+            "image": images[0] * fov,
+            "label": tissue.target * fov,
+            "structures": tissue.structures * fov,
+            "clean": display(tissue.echo, machines[0]) * fov,
+            "fov": fov.clone(),
+        }
+        if self.quality == "pair":
+            item["low"] = images[1] * fov
+        if self.marks:
+            canvas = _draw_marks(item["label"].numpy(), organ, marks_rng)
+            drawn = torch.from_numpy(canvas > 0)
+            for key in ("image", "low"):
+                if key in item:
+                    item[key] = torch.where(drawn, torch.from_numpy(canvas), item[key])
+            item["marks"] = drawn.expand(self.image_size).clone()
+        item = {key: value[None] for key, value in item.items()}
+        spacing = ((1.0,) if self.cine else ()) + view.steps
+        item |= {"class": altered, "organ": organ, "spacing": torch.tensor(spacing), "geometry": view.geometry}
+        return item
+
+
+class _View:
+    """Where the probe stands: kind of probe, depth, pixel size, beam geometry."""
+
+    def __init__(self, organ: str, image_size: Sequence[int], volume: bool, rng: np.random.Generator) -> None:
+        height, width = image_size[-2:]
+        self.kind = str(rng.choice(_PROBES.get(organ, ("convex",))))
+        reach = float(rng.uniform(*_DEPTH[organ]))
+        slices = image_size[0] if volume else 0
+        if self.kind == "linear":
+            half = float(rng.uniform(19, 25))
+            radius, top, bottom, widest = 0.0, 0.0, reach, half
+            choices = (reach / height, 2 * half / width)
+        else:
+            radius = float(rng.uniform(40, 62)) if self.kind == "convex" else 1.0
+            opening = float(rng.uniform(0.48, 0.66) if self.kind == "convex" else rng.uniform(0.62, 0.78))
+            top, bottom = radius * (math.cos(opening) - 1), reach
+            widest = (radius + reach) * math.sin(opening)
+            choices = ((bottom - top) / height * 1.02, 2 * widest / width * 1.02)
+        # Between the picture that the beams fill (and overflow) and the one that shows all of them.
+        draw = float(rng.uniform(0, 1))
+        share = {"linear": draw**2, "convex": draw, "phased": 0.5 + 0.5 * draw}[self.kind]
+        step = float(min(choices) + share * (max(choices) - min(choices)))
+        row_of_face = float(max((height * step - (bottom - top)) * rng.uniform(0, 0.5), 0.0) - top) / step
+        middle = (width - 1) / 2
+        self.row_of_face, self.step = row_of_face, step
+        self.steps: tuple[float, ...] = (step, step)
+        face = (row_of_face - radius / step, middle)
+        if self.kind == "linear":
+            self.geometry = BeamGeometry(
+                "linear", (row_of_face, middle), (0.0, reach), width=(-half, half), spacing=(step, step)
+            )
+        elif volume and (self.kind == "phased" or rng.random() < 0.6):
+            tilt = float(rng.uniform(0.3, 0.5) if self.kind == "convex" else rng.uniform(0.5, 0.7))
+            slice_step = 2.02 * (radius + reach) * math.sin(tilt) / slices
+            self.steps = (slice_step, step, step)
+            self.geometry = BeamGeometry(
+                "sector3d",
+                ((slices - 1) / 2, *face),
+                (radius, radius + reach),
+                ((-tilt, tilt), (-opening, opening)),
+                spacing=self.steps,
+            )
+        else:
+            self.geometry = BeamGeometry(
+                self.kind, face, (radius, radius + reach), (-opening, opening), spacing=(step, step)
+            )
+        if volume and len(self.steps) == 2:  # a sweep of parallel frames
+            self.steps = (
+                float(rng.uniform(0.6, 1.0)) * (40.0 if self.kind == "linear" else 110.0) / slices,
+                step,
+                step,
+            )
+        self.shape = (slices, height, width) if volume else (height, width)
+        self.radius, self.half = radius, widest
+        self.gain_lattice = rng.standard_normal((4, 6)).astype(np.float32)  # slow changes of gain: depth x lateral
+        # A rib, gas or an edge without contact takes away the beams on one side.
+        self.dropout = (0.0, 0.0, 0.0)
+        if rng.random() < (0.15 if self.kind == "linear" else 0.35):
+            self.dropout = (rng.choice((-1.0, 1.0)), rng.uniform(0.05, 0.22), rng.uniform(5, 20))
+        self.depth = min(reach, (height - 1 - row_of_face) * step)
+        natural = self.geometry.natural_beam_shape()
+        lines = [max(24, round(0.85 * n)) for n in natural]
+        axial = max(32, natural[-2])
+        # Matrix and swept probes have few slices, and the far field would ask for more beams than the image can show.
+        self.beam_shape: tuple[int, ...] = (axial, lines[-1])
+        if volume:
+            self.beam_shape = (min(lines[0], slices) if len(natural) == 3 else slices, axial, min(lines[-1], width))
+
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lateral, depth and elevation position of every pixel in mm, broadcastable to the image."""
+        height, width = self.shape[-2:]
+        z = (np.arange(height, dtype=np.float32) - np.float32(self.row_of_face)) * np.float32(self.step)
+        x = (np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)) * np.float32(self.step)
+        if len(self.shape) == 2:
+            return x[None, :], z[:, None], np.zeros((1, 1), np.float32)
+        slices = self.shape[0]
+        y = (np.arange(slices, dtype=np.float32) - np.float32((slices - 1) / 2)) * np.float32(self.steps[0])
+        return x[None, None, :], z[None, :, None], y[:, None, None]
+
+    def gain_loss(self, shading: float) -> torch.Tensor:
+        """Loss of gain in dB ``(axial, lateral)``: uneven contact and gain, ``shading`` dB strong, and a dropout."""
+        size = self.beam_shape[-2:]
+        lattice = torch.from_numpy(self.gain_lattice)[None, None]
+        loss = shading * F.interpolate(lattice, size=size, mode="bicubic", align_corners=True)[0, 0]
+        side, share, strength = self.dropout
+        across = torch.linspace(-side, side, size[1])  # 1 at the border that lost contact
+        return loss + strength * torch.sigmoid((across - (1 - 2 * share)) * 14)
+
+    def half_width(self, z: float) -> float:
+        """Half-width in mm that both the beams and the image show at depth ``z``."""
+        if self.kind == "linear":
+            beams = self.half
+        else:
+            angles = self.geometry.angles[1] if self.geometry.spatial_dims == 3 else self.geometry.angles
+            beams = (z + self.radius) * math.tan(angles[1])
+        return min(beams, (self.shape[-1] - 1) / 2 * self.step)
+
+    def empty_phantom(self, rng: np.random.Generator) -> Phantom:
+        x, z, y = self.coordinates()
+        return Phantom(x, z, y, self.shape, self.steps, self.depth, self.half_width, rng)
+
+    def beam_direction(self) -> list[np.ndarray | None]:
+        """Unit vector of the beam at each pixel, one component per image axis."""
+        x, z, y = self.coordinates()
+        if self.kind == "linear":
+            along: list[np.ndarray | None] = [np.ones((1,) * len(self.shape), np.float32), None]
+        else:
+            swing = y if self.geometry.spatial_dims == 3 else np.zeros_like(y)
+            length = np.sqrt(x * x + (z + self.radius) ** 2 + swing * swing) + np.float32(1e-6)
+            along = [(z + self.radius) / length, x / length]
+            if self.geometry.spatial_dims == 3:
+                return [swing / length, *along]
+        return [None, *along] if len(self.shape) == 3 else along
+
+
+class _Tissue:
+    """The maps of a phantom as tensors: what one frame needs."""
+
+    def __init__(self, maps: torch.Tensor, structures: torch.Tensor, target: torch.Tensor) -> None:
+        self.maps, self.structures, self.target = maps, structures, target
+
+    @classmethod
+    def of(cls, phantom: Phantom) -> _Tissue:
+        maps = np.stack([phantom.echo, phantom.attenuation, phantom.impedance])
+        return cls(torch.from_numpy(maps), torch.from_numpy(phantom.structures), torch.from_numpy(phantom.target))
+
+    @property
+    def echo(self) -> torch.Tensor:
+        return self.maps[0]
+
+
+def _still(
+    tissue: _Tissue, view: _View, machines: Sequence[Device], field: torch.Tensor, rng: np.random.Generator
+) -> list[torch.Tensor]:
+    """One image or volume ``(*S)`` per machine of the same tissue and scatterers."""
+    specular = torch.from_numpy(specular_strength(tissue.maps[2].numpy(), view.beam_direction()) * _SPECULAR_GAIN)
+    beams = to_beams(torch.stack([tissue.maps[0], tissue.maps[1], specular]), view.geometry, view.beam_shape)
+    step = (view.geometry.radii[1] - view.geometry.radii[0]) / (view.beam_shape[-2] - 1)
+    grid = view.geometry.image_grid(view.shape[-view.geometry.spatial_dims :])
+    slice_step = view.steps[0] if len(view.shape) == 3 else None
+    images = []
+    for machine in machines:
+        loss = shadow_db(beams[1], step, machine) + view.gain_loss(machine.shading)
+        intensity = backscatter(beams[0], beams[2], loss, field, view.geometry, machine, rng, slice_step)
+        images.append(display(to_image(detect(intensity, machine)[None], view.geometry, grid)[0], machine))
+    return images
+
+
+def _film(
+    phantom: Phantom,
+    view: _View,
+    machines: Sequence[Device],
+    frames: int,
+    rng: np.random.Generator,
+    echo_rng: np.random.Generator,
+) -> tuple[list[torch.Tensor], _Tissue]:
+    """A cine ``(T, H, W)`` per machine, and the moved tissue of every frame, stacked along time."""
+    rest = _Tissue.of(phantom)
+    motion = _Motion(phantom, rng)
+    field = _MovingScatterers(view, machines[0], echo_rng)
+    x, z, _ = (torch.from_numpy(c) for c in view.coordinates())
+    x, z = torch.broadcast_tensors(x, z)
+    films: list[list[torch.Tensor]] = [[] for _ in machines]
+    maps, structures, targets = [], [], []
+    for phase in np.linspace(0, motion.cycles, frames, endpoint=False):
+        from_x, from_z = motion.origin(x, z, float(phase))
+        rows, columns = from_z / view.step + view.row_of_face, from_x / view.step + (view.shape[1] - 1) / 2
+        grid = torch.stack([columns / (view.shape[1] - 1), rows / (view.shape[0] - 1)], -1)[None] * 2 - 1
+        options = {"padding_mode": "border", "align_corners": True}
+        codes = torch.stack([rest.structures, rest.target]).float()
+        codes = F.grid_sample(codes[None], grid, mode="nearest", **options)[0].to(torch.uint8)  # type: ignore[arg-type]
+        moved = _Tissue(F.grid_sample(rest.maps[None], grid, **options)[0], codes[0], codes[1])  # type: ignore[arg-type]
+        images = _still(moved, view, machines, field.at(motion, float(phase)), echo_rng)
+        for film, image in zip(films, images, strict=True):
+            film.append(image)
+        maps.append(moved.maps)
+        structures.append(codes[0])
+        targets.append(codes[1])
+    tissue = _Tissue(torch.stack(maps, dim=1), torch.stack(structures), torch.stack(targets))
+    return [torch.stack(film) for film in films], tissue
+
+
+class _Motion:
+    """A smooth periodic displacement of the tissue that starts at rest: breathing or pressure, and a heartbeat."""
+
+    def __init__(self, phantom: Phantom, rng: np.random.Generator) -> None:
+        shallow = phantom.depth < 60
+        self.cycles = float(rng.uniform(0.8, 1.5))
+        self.swing = (
+            float(rng.uniform(-1, 1)) * (1.0 if shallow else 5.0),
+            float(rng.uniform(0.5, 1)) * (0.9 if shallow else 3.0),
+        )
+        self.depth, self.beat = phantom.depth, phantom.beat
+        if self.beat is not None:
+            self.swing = (0.3 * self.swing[0], 0.3 * self.swing[1])
+
+    def shift(self, x: torch.Tensor, z: torch.Tensor, phase: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Displacement in mm of the material points that rest at ``(x, z)``."""
+        wave = math.sin(2 * math.pi * phase)
+        ramp = (z / self.depth).clamp(0, 1)  # the probe holds the skin
+        dx, dz = self.swing[0] * wave * ramp, self.swing[1] * wave * ramp
+        if self.beat is not None:
+            (center_x, center_z), radius, strength = self.beat
+            squeeze = strength * math.sin(math.pi * phase) ** 2
+            near = torch.exp(-((torch.hypot(x - center_x, (z - center_z) * 0.75) / (1.5 * radius)) ** 4))
+            dx = dx - squeeze * near * (x - center_x)
+            dz = dz - 0.6 * squeeze * near * (z - center_z)
+        return dx, dz
+
+    def origin(self, x: torch.Tensor, z: torch.Tensor, phase: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the material that is now at ``(x, z)`` rests: the inverse of :meth:`shift` by fixed-point iteration."""
+        from_x, from_z = x, z
+        for _ in range(5):
+            dx, dz = self.shift(from_x, from_z, phase)
+            from_x, from_z = x - dx, z - dz
+        return from_x, from_z
+
+
+class _MovingScatterers:
+    """Point scatterers that ride with the tissue: moved, put into their beam cell, phase turned by their path."""
+
+    def __init__(self, view: _View, device: Device, rng: np.random.Generator) -> None:
+        self.view, self.wavelength = view, device.wavelength
+        shape = view.beam_shape
+        self.amplitude = scatterers(shape, rng).reshape(-1)
+        index = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1).reshape(-1, 2)
+        jitter = torch.from_numpy(rng.uniform(-0.5, 0.5, (len(index), 2)).astype(np.float32))
+        self.scale = torch.tensor([n - 1 for n in shape], dtype=torch.float32)
+        self.position = view.geometry.beam_to_pixel((index + jitter) / self.scale)  # rows, columns at rest
+
+    def at(self, motion: _Motion, phase: float) -> torch.Tensor:
+        """Field of unit mean power on the beam grid, complex64 ``beam_shape``."""
+        view, shape = self.view, self.view.beam_shape
+        middle = (view.shape[1] - 1) / 2
+        x, z = (self.position[:, 1] - middle) * view.step, (self.position[:, 0] - view.row_of_face) * view.step
+        dx, dz = motion.shift(x, z, phase)
+        moved = torch.stack([(z + dz) / view.step + view.row_of_face, (x + dx) / view.step + middle], -1)
+        beam = view.geometry.pixel_to_beam(moved)
+        reach = view.geometry.radii[1] - view.geometry.radii[0]
+        path = (beam[:, 0] - view.geometry.pixel_to_beam(self.position)[:, 0]) * reach
+        turned = self.amplitude * torch.polar(torch.ones_like(path), -4 * math.pi / self.wavelength * path)
+        cell = (beam * self.scale).round().long()
+        # What leaves on one side enters on the other, as unseen tissue would.
+        flat = (cell[:, 0] % shape[0]) * shape[1] + cell[:, 1] % shape[1]
+        field = torch.zeros(shape[0] * shape[1], dtype=torch.complex64)
+        return field.index_add_(0, flat, turned).reshape(shape)
+
+
+# -------------------------------------------------------------------------------------------------------------- marks
+
+
+def _draw_marks(label: np.ndarray, organ: str, rng: np.random.Generator) -> np.ndarray:
+    """Calipers on the target, a caption and depth ticks, as grey values ``(H, W)``; 0 where nothing is drawn."""
+    flat = label if label.ndim == 2 else label[0]
+    height, width = flat.shape
+    canvas = Image.new("L", (width, height))
+    pen = ImageDraw.Draw(canvas)
+    pen.fontmode = "1"
+    bright = int(rng.integers(200, 256))
+    rows, columns = np.nonzero(flat)
+    if len(rows):
+        arm = max(2, round(0.012 * max(height, width)))
+        first, last = int(columns.argmin()), int(columns.argmax())
+        upper, lower = int(rows.argmin()), int(rows.argmax())
+        for i in (first, last, upper, lower)[: int(rng.choice([2, 4]))]:
+            r, c = int(rows[i]), int(columns[i])
+            pen.line([(c - arm, r), (c + arm, r)], fill=bright)
+            pen.line([(c, r - arm), (c, r + arm)], fill=bright)
+    words = {"breast": "BREAST", "fetal_head": "HC", "heart": "A4C"}.get(organ, organ.upper())
+    caption = f"{rng.choice(['RT', 'LT', ''])} {words} {rng.integers(1, 13)}:00".strip()
+    font = ImageFont.load_default(size=max(8, round(0.045 * height)))
+    spot = (round(0.03 * width), round((0.03 if rng.random() < 0.4 else 0.9) * height))
+    pen.text(spot, caption, fill=bright, font=font)
+    for row in np.linspace(0.05, 0.95, int(rng.integers(4, 10))) * (height - 1):
+        pen.line([(width - 4, round(row)), (width - 1, round(row))], fill=bright)
+    return np.asarray(canvas, np.float32) / 255
+
+
+# ------------------------------------------------------------------------------------------------------------ on disk
+
+
+def write_synthetic_dataset(
+    folder: PathLike,
+    num_training: int,
+    num_validation: int,
+    num_test: int,
+    spatial_dims: int = 2,
+    image_size: Sequence[int] | None = None,
+    organs: Sequence[str] | None = None,
+    seed: int = 0,
+    cine: bool = False,
+    quality: str = "high",
+    marks: bool = False,
+) -> Path:
+    """Write :class:`SyntheticUltrasound` as files and a Decathlon-style datalist, once.
+
+    Images are 8-bit PNG, volumes and cines uint8 NIfTI (``.nii.gz``, axes x, y, z or x, y, t; the affine holds the
+    spacing in mm). ``label`` and ``structures`` hold class indices. Items have ``image``, ``label``, ``structures``,
+    ``clean``, ``class``, ``organ``, ``patient`` and, where asked for, ``low`` and ``marks``; each item is a patient of
+    its own. A complete folder written with equal settings is left as it is; an interrupted or differing one is written
+    anew. The datalist is written last and names itself synthetic.
+
+    Args:
+        folder: where to write; made if absent.
+        num_training, num_validation, num_test: number of items of each section.
+        spatial_dims, image_size, organs, seed, cine, quality, marks: see :class:`SyntheticUltrasound`.
+
+    Returns:
+        Path of ``datalist.json``.
+
+    Raises:
+        ValueError: if the folder holds a ``datalist.json`` that is not synthetic, or for bad settings.
+    """
+    folder = Path(folder)
+    counts = {"training": num_training, "validation": num_validation, "test": num_test}
+    if min(counts.values()) < 0:
+        raise ValueError(f"numbers of items must not be negative, got {counts}.")
+    world = SyntheticUltrasound(sum(counts.values()), spatial_dims, image_size, organs, seed, cine, quality, marks)
+    settings = {
+        "version": _VERSION,
+        **counts,
+        "spatial_dims": spatial_dims,
+        "image_size": list(world.image_size),
+        "organs": list(world.organs),
+        "seed": world.seed,
+        "cine": cine,
+        "quality": quality,
+        "marks": marks,
+    }
+    target = folder / "datalist.json"
+    if target.is_file():
+        try:
+            known = json.loads(target.read_text(encoding="utf-8"))
+        except ValueError:
+            known = None
+        if not isinstance(known, dict) or known.get("synthetic") is not True:
+            raise ValueError(f"{target} is not a synthetic data set; choose another folder.")
+        if known.get("settings") == settings and _is_complete(folder, known):
+            return target
+        target.unlink(missing_ok=True)
+
+    suffix = ".png" if spatial_dims == 2 else ".nii.gz"
+    sections: dict[str, list[dict[str, Any]]] = {}
+    index = 0
+    for section, count in counts.items():
+        sections[section] = []
+        for _ in range(count):
+            item = world[index]
+            name = f"{item['organ']}_{index:05d}{suffix}"
+            entry: dict[str, Any] = {}
+            for key in ("image", "label", "structures", "clean", "low", "marks"):
+                if key in item:
+                    path = Path(section) / key / name
+                    _save(folder / path, item[key][0], item["spacing"], scale=key in ("image", "clean", "low"))
+                    entry[key] = path.as_posix()
+            entry |= {"class": item["class"], "organ": item["organ"], "patient": f"synthetic-{world.seed}-{index:05d}"}
+            entry["spacing"] = [round(float(s), 6) for s in item["spacing"]]
+            sections[section].append(entry)
+            index += 1
+    content = {
+        "name": "synthetic ultrasound",
+        "description": DESCRIPTION,
+        "synthetic": True,
+        "settings": settings,
+        "labels": {"0": "background", "1": "target"},
+        "structures": dict(enumerate(STRUCTURES)),
+        "classes": {organ: list(CLASS_NAMES[organ]) for organ in world.organs},
+        **sections,
+    }
+    write_text_atomically(target, json.dumps(content, indent=1))
+    return target
+
+
+def _is_complete(folder: Path, datalist: dict[str, Any]) -> bool:
+    keys = ("image", "label", "structures", "clean", "low", "marks")
+    items = [item for section in ("training", "validation", "test") for item in datalist.get(section, [])]
+    return all((folder / item[key]).is_file() for item in items for key in keys if key in item)
+
+
+def _save(path: Path, values: torch.Tensor, spacing: torch.Tensor, scale: bool) -> None:
+    array = (values * 255).round().to(torch.uint8).numpy() if scale else values.to(torch.uint8).numpy()
+    if array.ndim == 2:
+        with whole_file(path) as part:
+            Image.fromarray(array).save(part, format="PNG")
+        return
+    import nibabel
+
+    affine = np.diag([*(float(s) for s in spacing.flip(0)), 1.0])
+    volume = nibabel.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
+    volume.header.set_xyzt_units("mm")
+    with whole_file(path) as part:
+        nibabel.save(volume, part)
