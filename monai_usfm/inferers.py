@@ -114,7 +114,9 @@ class DropoutInferer(Inferer):
         self.seed = seed
         self.inferer = SimpleInferer() if inferer is None else inferer
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(  # type: ignore[override]  # it needs the module to find the dropout in
+        self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """``(B, C, *S)`` -> logits of the mean probabilities, in the shape that the network returns."""
 
         def one_pass(images: torch.Tensor) -> torch.Tensor:

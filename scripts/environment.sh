@@ -85,12 +85,12 @@ import hashlib, sys
 from pathlib import Path
 
 root = Path(sys.argv[1])
-content = [(root / name).read_bytes() for name in ("requirements.txt", "pyproject.toml")]
+content = [(root / name).read_bytes() for name in ("requirements.txt", "constraints.txt", "pyproject.toml")]
 print(hashlib.sha256(b"\0".join([*content, str(root).encode()])).hexdigest())
 PY
 )"
     if _is_stamped "$venv/runtime.stamp" && { [ -z "$extra" ] || _is_stamped "$venv/$extra.stamp"; }; then
-        say "Using the environment in $venv: requirements.txt and pyproject.toml are those it was made with."
+        say "Using the environment in $venv: requirements.txt, constraints.txt and pyproject.toml are those it was made with."
         return
     fi
     if ! _is_stamped "$venv/runtime.stamp"; then
@@ -98,15 +98,13 @@ PY
         [ -n "$torch" ] || fail "$root/requirements.txt has no line torch==VERSION"
         run_logged "$venv/install-1-torch.log" "Installing $torch (large: some minutes)" \
             "$PYTHON" -m pip install "$torch"
-        run_logged "$venv/install-2-requirements.log" "Installing the packages of requirements.txt" \
-            "$PYTHON" -m pip install -r "$root/requirements.txt"
-        run_logged "$venv/install-3-package.log" "Installing monai_usfm" \
-            "$PYTHON" -m pip install --no-deps -e "$root"
+        run_logged "$venv/install-2-package.log" "Installing monai_usfm with the tested versions of what it needs" \
+            "$PYTHON" -m pip install -c "$root/constraints.txt" -e "$root"
         printf '%s\n' "$wanted" >"$venv/runtime.stamp"
     fi
     if [ -n "$extra" ]; then
-        run_logged "$venv/install-4-$extra.log" "Installing the optional packages of the group '$extra'" \
-            "$PYTHON" -m pip install -e "$root[$extra]"
+        run_logged "$venv/install-3-$extra.log" "Installing the optional packages of the group '$extra'" \
+            "$PYTHON" -m pip install -c "$root/constraints.txt" -e "$root[$extra]"
         printf '%s\n' "$wanted" >"$venv/$extra.stamp"
     fi
 }
@@ -127,9 +125,10 @@ except ImportError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
 root, extra = Path(sys.argv[1]), sys.argv[2]
-lines = (line.split("#")[0].strip() for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines())
-wanted = [line for line in lines if line]
-groups = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+wanted, groups = list(project["dependencies"]), project["optional-dependencies"]
+text = (root / "requirements.txt").read_text(encoding="utf-8") + (root / "constraints.txt").read_text(encoding="utf-8")
+pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE))
 queue = [extra] if extra else []
 while queue:
     for line in groups[queue.pop()]:
@@ -139,14 +138,14 @@ while queue:
         else:
             wanted.append(line)
 for line in wanted:
-    name, pin = re.match(r"[\w.-]+", line).group(), re.search(r"==([\w.]+)", line)
+    name = re.match(r"[\w.-]+", line).group()
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         print(line)
         continue
-    if pin and version.split("+")[0] != pin.group(1):
-        print(f"note: {name} is {version} here, {line} was tested.", file=sys.stderr)
+    if name in ("torch", "monai") and version.split("+")[0] != pins[name]:
+        print(f"note: {name} is {version} here, {pins[name]} was tested.", file=sys.stderr)
 PY
 )"
     [ -n "$missing" ] || return 0

@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from monai_usfm.data.sections import SPLITS
+from monai_usfm.data.splits import SPLITS
 from monai_usfm.files import write_text_atomically
 
 

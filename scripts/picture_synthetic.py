@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import binary_erosion
 
 from monai_usfm.data import SyntheticUltrasound
-from monai_usfm.data.organs import ORGANS
+from monai_usfm.simulation.organs import ORGANS
 
 TILE, GAP = 160, 4
 OUTLINE = (255, 210, 0)

@@ -358,7 +358,7 @@ def test_a_bad_datalist_is_one_clear_error_before_training(root, tmp_path, chang
     content = json.loads((root / "data" / "dataset.json").read_text())
     content["training"][0] = {k: v for k, v in (content["training"][0] | change).items() if v is not None}
     (tmp_path / "bad.json").write_text(json.dumps(content))
-    with pytest.raises(RuntimeError, match="load_class_sections") as error:
+    with pytest.raises(RuntimeError, match="load_class_splits") as error:
         train(root, datalist=str(tmp_path / "bad.json"), output_dir=str(tmp_path / "none"))
     assert isinstance(error.value.__cause__, ValueError)  # MONAI names the line of the config, the cause what is wrong
     assert message in str(error.value.__cause__)

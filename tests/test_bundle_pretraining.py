@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai.transforms import Resize
 from PIL import Image
 
-from monai_usfm.data import LoadUltrasound, UltrasoundDataset, load_sections
+from monai_usfm.data import LoadUltrasound, UltrasoundDataset, load_splits
 from monai_usfm.networks import FeatureExtractor, load_pretrained, usfm_vit
 
 NAME = "usfm_pretraining"
@@ -351,7 +351,7 @@ def test_unreadable_files_are_skipped_and_counted(
     with caplog.at_level(logging.WARNING, logger="monai_usfm"):
         run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **settings))
     assert len(losses(tmp_path / "out")) == 1
-    sections = load_sections(damaged, synthetic_dir=tmp_path, check_files=False)
+    sections = load_splits(damaged, synthetic_dir=tmp_path, check_files=False)
     dataset = UltrasoundDataset(
         sections["training"], lambda item: LoadUltrasound()(item["image"]), skip_unreadable=True
     )
@@ -363,13 +363,13 @@ def test_unreadable_files_are_skipped_and_counted(
 def test_empty_datalist_is_named(images: Path, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [], "validation": []}))
     with pytest.raises(ValueError, match=r"dataset\.json: the list 'training' is empty"):
-        load_sections(tmp_path, synthetic_dir=tmp_path)
+        load_splits(tmp_path, synthetic_dir=tmp_path)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "nowhere.png"}]}))
     with pytest.raises(FileNotFoundError, match=r"1 files of 'training' do not exist .*nowhere\.png"):
-        load_sections(tmp_path, synthetic_dir=tmp_path)
+        load_splits(tmp_path, synthetic_dir=tmp_path)
 
 
 def test_volume_with_nan_is_named(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_an_environment_with_a_matching_stamp_is_used_without_installing(tmp_pat
     root, venv = tmp_path / "a copy", tmp_path / "some venv"
     (root / "scripts").mkdir(parents=True)
     shutil.copy(SCRIPTS / "environment.sh", root / "scripts")
-    for name in ("requirements.txt", "pyproject.toml"):
+    for name in ("requirements.txt", "constraints.txt", "pyproject.toml"):
         shutil.copy(SCRIPTS.parent / name, root)
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").touch()
@@ -149,9 +149,8 @@ def test_an_environment_with_a_matching_stamp_is_used_without_installing(tmp_pat
     assert used == str(python)
     assert first == [
         f"-m pip install {pin}",
-        f"-m pip install -r {root}/requirements.txt",
-        f"-m pip install --no-deps -e {root}",
-        f"-m pip install -e {root}[test]",
+        f"-m pip install -c {root}/constraints.txt -e {root}",
+        f"-m pip install -c {root}/constraints.txt -e {root}[test]",
     ]
     assert prepare()[1] == []
     with open(root / "requirements.txt", "a", encoding="utf-8") as stream:

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-from .classes import class_weights, load_class_sections
+from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
+
+from .classes import class_weights, load_class_sections, load_class_splits
 from .datalist import check_patient_leak, label_fraction, load_datalist
 from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
 from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UnreadableImageError
 from .sampler import OrganBalancedSampler, organ_balanced_weights
-from .sections import list_images, load_sections, result_name, results_root
-from .synthetic import SyntheticUltrasound, write_synthetic_dataset
+from .splits import list_images, load_sections, load_splits, result_name, results_root
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
@@ -31,8 +32,10 @@ __all__ = [
     "label_fraction",
     "list_images",
     "load_class_sections",
+    "load_class_splits",
     "load_datalist",
     "load_sections",
+    "load_splits",
     "organ_balanced_weights",
     "result_name",
     "results_root",

@@ -9,59 +9,65 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.utils import deprecated
 
-from .sections import load_sections
+from .datalist import renamed_argument
+from .splits import load_splits
 
-__all__ = ["class_weights", "load_class_sections"]
+__all__ = ["class_weights", "load_class_splits"]
 
 Item = dict[str, Any]
 
 
-def load_class_sections(
+@renamed_argument("sections", "splits")
+def load_class_splits(
     dataset_dir: str | os.PathLike | None = None,
     datalist: str | os.PathLike | None = None,
     *,
     num_classes: int,
     synthetic_dir: str | os.PathLike,
     synthetic: dict[str, Any] | None = None,
-    sections: Sequence[str] = ("training", "validation"),
+    splits: Sequence[str] = ("training", "validation"),
 ) -> dict[str, list[Item]]:
-    """:func:`load_sections` for classification: every item has a valid ``class``, all have a ``patient`` or none has.
+    """:func:`load_splits` for classification: every item has a valid ``class``, all have a ``patient`` or none has.
 
     Args:
-        dataset_dir, datalist, synthetic_dir, synthetic, sections: see :func:`load_sections`.
+        dataset_dir, datalist, synthetic_dir, synthetic, splits: see :func:`load_splits`.
         num_classes: classes are the integers from 0 to ``num_classes - 1``.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`load_sections`.
+        FileNotFoundError, ValueError: see :func:`load_splits`.
         ValueError: for fewer than two classes; an item whose class is missing, no integer or out of range; a list in
             which only some items name their patient.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
-    lists = load_sections(
+    lists = load_splits(
         dataset_dir,
         datalist,
         synthetic_dir=synthetic_dir,
         synthetic=synthetic,
-        sections=sections,
+        splits=splits,
         required=("image", "class"),
     )
-    for section, items in lists.items():
+    for split, items in lists.items():
         for index, item in enumerate(items):
             number = item["class"]
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
                 raise ValueError(
-                    f"item {index} of {section!r} ({item['image']}) has the class {number!r}; expected an integer from "
+                    f"item {index} of {split!r} ({item['image']}) has the class {number!r}; expected an integer from "
                     f"0 to {num_classes - 1}. Correct the datalist or num_classes."
                 )
         unnamed = sum(item.get("patient") is None for item in items)
         if 0 < unnamed < len(items):
-            raise ValueError(f"{unnamed} of {len(items)} items of {section!r} lack `patient`: name it for all or none.")
+            raise ValueError(f"{unnamed} of {len(items)} items of {split!r} lack `patient`: name it for all or none.")
         for index, item in enumerate(items):  # 1 and "1" in one list would not collate, nor would null
             patient = {} if unnamed else {"patient": str(item["patient"])}
             items[index] = {**{key: value for key, value in item.items() if key != "patient"}, **patient}
     return lists
+
+
+load_class_sections = deprecated("0.7", "0.8", "Use load_class_splits.", version_val="0.7")(load_class_splits)
 
 
 def class_weights(items: Sequence[Item], num_classes: int) -> torch.Tensor:

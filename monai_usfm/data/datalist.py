@@ -10,8 +10,9 @@ import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from monai.config import PathLike
 
@@ -20,32 +21,50 @@ from .loading import SUPPORTED_SUFFIXES
 __all__ = ["check_patient_leak", "label_fraction", "load_datalist"]
 
 Item = dict[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+def renamed_argument(old: str, new: str) -> Callable[[F], F]:
+    """Decorator: for one version the keyword ``old`` still stands for ``new``, with a warning."""
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                warnings.warn(f"{function.__name__}: {old!r} is now {new!r}.", FutureWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return cast(F, call)
+
+    return decorate
+
+
+@renamed_argument("section", "split")
 def load_datalist(
     datalist: PathLike,
     dataset_dir: PathLike | None,
-    section: str,
+    split: str,
     *,
     required: Sequence[str] = ("image",),
     check_files: bool = True,
 ) -> list[Item]:
-    """One section of a Decathlon-style JSON file, with absolute paths, checked before training starts.
+    """One split of a Decathlon-style JSON file, with absolute paths, checked before training starts.
 
     Like :func:`monai.data.load_decathlon_datalist`, but only file names are made paths: that function also turns a
     value such as ``"organ": "liver"`` into a path wherever a folder ``liver`` exists. File names are the strings under
     ``image`` and ``label`` and those that end like an image file under any other key.
 
     Args:
-        datalist: JSON file with lists of items under the names of the sections.
+        datalist: JSON file with lists of items under the names of the splits.
         dataset_dir: folder that relative paths start from; ``None`` is the folder of ``datalist``.
-        section: ``"training"``, ``"validation"``, ``"test"`` or another list in the file.
+        split: ``"training"``, ``"validation"``, ``"test"`` or another list in the file.
         required: keys that every item must have.
         check_files: raise when a file does not exist; leave it to ``skip_unreadable`` when false.
 
     Raises:
         FileNotFoundError: no such datalist or folder, or images that do not exist (the first five and their number).
-        ValueError: when the file is not JSON, has no such section, an empty one, or an item without a required key.
+        ValueError: when the file is not JSON, has no such split, an empty one, or an item without a required key.
     """
     file = Path(datalist)
     base = file.parent if dataset_dir is None else Path(dataset_dir)
@@ -60,20 +79,20 @@ def load_datalist(
     lists = (
         {key: value for key, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
     )
-    if section not in lists:
-        raise ValueError(f"{file}: has no list {section!r}; it has {', '.join(sorted(lists)) or 'none'}.")
-    if not lists[section]:
-        raise ValueError(f"{file}: the list {section!r} is empty; nothing can be loaded from it.")
+    if split not in lists:
+        raise ValueError(f"{file}: has no list {split!r}; it has {', '.join(sorted(lists)) or 'none'}.")
+    if not lists[split]:
+        raise ValueError(f"{file}: the list {split!r} is empty; nothing can be loaded from it.")
 
     items = []
-    for index, entry in enumerate(lists[section]):
-        item = {"image": entry} if isinstance(entry, str) else entry  # Decathlon's test section lists bare names
+    for index, entry in enumerate(lists[split]):
+        item = {"image": entry} if isinstance(entry, str) else entry  # Decathlon's test split lists bare names
         if not isinstance(item, dict):
-            raise ValueError(f"{file}: item {index} of {section!r} must be an object or a file name, got {entry!r}.")
+            raise ValueError(f"{file}: item {index} of {split!r} must be an object or a file name, got {entry!r}.")
         lacking = [key for key in required if item.get(key) in (None, "")]
         if lacking:
             raise ValueError(
-                f"{file}: item {index} of {section!r} lacks {', '.join(lacking)}; it has {', '.join(sorted(item))}."
+                f"{file}: item {index} of {split!r} lacks {', '.join(lacking)}; it has {', '.join(sorted(item))}."
             )
         items.append(with_patient({key: _resolved(base, key, value) for key, value in item.items()}))
     if check_files:
@@ -81,7 +100,7 @@ def load_datalist(
         missing = [path for path in dict.fromkeys(missing) if not Path(path).exists()]
         if missing:
             raise FileNotFoundError(
-                f"{file}: {len(missing)} files of {section!r} do not exist below {base}: {', '.join(missing[:5])}"
+                f"{file}: {len(missing)} files of {split!r} do not exist below {base}: {', '.join(missing[:5])}"
                 f"{' ...' if len(missing) > 5 else ''}. Correct dataset_dir, or take them out of the list."
             )
     return items
@@ -109,7 +128,7 @@ def label_fraction(
     counted under the one most of its items have.
 
     Args:
-        items: items of one section.
+        items: items of one split.
         fraction: of the patients, in (0, 1].
         seed: another seed, another part.
         group: key of the patient, or a function of the item. Where no item has the key, items are taken one by one.
@@ -148,19 +167,19 @@ def label_fraction(
 
 
 def check_patient_leak(
-    sections: Mapping[str, Sequence[Item]], *, group: str | Callable[[Item], Hashable] = "patient"
+    splits: Mapping[str, Sequence[Item]], *, group: str | Callable[[Item], Hashable] = "patient"
 ) -> None:
     """Refuse splits that share a patient or a file.
 
     Args:
-        sections: name of the split -> items.
+        splits: name of the split -> items.
         group: key of the patient, or a function of the item; items without it are compared by file only.
 
     Raises:
         ValueError: naming up to ten patients and files that stand in two splits, and the number of them.
     """
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for section, items in sections.items():
+    for split, items in splits.items():
         for item in items:
             name = group(item) if callable(group) else item.get(group)
             # 1 and "1", a.png and ./a.png are one
@@ -168,8 +187,8 @@ def check_patient_leak(
                 [("image", os.path.normpath(str(item["image"])))] if item.get("image") else []
             )
             for place in found:
-                if section not in places[place]:
-                    places[place].append(section)
+                if split not in places[place]:
+                    places[place].append(split)
     leaks = [
         f"{kind} {name} ({', '.join(where)})"
         for (kind, name), where in sorted(places.items(), key=str)

@@ -177,7 +177,7 @@ class LoadUltrasound(Transform):
         """As :meth:`__call__`, with the frame chosen by ``pick`` (number of frames -> index)."""
         if isinstance(filename, list | tuple):
             return self._joined(filename, pick, spacing)
-        path = str(Path(filename).expanduser())
+        path = str(Path(filename).expanduser())  # type: ignore[arg-type]  # no sequence any more
         decoded = self._decode(path, pick if self.spatial_dims == 2 else None)
         values = self._scaled(path, self._channels(path, decoded.values), decoded.bits)
         frame = decoded.frame

@@ -1,5 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
+# mypy: ignore-errors
 """A compact fine-tuning loop with one recipe for every network: what the label-efficiency curves compare.
 
 Everything that could favour a network is shared: images, batches, augmentation, loss, budget and schedule. A network

@@ -206,5 +206,5 @@ def _updated_layers(net: nn.Module) -> list[nn.Module]:
         module
         for module in net.modules()
         if parametrize.is_parametrized(module, "weight")
-        and any(isinstance(p, LowRankUpdate) for p in module.parametrizations["weight"])
+        and any(isinstance(p, LowRankUpdate) for p in module.parametrizations["weight"])  # type: ignore[index]
     ]

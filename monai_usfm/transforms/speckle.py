@@ -479,7 +479,7 @@ def _echogenicity(
         kept = values if chosen is None else values.masked_fill(~chosen, torch.nan)
         return kept.flatten(-dims).nanmedian(-1).values.nan_to_num(0.0).reshape(kept.shape[:-dims] + (1,) * dims)
 
-    scatter = median(sum((one[sparse] - own[sparse]).square_() for one in levels) / len(levels))
+    scatter = median(sum((one[sparse] - own[sparse]).square_() for one in levels) / len(levels))  # type: ignore[arg-type]
     variance = median(_local_mean((echo - flat).square_(), widths, weight)[sparse])
     scale = 5 * scatter.clamp(min=1e-3)  # a noiseless image has none
     total, out = torch.zeros_like(own), torch.zeros_like(own)

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from monai_usfm.data import class_weights, load_class_sections
+from monai_usfm.data import class_weights, load_class_splits
 from monai_usfm.handlers import ClassificationReport, ClassificationScore, save_confusion
 
 
@@ -168,7 +168,7 @@ def datalist(folder, **changes):
 
 
 def test_sections_are_read_with_their_classes(tmp_path):
-    lists = load_class_sections(**datalist(tmp_path), sections=("test",))
+    lists = load_class_splits(**datalist(tmp_path), splits=("test",))
     assert lists == {"test": [{"image": str(tmp_path / "c.png"), "class": 0, "patient": "p3"}]}
 
 
@@ -187,7 +187,7 @@ def test_sections_are_read_with_their_classes(tmp_path):
 )
 def test_bad_lists_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        load_class_sections(**datalist(tmp_path, **changes))
+        load_class_splits(**datalist(tmp_path, **changes))
 
 
 def test_patients_named_for_some_items_only_are_refused(tmp_path):
@@ -197,4 +197,4 @@ def test_patients_named_for_some_items_only_are_refused(tmp_path):
     content["training"].append({"image": "d.png", "class": 1})
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="1 of 2 items of 'training' lack `patient`"):
-        load_class_sections(**arguments)
+        load_class_splits(**arguments)

@@ -84,7 +84,7 @@ class UltrasoundViT(nn.Module):
             self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, tables)
         else:
             self.pos_embed = TokenPositions(self.grid, hidden_size, learnable=pos_embed == "learnable")
-            self.rel_pos_bias = None
+            self.rel_pos_bias = None  # type: ignore[assignment]  # TorchScript reads annotations otherwise
         rates = [drop_path_rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
         blocks = [TransformerBlock(hidden_size, mlp_dim, num_heads, not relative, layer_scale, rate) for rate in rates]
         self.blocks = nn.ModuleList(blocks)

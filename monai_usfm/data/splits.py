@@ -14,30 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from monai.data.folder_layout import default_name_formatter
+from monai.utils import deprecated
 
-from monai_usfm.data.datalist import check_patient_leak, load_datalist, with_patient
+from monai_usfm.data.datalist import check_patient_leak, load_datalist, renamed_argument, with_patient
 from monai_usfm.data.loading import SUPPORTED_SUFFIXES, has_dicom_mark
-from monai_usfm.data.synthetic import write_synthetic_dataset
+from monai_usfm.simulation import write_synthetic_dataset
 
-__all__ = ["list_images", "load_sections", "result_name", "results_root"]
+__all__ = ["list_images", "load_splits", "result_name", "results_root"]
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("training", "validation", "test")
 
 
-def load_sections(
+@renamed_argument("sections", "splits")
+def load_splits(
     dataset_dir: str | os.PathLike | None = None,
     datalist: str | os.PathLike | None = None,
     *,
     synthetic_dir: str | os.PathLike,
     synthetic: dict[str, Any] | None = None,
-    sections: Sequence[str] = ("training", "validation"),
+    splits: Sequence[str] = ("training", "validation"),
     required: Sequence[str] = ("image",),
     holdout: float = 0.05,
     check_files: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Lists of items with absolute paths, by section; no patient and no file is in two splits of the datalist.
+    """Lists of items with absolute paths, by split; no patient and no file is in two splits of the datalist.
 
     Of the splits ``training``, ``validation`` and ``test`` all are compared, also those that are not asked for: a
     patient of the test list must not be trained on. Items name their patient under ``patient`` (or ``patient_id``,
@@ -48,7 +50,7 @@ def load_sections(
         datalist: Decathlon-style JSON file; paths are relative to ``dataset_dir``, or to its own folder without one.
         synthetic_dir: where simulated images are written when neither of the two is given.
         synthetic: arguments of :func:`~monai_usfm.data.write_synthetic_dataset`.
-        sections: wanted sections.
+        splits: wanted splits.
         required: keys that every item must have.
         holdout: a list without ``validation`` gives this share of its training items to it, chosen by a hash of the
             patient (of the file name where no patient is known), so that it does not change from run to run; at least
@@ -70,14 +72,14 @@ def load_sections(
     elif not datalist:
         datalist = Path(str(dataset_dir)) / "dataset.json"
 
-    def read(section: str) -> list[dict[str, Any]]:
-        return load_datalist(datalist, dataset_dir or None, section, required=required, check_files=check_files)
+    def read(split: str) -> list[dict[str, Any]]:
+        return load_datalist(datalist, dataset_dir or None, split, required=required, check_files=check_files)
 
-    splits = _splits(datalist, Path(dataset_dir or Path(datalist).parent))
-    check_patient_leak(splits)
-    if "validation" not in sections or splits.get("validation"):
-        return {section: read(section) for section in sections}
-    lists = {section: read(section) for section in sections if section != "validation"}
+    present = _splits(datalist, Path(dataset_dir or Path(datalist).parent))
+    check_patient_leak(present)
+    if "validation" not in splits or present.get("validation"):
+        return {split: read(split) for split in splits}
+    lists = {split: read(split) for split in splits if split != "validation"}
     training = lists.get("training") or read("training")
     shares = [_share(item) for item in training]
     limit = max(holdout, math.nextafter(min(shares), 1))  # a short list gives one patient too
@@ -86,17 +88,18 @@ def load_sections(
     if not kept:
         logger.warning("%s has one patient only: it is trained on and validated.", datalist)
         kept = training
-    logger.info("%s has no validation section: holding out %d of %d items.", datalist, len(held), len(training))
+    logger.info("%s has no validation split: holding out %d of %d items.", datalist, len(held), len(training))
     lists["validation"] = held
     if "training" in lists:
         lists["training"] = kept
     return lists
 
 
+@renamed_argument("section", "split")
 def list_images(
-    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, section: str = "test"
+    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test"
 ) -> list[dict[str, Any]]:
-    """Items to run inference on: a section of a datalist, or every image file below a folder.
+    """Items to run inference on: a split of a datalist, or every image file below a folder.
 
     Of a datalist each image once, with its patient where all have one: what else its items have need not collate. DICOM
     files need no ending; hidden files, such as the ``._a.png`` of a Macintosh, are left out.
@@ -105,7 +108,7 @@ def list_images(
         FileNotFoundError: when the folder does not exist or holds no image.
     """
     if datalist:
-        items = load_datalist(datalist, dataset_dir or None, section)
+        items = load_datalist(datalist, dataset_dir or None, split)
         if any(item.get("frame") is not None for item in items):
             logger.warning(
                 "%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist
@@ -128,9 +131,8 @@ def list_images(
     return [{"image": str(file)} for file in files]
 
 
-def results_root(
-    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, section: str = "test"
-) -> str:
+@renamed_argument("section", "split")
+def results_root(dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test") -> str:
     """The ``data_root_dir`` of :class:`monai.transforms.SaveImaged` for the results of :func:`list_images`.
 
     Empty, which puts all results into one folder, where every image has a name of its own; where names repeat, the
@@ -140,7 +142,7 @@ def results_root(
         ValueError: for two images of one folder whose results would have one name.
     """
     try:
-        items = list_images(dataset_dir, datalist, section)
+        items = list_images(dataset_dir, datalist, split)
     except (FileNotFoundError, ValueError):
         return ""  # who lists them to read them is told what is wrong
     files = [Path(str(item["image"])) for item in items]
@@ -163,6 +165,9 @@ def result_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
     """
     named = default_name_formatter(meta, saver)
     return {**named, "subject": _with_ending(str(named["subject"]))}
+
+
+load_sections = deprecated("0.7", "0.8", "Use load_splits.", version_val="0.7")(load_splits)
 
 
 def _with_ending(name: str) -> str:

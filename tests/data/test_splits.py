@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 
-from monai_usfm.data import list_images, load_datalist, load_sections, result_name, results_root
+from monai_usfm.data import list_images, load_datalist, load_sections, load_splits, result_name, results_root
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
@@ -38,52 +38,52 @@ def patients(count: int, images_each: int = 3, first: int = 0) -> list[dict[str,
 
 def test_datalist_of_the_folder_is_read_by_default(tmp_path: Path) -> None:
     write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
-    sections = load_sections(tmp_path, synthetic_dir=tmp_path / "none")
-    assert [len(sections["training"]), len(sections["validation"])] == [6, 3]
-    assert sections["training"][0]["image"] == str(tmp_path / "p0_0.png")
+    splits = load_splits(tmp_path, synthetic_dir=tmp_path / "none")
+    assert [len(splits["training"]), len(splits["validation"])] == [6, 3]
+    assert splits["training"][0]["image"] == str(tmp_path / "p0_0.png")
     assert not (tmp_path / "none").exists()
 
 
 def test_paths_of_a_datalist_without_a_folder_start_from_its_own(tmp_path: Path) -> None:
     path = write(tmp_path / "a", {"training": patients(1), "validation": patients(1, first=1)}, "mine.json")
-    sections = load_sections(None, path, synthetic_dir=tmp_path)
-    assert sections["training"][0]["image"] == str(tmp_path / "a" / "p0_0.png")
+    splits = load_splits(None, path, synthetic_dir=tmp_path)
+    assert splits["training"][0]["image"] == str(tmp_path / "a" / "p0_0.png")
 
 
 def test_holdout_takes_whole_patients_and_no_item_twice(tmp_path: Path) -> None:
     items = patients(200, 2)
     write(tmp_path, {"training": items}, files=False)
-    sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.2, check_files=False)
-    training, validation = ({item["patient"] for item in sections[s]} for s in ("training", "validation"))
+    splits = load_splits(tmp_path, synthetic_dir=tmp_path, holdout=0.2, check_files=False)
+    training, validation = ({item["patient"] for item in splits[s]} for s in ("training", "validation"))
     assert not training & validation
     assert training | validation == {item["patient"] for item in items}
-    assert len(sections["training"]) + len(sections["validation"]) == len(items)
+    assert len(splits["training"]) + len(splits["validation"]) == len(items)
     assert len(validation) / 200 == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 200) ** 0.5)
 
 
 def test_holdout_does_not_change_when_the_list_grows_or_is_turned_round(tmp_path: Path) -> None:
     write(tmp_path / "a", {"training": patients(40)}, files=False)
     write(tmp_path / "b", {"training": patients(60)[::-1]}, files=False)
-    lists = [load_sections(tmp_path / f, synthetic_dir=tmp_path, holdout=0.3, check_files=False) for f in "ab"]
-    small, large = ({item["patient"] for item in sections["validation"]} for sections in lists)
+    lists = [load_splits(tmp_path / f, synthetic_dir=tmp_path, holdout=0.3, check_files=False) for f in "ab"]
+    small, large = ({item["patient"] for item in splits["validation"]} for splits in lists)
     assert small == {patient for patient in large if int(patient[1:]) < 40}
 
 
 @pytest.mark.parametrize("key", ["patient", "patient_id"])
-@pytest.mark.parametrize("sections", [("training", "validation"), ("validation",), ("test",)])
-def test_patient_in_two_splits_is_named_whatever_is_asked_for(tmp_path: Path, key: str, sections: tuple) -> None:
+@pytest.mark.parametrize("splits", [("training", "validation"), ("validation",), ("test",)])
+def test_patient_in_two_splits_is_named_whatever_is_asked_for(tmp_path: Path, key: str, splits: tuple) -> None:
     lists = {"training": patients(2), "validation": patients(1, first=2), "test": patients(1, first=3)}
     lists["test"].append({"image": "other.png", "patient": "p1"})
     lists = {name: [{key: i["patient"], "image": i["image"]} for i in items] for name, items in lists.items()}
     write(tmp_path, lists)
     with pytest.raises(ValueError, match=r"1 patients or images stand in two splits.* patient p1 \(training, test\)"):
-        load_sections(tmp_path, synthetic_dir=tmp_path, sections=sections)
+        load_splits(tmp_path, synthetic_dir=tmp_path, splits=splits)
 
 
 def test_file_in_two_splits_is_named_where_no_patient_is(tmp_path: Path) -> None:
     write(tmp_path, {"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": [{"image": "b.png"}]})
     with pytest.raises(ValueError, match=r"image b\.png \(training, validation\)"):
-        load_sections(tmp_path, synthetic_dir=tmp_path)
+        load_splits(tmp_path, synthetic_dir=tmp_path)
 
 
 @pytest.mark.parametrize("other", ["./b.png", "sub/../b.png", "whole"])
@@ -94,54 +94,54 @@ def test_one_file_under_two_names_is_one_file(tmp_path: Path, other: str) -> Non
         json.dumps({"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": [{"image": other}]})
     )
     with pytest.raises(ValueError, match=r"image b\.png \(training, validation\)"):
-        load_sections(tmp_path, synthetic_dir=tmp_path)
+        load_splits(tmp_path, synthetic_dir=tmp_path)
 
 
 def test_a_patient_is_one_as_number_and_as_text(tmp_path: Path) -> None:
     lists = {"training": [{"image": "a.png", "patient": 1}], "validation": [{"image": "b.png", "patient": "1"}]}
     write(tmp_path, lists)
     with pytest.raises(ValueError, match=r"patient 1 \(training, validation\)"):
-        load_sections(tmp_path, synthetic_dir=tmp_path)
+        load_splits(tmp_path, synthetic_dir=tmp_path)
 
 
 def test_patient_0_is_held_out_as_a_whole(tmp_path: Path) -> None:
     write(tmp_path, {"training": [{"image": f"{p}_{i}.png", "patient": p} for p in (0, 1) for i in range(20)]})
-    sections = load_sections(tmp_path, synthetic_dir=tmp_path)
-    held, kept = ({item["patient"] for item in sections[name]} for name in ("validation", "training"))
+    splits = load_splits(tmp_path, synthetic_dir=tmp_path)
+    held, kept = ({item["patient"] for item in splits[name]} for name in ("validation", "training"))
     assert not held & kept and len(held) == 1
 
 
 def test_patient_id_serves_as_patient(tmp_path: Path) -> None:
     write(tmp_path, {"training": [{"image": "a.png", "patient_id": 7}], "validation": [{"image": "b.png"}]})
-    assert load_sections(tmp_path, synthetic_dir=tmp_path)["training"][0]["patient"] == 7
+    assert load_splits(tmp_path, synthetic_dir=tmp_path)["training"][0]["patient"] == 7
 
 
 @pytest.mark.parametrize("count", range(2, 7))
 def test_a_short_list_holds_out_one_patient_who_is_not_trained_on(tmp_path: Path, count: int) -> None:
     write(tmp_path, {"training": patients(count)}, files=False)
-    sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.0, check_files=False)
-    held, kept = ({item["patient"] for item in sections[name]} for name in ("validation", "training"))
+    splits = load_splits(tmp_path, synthetic_dir=tmp_path, holdout=0.0, check_files=False)
+    held, kept = ({item["patient"] for item in splits[name]} for name in ("validation", "training"))
     assert len(held) == 1 and len(kept) == count - 1 and not held & kept
 
 
 def test_single_image_trains_and_validates(tmp_path: Path) -> None:
     write(tmp_path, {"training": patients(1, 1)})
-    sections = load_sections(tmp_path, synthetic_dir=tmp_path, holdout=0.01)
-    assert len(sections["training"]) == len(sections["validation"]) == 1
+    splits = load_splits(tmp_path, synthetic_dir=tmp_path, holdout=0.01)
+    assert len(splits["training"]) == len(splits["validation"]) == 1
 
 
 def test_item_without_a_required_key_is_named(tmp_path: Path) -> None:
     write(tmp_path, {"training": patients(1), "validation": patients(1, first=1)})
     with pytest.raises(ValueError, match=r"dataset\.json: item 0 of 'training' lacks label"):
-        load_sections(tmp_path, synthetic_dir=tmp_path, required=("image", "label"))
+        load_splits(tmp_path, synthetic_dir=tmp_path, required=("image", "label"))
 
 
 def test_missing_file_waits_for_the_loader_when_files_are_not_checked(tmp_path: Path) -> None:
     write(tmp_path, {"training": patients(1), "validation": patients(1, first=1)})
     (tmp_path / "p0_1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"p0_1\.png"):
-        load_sections(tmp_path, synthetic_dir=tmp_path)
-    assert len(load_sections(tmp_path, synthetic_dir=tmp_path, check_files=False)["training"]) == 3
+        load_splits(tmp_path, synthetic_dir=tmp_path)
+    assert len(load_splits(tmp_path, synthetic_dir=tmp_path, check_files=False)["training"]) == 3
 
 
 def test_without_data_simulated_images_are_written_and_called_so(
@@ -149,10 +149,10 @@ def test_without_data_simulated_images_are_written_and_called_so(
 ) -> None:
     size = {"num_training": 1, "num_validation": 1, "num_test": 1, "image_size": [32, 32]}
     with caplog.at_level(logging.WARNING, logger="monai_usfm"):
-        sections = load_sections(synthetic_dir=tmp_path / "s", synthetic=size, required=("image", "label"))
+        splits = load_splits(synthetic_dir=tmp_path / "s", synthetic=size, required=("image", "label"))
     assert "SIMULATED" in caplog.text
-    assert len(sections["training"]) == len(sections["validation"]) == 1
-    assert Path(sections["training"][0]["image"]).is_file()
+    assert len(splits["training"]) == len(splits["validation"]) == 1
+    assert Path(splits["training"][0]["image"]).is_file()
 
 
 def test_every_image_below_a_folder_is_listed_in_order(tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_results_repeat_folders_only_where_names_repeat(tmp_path: Path) -> None:
 
 def test_a_mistyped_folder_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; correct dataset_dir"):
-        load_sections(tmp_path / "nowhere", synthetic_dir=tmp_path)
+        load_splits(tmp_path / "nowhere", synthetic_dir=tmp_path)
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
     path.write_text(path.read_text(), encoding="utf-8-sig")
-    assert len(load_sections(tmp_path, synthetic_dir=tmp_path)["training"]) == 6
+    assert len(load_splits(tmp_path, synthetic_dir=tmp_path)["training"]) == 6
 
 
 def test_section_of_a_datalist_is_listed(tmp_path: Path) -> None:
@@ -245,3 +245,12 @@ def test_results_of_files_named_by_uid_keep_its_last_number(tmp_path: Path) -> N
     )
     save(image)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1.2.77_seg.png"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_names_of_0_6_still_work(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
+    assert set(load_sections(tmp_path, synthetic_dir=tmp_path, sections=("training",))) == {"training"}
+    assert len(load_datalist(path, None, section="validation")) == len(
+        list_images(tmp_path, path, section="validation")
+    )

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
-from monai_usfm.data.phantoms import SOFT_TISSUE_ATTENUATION
+from monai_usfm.simulation.phantoms import SOFT_TISSUE_ATTENUATION
 from monai_usfm.transforms.beam import BeamGeometry
 
 __all__ = ["Device", "backscatter", "detect", "display", "draw_device", "scatterers", "to_beams", "to_image"]

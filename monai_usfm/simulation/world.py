@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A synthetic ultrasound world: images with exact masks, classes and clean targets, made on the fly or on disk.
 
-Nothing here is patient data. Anatomy comes from :mod:`monai_usfm.data.organs`, echoes from
-:mod:`monai_usfm.data.simulation`.
+Nothing here is patient data. Anatomy comes from :mod:`monai_usfm.simulation.organs`, echoes from
+:mod:`monai_usfm.simulation.echoes`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from monai.data import Dataset
 from monai.transforms import apply_transform
 from PIL import Image, ImageDraw, ImageFont
 
-from monai_usfm.data.organs import CLASS_NAMES, ORGANS, build_phantom
-from monai_usfm.data.phantoms import STRUCTURES, Phantom
-from monai_usfm.data.simulation import (
+from monai_usfm.files import whole_file, write_text_atomically
+from monai_usfm.simulation.echoes import (
     Device,
     backscatter,
     detect,
@@ -36,7 +35,8 @@ from monai_usfm.data.simulation import (
     to_beams,
     to_image,
 )
-from monai_usfm.files import whole_file, write_text_atomically
+from monai_usfm.simulation.organs import CLASS_NAMES, ORGANS, build_phantom
+from monai_usfm.simulation.phantoms import STRUCTURES, Phantom
 from monai_usfm.transforms.beam import BeamGeometry
 
 __all__ = ["SyntheticUltrasound", "write_synthetic_dataset"]
@@ -62,8 +62,8 @@ class SyntheticUltrasound(Dataset):
 
     - ``image``: ``(1, *S)`` float32 in [0, 1], 0 outside the field of view;
     - ``label``: ``(1, *S)`` uint8, 1 inside the target (the lesion of breast, thyroid and liver; left ventricle; fetal
-      head; kidney); ``structures``: ``(1, *S)`` uint8 codes into :data:`~monai_usfm.data.phantoms.STRUCTURES`;
-    - ``class``: 0 or 1, named by :data:`~monai_usfm.data.organs.CLASS_NAMES`; ``organ``: str;
+      head; kidney); ``structures``: ``(1, *S)`` uint8 codes into :data:`~monai_usfm.simulation.phantoms.STRUCTURES`;
+    - ``class``: 0 or 1, named by :data:`~monai_usfm.simulation.organs.CLASS_NAMES`; ``organ``: str;
     - ``clean``: ``(1, *S)`` echogenicity on the same grey scale: no speckle, noise, shadow or blur;
     - ``fov``: ``(1, *S)`` bool; ``geometry``: the :class:`~monai_usfm.transforms.BeamGeometry` that was used;
     - ``spacing``: tensor of mm per voxel along ``S`` (a time axis counts 1);
@@ -75,7 +75,7 @@ class SyntheticUltrasound(Dataset):
         spatial_dims: 2 for images, 3 for volumes and cines.
         image_size: ``(H, W)``, ``(D, H, W)`` with elevation first, or ``(T, H, W)`` for a cine; by default
             ``(224, 224)``, ``(96, 96, 96)`` and ``(16, 128, 128)``.
-        organs: names out of :data:`~monai_usfm.data.organs.ORGANS`; all by default.
+        organs: names out of :data:`~monai_usfm.simulation.organs.ORGANS`; all by default.
         seed: non-negative integer.
         cine: with ``spatial_dims=3``, make the first axis time: breathing, probe pressure and heartbeat move the tissue
             and the scatterers in it.

@@ -17,9 +17,7 @@ from monai.data import DataLoader
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, SyntheticUltrasound, load_datalist, write_synthetic_dataset
-from monai_usfm.data.organs import ORGANS
-from monai_usfm.data.phantoms import STRUCTURES
-from monai_usfm.data.simulation import (
+from monai_usfm.simulation.echoes import (
     Device,
     backscatter,
     beam_widths,
@@ -28,7 +26,9 @@ from monai_usfm.data.simulation import (
     shadow_db,
     specular_strength,
 )
-from monai_usfm.data.synthetic import _MovingScatterers, _View
+from monai_usfm.simulation.organs import ORGANS
+from monai_usfm.simulation.phantoms import STRUCTURES
+from monai_usfm.simulation.world import _MovingScatterers, _View
 from monai_usfm.transforms.beam import BeamGeometry
 
 QUIET = Device(frequency=5.0, noise=-90.0, clutter=-120.0, haze=-120.0, aperture=1000.0, f_number=4.0)

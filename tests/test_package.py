@@ -1,0 +1,52 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed: the ranges of pyproject.toml and the tested versions agree."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    from pip._vendor import tomli as tomllib
+
+
+def names(lines):
+    return {Requirement(line).name for line in lines}
+
+
+@pytest.fixture(scope="module")
+def project(repository):
+    return tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def pins(repository):
+    """Name -> tested version, of requirements.txt and of constraints.txt."""
+    found = []
+    for file in ("requirements.txt", "constraints.txt"):
+        text = (repository / file).read_text(encoding="utf-8")
+        found.append(dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE)))
+    return found
+
+
+def test_requirements_are_the_runtime_packages(project, pins):
+    assert set(pins[0]) == names(project["dependencies"])
+
+
+def test_constraints_are_the_optional_packages(project, pins):
+    wanted = names(line for group in project["optional-dependencies"].values() for line in group)
+    assert set(pins[1]) == wanted - {"monai_usfm"}
+
+
+def test_tested_versions_are_in_the_ranges(project, pins):
+    versions = pins[0] | pins[1]
+    lines = [*project["dependencies"], *(line for group in project["optional-dependencies"].values() for line in group)]
+    for requirement in map(Requirement, lines):
+        if requirement.name != "monai_usfm":
+            assert requirement.specifier.contains(versions[requirement.name]), requirement
