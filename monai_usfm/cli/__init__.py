@@ -1,0 +1,81 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``monai-usfm``: one verb for each thing that a user does.
+
+A verb is a function of the package whose docstring is its help and whose arguments are its options, written with
+underscores or dashes alike. Its module is imported when it is called, so that ``--help`` is quick.
+
+Exit status: 0 done; 1 the work failed, and the last line says why; 2 the command line is wrong; 3 done, but some inputs
+could not be read (``predict``); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+from monai_usfm import __version__
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="monai-usfm",
+    help="Ultrasound foundation models for MONAI. `monai-usfm VERB --help` explains a verb.",
+    version=__version__,
+    default_parameter=Parameter(negative=(), consume_multiple=True, name_transform=lambda name: name),
+)
+
+VERBS = {
+    "Networks": {
+        "pretrain": ("monai_usfm.cli.bundles:pretrain", "Train an encoder on images without labels."),
+        "train": (
+            "monai_usfm.cli.bundles:train",
+            "Train a network for a task, from pretrained weights or from scratch.",
+        ),
+        "evaluate": ("monai_usfm.cli.bundles:evaluate", "Score trained weights on a split of a datalist."),
+        "predict": ("monai_usfm.cli.bundles:predict", "Apply trained weights to a folder of images."),
+    },
+}
+for _group, _verbs in VERBS.items():
+    for _name, (_target, _help) in _verbs.items():
+        app.command(_target, name=_name, help=_help, group=_group)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the name of the program; None takes those of the process.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except SystemExit as error:  # of a workflow; text is a message, as Python has it
+        return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
+    except Exception as error:
+        root = _root_cause(error)
+        if root is not error or not isinstance(root, OSError | ValueError):
+            traceback.print_exception(error)
+        return _fail(str(root) or type(root).__name__, 1)
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    return status
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What raised first: MONAI wraps an error in one of its own for every level of a config or of a transform."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,76 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it refuses, how it fails, what it tells."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from monai_usfm.cli import app, main
+from monai_usfm.cli.options import parse_options
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options"),
+    [
+        ("--spatial_size [96,96]", {"spatial_size": [96, 96]}),
+        ("--spatial_size 96 96", {"spatial_size": [96, 96]}),
+        ("--learning-rate 1e-3 --amp", {"learning_rate": 0.001, "amp": True}),
+        ("--network_def#width 256 --head=upernet", {"network_def#width": 256, "head": "upernet"}),
+        (
+            "--weight_decay -1 --resume false --pretrained null",
+            {"weight_decay": -1, "resume": False, "pretrained": None},
+        ),
+        ("--device $torch.device('cpu')", {"device": "$torch.device('cpu')"}),
+        ("--a#b {'_target_':'UNet','strides':(2,2)}", {"a#b": {"_target_": "UNet", "strides": (2, 2)}}),
+    ],
+)
+def test_options_are_literals_text_lists_or_flags(tokens, options):
+    assert parse_options(tokens.split()) == options
+
+
+def test_a_value_without_an_option_is_refused():
+    with pytest.raises(ValueError, match="'stray' belongs to no option"):
+        parse_options(["stray", "--seed", "1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["trian"], 2, 'Did you mean "train"'),
+        (["train"], 2, "--task"),
+        (["train", "--task", "segmentatio"], 2, 'Did you mean "segmentation"'),
+        (["train", "--task", "segmentation", "--max_epoch", "3"], 1, "max_epochs"),
+        (["train", "--task", "segmentation", "--overlays", "dem"], 1, "demo"),
+        (["predict", "--dataset_dir", "here"], 1, "--checkpoint"),
+        (["evaluate", "--task", "segmentation", "--bundle_root", "nowhere"], 1, "nowhere is no bundle"),
+    ],
+)
+def test_the_last_line_of_a_failure_is_one_sentence(capfd, arguments, status, words):
+    assert main(arguments) == status
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+
+
+def test_every_verb_has_help_from_its_docstring(capsys):
+    verbs = [name for name in app if not name.startswith("-")]
+    assert len(verbs) >= 4
+    for verb in verbs:
+        assert main([verb, "--help"]) == 0
+        assert f"Usage: monai-usfm {verb}" in capsys.readouterr().out
+
+
+def test_help_imports_neither_torch_nor_monai():
+    code = "import sys; from monai_usfm.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_options_of_a_bundle_are_listed_as_they_would_be(capsys):
+    assert main(["train", "--task", "segmentation", "--max-epochs", "7", "--list_options"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "--max_epochs 7" in lines
+    assert "--export_path output/segmentation/model.pt" in lines
