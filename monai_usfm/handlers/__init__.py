@@ -31,13 +31,16 @@ from monai_usfm.handlers.records import (
     write_text_atomically,
 )
 from monai_usfm.handlers.report import EvaluationReport
+from monai_usfm.handlers.results import ClassificationPreviews, EnhancementPreviews, SegmentationResults
 from monai_usfm.handlers.segmentation import SegmentationReport, score_case, segmentation_panels
 
 __all__ = [
     "BestCheckpoint",
+    "ClassificationPreviews",
     "ClassificationReport",
     "ClassificationScore",
     "EmbeddingSaver",
+    "EnhancementPreviews",
     "EnhancementReport",
     "EpochSeed",
     "EvaluationReport",
@@ -50,6 +53,7 @@ __all__ = [
     "ResumableCheckpoint",
     "RunRecord",
     "SegmentationReport",
+    "SegmentationResults",
     "best_blur",
     "enhancement_panels",
     "matched_blur",

@@ -1,0 +1,223 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Results drawn for a person to look at: overlays, planes of a volume, frames of a cine, contact sheets, movies."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from monai.utils import optional_import
+from PIL import Image, ImageDraw, ImageFont
+
+from monai_usfm.files import whole_file
+from monai_usfm.metrics.measurements import outlines
+
+__all__ = [
+    "COLORS",
+    "draw_bars",
+    "draw_over_time",
+    "draw_overlay",
+    "draw_pair",
+    "draw_volume",
+    "label_picture",
+    "save_movie",
+    "tile",
+]
+
+COLORS = ((255, 80, 60), (60, 200, 255), (255, 215, 40), (130, 255, 90), (230, 110, 255), (255, 150, 200))
+"""Of the classes after the background, repeated when there are more."""
+
+PAPER, INK = (20, 20, 24), (235, 235, 235)
+FILL = 0.25  # opacity of a class inside its outline: the texture must stay visible
+TEXT = 15
+
+
+def draw_overlay(
+    image: np.ndarray, labels: np.ndarray, spacing: Sequence[float] | None = None, size: int = 560
+) -> Image.Image:
+    """An image with the outline of every class and a transparent fill; with a scale bar where mm are known.
+
+    Args:
+        image: ``(H, W)`` in [0, 1], upright.
+        labels: class indices ``(H, W)``.
+        spacing: mm per pixel along (H, W): the picture then has the proportions of the body.
+        size: longer side in pixels; smaller images are enlarged.
+    """
+    height, width = image.shape[0] * (spacing[0] if spacing else 1), image.shape[1] * (spacing[1] if spacing else 1)
+    factor = size / max(height, width)
+    shape = (max(1, round(width * factor)), max(1, round(height * factor)))
+    gray = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
+    picture = gray.resize(shape, Image.Resampling.BICUBIC).convert("RGB")
+    to_x, to_y = shape[0] / image.shape[1], shape[1] / image.shape[0]
+    for number in np.unique(labels[labels > 0]).tolist():
+        color = COLORS[(int(number) - 1) % len(COLORS)]
+        lines = [line for line in outlines(labels == number) if len(line) > 3]
+        area, border = (Image.new("L", (2 * shape[0], 2 * shape[1])) for _ in range(2))  # twice as large: smooth lines
+        for line in sorted(lines, key=len, reverse=True):
+            points = [(2 * (x + 0.5) * to_x, 2 * (y + 0.5) * to_y) for y, x in line]
+            ImageDraw.Draw(border).line(points, fill=255, width=4, joint="curve")
+        inside = Image.fromarray((labels == number).astype(np.uint8) * 255).resize(area.size, Image.Resampling.BILINEAR)
+        for mask, opacity in ((inside, FILL), (border, 1.0)):
+            weight = mask.resize(shape, Image.Resampling.BOX).point(lambda v, k=opacity: round(v * k))
+            picture.paste(color, mask=weight)
+    if spacing:
+        _scale_bar(picture, factor)
+    return picture
+
+
+def _scale_bar(picture: Image.Image, pixels_per_mm: float) -> None:
+    """A bar of a round length, about a fifth of the width, in the lower right corner."""
+    wanted = picture.width / 5 / pixels_per_mm
+    power = 10 ** math.floor(math.log10(wanted))
+    length = max(n * power for n in (1, 2, 5) if n * power <= wanted)
+    right, bottom = picture.width - 12, picture.height - 12
+    left = right - length * pixels_per_mm
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((left - 1, bottom - 5, right + 1, bottom), fill=INK, outline=(0, 0, 0))
+    middle = ((left + right) / 2, bottom - 9)
+    draw.text(middle, f"{length:g} mm", INK, _font(), "ms", stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def draw_volume(
+    image: np.ndarray, labels: np.ndarray, spacing: Sequence[float] | None = None, time: bool = False, number: int = 8
+) -> Image.Image:
+    """Three planes of a volume through the middle of what was found, over a montage of its slices.
+
+    Args:
+        image: ``(D, H, W)`` in [0, 1].
+        labels: class indices ``(D, H, W)``.
+        spacing: mm per voxel along (D, H, W).
+        time: the first axis is time: a montage of frames alone.
+        number: slices or frames of the montage, evenly over those in which something was found.
+    """
+    found = np.flatnonzero((labels > 0).any(axis=(1, 2)))
+    first, last = (found[0], found[-1]) if len(found) and not time else (0, len(image) - 1)
+    chosen = sorted(set(np.linspace(first, last, number).round().astype(int).tolist()))
+    word = "frame" if time else "slice"
+    slices = [
+        label_picture(draw_overlay(image[k], labels[k], spacing and spacing[1:], 260), f"{word} {k}") for k in chosen
+    ]
+    montage = tile(slices, min(4, len(slices)))
+    if time:
+        return montage
+    inside = np.argwhere(labels > 0)
+    middle = inside.mean(0).round().astype(int) if len(inside) else np.array(labels.shape) // 2
+    planes = []
+    for axis in range(3):
+        pair = [s for i, s in enumerate(spacing) if i != axis] if spacing else None
+        shown = draw_overlay(image.take(middle[axis], axis), labels.take(middle[axis], axis), pair, 350)
+        planes.append(label_picture(shown, f"{'zyx'[axis]} = {middle[axis]}"))
+    return tile([tile(planes, 3), montage], 1)
+
+
+def draw_pair(before: np.ndarray, after: np.ndarray, size: int = 420) -> Image.Image:
+    """Before | after | their difference, four times as strong around gray."""
+    nothing = np.zeros(before.shape, dtype=np.uint8)
+    change = 0.5 + 4 * (after.astype(np.float64) - before)
+    panels = {"before": before, "after": after, "change x 4": change}
+    return tile([label_picture(draw_overlay(p, nothing, None, size), name) for name, p in panels.items()], 3)
+
+
+def draw_bars(image: np.ndarray, probabilities: Mapping[str, float], size: int = 420) -> Image.Image:
+    """An image over one bar per class, the most probable one in color."""
+    picture = draw_overlay(image, np.zeros(image.shape, dtype=np.uint8), None, size)
+    row, best = TEXT + 7, max(probabilities, key=lambda name: probabilities[name])
+    bars = Image.new("RGB", (picture.width, row * len(probabilities) + 6), PAPER)
+    draw = ImageDraw.Draw(bars)
+    names = max(draw.textlength(name, _font()) for name in probabilities) + 14
+    for line, (name, share) in enumerate(probabilities.items()):
+        y = 4 + row * line
+        room = max(10.0, picture.width - names - 60)
+        draw.text((6, y), name, INK, _font())
+        draw.rectangle((names, y + 3, names + room * share, y + TEXT), COLORS[1] if name == best else (120, 120, 120))
+        draw.text((names + room + 8, y), f"{share:.2f}", INK, _font())
+    return tile([picture, bars], 1, gap=0)
+
+
+def draw_over_time(values: Mapping[str, Sequence[float]], unit: str) -> Image.Image:
+    """One line per structure over the frames of a cine."""
+    figure = Figure(figsize=(7, 2.8), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for place, (name, line) in enumerate(values.items()):
+        axes.plot(range(len(line)), line, label=name, color=[v / 255 for v in COLORS[place % len(COLORS)]])
+    axes.set(xlabel="frame", ylabel=f"area ({unit}²)", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def label_picture(picture: Image.Image, title: str, legend: Sequence[tuple[int, str]] = ()) -> Image.Image:
+    """A picture with a title above and a legend below; long lines are cut to its width.
+
+    Args:
+        picture: what is shown.
+        title: text above.
+        legend: class index and text of each line.
+    """
+    row = TEXT + 6
+    whole = Image.new("RGB", (picture.width, row + picture.height + row * len(legend)), PAPER)
+    whole.paste(picture, (0, row))
+    draw = ImageDraw.Draw(whole)
+    draw.text((4, 2), _fitted(draw, title, picture.width - 8), INK, _font())
+    for line, (number, text) in enumerate(legend):
+        top = row + picture.height + row * line
+        draw.rectangle((6, top + 5, 6 + TEXT - 3, top + 2 + TEXT), COLORS[(number - 1) % len(COLORS)])
+        draw.text((TEXT + 12, top + 3), _fitted(draw, text, picture.width - TEXT - 16), INK, _font())
+    return whole
+
+
+def _fitted(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    if draw.textlength(text, _font()) <= width:
+        return text
+    while text and draw.textlength(text + "...", _font()) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Matplotlib's own font: it has the squares and crosses that Pillow's lacks."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", TEXT - 1)
+
+
+def tile(pictures: Sequence[Image.Image], columns: int, gap: int = 6) -> Image.Image:
+    """Pictures in rows of so many columns; each row is as high as its highest."""
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    widths = [max(row[k].width for row in rows if k < len(row)) for k in range(min(columns, len(pictures)))]
+    heights = [max(p.height for p in row) for row in rows]
+    whole = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), sum(heights) + gap * (len(rows) - 1)), PAPER)
+    for i, row in enumerate(rows):
+        for k, picture in enumerate(row):
+            whole.paste(picture, (sum(widths[:k]) + gap * k, sum(heights[:i]) + gap * i))
+    return whole
+
+
+def save_movie(stem: Path, frames: Iterable[Image.Image], fps: float = 12.0) -> Path:
+    """Write frames as ``stem.mp4`` where PyAV is installed (`pip install av`), else as ``stem.gif``."""
+    av, has_av = optional_import("av")
+    pictures = list(frames)
+    if not has_av:
+        path = stem.with_name(f"{stem.name}.gif")
+        with whole_file(path) as part:
+            first, *rest = (p.quantize(64, dither=Image.Dither.NONE) for p in pictures)
+            first.save(part, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+        return path
+    path = stem.with_name(f"{stem.name}.mp4")
+    width, height = (n - n % 2 for n in pictures[0].size)  # H.264 stores color at half the resolution
+    with whole_file(path) as part, av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=max(1, round(fps)))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in pictures:
+            frame = av.VideoFrame.from_image(picture.crop((0, 0, width, height)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

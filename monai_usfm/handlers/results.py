@@ -1,0 +1,262 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What inference shows beside its files: a preview of each case, contact sheets, and measurements of structures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from PIL import Image
+
+from monai_usfm.data import SUPPORTED_SUFFIXES, LoadUltrasound
+from monai_usfm.files import whole_file
+from monai_usfm.handlers.drawing import (
+    draw_bars,
+    draw_over_time,
+    draw_overlay,
+    draw_pair,
+    draw_volume,
+    label_picture,
+    save_movie,
+    tile,
+)
+from monai_usfm.metrics.measurements import measure
+
+__all__ = ["CasePreviews", "ClassificationPreviews", "EnhancementPreviews", "GrowingTable", "SegmentationResults"]
+
+THUMBNAIL, COLUMNS, PAGE = (270, 300), 4, 24
+
+
+class CasePreviews:
+    """Saves a picture of each case under ``previews``, and small ones together as ``contact_sheet.jpg``.
+
+    Attach it to an evaluator that decollates: ``pred`` has the axes of the file, ``image`` the metadata that
+    tells which file it was. The file is read again, so that the preview has its full resolution. After every 24 cases
+    another sheet begins, ``contact_sheet_2.jpg`` and so on.
+
+    Args:
+        output_dir: folder of the results.
+        data_root_dir: the folder whose subfolders the previews repeat, as in :class:`monai.transforms.SaveImaged`;
+            empty puts all into one.
+        preview: draw pictures at all.
+    """
+
+    def __init__(self, output_dir: str, data_root_dir: str = "", preview: bool = True) -> None:
+        self.folder = Path(output_dir) / "previews"
+        self.root = data_root_dir
+        self.preview = preview
+        self.page: list[Image.Image] = []
+        self.pages = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._cases)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image | None:
+        """The picture of one case, or None for none; ``image`` ``(*S)`` is in [0, 1], upright."""
+        raise NotImplementedError
+
+    def _start(self, engine: Engine) -> None:
+        self.page, self.pages = [], 0
+
+    def _cases(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            meta = item["image"].meta
+            path = Path(str(meta["filename_or_obj"]))
+            suffix = max((s for s in SUPPORTED_SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
+            below = path.parent.absolute().relative_to(Path(self.root).absolute()) if self.root else Path()
+            stem = self.folder / below / path.name[: len(path.name) - len(suffix)]
+            dims = item["image"].dim() - 1
+            # A plane of a volume or cine is the one the network saw.
+            loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
+            picture = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
+            if picture is not None and self.preview:
+                _save(picture, stem.with_name(f"{stem.name}.jpg"))
+                small = picture.copy()
+                small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+                self.page.append(small)
+                if len(self.page) == PAGE:
+                    self._finish(engine)
+
+    def _finish(self, engine: Engine) -> None:
+        if self.page:
+            self.pages += 1
+            number = f"_{self.pages}" if self.pages > 1 else ""
+            path = self.folder.parent / f"contact_sheet{number}.jpg"
+            _save(tile(self.page, COLUMNS), path)
+            engine.logger.info(f"{type(self).__name__}: {len(self.page)} cases at a glance: {path}")
+            self.page = []
+
+
+class SegmentationResults(CasePreviews):
+    """Overlays of the segments, and a table of what :func:`~monai_usfm.metrics.measure` measures on them.
+
+    ``statistics.csv`` and ``statistics.json`` have a row per case and class (per frame of a cine, per part with
+    ``components``); they are whole after every case. Of a volume the preview has three planes and a montage. Of a cine
+    it has frames and the areas over time, and beside it lies a movie of all frames.
+
+    Args:
+        output_dir: folder of the results.
+        num_classes: classes, background included.
+        class_names: names of the classes, with or without the background.
+        data_root_dir: see :class:`CasePreviews`.
+        preview: draw pictures.
+        statistics: write the tables.
+        components: measure each connected part of a class.
+        time: the first of three axes is time: every frame is measured by itself.
+        fps: frames per second of the movie.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        data_root_dir: str = "",
+        preview: bool = True,
+        statistics: bool = True,
+        components: bool = False,
+        time: bool = False,
+        fps: float = 12.0,
+    ) -> None:
+        super().__init__(output_dir, data_root_dir, preview)
+        names = [str(name) for name in class_names or range(num_classes)]
+        self.names = names if len(names) == num_classes else ["background", *names]
+        self.num_classes = num_classes
+        self.statistics = statistics
+        self.components = components
+        self.time = time
+        self.fps = fps
+
+    def _start(self, engine: Engine) -> None:
+        super()._start(engine)
+        self.table = GrowingTable(self.folder.parent / "statistics")
+
+    def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image | None:
+        labels = _upright(item["pred"], image)
+        meta = item["loaded"].meta
+        spacing = [float(v) for v in meta["spacing"]] if meta["spacing_known"] else None
+        options: dict[str, Any] = {"num_classes": self.num_classes, "names": self.names}
+        time = self.time and image.ndim == 3
+        if time:
+            frames = [measure(frame, spacing=spacing and spacing[1:], **options) for frame in labels]
+            rows = [{"frame": k, **row} for k, found in enumerate(frames) for row in found]
+        else:
+            rows = measure(labels, spacing=spacing, components=self.components, **options)
+        if self.statistics:
+            self.table.add([{"image": str(meta["filename_or_obj"]), **row} for row in rows])
+        if not self.preview:
+            return None
+        if time:
+            return self._draw_cine(image, labels, spacing, rows, stem)
+        if self.components:
+            rows = measure(labels, spacing=spacing, **options)
+        draw = draw_overlay if image.ndim == 2 else draw_volume
+        return label_picture(draw(image, labels, spacing), stem.name, [(row["class"], _describe(row)) for row in rows])
+
+    def _draw_cine(
+        self, image: np.ndarray, labels: np.ndarray, spacing: list[float] | None, rows: list[dict], stem: Path
+    ) -> Image.Image:
+        plane = spacing and spacing[1:]
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        save_movie(stem, (draw_overlay(i, k, plane, 480) for i, k in zip(image, labels, strict=True)), self.fps)
+        areas = {name: [row["area"] for row in rows if row["name"] == name] for name in self.names[1:]}
+        curve = draw_over_time(areas, rows[0]["unit"])
+        legend = [
+            (number, f"{name}: in {np.count_nonzero(line)} of {len(line)} frames")
+            for number, (name, line) in enumerate(areas.items(), start=1)
+        ]
+        montage = draw_volume(image, labels, spacing, time=True)
+        return label_picture(tile([montage, curve], 1), stem.name, legend)
+
+
+class EnhancementPreviews(CasePreviews):
+    """Before, after and the change; of a volume the middle slice."""
+
+    def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image:
+        after = _upright(item["pred"], image) / 255.0
+        if image.ndim == 3:
+            image, after = image[len(image) // 2], after[len(after) // 2]
+        return label_picture(draw_pair(image, after), stem.name)
+
+
+class ClassificationPreviews(CasePreviews):
+    """The image over the probability of each class.
+
+    Args:
+        output_dir: folder of the results.
+        class_names: names of the classes; default their indices.
+        data_root_dir: see :class:`CasePreviews`.
+        preview: draw pictures.
+    """
+
+    def __init__(
+        self, output_dir: str, class_names: Sequence[str] | None = None, data_root_dir: str = "", preview: bool = True
+    ) -> None:
+        super().__init__(output_dir, data_root_dir, preview)
+        self.names = list(class_names or [])
+
+    def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image:
+        shares = torch.as_tensor(item["pred"]).flatten().tolist()
+        names = self.names or [str(number) for number in range(len(shares))]
+        plane = image if image.ndim == 2 else image[len(image) // 2]
+        return label_picture(draw_bars(plane, dict(zip(names, shares, strict=True))), stem.name)
+
+
+class GrowingTable:
+    """``stem.csv`` and ``stem.json``, both whole files after every call of :meth:`add`; a former table is replaced.
+
+    Args:
+        stem: path without an ending.
+    """
+
+    def __init__(self, stem: Path) -> None:
+        self.csv, self.json = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.json")
+        self.columns: list[str] = []
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows, which all have the keys of the first."""
+        new = not self.columns
+        self.columns = self.columns or list(rows[0])
+        self.csv.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.csv, "w" if new else "a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            for row in rows:
+                writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+        text = ",\n".join(json.dumps(row) for row in rows)
+        with open(self.json, "w+b" if new else "r+b") as stream:
+            if not new:
+                stream.seek(-len(b"\n]\n"), 2)  # the end of the list, which moves behind the new rows
+            stream.write(f"{'[' if new else ','}\n{text}\n]\n".encode())
+
+
+def _upright(prediction: torch.Tensor, image: np.ndarray) -> np.ndarray:
+    """``(1, *axes of the file)`` -> the upright axes of ``image``; axes of length 1 come and go."""
+    array = np.asarray(torch.as_tensor(prediction).as_subclass(torch.Tensor).cpu())[0]
+    return array.T.reshape(image.shape)
+
+
+def _describe(row: Mapping[str, Any]) -> str:
+    """``lesion: 214 mm², 18.2 x 13.1 mm (2 parts)``."""
+    unit, dims = row["unit"], 2 if "area" in row else 3
+    size = row["area"] if dims == 2 else row["volume"]
+    if not size:
+        return f"{row['name']}: not found"
+    parts = f" (largest of {row['parts']} parts)" if row["parts"] > 1 else ""
+    lengths = f"{row['longest_diameter']:.1f} x {row['perpendicular_diameter']:.1f} {unit}"
+    return f"{row['name']}: {size:,.0f} {unit}{'²' if dims == 2 else '³'}, {lengths}{parts}"
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with whole_file(path) as part:
+        picture.save(part, format="JPEG", quality=92)

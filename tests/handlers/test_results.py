@@ -1,0 +1,167 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Previews and tables of inference against what was put into the files."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from PIL import Image
+
+from monai_usfm.handlers import results
+from monai_usfm.handlers.drawing import COLORS, INK, draw_overlay, draw_volume, save_movie, tile
+from monai_usfm.handlers.results import (
+    ClassificationPreviews,
+    EnhancementPreviews,
+    GrowingTable,
+    SegmentationResults,
+)
+
+
+def run(handler, items):
+    """An engine that gives one item after another, each as (path, prediction in the file's axes, dims of the image)."""
+
+    def step(engine, item):
+        path, prediction, dims = item
+        image = MetaTensor(torch.zeros(1, *[4] * dims), meta={"filename_or_obj": str(path), "frame": 0})
+        return [{"image": image, "pred": torch.as_tensor(prediction)}]
+
+    engine = Engine(step)
+    handler.attach(engine)
+    engine.run(items)
+
+
+def saved(path, size=(30, 40)):
+    Image.fromarray(np.full(size, 90, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_rows_place_a_structure_where_the_upright_picture_shows_it(tmp_path):
+    prediction = torch.zeros(1, 40, 30)  # MONAI's axes: x, then y
+    prediction[0, 25:35, 4:10] = 1
+    handler = SegmentationResults(str(tmp_path / "out"), 2, ["lesion"])
+    run(handler, [(saved(tmp_path / "a.png"), prediction, 2)])
+    (row,) = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert (row["name"], row["area"], row["unit"]) == ("lesion", 60, "px")
+    assert (row["box_x"], row["box_y"], row["width"], row["height"]) == (25, 4, 10, 6)
+    picture = np.asarray(Image.open(tmp_path / "out" / "previews" / "a.jpg").convert("RGB")).astype(int)
+    red = picture[:440, :, 0] - picture[:440, :, 2] > 60  # the legend below has the color too
+    rows, columns = np.nonzero(red)
+    assert columns.min() / picture.shape[1] == pytest.approx(25 / 40, abs=0.02)
+    assert columns.max() / picture.shape[1] == pytest.approx(35 / 40, abs=0.02)
+    assert rows.max() < picture.shape[0] / 2
+
+
+def test_every_frame_of_a_cine_has_a_row_and_a_picture_in_the_movie(tmp_path):
+    pytest.importorskip("av")
+    frames = np.zeros((20, 24, 1, 5), dtype=np.uint8)
+    nib.save(nib.Nifti1Image(frames, np.diag([0.5, 0.5, 1, 1])), tmp_path / "cine.nii.gz")
+    prediction = np.zeros((1, 20, 24, 1, 5))
+    for t in range(5):
+        prediction[0, 2 : 4 + 2 * t, 5:10, 0, t] = 1
+    run(SegmentationResults(str(tmp_path), 2, time=True), [(tmp_path / "cine.nii.gz", prediction, 3)])
+    with open(tmp_path / "statistics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["frame"]) for row in rows] == list(range(5))
+    assert [float(row["area"]) for row in rows] == [(2 + 2 * t) * 5 * 0.25 for t in range(5)]
+    assert {row["unit"] for row in rows} == {"mm"}
+    import av
+
+    with av.open(str(tmp_path / "previews" / "cine.mp4")) as movie:
+        assert sum(1 for _ in movie.decode(video=0)) == 5
+    assert (tmp_path / "previews" / "cine.jpg").is_file()
+
+
+def test_a_volume_is_measured_as_one(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((20, 24, 12), dtype=np.uint8), np.diag([1, 1, 2, 1])), tmp_path / "v.nii.gz")
+    prediction = np.zeros((1, 20, 24, 12))
+    prediction[0, 2:8, 5:10, 3:6] = 1
+    run(SegmentationResults(str(tmp_path), 2), [(tmp_path / "v.nii.gz", prediction, 3)])
+    (row,) = json.loads((tmp_path / "statistics.json").read_text())
+    assert row["volume"] == 6 * 5 * 3 * 2
+    assert (row["width"], row["height"], row["depth"]) == (6, 5, 6)
+
+
+def test_contact_sheets_take_so_many_cases_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "PAGE", 2)
+    items = [(saved(tmp_path / f"{n}.png"), torch.zeros(1, 40, 30), 2) for n in range(3)]
+    run(SegmentationResults(str(tmp_path), 2), items)
+    found = sorted(path.name for path in tmp_path.glob("contact_sheet*"))
+    assert found == ["contact_sheet.jpg", "contact_sheet_2.jpg"]
+
+
+def test_nothing_is_drawn_or_written_when_not_asked(tmp_path):
+    handler = SegmentationResults(str(tmp_path / "out"), 2, preview=False, statistics=False)
+    run(handler, [(saved(tmp_path / "a.png"), torch.zeros(1, 40, 30), 2)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_previews_repeat_the_subfolders_of_the_images(tmp_path):
+    for name in ("p1", "p2"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    items = [(saved(tmp_path / "in" / name / "a.png"), torch.zeros(1, 40, 30), 2) for name in ("p1", "p2")]
+    run(EnhancementPreviews(str(tmp_path / "out"), str(tmp_path / "in")), items)
+    assert (tmp_path / "out/previews/p1/a.jpg").is_file() and (tmp_path / "out/previews/p2/a.jpg").is_file()
+
+
+def test_the_bar_of_the_more_probable_class_is_longer(tmp_path):
+    run(ClassificationPreviews(str(tmp_path), ["benign", "malignant"]), [(saved(tmp_path / "a.png"), [0.8, 0.2], 2)])
+    picture = np.asarray(Image.open(tmp_path / "previews" / "a.jpg").convert("RGB")).astype(int)
+    colored = (picture[..., 2] - picture[..., 0] > 80).sum(1)
+    gray = ((abs(picture - 120) < 25).all(-1)).sum(1)[-60:]
+    assert colored.max() > 3 * gray.max() > 0
+
+
+def test_a_growing_table_is_whole_after_every_row_and_replaces_a_former_one(tmp_path):
+    for _ in range(2):
+        table = GrowingTable(tmp_path / "t")
+        for number in range(3):
+            table.add([{"n": number, "x": 0.5}])
+            assert [row["n"] for row in json.loads((tmp_path / "t.json").read_text())] == list(range(number + 1))
+    assert (tmp_path / "t.csv").read_text() == "n,x\n0,0.5\n1,0.5\n2,0.5\n"
+
+
+def test_outside_the_structures_an_overlay_is_the_gray_image():
+    image = np.random.default_rng(0).random((50, 60))
+    labels = np.zeros((50, 60), dtype=int)
+    labels[10:20, 30:50] = 2
+    picture = np.asarray(draw_overlay(image, labels, size=240)).astype(int)
+    gray = (picture == picture[..., :1]).all(-1)
+    assert gray[:35].all() and gray[85:].all() and gray[:, :112].all()
+    assert not gray[44:76, 124:196].any()
+    assert (abs(picture - COLORS[1]).sum(-1) < 10).any()
+
+
+def test_pixels_keep_the_proportions_of_the_body_and_the_bar_its_length():
+    picture = draw_overlay(np.zeros((100, 50)), np.zeros((100, 50), dtype=int), (0.5, 2.0), size=400)
+    assert picture.size == (400, 200)  # 100 mm wide, 50 mm high
+    row = np.asarray(picture)[200 - 14]
+    assert (row == INK).all(-1).sum() == pytest.approx(20 * 4, abs=3)  # 20 mm: a fifth of the width
+
+
+def test_a_volume_without_a_finding_is_drawn_too():
+    assert draw_volume(np.zeros((6, 20, 30)), np.zeros((6, 20, 30), dtype=int), (2.0, 1.0, 1.0)).width > 600
+
+
+def test_without_a_codec_a_movie_is_a_gif(tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_usfm.handlers.drawing.optional_import", lambda name: (None, False))
+    shades = [Image.new("RGB", (16, 12), (40 * n, 0, 0)) for n in range(4)]
+    with Image.open(save_movie(tmp_path / "m", shades)) as movie:
+        assert movie.n_frames == 4
+
+
+def test_tiles_do_not_overlap():
+    pictures = [
+        Image.new("RGB", size, color) for size, color in (((10, 8), "red"), ((20, 4), "lime"), ((6, 6), "blue"))
+    ]
+    whole = np.asarray(tile(pictures, 2, gap=1))
+    assert whole.shape == (8 + 1 + 6, 10 + 1 + 20, 3)
+    for channel, count in enumerate((80, 80, 36)):
+        assert (whole[..., channel] == 255).sum() == count
