@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert a checkpoint between the layouts of this package, USFM and MAE, and print what was done.
 
-python scripts/convert_weights.py USFM_latest.pth usfm_grey.pt --to ours --in-channels 1 --fold-normalization
-python scripts/convert_weights.py models/model.pt for_usfm.pth --to usfm --imagenet-input
+python scripts/convert_weights.py USFM_latest.pth usfm_grey.pt --to ours --in-channels 1
+python scripts/convert_weights.py models/model.pt for_usfm.pth --to usfm
 
 What is not given (size, image size, axes, channels, positions) is as in the source. The source may be any file that
-``monai_usfm.networks.load_pretrained`` reads; an MAE keeps its decoder in the layouts "ours" and "mae".
+``monai_usfm.networks.load_pretrained`` reads; an MAE keeps its decoder in the layouts "ours" and "mae". Published layouts
+take RGB normalized with ImageNet's mean and standard deviation, ours images in [0, 1]: both ways the function is kept.
 """
 
 from __future__ import annotations
@@ -46,9 +47,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--spatial-dims", type=int, choices=[2, 3], help="3 turns an image encoder into one of volumes")
     parser.add_argument("--in-channels", type=int, help="channels of the encoder")
     parser.add_argument(
-        "--fold-normalization", action="store_true", help="take images in [0, 1] instead of normalised RGB"
+        "--fold-normalization",
+        action=argparse.BooleanOptionalAction,
+        help="whether the source takes normalized RGB; by default its layout says so",
     )
-    parser.add_argument("--imagenet-input", action="store_true", help="usfm, mae: write weights for normalised RGB")
+    parser.add_argument(
+        "--imagenet-input",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="usfm, mae: write weights for normalized RGB",
+    )
     parser.add_argument("--strict", action="store_true", help="fail if a weight is missing or has no place")
     return parser.parse_args(arguments)
 

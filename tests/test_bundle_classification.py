@@ -262,7 +262,11 @@ def test_official_classifiers_load_whole(root, tmp_path):
     with torch.no_grad():
         for parameter in original.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    official = {name: value for name, value in to_usfm_state_dict(encoder).items() if not name.startswith("norm.")}
+    official = {
+        name: value
+        for name, value in to_usfm_state_dict(encoder, imagenet_input=False).items()
+        if not name.startswith("norm.")
+    }
     for name, value in original.state_dict().items():
         if name.startswith(("fc_norm", "head")):
             official[name] = value

@@ -37,6 +37,7 @@ __all__ = [
     "encoder_arguments",
     "load_pretrained",
     "read_checkpoint",
+    "source_layout",
     "to_mae_state_dict",
     "to_usfm_state_dict",
 ]
@@ -793,7 +794,7 @@ def load_pretrained(
     source: str | os.PathLike | Mapping[str, Any],
     *,
     strict: bool = False,
-    fold_normalization: bool = False,
+    fold_normalization: bool | None = None,
     source_grid: Sequence[int] | None = None,
 ) -> LoadReport:
     """Fill an encoder with published or own weights, adapting them so that it computes the same function.
@@ -813,9 +814,9 @@ def load_pretrained(
         source: path of a checkpoint (``.safetensors`` too, where that package is installed), or a state dict.
         strict: raise when a weight of the network would keep its value, or a tensor of the source's encoder has no
             place. The source's heads, decoder and mask token do not count.
-        fold_normalization: the source was trained on RGB images normalised with ImageNet's mean and deviation, as all
-            published ones are; absorb this into the patch embedding, so that the network takes images in [0, 1]. Does
-            nothing to a source that does not take three channels.
+        fold_normalization: the source was trained on RGB images normalised with ImageNet's mean and standard
+            deviation; absorb this into the patch embedding, so that the network takes images in [0, 1]. None does so
+            for published layouts and not for own weights. Does nothing to a source that does not take three channels.
         source_grid: token grid that the positions of the source belong to; needed only where it cannot be told from
             the file, such as a non-square one without its index buffer.
 
@@ -829,6 +830,7 @@ def load_pretrained(
     net, encoder, prefix = _encoder_of(net)
     found = _parse(_unwrap(read_checkpoint(source)))
     report = LoadReport(found.layout)
+    fold = found.layout != "monai_usfm" if fold_normalization is None else fold_normalization
     if found.spatial_dims > encoder.spatial_dims:
         raise ValueError(
             "the source is an encoder of volumes, the network one of images: build it with spatial_dims=3."
@@ -838,7 +840,7 @@ def load_pretrained(
 
     own = net.state_dict()
     _drop_foreign_decoder(found, own)
-    _fit_decoder(found, net, encoder, fold_normalization, report)
+    _fit_decoder(found, net, encoder, fold, report)
     _fit_norm(found, own, report)
     _fit_attention_biases(found, "blocks", encoder.rel_pos_bias is None, report)
     _fit_layer_scale(found, "blocks", encoder.blocks[0].gamma_1 is not None, report)
@@ -849,7 +851,7 @@ def load_pretrained(
         _fit_positions(found, POSITIONS, encoder.grid, source_grid, report)
     if DECODER_POSITIONS in names:
         _fit_positions(found, DECODER_POSITIONS, encoder.grid, source_grid, report)
-    _fit_patch_embedding(found, encoder, fold_normalization, report)
+    _fit_patch_embedding(found, encoder, fold, report)
     names |= _fit_parts(found, net, own, names, prefix, report)
     _check(found, own, names)
     _note_positions(found, encoder, report)
@@ -920,6 +922,11 @@ def encoder_arguments(
     }
 
 
+def source_layout(source: str | os.PathLike | Mapping[str, Any]) -> str:
+    """Name of the layout of a source, as :func:`load_pretrained` reports it."""
+    return _parse(_unwrap(read_checkpoint(source))).layout
+
+
 def decoder_arguments(source: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any] | None:
     """Arguments of :class:`MaskedAutoencoder` for the decoder in a source, or None where there is none.
 
@@ -959,7 +966,7 @@ def _export(net: nn.Module, imagenet_input: bool) -> tuple[nn.Module, Ultrasound
     return net, encoder, state
 
 
-def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = False) -> dict[str, torch.Tensor]:
+def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[str, torch.Tensor]:
     """Weights of an encoder in the layout of the official USFM file.
 
     A shared bias table gives the layout of ``USFM_latest.pth``, one per block that of the official classifiers. A
@@ -967,8 +974,9 @@ def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = False) -> dict[
 
     Args:
         net: image encoder with relative positions, or a network with one as its ``encoder``.
-        imagenet_input: write a patch embedding for RGB normalised with ImageNet's mean and deviation, which is what the
-            official code feeds, from one for images in [0, 1]: the inverse of ``fold_normalization``.
+        imagenet_input: write a patch embedding for RGB normalised with ImageNet's mean and standard deviation, which is
+            what the official code feeds and :func:`load_pretrained` expects of this layout, from one for images in
+            [0, 1]. False writes the patch embedding as it is.
 
     Raises:
         ValueError: for a 3D network or one without relative positions.
@@ -994,7 +1002,7 @@ def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = False) -> dict[
     return state
 
 
-def to_mae_state_dict(net: nn.Module, *, imagenet_input: bool = False) -> dict[str, torch.Tensor]:
+def to_mae_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[str, torch.Tensor]:
     """Weights of an encoder, or of a masked autoencoder with its decoder, in the layout of facebookresearch/mae.
 
     Layer scale, which that layout lacks, is multiplied into the last layer of its branch.

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoder, pooling and one linear layer: a class for an image or volume."""
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 
@@ -80,6 +82,10 @@ class UltrasoundClassifier(TaskNetwork):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             self.head.weight.mul_(0.001)
             self.head.bias.zero_()
+
+    def options(self) -> dict[str, Any]:
+        """What beside the encoder builds this network."""
+        return {"num_classes": self.num_classes, "pool": self.pooling}
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Pooled embedding ``(B, C, *S) -> (B, F)``: what the last layer sees."""

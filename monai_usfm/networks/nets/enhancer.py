@@ -3,6 +3,7 @@
 """Encoder and pyramid decoder that predict a correction of the image."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -54,6 +55,9 @@ class UltrasoundEnhancer(TaskNetwork):
         chosen = list(indices) if indices is not None else even_blocks(encoder.num_layers, 4)
         super().__init__(encoder, chosen)
         self.indices = chosen
+        self.out_channels = out_channels
+        self.width = width
+        self.finest = finest
         self.grey = out_channels != encoder.in_channels
         dims = encoder.spatial_dims
         self.decoder = PyramidDecoder(
@@ -63,6 +67,15 @@ class UltrasoundEnhancer(TaskNetwork):
         self.correction = upsampling(dims, self.decoder.out_channels, out_channels, self.decoder.strides[-1])
         for parameter in self.correction.parameters():
             nn.init.zeros_(parameter)
+
+    def options(self) -> dict[str, Any]:
+        """What beside the encoder builds this network."""
+        return {
+            "out_channels": self.out_channels,
+            "indices": self.indices,
+            "width": self.width,
+            "finest": self.finest,
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, out_channels, *S)``; within [0, 1] in evaluation."""

@@ -11,7 +11,7 @@ import torch.nn as nn
 from monai_usfm.networks.heads.atm import ATMHead
 from monai_usfm.networks.heads.pyramid import PyramidHead
 from monai_usfm.networks.heads.upernet import UPerNetHead
-from monai_usfm.networks.nets.task import TaskNetwork, crop_to, even_blocks, pad_to_patches
+from monai_usfm.networks.nets.task import TaskNetwork, crop_to, defaults_of, even_blocks, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
 __all__ = ["UltrasoundSegmenter"]
@@ -64,6 +64,8 @@ class UltrasoundSegmenter(TaskNetwork):
         super().__init__(encoder, chosen)
         self.indices = chosen
         self.num_classes = num_classes
+        self.head_name = head
+        self.head_options = head_options
         size, patch = encoder.hidden_size, encoder.patch_size
         self.head: nn.Module
         if head == "pyramid":
@@ -72,6 +74,16 @@ class UltrasoundSegmenter(TaskNetwork):
             self.head = UPerNetHead(size, num_classes, patch, **head_options)
         else:
             self.head = ATMHead(size, num_classes, patch, **head_options)
+
+    def options(self) -> dict[str, Any]:
+        """What beside the encoder builds this network, defaults included."""
+        return {
+            "num_classes": self.num_classes,
+            "head": self.head_name,
+            "indices": self.indices,
+            **defaults_of(type(self.head)),
+            **self.head_options,
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """``(B, C, *S) -> (B, num_classes, *S)``; a list in training where the head has more to say, see above."""

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the networks for segmentation, classification and enhancement share."""
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -10,7 +12,13 @@ import torch.nn.functional as F
 
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
-__all__ = ["TaskNetwork", "crop_to", "even_blocks", "pad_to_patches"]
+__all__ = ["TaskNetwork", "crop_to", "defaults_of", "even_blocks", "pad_to_patches"]
+
+
+def defaults_of(kind: type[nn.Module]) -> dict[str, Any]:
+    """Arguments of a module that have a default, without ``num_maps``, which follows from other choices."""
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "num_maps"}
 
 
 def even_blocks(num_layers: int, count: int) -> list[int]:

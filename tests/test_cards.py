@@ -1,0 +1,269 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights know their network: what is saved is what is loaded, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+import monai_usfm
+from monai_usfm import build_network, load_network, network_options, read_card, save_network, write_card
+from monai_usfm.cards import card_path, find_card
+from monai_usfm.networks import UltrasoundSegmenter, UltrasoundViT, apply_lora, to_usfm_state_dict, usfm_vit
+
+SMALL = {
+    "network_size": "custom",
+    "hidden_size": 32,
+    "mlp_dim": 48,
+    "num_layers": 4,
+    "num_heads": 2,
+    "spatial_size": 32,
+    "patch_size": 8,
+}
+BUNDLES = Path(__file__).parents[1] / "bundles"
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("segmentation", {"num_classes": 3}),
+        ("segmentation", {"head": "upernet", "width": 16, "auxiliary": True, "norm": ["group", {"num_groups": 8}]}),
+        ("segmentation", {"head": "segvit", "width": 32}),
+        ("segmentation", {"spatial_dims": 3, "spatial_size": [8, 16, 16], "patch_size": [4, 8, 8]}),
+        ("classification", {"pool": "attention", "pos_embed": "sincos", "layer_scale": 0}),
+        ("enhancement", {"in_channels": 3, "out_channels": 3, "finest": 2}),
+        ("features", {"pos_embed": "relative_per_block"}),
+    ],
+)
+def test_what_is_saved_is_loaded_without_naming_an_option(tmp_path, task, options):
+    network = build_network(task, **{**SMALL, **options}).eval()
+    save_network(tmp_path / "x.pt", network, half=False)
+    again = load_network(tmp_path / "x.pt")
+    image = torch.rand(1, network.encoder.in_channels, *network.encoder.img_size)
+    torch.testing.assert_close(again(image), network(image), rtol=0, atol=0)
+    assert not again.training
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification", "enhancement", "features"])
+def test_built_networks_compile(task):
+    network = build_network(task, **SMALL).eval()
+    image = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))
+
+
+def test_a_network_built_by_hand_has_a_card_too(tmp_path):
+    network = UltrasoundSegmenter(UltrasoundViT(32, 8, hidden_size=32, mlp_dim=64, num_layers=4, num_heads=2), 2)
+    save_network(tmp_path / "x.pt", network)
+    assert read_card(tmp_path / "x.pt")["network"]["hidden_size"] == 32
+
+
+def test_the_card_keeps_what_the_outputs_mean(tmp_path):
+    save_network(
+        tmp_path / "x.pt", build_network("segmentation", **SMALL), class_names=["none", "lesion"], label_values=[0, 255]
+    )
+    network = load_network(tmp_path / "x.pt")
+    save_network(tmp_path / "y.pt", network, temperature=1.5)
+    card = read_card(tmp_path / "y.pt")
+    assert (card["class_names"], card["label_values"], card["temperature"]) == (["none", "lesion"], [0, 255], 1.5)
+
+
+def test_training_inherits_no_class_or_temperature(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("segmentation", **SMALL), temperature=2.0, data="ours", license="MIT")
+    network = build_network("segmentation", tmp_path / "x.pt")
+    assert "temperature" not in network.card
+    assert network.card["start"]["data"] == "ours"
+
+
+def test_a_card_of_other_weights_is_refused(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("features", **SMALL))
+    save_network(tmp_path / "y.pt", build_network("features", **SMALL))
+    shutil.copy(tmp_path / "y.pt", tmp_path / "x.pt")  # what a run killed between two renames leaves behind
+    with pytest.raises(ValueError, match=r"x\.json does not belong to .*x\.pt"):
+        load_network(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="does not belong"):
+        build_network("segmentation", tmp_path / "x.pt")
+
+
+def test_an_option_that_contradicts_the_card_is_named_with_it(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("segmentation", **SMALL))
+    with pytest.raises(ValueError, match=r"head upernet \(the card says pyramid\).*x\.pt"):
+        load_network(tmp_path / "x.pt", head="upernet")
+    load_network(tmp_path / "x.pt", "segmentation", head="pyramid", spatial_size=[32, 32], patch_size=8)
+
+
+def test_weights_of_another_task_are_refused(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("segmentation", **SMALL))
+    with pytest.raises(ValueError, match=r"x\.pt holds weights for segmentation .*, not for classification"):
+        load_network(tmp_path / "x.pt", "classification")
+
+
+def test_weights_without_a_card_load_by_options(tmp_path):
+    network = build_network("segmentation", head="upernet", width=16, **SMALL).eval()
+    torch.save(network.state_dict(), tmp_path / "x.pt")
+    image = torch.rand(1, 1, 32, 32)
+    options = {"head": "upernet", "width": 16, "num_heads": 2}
+    torch.testing.assert_close(load_network(tmp_path / "x.pt", "segmentation", **options)(image), network(image))
+    with pytest.raises(ValueError, match=r"x\.pt has no card"):
+        load_network(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt does not hold the weights of this UltrasoundSegmenter"):
+        load_network(tmp_path / "x.pt", "segmentation")
+
+
+def test_nan_is_neither_written_nor_loaded(tmp_path):
+    network = build_network("features", **SMALL)
+    save_network(tmp_path / "x.pt", network)
+    before = (tmp_path / "x.pt").read_bytes()
+    with torch.no_grad():
+        network.encoder.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"nothing was written to .*x\.pt.*encoder\.norm\.weight"):
+        save_network(tmp_path / "x.pt", network)
+    assert (tmp_path / "x.pt").read_bytes() == before
+    torch.save(network.state_dict(), tmp_path / "y.pt")
+    with pytest.raises(ValueError, match=r"y\.pt is unusable.*NaN"):
+        load_network(tmp_path / "y.pt", "features")
+
+
+@pytest.mark.parametrize("content", [b"", b"these are not weights\n"])
+def test_a_file_of_something_else_is_named(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    for act in (
+        lambda: load_network(tmp_path / "x.pt", "features"),
+        lambda: build_network("features", tmp_path / "x.pt"),
+    ):
+        with pytest.raises(ValueError, match=r"x\.pt is no PyTorch checkpoint"):
+            act()
+
+
+def test_a_crash_while_writing_leaves_the_old_pair(tmp_path, monkeypatch):
+    network = build_network("features", **SMALL)
+    save_network(tmp_path / "x.pt", network)
+    before = [(tmp_path / name).read_bytes() for name in ("x.pt", "x.json")]
+    with torch.no_grad():
+        network.encoder.norm.weight.add_(1)
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_network(tmp_path / "x.pt", network)
+    assert [(tmp_path / name).read_bytes() for name in ("x.pt", "x.json")] == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", "x.pt"]
+
+
+def test_unmerged_updates_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="merge_lora"):
+        save_network(tmp_path / "x.pt", apply_lora(build_network("segmentation", **SMALL)))
+
+
+def test_pretrained_weights_decide_what_the_encoder_is(tmp_path):
+    official = usfm_vit("base", num_layers=2, in_channels=3)
+    torch.save(to_usfm_state_dict(official), tmp_path / "USFM_latest.pth")
+    options = network_options("segmentation", tmp_path / "USFM_latest.pth")
+    wanted = {"hidden_size": 768, "num_layers": 2, "num_heads": 12, "spatial_size": [224, 224], "patch_size": [16, 16]}
+    assert {name: options[name] for name in wanted} == wanted
+    assert (options["in_channels"], options["pos_embed"]) == (1, "relative")
+    assert network_options("segmentation", tmp_path / "USFM_latest.pth", spatial_size=96)["spatial_size"] == [96, 96]
+
+
+def test_the_full_base_size_has_its_name():
+    with torch.device("meta"):
+        shapes = usfm_vit("base", in_channels=3).state_dict()
+    state = {name: torch.zeros(tensor.shape) for name, tensor in shapes.items() if not name.endswith("native_grid")}
+    assert network_options("encoder", state)["network_size"] == "base"
+
+
+def test_a_size_that_contradicts_the_weights_is_named(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("features", **SMALL))
+    with pytest.raises(ValueError, match=r"network_size small .* contradicts pretrained .*x\.pt"):
+        build_network("segmentation", tmp_path / "x.pt", network_size="small")
+
+
+def test_head_options_come_from_weights_of_the_same_task_only(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("segmentation", head="upernet", width=16, num_classes=4, **SMALL))
+    same = network_options("segmentation", tmp_path / "x.pt")
+    assert (same["head"], same["width"], same["num_classes"]) == ("upernet", 16, 4)
+    other = network_options("segmentation", tmp_path / "x.pt", head="pyramid")
+    assert other["head"] == "pyramid" and "width" not in other
+    assert network_options("enhancement", tmp_path / "x.pt")["hidden_size"] == 32
+    assert "num_classes" not in network_options("enhancement", tmp_path / "x.pt")
+
+
+def test_image_weights_start_a_network_of_volumes(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("segmentation", **SMALL))
+    network = build_network("segmentation", tmp_path / "x.pt", spatial_dims=3, patch_size=8)
+    assert (network.encoder.img_size, network.encoder.patch_size) == ((48, 96, 96), (8, 8, 8))
+    assert "encoder.patch_embed.proj.weight" in network.load_report.loaded
+
+
+def test_volume_weights_do_not_start_a_network_of_images(tmp_path):
+    options = {**SMALL, "spatial_dims": 3, "spatial_size": [8, 16, 16], "patch_size": [4, 8, 8]}
+    save_network(tmp_path / "x.pt", build_network("features", **options))
+    assert network_options("features", tmp_path / "x.pt")["spatial_dims"] == 3
+    with pytest.raises(ValueError, match=r"x\.pt holds an encoder of volumes"):
+        build_network("features", tmp_path / "x.pt", spatial_dims=2)
+
+
+def test_options_that_are_misspelt_or_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="no option 'num_clases'; did you mean 'num_classes'"):
+        build_network("segmentation", num_clases=3)
+    with pytest.raises(
+        ValueError, match=r"spatial_size \[100, 100\] is not a multiple of patch_size \[16, 16\].*96, 96"
+    ):
+        build_network("segmentation", spatial_size=100)
+    with pytest.raises(ValueError, match=r"spatial_size .* does not have 3 axes"):
+        build_network("segmentation", spatial_size=[96, 96], spatial_dims=3)
+    with pytest.raises(ValueError, match="head must be one of"):
+        build_network("segmentation", head="unet")
+    with pytest.raises(ValueError, match="patch_size must be positive"):
+        build_network("segmentation", patch_size=0)
+
+
+def test_resolved_options_are_a_fixed_point(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("segmentation", head="upernet", width=16, **SMALL))
+    resolved = network_options("segmentation", tmp_path / "x.pt", num_classes=5)
+    assert network_options("segmentation", tmp_path / "x.pt", **resolved) == resolved
+    assert json.loads(json.dumps(resolved)) == resolved
+
+
+def test_a_config_builds_and_loads_by_name(tmp_path):
+    save_network(tmp_path / "x.pt", build_network("segmentation", **SMALL))
+    parser = ConfigParser(
+        {
+            "pretrained": str(tmp_path / "x.pt"),
+            "options": "$monai_usfm.network_options('segmentation', @pretrained)",
+            "imports": ["$import monai_usfm"],
+            "spatial_size": "$@options['spatial_size']",
+            "network_def": {"_target_": "monai_usfm.load_network", "path": "@pretrained", "head": None},
+        },
+        globals={"monai_usfm": "monai_usfm"},
+    )
+    assert parser.get_parsed_content("spatial_size") == [32, 32]
+    assert isinstance(parser.get_parsed_content("network_def"), UltrasoundSegmenter)
+
+
+def test_cards_that_contradict_themselves_are_refused(tmp_path):
+    network = build_network("segmentation", **SMALL)
+    with pytest.raises(ValueError, match="3 class_names and 2 classes"):
+        save_network(tmp_path / "x.pt", network, class_names=["a", "b", "c"])
+    with pytest.raises(ValueError, match="temperature is 0"):
+        save_network(tmp_path / "x.pt", network, temperature=0)
+    save_network(tmp_path / "x.pt", network)
+    with pytest.raises(ValueError, match="its task is 'segment'"):
+        write_card(tmp_path / "x.pt", {**read_card(tmp_path / "x.pt"), "task": "segment"})
+    card_path(tmp_path / "x.pt").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is no readable card"):
+        load_network(tmp_path / "x.pt")
+    card_path(tmp_path / "x.pt").write_text("[1]")
+    assert find_card(tmp_path / "x.pt") is None  # a file of something else
+    with pytest.raises(FileNotFoundError, match=r"x\.pt has no card"):
+        read_card(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("weights", sorted(BUNDLES.glob("*/models/*.pt")), ids=lambda p: f"{p.parts[-3]}/{p.name}")
+def test_shipped_weights_load_by_their_cards(weights):
+    network = load_network(weights)
+    assert network.card["data"] and network.card["license"]
+    assert monai_usfm.cards.describe_network(network)["network"].items() <= network.card["network"].items()
