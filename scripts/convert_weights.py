@@ -6,8 +6,9 @@ python scripts/convert_weights.py USFM_latest.pth usfm_grey.pt --to ours --in-ch
 python scripts/convert_weights.py models/model.pt for_usfm.pth --to usfm
 
 What is not given (size, image size, axes, channels, positions) is as in the source. The source may be any file that
-``monai_usfm.networks.load_pretrained`` reads; an MAE keeps its decoder in the layouts "ours" and "mae". Published layouts
-take RGB normalized with ImageNet's mean and standard deviation, ours images in [0, 1]: both ways the function is kept.
+``monai_usfm.networks.load_pretrained`` reads; an MAE keeps its decoder in the layouts "ours" and "mae". Published
+layouts take RGB normalized with ImageNet's mean and standard deviation, ours images in [0, 1]; both ways the function
+is kept.
 """
 
 from __future__ import annotations
