@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.config import PathLike
-from monai.data import ImageWriter, resolve_writer
+from monai.data import ImageWriter, PILWriter, resolve_writer
 
 __all__ = ["whole_file", "whole_writer", "write_csv", "write_text_atomically"]
 
@@ -42,7 +42,8 @@ def whole_file(path: PathLike) -> Iterator[Path]:
 def whole_writer(output_ext: str) -> type[ImageWriter]:
     """MONAI's writer of images with this ending, which writes each one as :func:`whole_file` does.
 
-    For the ``writer`` of :class:`monai.transforms.SaveImaged`, which otherwise writes to the final name.
+    For the ``writer`` of :class:`monai.transforms.SaveImaged`, which otherwise writes to the final name and loses axes
+    of size 1: the file has the shape that its metadata give as ``file_shape``, if they do.
 
     Raises:
         ValueError: for formats of two files, which no single renaming replaces.
@@ -52,11 +53,36 @@ def whole_writer(output_ext: str) -> type[ImageWriter]:
     base: type[ImageWriter] = resolve_writer(output_ext)[0]
 
     class WholeWriter(base):  # type: ignore[misc, valid-type]
+        def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+            if issubclass(base, PILWriter) and channel_dim == 0 and data_array.ndim > 3:
+                data_array = _as_picture(data_array, output_ext)
+            super().set_data_array(data_array, channel_dim=channel_dim, **kwargs)
+
+        def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
+            super().set_metadata(meta_dict, *args, **kwargs)
+            shape = tuple(int(n) for n in (meta_dict or {}).get("file_shape", ()))
+            held: Any = self.data_obj  # type: ignore[has-type]
+            if not issubclass(base, PILWriter) and [n for n in shape if n > 1] == [n for n in held.shape if n > 1]:
+                self.data_obj = held.reshape(shape)  # MONAI drops axes of size 1 at the end
+
         def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
             with whole_file(filename) as part:
                 super().write(part, verbose=verbose, **kwargs)
 
     return WholeWriter
+
+
+def _as_picture(data: Any, output_ext: str) -> Any:
+    """``(C, *S) -> (C, x, y)`` without axes of size 1, of which MONAI's writer would take the first line alone."""
+    for axis in range(data.ndim - 1, 0, -1):
+        if data.ndim > 3 and data.shape[axis] == 1:
+            data = data.squeeze(axis)
+    if data.ndim > 3:
+        name = getattr(data, "meta", {}).get("filename_or_obj", "a result")
+        raise ValueError(
+            f"{name}: a result of shape {tuple(data.shape[1:])} does not fit into {output_ext}; use output_ext .nii.gz."
+        )
+    return data
 
 
 def write_text_atomically(path: PathLike, text: str) -> Path:

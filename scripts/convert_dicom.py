@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
                     region=None if options.region == "none" else _region(options.region),
                     crop=options.crop,
                     frame=options.frame,
-                    grey=not options.colour,
+                    gray=not options.colour,
                     deidentify=options.deidentify,
                 )
                 taken.add(target)

@@ -32,9 +32,9 @@ from monai_usfm.files import whole_file, write_text_atomically
 class FileToImage(Operator):
     """Emits a file, of any type that training reads, as an ``Image`` with the axes and metadata of MONAI's readers."""
 
-    def __init__(self, fragment: Fragment, *args, path: Path, spatial_dims: int, **kwargs) -> None:
+    def __init__(self, fragment: Fragment, *args, path: Path, **kwargs) -> None:
         self.path = path
-        self.reader = UltrasoundReader(spatial_dims)
+        self.reader = UltrasoundReader()
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -94,7 +94,6 @@ class BundleApplication(Application):
             CountCondition(self, 1),  # without it, an operator without inputs is run again and again
             name="source",
             path=Path(self.context.input_path),
-            spatial_dims=len(formats["inputs"]["image"]["spatial_shape"]),
         )
         inference = MonaiBundleInferenceOperator(
             self,

@@ -37,7 +37,7 @@ import torch
 
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.data.duplicates import difference_hash, joined_groups, near_duplicates
-from monai_usfm.data.loading import SUPPORTED_SUFFIXES, file_format
+from monai_usfm.data.formats import SUPPORTED_SUFFIXES, file_format
 from monai_usfm.data.splits import SPLITS
 from monai_usfm.files import write_text_atomically
 from monai_usfm.settings import split_named_path

@@ -10,9 +10,12 @@ from .classes import class_weights, load_class_sections, load_class_splits
 from .datalist import check_patient_leak, label_fraction, load_datalist
 from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
-from .loading import SUPPORTED_SUFFIXES, LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UnreadableImageError
+from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, unreadable_reason
+from .loading import LoadUltrasound, LoadUltrasoundd
+from .reader import UltrasoundReader
 from .sampler import OrganBalancedSampler, organ_balanced_weights
 from .splits import list_images, load_sections, load_splits, result_name, results_root
+from .upright import UprightGray, UprightGrayd
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
@@ -25,6 +28,8 @@ __all__ = [
     "UltrasoundReader",
     "UltrasoundRegion",
     "UnreadableImageError",
+    "UprightGray",
+    "UprightGrayd",
     "check_patient_leak",
     "class_weights",
     "convert_dicom",
@@ -40,5 +45,6 @@ __all__ = [
     "result_name",
     "results_root",
     "ultrasound_regions",
+    "unreadable_reason",
     "write_synthetic_dataset",
 ]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 from monai.config import PathLike
 
-from .loading import SUPPORTED_SUFFIXES
+from .formats import SUPPORTED_SUFFIXES
 
 __all__ = ["check_patient_leak", "label_fraction", "load_datalist"]
 

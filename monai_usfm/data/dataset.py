@@ -23,7 +23,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms.traits import RandomizableTrait
 from monai.utils import convert_to_tensor
 
-from .loading import UnreadableImageError
+from .formats import UnreadableImageError
 
 __all__ = ["UltrasoundDataset"]
 

@@ -23,11 +23,19 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
+from monai_usfm.data.formats import UnreadableImageError
+from monai_usfm.data.upright import gray_from_rgb
 from monai_usfm.files import whole_file
 
-from .loading import UnreadableImageError, grey_from_rgb
-
-__all__ = ["UltrasoundDicomReader", "UltrasoundRegion", "convert_dicom", "frame_times", "ultrasound_regions"]
+__all__ = [
+    "UltrasoundDicomReader",
+    "UltrasoundRegion",
+    "convert_dicom",
+    "decode_dicom",
+    "frame_times",
+    "ultrasound_regions",
+]
 
 # pydicom 3; MONAI Label needs pydicom 2, with which everything but the decoding of DICOM works.
 apply_color_lut, _ = optional_import("pydicom.pixels", name="apply_color_lut")
@@ -391,6 +399,29 @@ class UltrasoundDicomReader(ImageReader):
         )
 
 
+def decode_dicom(path: str, pick: FramePicker | None) -> Decoded:
+    """Read a DICOM file by :class:`UltrasoundDicomReader`, for :class:`~monai_usfm.data.UltrasoundReader`."""
+    reader = UltrasoundDicomReader()
+    dataset = reader.read_file(path)
+    count = reader.num_frames(dataset)
+    frame = None if pick is None else checked_frame(path, pick, count)
+    affine, known = reader.affine(dataset)
+    values = reader.frames(dataset, frame).transpose(2, 1, 0, 3)
+    if frame is not None or count == 1:
+        values = values[:, :, 0]
+    meta = reader._meta(dataset)
+    return Decoded(
+        values,
+        affine,
+        known,
+        num_frames=count,
+        frame=frame,
+        full_scale=float(2 ** reader.bits(dataset) - 1),
+        cine=count > 1 and _slice_geometry(dataset, count) is None,
+        frame_time=meta["frame_time"],
+    )
+
+
 def convert_dicom(
     path: PathLike,
     output: PathLike,
@@ -398,7 +429,7 @@ def convert_dicom(
     region: str | int | None = "largest_tissue",
     crop: bool = False,
     frame: int | None = None,
-    grey: bool = True,
+    gray: bool = True,
     deidentify: str | None = None,
 ) -> Path:
     """Write an ultrasound DICOM file as PNG or NIfTI with its spacing in mm.
@@ -413,7 +444,7 @@ def convert_dicom(
         region: see :class:`UltrasoundDicomReader`.
         crop: see :class:`UltrasoundDicomReader`.
         frame: the frame to write; ``None`` writes all to NIfTI and the middle one to PNG.
-        grey: write luma; else colour files keep RGB.
+        gray: write luma; else colour files keep RGB.
         deidentify: see :class:`UltrasoundDicomReader`.
 
     Returns:
@@ -435,8 +466,8 @@ def convert_dicom(
     if frame is not None and not 0 <= frame < count:
         raise UnreadableImageError(path, f"has {count} frames, so there is no frame {frame}.")
     values = reader.frames(dataset, frame)
-    if grey and values.shape[-1] == 3:
-        values = grey_from_rgb(values)
+    if gray and values.shape[-1] == 3:
+        values = gray_from_rgb(values)
     meta = reader._meta(dataset)
     affine = meta["affine"].copy()
     if frame is not None:

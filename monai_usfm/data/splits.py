@@ -17,7 +17,7 @@ from monai.data.folder_layout import default_name_formatter
 from monai.utils import deprecated
 
 from monai_usfm.data.datalist import check_patient_leak, load_datalist, renamed_argument, with_patient
-from monai_usfm.data.loading import SUPPORTED_SUFFIXES, has_dicom_mark
+from monai_usfm.data.formats import SUPPORTED_SUFFIXES, has_dicom_mark
 from monai_usfm.simulation import write_synthetic_dataset
 
 __all__ = ["list_images", "load_splits", "result_name", "results_root"]

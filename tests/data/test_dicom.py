@@ -215,7 +215,7 @@ def test_jpeg_compressed_colour_is_decoded(tmp_path):
     ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     ds.PixelData = encapsulate([(tmp_path / "a.jpg").read_bytes()])
     ds["PixelData"].is_undefined_length = True
-    img = LoadUltrasound(grey=False)(saved(tmp_path, ds))
+    img = LoadUltrasound(gray=False)(saved(tmp_path, ds))
     np.testing.assert_allclose(img.numpy() * 255, colour.transpose(2, 0, 1), atol=4)
 
 
@@ -376,8 +376,8 @@ def test_conversion_of_a_volume_to_nifti_keeps_its_geometry(tmp_path):
 
 def test_conversion_to_nifti_can_keep_colour(tmp_path):
     colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    out = convert_dicom(saved(tmp_path, ultrasound(colour)), tmp_path / "a.nii", grey=False)
-    img = LoadUltrasound(grey=False)(out)
+    out = convert_dicom(saved(tmp_path, ultrasound(colour)), tmp_path / "a.nii", gray=False)
+    img = LoadUltrasound(gray=False)(out)
     np.testing.assert_allclose(img.numpy() * 255, colour.transpose(2, 0, 1), atol=1e-3)
 
 

@@ -1,0 +1,70 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the decoder of every format hands over: stored values and what the header says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from monai_usfm.data.formats import UnreadableImageError
+
+__all__ = ["Decoded", "FramePicker", "checked_frame", "frame_picker"]
+
+FramePicker = Callable[[int], int]
+"""Number of frames in the file -> index of the frame to take."""
+
+
+@dataclass
+class Decoded:
+    """An image with MONAI's axes.
+
+    Attributes:
+        values: ``(x, y[, z or frame], channels)``, as stored. Axes of size 1 are the file's own.
+        affine: 4x4, voxel (x, y, z) -> mm in RAS.
+        spacing_known: whether the file says how large a pixel is.
+        num_frames: frames or slices in the file; ``values`` holds all of them or the one that was picked.
+        frame: index of the frame in ``values`` when it is the only one decoded.
+        full_scale: the value of white by data type or header; 0 where neither tells.
+        cine: whether the last axis is time, so that frames lie at one place.
+        frame_time: seconds from frame to frame; 0 where unknown.
+        turn: EXIF orientation that was applied, 1 for none.
+        file_shape: the shape stored in the file, where ``values`` lacks some of its axes of size 1.
+        more: further metadata of a format, for pipelines that look at it.
+    """
+
+    values: np.ndarray
+    affine: np.ndarray = field(default_factory=lambda: np.eye(4))
+    spacing_known: bool = False
+    num_frames: int = 1
+    frame: int | None = None
+    full_scale: float = 0.0
+    cine: bool = False
+    frame_time: float = 0.0
+    turn: int = 1
+    file_shape: tuple[int, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def frame_picker(frame: str | int | float) -> FramePicker:
+    """``"middle"``, an index, or a fraction in (0, 1) -> function from the number of frames to an index, unchecked."""
+    if frame == "middle":
+        return lambda count: count // 2
+    if isinstance(frame, float) and frame.is_integer():  # tables and JSON give 2.0 for 2
+        frame = int(frame)
+    if isinstance(frame, float) and 0 < frame < 1:
+        return lambda count: min(int(frame * count), count - 1)
+    if isinstance(frame, (int, np.integer)) and not isinstance(frame, bool):
+        return lambda count: int(frame) + count if frame < 0 else int(frame)
+    raise ValueError(f'frame must be "middle", "random" or an index, got {frame!r}.')
+
+
+def checked_frame(path: str, pick: FramePicker, count: int) -> int:
+    """The index of the picked frame; a still has frame 0 whatever is asked for."""
+    index = 0 if count == 1 else pick(count)
+    if not 0 <= index < count:
+        raise UnreadableImageError(path, f"has {count} frames, so there is no frame {index}; correct the item's frame.")
+    return index

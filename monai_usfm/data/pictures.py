@@ -1,0 +1,156 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""PNG, JPEG, BMP, TIFF, GIF and WebP by Pillow: the image a viewer shows, or the label map that was meant."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
+from monai_usfm.data.formats import UnreadableImageError, check_size
+
+__all__ = ["decode_picture"]
+
+_EIGHT_BIT_MODES = {"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
+_PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
+"""Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
+
+
+def decode_picture(path: str, pick: FramePicker | None, gray: bool, label: bool) -> Decoded:
+    """Read a picture file. Gray is made at decoding, where it is cheapest.
+
+    A JPEG with further images inside gives its primary one. EXIF orientation is applied in every container.
+
+    Args:
+        path: the file.
+        pick: frame to take of a file of several pages; ``None`` for all.
+        gray: give luma of colored images.
+        label: keep stored numbers: a gray palette gives its gray values, a colored one its indices, and a mask that is
+            stored in the opacity channel alone is taken from there.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+        with Image.open(path) as img:
+            count = getattr(img, "n_frames", 1) if img.format in _PAGED else 1
+            check_size(path, *img.size, count)
+            # 8-bit pages need no common scale, so one page can be read alone
+            alone = count == 1 or (pick is not None and img.mode in _EIGHT_BIT_MODES)
+            wanted = range(count)
+            if alone:
+                index = checked_frame(path, pick, count) if pick is not None else 0
+                wanted = range(index, index + 1)
+            mode, bits, spacing = img.mode, _significant_bits(img), _spacing_mm(img)
+            frame_time = float(img.info.get("duration") or 0) / 1000 if count > 1 else 0.0
+            animated = count > 1 and img.format != "TIFF"
+            turn = _turn(img)
+            pages = []
+            for index in wanted:
+                if count > 1:
+                    img.seek(index)
+                    check_size(path, *img.size)
+                pages.append(_label_values(path, img) if label else _image_values(img, gray))
+    if len({page.shape for page in pages}) > 1:
+        raise UnreadableImageError(path, "its pages differ in size; split them into files.")
+    values = np.stack(pages, axis=2) if len(pages) > 1 else pages[0][:, :, None]
+    if values.ndim == 3:
+        values = values[..., None]
+    values = values.transpose(1, 0, 2, 3)  # (x, y, page, channel)
+    if count == 1 or alone:
+        values = values[:, :, 0]
+    if turn >= 5 and spacing is not None:
+        spacing = spacing[::-1]
+    return Decoded(
+        values,
+        affine=np.eye(4) if spacing is None else np.diag([*spacing, 1.0, 1.0]),
+        spacing_known=spacing is not None,
+        num_frames=count,
+        frame=wanted[0] if alone else None,
+        full_scale=1.0 if mode == "1" else 255.0 if mode in _EIGHT_BIT_MODES else float(2**bits - 1) if bits else 0.0,
+        cine=animated,
+        frame_time=frame_time,
+        turn=turn,
+    )
+
+
+def _turn(img: Image.Image) -> int:
+    turn = img.getexif().get(ExifTags.Base.Orientation, 1)
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def _image_values(img: Image.Image, gray: bool) -> np.ndarray:
+    """One page as ``(H, W)`` or ``(H, W, 3)``; 8-bit modes as uint8, others as stored."""
+    if img.format == "JPEG" and gray and img.mode == "RGB":
+        img.draft("L", None)  # the decoder hands over its luma channel
+    img = ImageOps.exif_transpose(img)
+    if img.mode in _EIGHT_BIT_MODES:
+        mode = "L" if gray else "RGB"
+        if img.mode != mode:
+            img = img.convert(mode)
+    return _array(img)
+
+
+def _label_values(path: str, img: Image.Image) -> np.ndarray:
+    """One page of a label map, ``(H, W)``, see :func:`decode_picture`."""
+    img = ImageOps.exif_transpose(img)
+    if img.mode == "P":
+        indices = _array(img)
+        used = np.unique(indices)
+        table = np.asarray(img.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        colors = np.zeros((256, 3), np.uint8)
+        colors[: len(table)] = table
+        is_gray = (np.ptp(colors[used], axis=1) == 0).all()
+        if is_gray and len(np.unique(colors[used, 0])) == len(used):
+            return colors[indices, 0]
+        return indices
+    if img.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        img = img.convert("RGB")
+    if img.mode == "PA":
+        img = img.convert("RGBA")
+    values = _array(img)
+    if img.mode not in ("LA", "La", "RGBA", "RGBa"):
+        return values
+    color, alpha = values[..., :-1], values[..., -1]
+    if np.ptp(alpha) == 0:
+        return color
+    if (color == color[:1, :1]).all():  # one color all over: the mask is the opacity
+        return alpha
+    if (color[alpha == 0] == 0).all():  # transparent where black: both say the same
+        return color
+    raise UnreadableImageError(
+        path, "both its colors and its opacity vary, so it is unclear which is the label; store one class per pixel."
+    )
+
+
+def _array(img: Image.Image) -> np.ndarray:
+    values = np.array(img)  # a copy: the view that asarray gives is read-only
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _significant_bits(img: Any) -> int | None:
+    """Bits that a 16-bit file says it uses: sBIT of PNG, MaxSampleValue of TIFF; ``None`` where it does not say."""
+    if img.format == "TIFF":
+        largest = img.tag_v2.get(281)  # MaxSampleValue, which most writers leave out
+        largest = largest[0] if isinstance(largest, tuple) else largest
+        if largest and 255 < largest < 65535:
+            return int(largest).bit_length()
+    return None
+
+
+def _spacing_mm(img: Any) -> tuple[float, float] | None:
+    """Millimeters per pixel along x and y; ``None`` unless the file states a physical size.
+
+    PNG's pHYs chunk in pixels a meter does. The dots an inch of JPEG, TIFF and BMP are print resolution, which cameras
+    and paint programs make up, so they are not taken for a size.
+    """
+    dpi = img.info.get("dpi") if img.format == "PNG" else None
+    if dpi is None or not all(np.isfinite(d) and d > 0 for d in dpi):
+        return None
+    x, y = (25.4 / float(d) for d in dpi)
+    # round numbers of dots an inch are what programs write by default
+    if any(abs(float(d) - usual) < 0.5 for d in dpi for usual in (72, 96, 150, 300, 600)):
+        return None
+    return x, y

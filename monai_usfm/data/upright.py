@@ -1,0 +1,464 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The one road for pixels: what any reader gives becomes an upright gray image in [0, 1]; array and dictionary form."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.meta_obj import get_track_meta
+from monai.data.utils import affine_to_spacing, to_affine_nd
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.utils import TraceKeys, ensure_tuple_rep
+from monai.utils.misc import ImageMetaKey
+
+from monai_usfm.data.decoded import FramePicker, checked_frame, frame_picker
+from monai_usfm.data.formats import UnreadableImageError
+
+__all__ = ["UprightGray", "UprightGrayD", "UprightGrayDict", "UprightGrayd", "gray_from_rgb"]
+
+_USUAL_SCALES = (255.0, 4095.0, 65535.0, 2.0**32 - 1)
+_EIGHT_BIT_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of Pillow, in MONAI's metadata
+
+
+class UprightGray(InvertibleTransform):
+    """Turn a channel-first image with MONAI's axes into an upright gray one with values in [0, 1].
+
+    The input is what ``LoadImage`` with any reader and ``EnsureChannelFirst`` give, or the image that MONAI Deploy or
+    MONAI Label holds in memory: ``(C, x, y[, z])``. With :class:`~monai_usfm.data.UltrasoundReader` the header's facts
+    come along as metadata; with other readers they are taken from the metadata those leave, as far as they go.
+
+    **Axes.** Axes of size 1 go before anything else is decided. What is left is a still (2 axes) or a volume or cine
+    (3). The result has rows first: ``(C, H, W)`` or ``(C, D, H, W)``, where ``D`` is the slice, page or time axis. The
+    affine's columns are reversed with them, so a voxel keeps its place in the world.
+
+    **Frames.** With ``spatial_dims=2`` a volume or cine gives one frame. With ``spatial_dims=3`` a still is an error.
+
+    **Channels.** ``gray=True`` gives one channel: ITU-R BT.601 luma of colored files. ``gray=False`` gives three.
+
+    **Values.** ``scale="auto"`` divides by the value of white: of the data type (8 bits: 255; boolean: 1), else of the
+    header, else of ``full_scale``. Where none of them tells (16-bit integers, floats) it is guessed for each file: 1
+    for floats up to 1, else the smallest of 8, 12, 16 and 32 bits that holds the values, where one value in a thousand
+    may be up to twice as large and is clipped. The first such guess is named in a warning. A data set should not be
+    guessed file by file: :func:`~monai_usfm.data.dataset_full_scale` decides for all. Negative or larger values are
+    stretched from minimum to maximum, with a warning. ``scale="minmax"`` always stretches, without a warning.
+    ``scale=None`` keeps the stored numbers, for label maps.
+
+    The inverse, as called by MONAI's ``Invertd``, takes an image or prediction ``(K, H, W)`` or ``(K, D, H, W)`` back
+    to the axes, the shape (axes of size 1 too) and the affine that came in. The channels and values stay as they are.
+    The one frame of a volume comes back as ``(K, x, y)`` with that frame's affine.
+
+    Args:
+        spatial_dims: 2 or 3.
+        frame: ``"middle"`` or an index (negative ones count from the end).
+        gray: one channel when true, else three.
+        dtype: of the result; ``torch.uint8`` gives 0 to 255 instead of 0 to 1.
+        scale: ``"auto"``, ``"minmax"`` or ``None``.
+        full_scale: value of white, for files whose type and header do not tell.
+
+    Raises:
+        ValueError: on an unknown option.
+        UnreadableImageError: on calling, naming the file, when it has NaN or infinite values, a number of channels
+            other than 1, 3 and 4, no such frame, or too few or too many axes.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        frame: str | int = "middle",
+        gray: bool = True,
+        dtype: torch.dtype = torch.float32,
+        scale: str | None = "auto",
+        full_scale: float | None = None,
+    ) -> None:
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
+        if scale not in ("auto", "minmax", None):
+            raise ValueError(f'scale must be "auto", "minmax" or None, got {scale!r}.')
+        if full_scale is not None and not (np.isfinite(full_scale) and full_scale > 0):
+            raise ValueError(f"full_scale must be a positive number or None, got {full_scale!r}.")
+        frame_picker(frame)  # refuses what is neither "middle" nor an index
+        self.spatial_dims = spatial_dims
+        self.frame = frame
+        self.gray = gray
+        self.dtype = dtype
+        self.scale = scale
+        self.full_scale = full_scale
+        self._warned: set[str] = set()
+
+    def __call__(
+        self,
+        img: torch.Tensor,
+        frame: str | int | None = None,
+        spacing: float | Sequence[float] | None = None,
+        full_scale: float | None = None,
+    ) -> torch.Tensor:
+        """``(C, x, y[, z]) -> (1 or 3, *S)``.
+
+        Args:
+            img: the image; its metadata are used where it is a ``MetaTensor``.
+            frame: index or ``"middle"``, in place of the one given at construction.
+            spacing: mm per sample, in the order of ``S``, for files that do not store it; one number serves all axes.
+            full_scale: value of white, in place of the one given at construction.
+        """
+        meta = dict(img.meta) if isinstance(img, MetaTensor) else {}
+        operations = list(img.applied_operations) if isinstance(img, MetaTensor) else []
+        values = img.detach().cpu().numpy() if isinstance(img, torch.Tensor) else np.asarray(img)
+        pick = frame_picker(self.frame if frame is None else frame)
+        out = self.apply(values, meta, pick, spacing, full_scale)
+        if isinstance(out, MetaTensor):
+            out.applied_operations = operations + out.applied_operations
+        return out.to(img.device) if isinstance(img, torch.Tensor) else out
+
+    def apply(
+        self,
+        values: np.ndarray,
+        meta: Mapping[str, Any],
+        pick: FramePicker,
+        spacing: float | Sequence[float] | None = None,
+        full_scale: float | None = None,
+    ) -> torch.Tensor:
+        """As :meth:`__call__`, from an array, the metadata of its reader, and a frame chosen by ``pick``."""
+        name = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the image"))
+        values = _frames_from_channels(name, values, meta)
+        shape = values.shape[1:]
+        kept = _kept_axes(name, shape)
+        values = values.squeeze(tuple(1 + axis for axis in range(len(shape)) if axis not in kept))
+        count = int(meta.get("num_frames") or (shape[kept[2]] if len(kept) == 3 else 1))
+        white = _header_full_scale(values.dtype, meta)
+        values = self._scaled(name, self._channels(name, values, white, meta), white, full_scale)
+        frame = int(meta.get("frame", -1))
+        if self.spatial_dims == 3 and len(kept) == 2:
+            raise UnreadableImageError(
+                name, "a still image, but spatial_dims=3 needs a volume or cine; use spatial_dims=2 or leave it out."
+            )
+        picked = -1
+        if self.spatial_dims == 2:
+            if len(kept) == 3:
+                frame = picked = checked_frame(name, pick, count)
+                values = values[..., frame]
+            elif frame < 0:
+                frame = checked_frame(name, pick, 1)
+        else:
+            frame = -1
+        upright = np.ascontiguousarray(values.transpose(0, *range(self.spatial_dims, 0, -1)))
+        out = self._cast(torch.from_numpy(upright))
+        if not get_track_meta():
+            return out
+        return self._with_meta(out, name, meta, shape, kept, frame, picked, count, spacing, white)
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        """``(K, *S) -> (K, x, y[, z])`` in the file's own shape, see the class."""
+        if not isinstance(data, MetaTensor):
+            raise ValueError("only a MetaTensor knows what was applied; turn metadata tracking on.")
+        record = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
+        img: Any = data.permute(0, *range(data.ndim - 1, 0, -1))
+        for axis in record["dropped"]:  # ascending, so that each lands where it was
+            img = img.unsqueeze(1 + axis)
+        img.affine = torch.as_tensor(record["affine"])
+        img.meta["spatial_shape"] = np.asarray(img.shape[1:])
+        img.meta["file_shape"] = np.asarray(record["file_shape"])
+        return img
+
+    def _channels(self, name: str, values: np.ndarray, white: float, meta: Mapping[str, Any]) -> np.ndarray:
+        """``(c, *axes) -> (1 or 3, *axes)``."""
+        channels = len(values)
+        if channels == 2 and str(meta.get("mode")) in ("LA", "La"):  # Pillow's gray with opacity
+            channels, values = 1, values[:1]
+        if channels not in (1, 3, 4):
+            raise UnreadableImageError(
+                name,
+                f"has {channels} channels; expected 1 (gray), 3 (RGB) or 4 (RGBA). "
+                "Are frames or slices stored as channels? Store them as a third axis.",
+            )
+        values = values[:3]
+        if not self.gray:
+            return values if channels > 1 else np.repeat(values, 3, axis=0)
+        if channels == 1:
+            return values
+        if self.scale is None and (np.ptp(values, axis=0) != 0).any():
+            raise UnreadableImageError(
+                name, "a colored image where a label map is expected; store one class index per pixel."
+            )
+        if white == 255 and values.dtype.kind == "f" and (values == np.rint(values)).all():
+            values = values.astype(np.uint8)  # MONAI's readers hand 8 bits over as floats
+        return np.moveaxis(gray_from_rgb(np.moveaxis(values, 0, -1)), -1, 0)
+
+    def _scaled(self, name: str, values: np.ndarray, white: float, full_scale: float | None) -> np.ndarray:
+        """8-bit values as they are (divided last, on the tensor), others as floats in [0, 1]; see the class."""
+        if values.dtype.kind not in "buif":
+            raise UnreadableImageError(name, f"holds values of type {values.dtype}; store real numbers.")
+        if values.dtype.kind == "f":
+            bad = values.size - int(np.isfinite(values).sum())
+            if bad:
+                raise UnreadableImageError(
+                    name, f"has {bad} NaN or infinite of {values.size} values; replace them or leave the file out."
+                )
+        if self.scale is None:
+            return values
+        if self.scale == "auto":
+            if values.dtype == np.uint8 and white == 255:
+                return values
+            low, high = float(values.min()), float(values.max())
+            given = full_scale or self.full_scale
+            if not white and given:
+                white = float(given)
+                high = min(high, white)  # the whole data set decided, so single larger values are clipped
+            if not white:
+                white = self._guess(name, values, high)
+            if low >= -1e-6 * white and (high <= white * (1 + 1e-6) or self._few_above(values, white, high)):
+                return np.clip(values.astype(np.float32) / np.float32(white), 0, 1)
+            self._warn(
+                "stretched",
+                f"{name}: {values.dtype} values from {low:g} to {high:g} are neither in [0, 1] nor in [0, 255]; "
+                "stretched to [0, 1] by minimum and maximum, and so are further files like it. "
+                'Use scale="minmax" to ask for this.',
+            )
+        wide = values.astype(np.float64)
+        low, high = wide.min(), wide.max()
+        return ((wide - low) / max(high - low, np.finfo(np.float64).tiny)).astype(np.float32)
+
+    def _guess(self, name: str, values: np.ndarray, high: float) -> float:
+        """The value of white of one file of a wide type; see :func:`guess_full_scale`."""
+        white = guess_full_scale(values)
+        if white > 1 and values.min() >= 0 and high <= 2 * white and not (values.dtype.kind == "f" and white == 255):
+            self._warn(
+                "guessed",
+                f"{name}: {values.dtype} values up to {high:g}, and no header tells the value of white: taken as "
+                f"{white:g}, and guessed for each further file like it. Set full_scale for the whole data set.",
+            )
+        return white
+
+    @staticmethod
+    def _few_above(values: np.ndarray, white: float, high: float) -> bool:
+        return bool(high <= 2 * white and np.count_nonzero(values > white) <= 1e-3 * values.size)
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=6)
+
+    def _cast(self, img: torch.Tensor) -> torch.Tensor:
+        """Last step to the dtype asked for; 8-bit images arrive here as uint8."""
+        if self.scale is None or img.dtype == self.dtype:
+            return img.to(self.dtype)
+        if img.dtype == torch.uint8:
+            return img.to(self.dtype).div_(255) if self.dtype.is_floating_point else img.to(self.dtype)
+        return img.to(self.dtype) if self.dtype.is_floating_point else img.mul(255).round_().to(self.dtype)
+
+    def _with_meta(
+        self,
+        img: torch.Tensor,
+        name: str,
+        meta: Mapping[str, Any],
+        shape: tuple[int, ...],
+        kept: tuple[int, ...],
+        frame: int,
+        picked: int,
+        count: int,
+        spacing: float | Sequence[float] | None,
+        white: float,
+    ) -> MetaTensor:
+        """Attach affine and metadata: the same keys and types for every format, so that mixed batches collate."""
+        affine = _affine_of(meta)
+        cine = bool(meta.get("cine", False))
+        if self.spatial_dims == 2 and frame > 0 and not cine:
+            affine[:3, 3] += affine[:3, kept[2] if len(kept) == 3 else 2] * frame
+        spare = [axis for axis in range(3) if axis not in kept]  # a fourth axis, time, takes the place of such a one
+        columns = [axis if axis < 3 else spare[0] for axis in reversed(kept[: self.spatial_dims])]
+        order = [*columns, *(axis for axis in range(3) if axis not in columns), 3]
+        wanted = self._spacing(name, spacing)
+        for column, mm in zip(order, wanted, strict=False):
+            affine[:3, column] *= mm / affine_to_spacing(affine)[column]
+        out = MetaTensor(
+            img,
+            affine=torch.from_numpy(affine[:, order].copy()),
+            meta={
+                ImageMetaKey.FILENAME_OR_OBJ: name,
+                "original_affine": affine,
+                "spatial_shape": np.asarray(img.shape[:0:-1]),
+                "original_channel_dim": "no_channel",
+                "space": "RAS",
+                "spacing": affine_to_spacing(affine[:, order], r=self.spatial_dims).astype(np.float32),
+                "spacing_known": bool(_spacing_known(meta) or wanted),
+                "frame": frame,
+                "num_frames": count,
+                "frame_time": float(meta.get("frame_time", 0.0)),
+                "turn": int(meta.get("turn", 1)),
+                "full_scale": float(white),
+            },
+        )
+        dropped = [axis for axis in range(len(shape)) if axis not in kept] if picked < 0 else []
+        self.push_transform(
+            out,
+            extra_info={
+                "dropped": dropped,
+                "affine": affine.tolist(),
+                "file_shape": [int(n) for n in meta.get("file_shape", shape)],
+            },
+        )
+        return out
+
+    def _spacing(self, name: str, spacing: float | Sequence[float] | None) -> list[float]:
+        if spacing is None:
+            return []
+        try:
+            wanted = [float(mm) for mm in ensure_tuple_rep(spacing, self.spatial_dims)]
+        except (TypeError, ValueError):
+            wanted = []
+        if not wanted or not all(np.isfinite(mm) and mm > 0 for mm in wanted):
+            raise UnreadableImageError(
+                name, f"spacing must be positive mm per axis of {self.spatial_dims}, got {spacing}."
+            )
+        return wanted
+
+
+class UprightGrayd(MapTransform, InvertibleTransform):
+    """Dictionary form of :class:`UprightGray`.
+
+    An item may fix what its files cannot tell: ``item["frame"]`` (an index or ``"middle"``), ``item["spacing"]``
+    (mm, in the order of the result's axes) and ``item["full_scale"]`` (value of white).
+
+    Args:
+        keys: images, channel first, with MONAI's axes.
+        spatial_dims: see :class:`UprightGray`.
+        frame: see :class:`UprightGray`.
+        gray: see :class:`UprightGray`.
+        dtype: see :class:`UprightGray`; one, or one per key.
+        scale: see :class:`UprightGray`; one, or one per key: ``("auto", None)`` for image and label.
+        full_scale: see :class:`UprightGray`.
+        allow_missing_keys: do not raise when an item lacks a key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_dims: int = 2,
+        frame: str | int = "middle",
+        gray: bool = True,
+        dtype: torch.dtype | Sequence[torch.dtype] = torch.float32,
+        scale: str | Sequence[str | None] | None = "auto",
+        full_scale: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.steps = [
+            UprightGray(spatial_dims, frame, gray, one_dtype, one_scale, full_scale)
+            for one_dtype, one_scale in zip(
+                ensure_tuple_rep(dtype, len(self.keys)), ensure_tuple_rep(scale, len(self.keys)), strict=True
+            )
+        ]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, step in self.key_iterator(d, self.steps):
+            d[key] = step(d[key], d.get("frame"), d.get("spacing"), d.get("full_scale"))
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, step in self.key_iterator(d, self.steps):
+            d[key] = step.inverse(d[key])
+        return d
+
+
+UprightGrayD = UprightGrayDict = UprightGrayd
+
+
+def gray_from_rgb(values: np.ndarray) -> np.ndarray:
+    """ITU-R BT.601 luma, ``(..., 3) -> (..., 1)``, exactly the gray value where R = G = B.
+
+    8-bit values give rounded 8-bit values, by the fixed-point weights of Pillow's ``convert("L")``; others give floats.
+    """
+    red, green, blue = values[..., 0:1], values[..., 1:2], values[..., 2:3]
+    if values.dtype == np.uint8:
+        red, green, blue = (band.astype(np.uint32) for band in (red, green, blue))
+        return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) // 65536).astype(np.uint8)
+    red, green, blue = (band.astype(np.float64) for band in (red, green, blue))
+    return (green + 0.299 * (red - green) + 0.114 * (blue - green)).astype(
+        np.float64 if values.dtype == np.float64 else np.float32
+    )
+
+
+def guess_full_scale(values: np.ndarray) -> float:
+    """The value of white of an image of which neither type nor header tells: 1, 255, 4095, 65535 or 2**32 - 1.
+
+    The smallest that holds the values. One value in a thousand may lie above it, up to twice: a single pixel of 256 in
+    an image of 8 bits makes it no image of 12.
+    """
+    high = float(values.max())
+    if values.dtype.kind == "b" or (values.dtype.kind == "f" and high <= 1 + 1e-6):
+        return 1.0
+    for white in _USUAL_SCALES:
+        if high <= white or (high <= 2 * white and np.count_nonzero(values > white) <= 1e-3 * values.size):
+            return white
+    return _USUAL_SCALES[-1]
+
+
+def _kept_axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that are more than one sample wide, at least two of them; trailing axes of size 1 go first."""
+    kept = list(range(len(shape)))
+    for axis in sorted(range(len(shape)), key=lambda axis: (axis < 2, -axis)):
+        if len(kept) > 2 and shape[axis] == 1:
+            kept.remove(axis)
+    if len(kept) not in (2, 3):
+        raise UnreadableImageError(
+            name,
+            f"has {len(kept)} axes, of shape {tuple(shape)}; expected 2 or 3 (rows, columns, frames or slices). "
+            "Store each volume of a sequence in its own file.",
+        )
+    return tuple(kept)
+
+
+def _frames_from_channels(name: str, values: np.ndarray, meta: Mapping[str, Any]) -> np.ndarray:
+    """NIfTI's fourth axis is time, which MONAI's reader takes for channels: ``(t, x, y, 1) -> (1, x, y, t)``."""
+    if "file_shape" in meta or "dim" not in meta or "qform_code" not in meta or len(values) == 1:
+        return values
+    dims = [int(n) for n in np.asarray(meta["dim"]).ravel()]
+    if dims[0] != 4 or dims[4] != len(values):
+        return values
+    return np.moveaxis(values, 0, -1)[None]
+
+
+def _header_full_scale(dtype: np.dtype, meta: Mapping[str, Any]) -> float:
+    """The value of white by data type or header, 0 where neither tells."""
+    if "full_scale" in meta:  # UltrasoundReader
+        return float(meta["full_scale"])
+    if dtype == np.uint8:
+        return 255.0
+    if dtype.kind == "b":
+        return 1.0
+    if str(meta.get("mode")) in _EIGHT_BIT_MODES:  # PILReader
+        return 255.0
+    if "datatype" in meta and "scl_slope" in meta:  # NibabelReader
+        slope, shift = float(meta["scl_slope"]), float(meta.get("scl_inter", 0.0))
+        plain = not np.isfinite(slope) or slope == 0 or (slope == 1 and shift in (0.0,))
+        return 255.0 if int(meta["datatype"]) in (2, 128, 2304) and plain else 0.0
+    if str(meta.get("type")) in ("uchar", "unsigned char", "uint8", "uint8_t"):  # NrrdReader
+        return 255.0
+    stored = meta.get("00280101")  # PydicomReader
+    if isinstance(stored, Mapping) and stored.get("Value"):
+        return float(2 ** int(stored["Value"][0]) - 1)
+    return 0.0
+
+
+def _affine_of(meta: Mapping[str, Any]) -> np.ndarray:
+    """4x4 matrix of the image that came in; the identity where it has none."""
+    affine = meta.get("affine", meta.get("original_affine"))
+    if affine is None:
+        return np.eye(4)
+    matrix = np.asarray(affine, dtype=np.float64)
+    return np.array(matrix if matrix.shape == (4, 4) else to_affine_nd(3, matrix))
+
+
+def _spacing_known(meta: Mapping[str, Any]) -> bool:
+    """Whether a size of pixels came with the image; other readers than ours say so by an affine that is no identity."""
+    if "spacing_known" in meta:
+        return bool(meta["spacing_known"])
+    return not np.allclose(affine_to_spacing(_affine_of(meta)), 1)

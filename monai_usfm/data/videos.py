@@ -1,0 +1,61 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""AVI, MP4 and other videos by PyAV: cines with their frame rate."""
+
+from __future__ import annotations
+
+import numpy as np
+from monai.utils import optional_import
+
+from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
+from monai_usfm.data.formats import UnreadableImageError, check_size
+from monai_usfm.data.upright import gray_from_rgb
+
+__all__ = ["decode_video"]
+
+av, _has_av = optional_import("av")
+
+_FULL_RANGE_GRAY = {"gray", "gray8", "pal8", "monow", "monob"}
+
+
+def decode_video(path: str, pick: FramePicker | None, gray: bool) -> Decoded:
+    """Read the first video stream; ``pick`` leaves the other frames out.
+
+    Gray is the luma of the decoded RGB frame, as for pictures, so that a video of limited range (16 to 235) comes out
+    in 0 to 255 as a player shows it.
+    """
+    if not _has_av:
+        raise UnreadableImageError(path, "reading videos needs PyAV: pip install av (or monai_usfm[video]).")
+    with av.open(path) as container:
+        if not container.streams.video:
+            raise UnreadableImageError(path, "has no video stream.")
+        stream = container.streams.video[0]
+        check_size(path, stream.width, stream.height, max(1, stream.frames))
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        frames = []
+        for frame in container.decode(stream):
+            if frame.format.name in _FULL_RANGE_GRAY:
+                frames.append(frame.to_ndarray(format="gray")[..., None])
+            else:
+                frames.append(frame.to_ndarray(format="rgb24"))
+            check_size(path, frame.width, frame.height, len(frames))
+    if not frames:
+        raise UnreadableImageError(path, "has no frame that can be decoded.")
+    count, index = len(frames), None
+    if pick is not None:
+        index = checked_frame(path, pick, count)
+        frames = frames[index : index + 1]
+    values = np.stack(frames)
+    if gray and values.shape[-1] == 3:
+        values = gray_from_rgb(values)
+    values = values.transpose(2, 1, 0, 3)  # (x, y, frame, channel)
+    if index is not None or count == 1:
+        values = values[:, :, 0]
+    return Decoded(
+        values,
+        num_frames=count,
+        frame=index,
+        full_scale=255.0,
+        cine=count > 1,
+        frame_time=1 / rate if rate > 0 else 0.0,
+    )

@@ -1,0 +1,212 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The one road for pixels: every entry sees the same tensor, and what comes back lies on the file's own grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor, list_data_collate
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Resized, SaveImaged
+from PIL import Image
+
+from monai_usfm.data import LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UprightGray, UprightGrayd
+from monai_usfm.files import whole_writer
+
+av = pytest.importorskip("av")
+
+STILLS = """
+gray.png rgb.png alpha.png palette.png deep.png one.png gray.jpg gray.bmp gray.tif gray.gif gray.webp
+still.nii still.nii.gz first.nii.gz last.nii.gz middle.nii float.nii deep.nii
+gray.mha color.mha gray.mhd gray.nrrd still.dcm noending
+""".split()  # noqa: SIM905 - a list literal would take thirty lines
+VOLUMES = [
+    "pages.tif",
+    "pages.gif",
+    "cine.avi",
+    "volume.nii.gz",
+    "cine.nii.gz",
+    "volume.mha",
+    "volume.nrrd",
+    "cine.dcm",
+]
+
+
+def picture() -> np.ndarray:
+    """(H, W, 3), without any symmetry: brighter to the lower right, red above."""
+    rows, columns = np.mgrid[:48, :64]
+    img = np.repeat(((rows * 2 + columns) % 100)[..., None], 3, axis=-1).astype(np.uint8)
+    img[:10, :, 0] += 100
+    return img
+
+
+def write(path: Path) -> Path:
+    """A file of every kind that is read; the gray ones hold one and the same image."""
+    color = picture()
+    gray = color[..., 1]
+    volume = np.stack([gray, gray // 2, gray // 3])  # (z, rows, columns)
+    kind, _, ending = path.name.partition(".")
+    if ending.startswith("nii"):
+        values = {
+            "still": gray.T,
+            "first": gray.T[None],
+            "middle": gray.T[:, None],
+            "last": gray.T[:, :, None],
+            "float": gray.T.astype(np.float32) / 255,
+            "deep": gray.T.astype(np.int16) * 16,
+            "volume": volume.T,
+            "cine": volume.T[:, :, None],
+        }[kind]
+        affine = np.diag([0.3, 0.4, 0.5, 1.0])
+        affine[:3, 3] = 1, 2, 3
+        nib.save(nib.Nifti1Image(values, affine), path)
+    elif ending in ("mha", "mhd", "nrrd"):
+        values = {"gray": gray, "color": color, "volume": volume}[kind]
+        itk.imwrite(itk.image_from_array(np.ascontiguousarray(values), is_vector=kind == "color"), str(path))
+    elif ending in ("dcm", ""):
+        from tests.data.test_loading import write_dicom
+
+        write_dicom(path, volume if kind == "cine" else gray)
+    elif ending == "avi":
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("ffv1", rate=20, width=64, height=48, pix_fmt="gray")
+            for frame in volume:
+                for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+    elif kind == "pages":
+        pages = [Image.fromarray(page) for page in volume]
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+    else:
+        values = {
+            "gray": gray,
+            "rgb": color,
+            "alpha": np.dstack([color, gray]),
+            "deep": gray.astype(np.uint16) * 16,
+            "one": gray > 50,
+            "palette": gray,
+        }[kind]
+        img = Image.fromarray(values)
+        img = img.convert("P") if kind == "palette" else img
+        img.save(path, **({"lossless": True} if ending == "webp" else {}))
+    return path
+
+
+def save(item: dict, folder: Path, ending: str, dtype: str) -> None:
+    """As the bundles do."""
+    options = {"separate_folder": False, "resample": False, "print_log": False, "output_dtype": dtype}
+    writer = whole_writer(ending)
+    SaveImaged("pred", output_dir=folder, output_postfix="mask", output_ext=ending, writer=writer, **options)(item)
+
+
+def chain(spatial_dims: int, reader=UltrasoundReader) -> Compose:
+    """Reading as in inference.json."""
+    return Compose(
+        [LoadImaged("image", reader=reader), EnsureChannelFirstd("image"), UprightGrayd("image", spatial_dims)]
+    )
+
+
+@pytest.mark.parametrize(("name", "spatial_dims"), [(n, 2) for n in STILLS] + [(n, d) for n in VOLUMES for d in (2, 3)])
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_every_entry_sees_the_same_tensor(tmp_path, name, spatial_dims):
+    path = write(tmp_path / name)
+    wanted = LoadUltrasound(spatial_dims)(path)
+    assert wanted.std() > 0.02
+    # training, dictionary form
+    assert torch.equal(LoadUltrasoundd("image", spatial_dims)({"image": str(path)})["image"], wanted)
+    # inference and MONAI Label
+    read = chain(spatial_dims)({"image": str(path)})["image"]
+    assert torch.equal(read.as_tensor(), wanted.as_tensor())
+    torch.testing.assert_close(read.affine, wanted.affine)
+    assert read.meta["spacing"].tolist() == wanted.meta["spacing"].tolist()
+    # MONAI Deploy: array and metadata in memory, LoadImage left out
+    array, meta = UltrasoundReader().get_data(UltrasoundReader().read(str(path)))
+    held = {"image": MetaTensor(torch.as_tensor(array.astype(np.float32)), meta=meta)}
+    for step in chain(spatial_dims).transforms[1:]:
+        held = step(held)
+    assert torch.equal(held["image"].as_tensor(), wanted.as_tensor())
+
+
+@pytest.mark.parametrize(
+    ("name", "spatial_dims"),
+    [(n, 2) for n in STILLS if n not in ("still.dcm", "noending", "alpha.png", "palette.png", "color.mha")]
+    + [(n, d) for n in ("volume.nii.gz", "cine.nii.gz", "volume.mha", "volume.nrrd") for d in (2, 3)],
+)
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_monais_own_readers_lead_to_the_same_tensor(tmp_path, name, spatial_dims):
+    if name.endswith((".gif", ".webp")):
+        pytest.skip("MONAI's readers do not take these")
+    path = write(tmp_path / name)
+    wanted = LoadUltrasound(spatial_dims)(path)
+    torch.testing.assert_close(
+        chain(spatial_dims, None)({"image": str(path)})["image"].as_tensor(),
+        wanted.as_tensor(),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "spatial_dims"),
+    [(n, 2) for n in ("still.nii", "first.nii.gz", "middle.nii", "last.nii.gz")]
+    + [("volume.nii.gz", 3), ("cine.nii.gz", 3), ("gray.mha", 2), ("volume.mha", 3)],
+)
+@pytest.mark.parametrize("resize", [False, True])
+def test_a_mask_comes_back_in_the_files_own_shape_and_place(tmp_path, name, spatial_dims, resize):
+    path = write(tmp_path / name)
+    size = [24, 40] if spatial_dims == 2 else [3, 24, 40]
+    reading = Compose([chain(spatial_dims), *([Resized("image", size)] if resize else [])])
+    item = reading({"image": str(path)})
+    item["pred"] = item["image"].clone()
+    item = Invertd("pred", reading, orig_keys="image", nearest_interp=False)(item)
+    save(item, tmp_path, ".nii.gz", "float32")
+    written = nib.load(tmp_path / f"{path.name.split('.')[0]}_mask.nii.gz")
+    if path.suffix == ".mha":
+        stored = itk.array_from_image(itk.imread(str(path))).T
+        affine = np.diag([-1.0, -1, 1, 1])
+    else:
+        stored, affine = np.asarray(nib.load(path).dataobj), nib.load(path).affine
+    assert written.shape == stored.shape
+    np.testing.assert_allclose(written.affine, affine)
+    tolerance = 0.25 if resize else 1e-6  # resampled twice
+    assert np.abs(written.get_fdata() - stored / 255).mean() < tolerance / 5
+
+
+def test_the_inverse_in_memory_has_every_axis_of_the_file(tmp_path):
+    for name, shape in (("first.nii.gz", (1, 64, 48)), ("middle.nii", (64, 1, 48)), ("last.nii.gz", (64, 48, 1))):
+        reading = chain(2)
+        item = reading({"image": str(write(tmp_path / name))})
+        item["pred"] = item["image"].new_ones((5, *item["image"].shape[1:]))
+        pred = Invertd("pred", reading, orig_keys="image")(item)["pred"]
+        assert pred.shape == (5, *shape) and tuple(pred.meta["spatial_shape"]) == shape
+
+
+def test_a_mask_of_an_image_in_a_nifti_of_one_slice_is_a_whole_picture(tmp_path):
+    reading = chain(2)
+    item = reading({"image": str(write(tmp_path / "first.nii.gz"))})
+    item["pred"] = (item["image"] * 255).clone()
+    item = Invertd("pred", reading, orig_keys="image")(item)
+    save(item, tmp_path, ".png", "uint8")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "first_mask.png")), picture()[..., 1])
+
+
+def test_frames_of_a_volume_become_a_batch_with_pictures(tmp_path):
+    names = ("gray.png", "first.nii.gz", "last.nii.gz", "cine.avi", "still.dcm", "gray.mha")
+    items = [chain(2)({"image": str(write(tmp_path / name))}) for name in names]
+    assert list_data_collate(items)["image"].shape == (6, 1, 48, 64)
+
+
+def test_the_array_form_takes_any_tensor_in_memory():
+    plain = torch.arange(6.0).reshape(1, 3, 2) / 5  # (C, x, y), no metadata
+    assert torch.equal(UprightGray()(plain).as_tensor()[0], plain[0].T)
+    assert UprightGray(dtype=torch.uint8)(plain).tolist() == [[[0, 102, 204], [51, 153, 255]]]
+
+
+def test_a_cine_has_its_frame_time(tmp_path):
+    assert LoadUltrasound(3)(write(tmp_path / "cine.avi")).meta["frame_time"] == pytest.approx(1 / 20)
