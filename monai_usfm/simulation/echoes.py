@@ -10,7 +10,7 @@ The chain works in beam space, ``(axial, lateral)`` or ``(elevation, axial, late
 2. smooth interfaces add a coherent, angle-dependent part; attenuation along the beam casts shadows and enhancement;
 3. the field is filtered with a point-spread function whose lateral width changes with depth;
 4. receiver noise grows with depth as the time-gain compensation does; looks (compounding) are averaged;
-5. log compression, grey map, and scan conversion to the image.
+5. log compression, gray map, and scan conversion to the image.
 
 It is a linear convolution model in the spirit of Bamber and Dickinson 1980 (https://doi.org/10.1088/0031-9155/25/3/006)
 and Gao et al. 2009 (COLE, https://doi.org/10.1109/TUFFC.2009.1131): no wave equation, no multiple scattering.
@@ -41,19 +41,20 @@ class Device:
     """What a machine and its settings do to the echoes. Decibels are relative to the echo of soft tissue.
 
     Args:
-        frequency: centre frequency in MHz.
+        frequency: center frequency in MHz.
         cycles: length of the pulse (FWHM) in wavelengths.
         f_number: depth over aperture width, kept constant until the aperture is fully open.
         aperture: full lateral width of the aperture in mm; ``slice_aperture`` the one in elevation.
         focus: depth of the transmit focus as a fraction of the imaged depth.
         looks: compounded looks, 1 to 4.
         line_step: 1 if every beam is sent, 2 if every other beam is interpolated, and so on.
-        dynamic_range: decibels between black and white; ``level`` is the grey (0 to 1) of soft tissue.
-        gamma: exponent of the grey map.
+        dynamic_range: decibels between black and white; ``level`` is the gray (0 to 1) of soft tissue.
+        gamma: exponent of the gray map.
         smoothing: 0 to 1, strength of the machine's speckle reduction.
         tgc_error: relative error of the machine's assumed attenuation.
         noise: receiver noise at the far end of the beams in dB.
         clutter: side-lobe level in dB; ``haze``: near-field clutter in dB.
+        falloff: decibels that are missing at the far end of the beams (gain sliders, poor contact); negative adds.
         shading: standard deviation in dB of the slow changes of gain over the picture (contact, TGC sliders).
     """
 
@@ -73,6 +74,7 @@ class Device:
     noise: float = -30.0
     clutter: float = -40.0
     haze: float = -40.0
+    falloff: float = 0.0
     shading: float = 0.0
 
     @property
@@ -99,23 +101,28 @@ class Device:
 def draw_device(kind: str, rng: np.random.Generator) -> Device:
     """A random machine for ``kind`` of probe: ``"linear"``, ``"convex"`` or ``"phased"``."""
     u = rng.uniform
-    frequency = {"linear": u(7.0, 13.0), "convex": u(2.8, 5.0), "phased": u(2.0, 3.5)}[kind]
+    dynamic_range = u(42.0, 78.0)
+    headroom = {"linear": u(18.0, 36.0), "convex": u(17.0, 33.0), "phased": u(18.0, 30.0)}[
+        kind
+    ]  # dB from black to tissue
+    frequency = {"linear": u(5.5, 14.0), "convex": u(2.8, 5.0), "phased": u(2.0, 3.5)}[kind]
     return Device(
         frequency=frequency,
         cycles=u(1.1, 2.0),
-        f_number={"linear": u(2.2, 5.0), "convex": u(2.2, 4.5), "phased": u(3.0, 4.0)}[kind],
+        f_number={"linear": u(2.0, 6.0), "convex": u(2.2, 4.5), "phased": u(3.0, 4.0)}[kind],
         aperture={"linear": u(7.0, 16.0), "convex": u(14.0, 28.0), "phased": u(17.0, 22.0)}[kind],
         slice_aperture={"linear": u(5.0, 8.0), "convex": u(11.0, 15.0), "phased": u(12.0, 16.0)}[kind],
         focus=u(0.35, 0.7),
         looks=int(rng.choice([1, 2, 4], p=[0.4, 0.35, 0.25])),
-        dynamic_range=u(52.0, 72.0),
-        level={"linear": u(0.34, 0.52), "convex": u(0.26, 0.48), "phased": u(0.3, 0.46)}[kind],
-        gamma=u(0.85, 1.25),
+        dynamic_range=dynamic_range,
+        level=min(headroom / dynamic_range, 0.62),
+        gamma=u(0.8, 1.5),
         smoothing=u(0.0, 0.5),
         tgc_error=u(-0.1, 0.1),
         noise=u(-36.0, -14.0),
         clutter=u(-46.0, -30.0),
         haze=u(-44.0, -22.0) if kind != "phased" else u(-30.0, -18.0),
+        falloff=float(rng.triangular(-6.0, 0.0, 18.0)),
         shading=u(0.5, 4.0),
     )
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from scipy.ndimage import map_coordinates
 
 __all__ = ["STRUCTURES", "Phantom", "structure_code"]
 
@@ -40,6 +42,14 @@ STRUCTURES = (
     "renal medulla",
     "renal sinus",
     "uterine wall",
+    "aponeurosis",
+    "nerve",
+    "pleura",
+    "lung",
+    "gallbladder",
+    "stone",
+    "bladder",
+    "prostate",
 )
 
 
@@ -78,6 +88,8 @@ class Phantom:
         impedance: relative acoustic impedance; its gradient makes the mirror-like (specular) echoes.
         structures: ``uint8`` codes into :data:`STRUCTURES`.
         target: ``uint8``, 1 inside what the organ's segmentation task asks for.
+        instances: ``uint8``, 0 or the number of the single lesion, vessel, chamber, sheet ... (see :meth:`instance`).
+        lesions: what was drawn of each lesion: its pattern, whether it is suspicious, radius in mm.
     """
 
     def __init__(
@@ -106,8 +118,11 @@ class Phantom:
         self.impedance = np.zeros(self.shape, np.float32)
         self.structures = np.zeros(self.shape, np.uint8)
         self.target = np.zeros(self.shape, np.uint8)
+        self.instances = np.zeros(self.shape, np.uint8)
+        self.lesions: list[dict[str, Any]] = []
+        self.healthy = False  # paints no lesion
         self.broken = np.clip(0.55 + 0.45 * self.noise((0.05 * depth, 0.09 * depth)), 0.05, 1.3)  # along membranes
-        # Heart only: centre (x, z) and radius in mm, strength of the beat.
+        # Heart only: center (x, z) and radius in mm, strength of the beat.
         self.beat: tuple[tuple[float, float], float, float] | None = None
 
     # ---- drawing random shapes -------------------------------------------------------------------------------------
@@ -143,7 +158,7 @@ class Phantom:
         angle: float = 0.0,
         lobes: Sequence[tuple[int, float]] = (),
     ) -> np.ndarray:
-        """Normalised radius of an ellipsoid: below 1 inside, 1 on the border.
+        """Normalized radius of an ellipsoid: below 1 inside, 1 on the border.
 
         Args:
             center: (x, z) or (x, z, y) in mm.
@@ -163,7 +178,9 @@ class Phantom:
             ripple = np.zeros_like(rho)
             for order, amplitude in lobes:
                 phase = self.uniform(0, 2 * np.pi)
-                ripple += amplitude * np.cos(order * azimuth + phase + 1.5 * c)
+                wave = amplitude * np.cos(order * azimuth + phase + 1.5 * c)
+                # Spikes stand in groups, or a lesion would look like a cogwheel.
+                ripple += wave if order < 5 else wave * (1 + np.cos(azimuth + self.uniform(0, 2 * np.pi)))
             rho = rho / (1 + ripple)
         return np.broadcast_to(rho, self.shape).astype(np.float32, copy=False)
 
@@ -177,6 +194,20 @@ class Phantom:
         row = int(np.abs(z_axis - point[1]).argmin())
         column = int(np.abs(x_axis - point[0]).argmin())
         return float(values[(*(n // 2 for n in self.shape[:-2]), row, column)])
+
+    def point(self, where: np.ndarray) -> tuple[float, float]:
+        """A random point (x, z) in mm of the mask ``where``, in the middle slice or else anywhere."""
+        middle = where[tuple(n // 2 for n in self.shape[:-2])]
+        rows, columns = np.nonzero(middle if middle.any() else where.reshape(-1, *self.shape[-2:]).any(0))
+        if not len(rows):
+            return 0.0, 0.5 * self.depth
+        chosen = int(self.rng.integers(len(rows)))
+        return float(self.axes[-1][columns[chosen]]), float(self.axes[-2][rows[chosen]])
+
+    @property
+    def area(self) -> float:
+        """Visible area of a frame in mm2."""
+        return self.depth * (self.width(0.15 * self.depth) + self.width(0.85 * self.depth))
 
     def inside_view(self, fraction: float, margin: float) -> tuple[float, float]:
         """A point (x, z) at ``fraction`` of the depth which stays ``margin`` mm away from the lateral borders."""
@@ -231,7 +262,7 @@ class Phantom:
         """Distance (mm) to the wall of a tapering tube between two (x, z, y) points, in the window where it is near 0.
 
         Args:
-            start, end: ends of the centre line in mm.
+            start, end: ends of the center line in mm.
             radii: at the start and at the end, in mm.
             wall: how far beyond the wall the window reaches, in mm.
             breadth: half-extent in mm across the image plane, which makes a plate of the tube.
@@ -267,6 +298,33 @@ class Phantom:
 
     def mark_target(self, where: np.ndarray) -> None:
         self.target[where] = 1
+
+    def instance(self, where: np.ndarray) -> None:
+        """Give the object in the mask ``where`` a number of its own; it hides what lies below it."""
+        self.instances[where] = min(int(self.instances.max()) + 1, 255)
+
+    def fibers(self, where: np.ndarray, pitch: float, length: float, angle: float, bow: float = 0.0) -> np.ndarray:
+        """Streaks of unit variance along ``angle`` inside the mask ``where``, 0 elsewhere.
+
+        Args:
+            where: boolean mask of the shape of the phantom.
+            pitch, length: grain across and along the streaks in mm.
+            angle: their direction in radians from the probe face, positive downwards to the right.
+            bow: curvature in 1/mm, by which they bend.
+        """
+        field = np.zeros(self.shape, np.float32)
+        if not where.any():
+            return field
+        cosine, sine = np.cos(angle), np.sin(angle)
+        x, z = (np.broadcast_to(c, self.shape)[where] for c in (self.x, self.z))
+        along, across = cosine * x + sine * z, cosine * z - sine * x
+        across = across + 0.5 * bow * along**2 + 0.35 * pitch * self.noise((8 * pitch, length, length))[where]
+        rows, columns = across / pitch, along / length
+        rows, columns = rows - rows.min(), columns - columns.min()
+        lattice = self.rng.standard_normal((int(rows.max()) + 3, int(columns.max()) + 3), dtype=np.float32)
+        # linear interpolation loses a third of the deviation
+        field[where] = 1.5 * map_coordinates(lattice, np.stack([rows, columns]), order=1, mode="nearest")
+        return field
 
     def stripes(self, pitch: float, tilt: float = 0.0) -> np.ndarray:
         """Muscle fibres in [-1, 1]: long streaks along the probe face, ``pitch`` mm apart."""

@@ -21,6 +21,7 @@ from monai.config import PathLike
 from monai.data import Dataset
 from monai.transforms import apply_transform
 from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import DataLoader
 
 from monai_usfm.files import whole_file, write_text_atomically
 from monai_usfm.simulation.echoes import (
@@ -42,16 +43,8 @@ from monai_usfm.transforms.beam import BeamGeometry
 __all__ = ["SyntheticUltrasound", "write_synthetic_dataset"]
 
 DESCRIPTION = "Synthetic ultrasound simulated by monai_usfm; no patient, no scanner. Not for clinical conclusions."
-_VERSION = 1  # of the simulation: a data set written by another one is written anew
-_PROBES = {"breast": ("linear",), "thyroid": ("linear",), "heart": ("phased",)}  # all others: convex
-_DEPTH = {
-    "breast": (30, 42),
-    "thyroid": (34, 42),
-    "liver": (120, 165),
-    "heart": (135, 165),
-    "fetal_head": (95, 135),
-    "kidney": (100, 135),
-}
+_VERSION = 2  # of the simulation: a data set written by another one is written anew
+_FILES = ("image", "label", "structures", "instances", "clean", "low", "marks")  # keys that are written
 _SPECULAR_GAIN = 4.5  # amplitude of a full impedance step that faces the probe, relative to soft tissue
 
 
@@ -62,13 +55,15 @@ class SyntheticUltrasound(Dataset):
 
     - ``image``: ``(1, *S)`` float32 in [0, 1], 0 outside the field of view;
     - ``label``: ``(1, *S)`` uint8, 1 inside the target (the lesion of breast, thyroid and liver; left ventricle; fetal
-      head; kidney); ``structures``: ``(1, *S)`` uint8 codes into :data:`~monai_usfm.simulation.phantoms.STRUCTURES`;
-    - ``class``: 0 or 1, named by :data:`~monai_usfm.simulation.organs.CLASS_NAMES`; ``organ``: str;
-    - ``clean``: ``(1, *S)`` echogenicity on the same grey scale: no speckle, noise, shadow or blur;
+      head; kidney; aponeuroses of muscle ...); ``structures``: ``(1, *S)`` uint8 codes into
+      :data:`~monai_usfm.simulation.STRUCTURES`; ``instances``: ``(1, *S)`` uint8, every lesion, chamber, sheet ... has
+      a number of its own;
+    - ``class``: 0 or 1 (2: no lesion), named by :data:`~monai_usfm.simulation.organs.CLASS_NAMES`; ``organ``: str;
+    - ``clean``: ``(1, *S)`` echogenicity on the same gray scale: no speckle, noise, shadow or blur;
     - ``fov``: ``(1, *S)`` bool; ``geometry``: the :class:`~monai_usfm.transforms.BeamGeometry` that was used;
     - ``spacing``: tensor of mm per voxel along ``S`` (a time axis counts 1);
     - ``low`` (``quality="pair"``): the same anatomy and scatterers seen by a worse machine;
-    - ``marks`` (``marks=True``): ``(1, *S)`` bool, pixels of burnt-in calipers and text.
+    - ``marks`` (``marks=True``): ``(1, *S)`` bool, pixels of burned-in calipers and text.
 
     Args:
         num_samples: length of the data set.
@@ -82,6 +77,7 @@ class SyntheticUltrasound(Dataset):
         quality: ``"high"``, ``"low"`` or ``"pair"``.
         marks: burn calipers and text into the images (2D and cine).
         transform: applied to each item, as in :class:`monai.data.Dataset`.
+        healthy: share of items of organs with lesions that have none; their ``label`` is empty and their class 2.
 
     Raises:
         ValueError: for an unknown organ or quality, or sizes that do not fit ``spatial_dims``.
@@ -98,6 +94,7 @@ class SyntheticUltrasound(Dataset):
         quality: str = "high",
         marks: bool = False,
         transform: Callable | None = None,
+        healthy: float = 0.0,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -119,12 +116,14 @@ class SyntheticUltrasound(Dataset):
         if quality not in ("high", "low", "pair"):
             raise ValueError(f'quality must be "high", "low" or "pair", got {quality!r}.')
         if marks and spatial_dims == 3 and not cine:
-            raise ValueError("volumes carry no burnt-in marks: use marks with 2D images or a cine.")
+            raise ValueError("volumes carry no burned-in marks: use marks with 2D images or a cine.")
         if num_samples < 0 or seed < 0:
             raise ValueError(f"num_samples and seed must not be negative, got {num_samples} and {seed}.")
+        if not 0 <= healthy <= 1:
+            raise ValueError(f"healthy is a share between 0 and 1, got {healthy}.")
         super().__init__(range(num_samples), transform)
         self.spatial_dims, self.image_size, self.organs, self.seed = spatial_dims, size, organs, int(seed)
-        self.cine, self.quality, self.marks = cine, quality, marks
+        self.cine, self.quality, self.marks, self.healthy = cine, quality, marks, float(healthy)
 
     def _transform(self, index: int) -> Any:
         item = self.simulate(self.data[index])
@@ -133,13 +132,15 @@ class SyntheticUltrasound(Dataset):
     def simulate(self, index: int) -> dict[str, Any]:
         """Item ``index`` before the transform."""
         # Separate streams, so that an option which draws more from one leaves the others as they are.
-        view_rng, anatomy_rng, echo_rng, marks_rng = (
-            np.random.default_rng(s) for s in np.random.SeedSequence([self.seed, index]).spawn(4)
+        view_rng, anatomy_rng, echo_rng, marks_rng, health_rng = (
+            np.random.default_rng(s) for s in np.random.SeedSequence([self.seed, index]).spawn(5)
         )
         organ = self.organs[index % len(self.organs)]
         altered = (index // len(self.organs)) % 2
         view = _View(organ, self.image_size, self.spatial_dims == 3 and not self.cine, view_rng)
-        phantom = build_phantom(organ, bool(altered), view.empty_phantom(anatomy_rng))
+        phantom = view.empty_phantom(anatomy_rng)
+        phantom.healthy = len(CLASS_NAMES[organ]) > 2 and health_rng.random() < self.healthy
+        build_phantom(organ, bool(altered), phantom)
         device = draw_device(view.kind, view_rng)
         worse = device.degraded()
         machines = {"high": (device,), "low": (worse,), "pair": (device, worse)}[self.quality]
@@ -155,6 +156,7 @@ class SyntheticUltrasound(Dataset):
             "image": images[0] * fov,
             "label": tissue.target * fov,
             "structures": tissue.structures * fov,
+            "instances": tissue.instances * fov,
             "clean": display(tissue.echo, machines[0]) * fov,
             "fov": fov.clone(),
         }
@@ -169,7 +171,12 @@ class SyntheticUltrasound(Dataset):
             item["marks"] = drawn.expand(self.image_size).clone()
         item = {key: value[None] for key, value in item.items()}
         spacing = ((1.0,) if self.cine else ()) + view.steps
-        item |= {"class": altered, "organ": organ, "spacing": torch.tensor(spacing), "geometry": view.geometry}
+        item |= {
+            "class": 2 if phantom.healthy else altered,
+            "organ": organ,
+            "spacing": torch.tensor(spacing),
+            "geometry": view.geometry,
+        }
         return item
 
 
@@ -178,11 +185,11 @@ class _View:
 
     def __init__(self, organ: str, image_size: Sequence[int], volume: bool, rng: np.random.Generator) -> None:
         height, width = image_size[-2:]
-        self.kind = str(rng.choice(_PROBES.get(organ, ("convex",))))
-        reach = float(rng.uniform(*_DEPTH[organ]))
+        self.kind = str(rng.choice(ORGANS[organ].probes))
+        reach = float(rng.uniform(*ORGANS[organ].depth))
         slices = image_size[0] if volume else 0
         if self.kind == "linear":
-            half = float(rng.uniform(19, 25))
+            half = float(rng.uniform(17, 27))
             radius, top, bottom, widest = 0.0, 0.0, reach, half
             choices = (reach / height, 2 * half / width)
         else:
@@ -195,7 +202,11 @@ class _View:
         draw = float(rng.uniform(0, 1))
         share = {"linear": draw**2, "convex": draw, "phased": 0.5 + 0.5 * draw}[self.kind]
         step = float(min(choices) + share * (max(choices) - min(choices)))
+        if not volume:  # people zoom, and crop the near field of a curved probe away
+            step *= float(rng.choice([1.0, rng.uniform(0.65, 1.0)], p=[0.5, 0.5]))
         row_of_face = float(max((height * step - (bottom - top)) * rng.uniform(0, 0.5), 0.0) - top) / step
+        if not volume and self.kind == "convex" and rng.random() < 0.35:
+            row_of_face = -float(rng.uniform(0.0, 0.16)) * reach / step
         middle = (width - 1) / 2
         self.row_of_face, self.step = row_of_face, step
         self.steps: tuple[float, ...] = (step, step)
@@ -252,11 +263,12 @@ class _View:
         y = (np.arange(slices, dtype=np.float32) - np.float32((slices - 1) / 2)) * np.float32(self.steps[0])
         return x[None, None, :], z[None, :, None], y[:, None, None]
 
-    def gain_loss(self, shading: float) -> torch.Tensor:
-        """Loss of gain in dB ``(axial, lateral)``: uneven contact and gain, ``shading`` dB strong, and a dropout."""
+    def gain_loss(self, device: Device) -> torch.Tensor:
+        """Loss of gain in dB ``(axial, lateral)``: with depth, by uneven contact, and by a dropout at one side."""
         size = self.beam_shape[-2:]
         lattice = torch.from_numpy(self.gain_lattice)[None, None]
-        loss = shading * F.interpolate(lattice, size=size, mode="bicubic", align_corners=True)[0, 0]
+        loss = device.shading * F.interpolate(lattice, size=size, mode="bicubic", align_corners=True)[0, 0]
+        loss = loss + device.falloff * torch.linspace(0, 1, size[0])[:, None] ** 1.5
         side, share, strength = self.dropout
         across = torch.linspace(-side, side, size[1])  # 1 at the border that lost contact
         return loss + strength * torch.sigmoid((across - (1 - 2 * share)) * 14)
@@ -291,13 +303,16 @@ class _View:
 class _Tissue:
     """The maps of a phantom as tensors: what one frame needs."""
 
-    def __init__(self, maps: torch.Tensor, structures: torch.Tensor, target: torch.Tensor) -> None:
-        self.maps, self.structures, self.target = maps, structures, target
+    def __init__(
+        self, maps: torch.Tensor, structures: torch.Tensor, target: torch.Tensor, instances: torch.Tensor
+    ) -> None:
+        self.maps, self.structures, self.target, self.instances = maps, structures, target, instances
 
     @classmethod
     def of(cls, phantom: Phantom) -> _Tissue:
         maps = np.stack([phantom.echo, phantom.attenuation, phantom.impedance])
-        return cls(torch.from_numpy(maps), torch.from_numpy(phantom.structures), torch.from_numpy(phantom.target))
+        codes = (torch.from_numpy(c) for c in (phantom.structures, phantom.target, phantom.instances))
+        return cls(torch.from_numpy(maps), *codes)
 
     @property
     def echo(self) -> torch.Tensor:
@@ -315,7 +330,7 @@ def _still(
     slice_step = view.steps[0] if len(view.shape) == 3 else None
     images = []
     for machine in machines:
-        loss = shadow_db(beams[1], step, machine) + view.gain_loss(machine.shading)
+        loss = shadow_db(beams[1], step, machine) + view.gain_loss(machine)
         intensity = backscatter(beams[0], beams[2], loss, field, view.geometry, machine, rng, slice_step)
         images.append(display(to_image(detect(intensity, machine)[None], view.geometry, grid)[0], machine))
     return images
@@ -336,22 +351,21 @@ def _film(
     x, z, _ = (torch.from_numpy(c) for c in view.coordinates())
     x, z = torch.broadcast_tensors(x, z)
     films: list[list[torch.Tensor]] = [[] for _ in machines]
-    maps, structures, targets = [], [], []
+    maps, masks = [], []
     for phase in np.linspace(0, motion.cycles, frames, endpoint=False):
         from_x, from_z = motion.origin(x, z, float(phase))
         rows, columns = from_z / view.step + view.row_of_face, from_x / view.step + (view.shape[1] - 1) / 2
         grid = torch.stack([columns / (view.shape[1] - 1), rows / (view.shape[0] - 1)], -1)[None] * 2 - 1
         options = {"padding_mode": "border", "align_corners": True}
-        codes = torch.stack([rest.structures, rest.target]).float()
+        codes = torch.stack([rest.structures, rest.target, rest.instances]).float()
         codes = F.grid_sample(codes[None], grid, mode="nearest", **options)[0].to(torch.uint8)  # type: ignore[arg-type]
-        moved = _Tissue(F.grid_sample(rest.maps[None], grid, **options)[0], codes[0], codes[1])  # type: ignore[arg-type]
+        moved = _Tissue(F.grid_sample(rest.maps[None], grid, **options)[0], *codes)  # type: ignore[arg-type]
         images = _still(moved, view, machines, field.at(motion, float(phase)), echo_rng)
         for film, image in zip(films, images, strict=True):
             film.append(image)
         maps.append(moved.maps)
-        structures.append(codes[0])
-        targets.append(codes[1])
-    tissue = _Tissue(torch.stack(maps, dim=1), torch.stack(structures), torch.stack(targets))
+        masks.append(codes)
+    tissue = _Tissue(torch.stack(maps, dim=1), *torch.stack(masks, dim=1))
     return [torch.stack(film) for film in films], tissue
 
 
@@ -425,7 +439,7 @@ class _MovingScatterers:
 
 
 def _draw_marks(label: np.ndarray, organ: str, rng: np.random.Generator) -> np.ndarray:
-    """Calipers on the target, a caption and depth ticks, as grey values ``(H, W)``; 0 where nothing is drawn."""
+    """Calipers on the target, a caption and depth ticks, as gray values ``(H, W)``; 0 where nothing is drawn."""
     flat = label if label.ndim == 2 else label[0]
     height, width = flat.shape
     canvas = Image.new("L", (width, height))
@@ -466,19 +480,22 @@ def write_synthetic_dataset(
     cine: bool = False,
     quality: str = "high",
     marks: bool = False,
+    healthy: float = 0.0,
+    num_workers: int = 0,
 ) -> Path:
     """Write :class:`SyntheticUltrasound` as files and a Decathlon-style datalist, once.
 
     Images are 8-bit PNG, volumes and cines uint8 NIfTI (``.nii.gz``, axes x, y, z or x, y, t; the affine holds the
-    spacing in mm). ``label`` and ``structures`` hold class indices. Items have ``image``, ``label``, ``structures``,
-    ``clean``, ``class``, ``organ``, ``patient`` and, where asked for, ``low`` and ``marks``; each item is a patient of
-    its own. A complete folder written with equal settings is left as it is; an interrupted or differing one is written
-    anew. The datalist is written last and names itself synthetic.
+    spacing in mm). ``label``, ``structures`` and ``instances`` hold indices. Items have ``image``, ``label``,
+    ``structures``, ``instances``, ``clean``, ``class``, ``organ``, ``patient`` and, where asked for, ``low`` and
+    ``marks``; each item is a patient of its own. A complete folder written with equal settings is left as it is; an
+    interrupted or differing one is written anew. The datalist is written last and names itself synthetic.
 
     Args:
         folder: where to write; made if absent.
         num_training, num_validation, num_test: number of items of each section.
-        spatial_dims, image_size, organs, seed, cine, quality, marks: see :class:`SyntheticUltrasound`.
+        spatial_dims, image_size, organs, seed, cine, quality, marks, healthy: see :class:`SyntheticUltrasound`.
+        num_workers: processes that simulate and write; 0 works in this one. The files do not depend on it.
 
     Returns:
         Path of ``datalist.json``.
@@ -490,7 +507,8 @@ def write_synthetic_dataset(
     counts = {"training": num_training, "validation": num_validation, "test": num_test}
     if min(counts.values()) < 0:
         raise ValueError(f"numbers of items must not be negative, got {counts}.")
-    world = SyntheticUltrasound(sum(counts.values()), spatial_dims, image_size, organs, seed, cine, quality, marks)
+    total = sum(counts.values())
+    world = SyntheticUltrasound(total, spatial_dims, image_size, organs, seed, cine, quality, marks, healthy=healthy)
     settings = {
         "version": _VERSION,
         **counts,
@@ -501,6 +519,7 @@ def write_synthetic_dataset(
         "cine": cine,
         "quality": quality,
         "marks": marks,
+        "healthy": world.healthy,
     }
     target = folder / "datalist.json"
     if target.is_file():
@@ -514,24 +533,10 @@ def write_synthetic_dataset(
             return target
         target.unlink(missing_ok=True)
 
-    suffix = ".png" if spatial_dims == 2 else ".nii.gz"
-    sections: dict[str, list[dict[str, Any]]] = {}
-    index = 0
-    for section, count in counts.items():
-        sections[section] = []
-        for _ in range(count):
-            item = world[index]
-            name = f"{item['organ']}_{index:05d}{suffix}"
-            entry: dict[str, Any] = {}
-            for key in ("image", "label", "structures", "clean", "low", "marks"):
-                if key in item:
-                    path = Path(section) / key / name
-                    _save(folder / path, item[key][0], item["spacing"], scale=key in ("image", "clean", "low"))
-                    entry[key] = path.as_posix()
-            entry |= {"class": item["class"], "organ": item["organ"], "patient": f"synthetic-{world.seed}-{index:05d}"}
-            entry["spacing"] = [round(float(s), 6) for s in item["spacing"]]
-            sections[section].append(entry)
-            index += 1
+    names = [section for section, count in counts.items() for _ in range(count)]
+    # A loader of torch gives processes, their single threads and their errors; the order stays.
+    entries = list(DataLoader(_Writer(world, folder, names), batch_size=None, num_workers=num_workers))
+    sections = {section: [e for e, n in zip(entries, names, strict=True) if n == section] for section in counts}
     content = {
         "name": "synthetic ultrasound",
         "description": DESCRIPTION,
@@ -546,10 +551,29 @@ def write_synthetic_dataset(
     return target
 
 
+class _Writer(Dataset):
+    """Item ``i`` is simulated and written when it is asked for; what comes back is its entry of the datalist."""
+
+    def __init__(self, world: SyntheticUltrasound, folder: Path, sections: Sequence[str]) -> None:
+        super().__init__(sections)
+        self.world, self.folder = world, folder
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        item, section = self.world.simulate(index), self.data[index]
+        name = f"{item['organ']}_{index:05d}{'.png' if self.world.spatial_dims == 2 else '.nii.gz'}"
+        entry: dict[str, Any] = {}
+        for key in _FILES:
+            if key in item:
+                path = Path(section) / key / name
+                _save(self.folder / path, item[key][0], item["spacing"], scale=key in ("image", "clean", "low"))
+                entry[key] = path.as_posix()
+        entry |= {"class": item["class"], "organ": item["organ"], "patient": f"synthetic-{self.world.seed}-{index:05d}"}
+        return entry | {"spacing": [round(float(s), 6) for s in item["spacing"]]}
+
+
 def _is_complete(folder: Path, datalist: dict[str, Any]) -> bool:
-    keys = ("image", "label", "structures", "clean", "low", "marks")
     items = [item for section in ("training", "validation", "test") for item in datalist.get(section, [])]
-    return all((folder / item[key]).is_file() for item in items for key in keys if key in item)
+    return all((folder / item[key]).is_file() for item in items for key in _FILES if key in item)
 
 
 def _save(path: Path, values: torch.Tensor, spacing: torch.Tensor, scale: bool) -> None:

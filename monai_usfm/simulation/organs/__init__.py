@@ -1,0 +1,71 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Procedural organs: what the tissue is, before any sound is sent into it.
+
+Organs differ in structure, not only in numbers, and two classes of each differ in what a reader of ultrasound would
+look at (margin, orientation, shadow or enhancement, chamber size ...). Values follow the order of magnitude of Szabo,
+Diagnostic Ultrasound Imaging, 2nd ed., appendix B; the anatomy is a caricature with sensible millimeters, not an atlas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from monai_usfm.simulation.organs.abdomen import kidney, liver
+from monai_usfm.simulation.organs.chest import heart
+from monai_usfm.simulation.organs.pelvis import fetal_head
+from monai_usfm.simulation.organs.superficial import breast, muscle, thyroid
+from monai_usfm.simulation.phantoms import Phantom
+
+__all__ = ["CLASS_NAMES", "ORGANS", "Organ", "build_phantom"]
+
+
+@dataclass(frozen=True)
+class Organ:
+    """How an organ is painted and scanned.
+
+    Args:
+        paint: paints it into an empty phantom; its second argument chooses the class.
+        depth: range of the imaged depth in mm.
+        probes: kinds of probe it is seen with.
+        classes: names of the two classes, and of the third where an item may show no lesion.
+        target: what the label marks.
+    """
+
+    paint: Callable[[Phantom, bool], None]
+    depth: tuple[float, float]
+    probes: tuple[str, ...]
+    classes: tuple[str, ...]
+    target: str
+
+
+ORGANS: dict[str, Organ] = {
+    "breast": Organ(
+        breast, (22, 55), ("linear",), ("regular mass", "irregular, mostly shadowing mass", "no lesion"), "lesion"
+    ),
+    "thyroid": Organ(
+        thyroid, (34, 42), ("linear",), ("regular nodule", "irregular, mostly shadowing nodule", "no lesion"), "lesion"
+    ),
+    "liver": Organ(
+        liver, (120, 165), ("convex",), ("cyst or hemangioma", "metastasis-like lesion", "no lesion"), "lesion"
+    ),
+    "heart": Organ(
+        heart,
+        (135, 165),
+        ("phased",),
+        ("normal left ventricle", "dilated, hypokinetic left ventricle"),
+        "left ventricle",
+    ),
+    "fetal_head": Organ(fetal_head, (80, 150), ("convex",), ("normal ventricles", "wide ventricles"), "fetal head"),
+    "kidney": Organ(kidney, (100, 135), ("convex",), ("normal collecting system", "hydronephrosis"), "kidney"),
+    "muscle": Organ(muscle, (30, 70), ("linear",), ("normal muscle", "bright, fibrous muscle"), "aponeurosis"),
+}
+
+CLASS_NAMES = {name: organ.classes for name, organ in ORGANS.items()}
+
+
+def build_phantom(organ: str, altered: bool, phantom: Phantom) -> Phantom:
+    """Paint ``organ`` into an empty phantom; ``altered`` chooses the second name of :data:`CLASS_NAMES`."""
+    ORGANS[organ].paint(phantom, altered)
+    return phantom
