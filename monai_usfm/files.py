@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from monai.config import PathLike
 from monai.data import ImageWriter, PILWriter, resolve_writer
 
-__all__ = ["whole_file", "whole_writer", "write_csv", "write_text_atomically"]
+__all__ = ["remove_abandoned", "whole_file", "whole_writer", "write_csv", "write_text_atomically"]
 
+PART = re.compile(r"^\.(\d+)\..+")  # names of unfinished files: the process that writes, the name it will have
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
 
 
@@ -37,6 +39,27 @@ def whole_file(path: PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: PathLike) -> list[Path]:
+    """Delete the unfinished files of :func:`whole_file` below ``folder`` whose process is dead; returns their names."""
+    removed = []
+    for file in Path(folder).rglob(".*"):
+        match = PART.match(file.name)
+        if match and file.is_file() and not _lives(int(match.group(1))):
+            file.unlink(missing_ok=True)
+            removed.append(file)
+    return removed
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def whole_writer(output_ext: str) -> type[ImageWriter]:

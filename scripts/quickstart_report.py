@@ -204,7 +204,7 @@ def counted(number: int | str, simulated: bool, kind: str = "") -> str:
 
 def run_settings(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("settings", {}) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")).get("options", {}) if path.is_file() else {}
 
 
 def dice_of_images(path: Path) -> dict[str, float]:

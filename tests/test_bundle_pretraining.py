@@ -129,7 +129,7 @@ def test_training_leaves_metrics_checkpoints_pictures_and_a_record(trained: Path
     assert all(np.isfinite(float(value)) for row in rows for value in row)
     assert (trained / "checkpoints" / "last.pt").is_file()
     assert (trained / "checkpoints" / "best.pt").is_file()
-    assert json.loads((trained / "run.json").read_text())["settings"]["training_items"] == 5
+    assert json.loads((trained / "run.json").read_text())["options"]["training_items"] == 5
     assert list((trained / "tensorboard").glob("events*"))
     with Image.open(trained / "pictures" / "reconstruction_epoch_0001.png") as pictures:
         assert pictures.width > 4 * SIZE[1]  # input | corrupted | reconstruction | error

@@ -59,7 +59,7 @@ def finished_run(folder, pretrained, scratch, simulated=True):
     )
     settings = {"training_items": 31}
     (folder / "pretraining/run.json").write_text(
-        json.dumps({"settings": settings, "versions": {"torch": "9.8.7"}, "platform": "some machine"}), encoding="utf-8"
+        json.dumps({"options": settings, "versions": {"torch": "9.8.7"}, "platform": "some machine"}), encoding="utf-8"
     )
     Image.fromarray(np.zeros((20, 40), np.uint8)).save(
         _made(folder / "pretraining/pictures/reconstruction_epoch_0003.png")
@@ -71,7 +71,7 @@ def finished_run(folder, pretrained, scratch, simulated=True):
         run = folder / f"segmentation_{name}"
         write_rows(run / "metrics.csv", [{"epoch": i, "train_loss": 1 / i, "val_mean_dice": i / 4} for i in (1, 2, 3)])
         write_rows(run / "evaluation/cases.csv", [{"image": i, "class": 1, "dice": d} for i, d in enumerate(dice)])
-        (run / "run.json").write_text(json.dumps({"settings": {"training_items": 7}}), encoding="utf-8")
+        (run / "run.json").write_text(json.dumps({"options": {"training_items": 7}}), encoding="utf-8")
         empty = name == "scratch"
         Image.fromarray((disc & ~np.bool_(empty)).astype(np.uint8)).save(_made(run / "predictions/case_1_seg.png"))
     return folder

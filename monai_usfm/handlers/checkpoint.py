@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_usfm.files import whole_file
+from monai_usfm.handlers.gradient import require_finite
 
-__all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "save_atomically"]
+__all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "ValidateStart", "save_atomically"]
 
 
 def save_atomically(state: Any, path: str | os.PathLike) -> Path:
@@ -35,10 +38,12 @@ def _plain(module: Any) -> Any:
 
 
 def _restore(thing: Any, state: Mapping[str, Any]) -> None:
-    """``load_state_dict``; of a schedule only how far it is, its length and peak being those of this run's settings."""
+    """``load_state_dict``; of a schedule only how far it is, its length and peak being those of this run's options."""
     if isinstance(thing, LambdaLR):
         thing.last_epoch, thing._step_count = state["last_epoch"], state["_step_count"]
-        rates = [base * rate(thing.last_epoch) for base, rate in zip(thing.base_lrs, thing.lr_lambdas, strict=True)]
+        with warnings.catch_warnings():  # get_lr() warns outside of step(), which would advance the schedule
+            warnings.simplefilter("ignore")
+            rates = thing.get_lr()  # the schedule's own, with its floor
         for group, rate in zip(thing.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         thing._last_lr = rates
@@ -99,30 +104,53 @@ class EpochSeed:
             self.data_loader.sampler.set_epoch(epoch)
 
 
+# Options that a resumed run may change: they say where things lie, how fast and how long it goes, what is shown.
+FREE_NAMES = (
+    "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_rate cache_dir "
+    "device resume resume_anyway picture_interval rank class_names"
+)
+FREE_OPTIONS = frozenset(FREE_NAMES.split())
+
+
 class ResumableCheckpoint:
     """Saves everything that training needs after every ``interval`` epochs, and takes it up again.
 
-    One file, ``last.pt``, replaced atomically, by the first process alone; loaded with ``weights_only=True``. Together
-    with :class:`EpochSeed` a run that was killed goes on as if it had not been: it repeats the epoch that was cut and
-    gives the same losses; one that was killed after its last epoch does what follows it. With a larger ``max_epochs``
-    it trains on, at the rates of a schedule of that length. Attach it after the handlers whose state it saves: after
-    the validation, where the best value is among ``objects``.
+    Two files: ``last.pt``, replaced atomically, and ``previous.pt``, the one before; written by the first process
+    alone, never with a weight that is not a number; loaded with ``weights_only=True``. Together with
+    :class:`EpochSeed` a run that was killed goes on as if it had not been: it repeats the epoch that was cut and gives
+    the same losses; one that was killed after its last epoch does what follows it. With a larger ``max_epochs`` it
+    trains on, at the rates of a schedule of that length. Attach it after the handlers whose state it saves: after the
+    validation, where the best value is among ``objects``.
 
     Args:
         path: the checkpoint file.
         objects: what to save and restore by ``state_dict``: network, optimizer, scheduler, ...; the engine is added.
         resume: restore from ``path`` at the start if the file exists.
         interval: epochs between saves.
+        options: values of the run's options. A resumed run must have the same, but for :data:`FREE_OPTIONS`.
+        resume_anyway: resume with other options.
 
     Raises:
         RuntimeError: when the file does not fit the objects, with the name of the file.
+        ValueError: when an option has another value than in the saved run.
+        FloatingPointError: when a weight is NaN or infinite; the files are left as they are.
     """
 
-    def __init__(self, path: str, objects: Mapping[str, Any], resume: bool = False, interval: int = 1) -> None:
+    def __init__(
+        self,
+        path: str,
+        objects: Mapping[str, Any],
+        resume: bool = False,
+        interval: int = 1,
+        options: Mapping[str, Any] | None = None,
+        resume_anyway: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
         self.resume = resume
         self.interval = interval
+        self.options = {name: value for name, value in (options or {}).items() if name not in FREE_OPTIONS}
+        self.resume_anyway = resume_anyway
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
@@ -133,11 +161,26 @@ class ResumableCheckpoint:
         if idist.get_rank() > 0:
             return
         state = {name: _plain(thing).state_dict() for name, thing in self.objects.items()}
+        try:
+            require_finite(
+                {k: v for k, v in state.items() if isinstance(self.objects[k], torch.nn.Module)}, "the network"
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} Nothing was written after epoch {engine.state.epoch}; {self.path} is that of an earlier "
+                "epoch: lower learning_rate, or use amp fp32, and go on with --resume true."
+            ) from None
         state["engine"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        state["options"] = self._signed(engine)
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:
             state["scaler"] = scaler.state_dict()
-        save_atomically(state, self.path)
+        with whole_file(self.path) as part:
+            torch.save(state, part)
+            _keep_copy(self.path, self.path.with_name("previous.pt"))
+
+    def _signed(self, engine: Engine) -> dict[str, Any]:
+        return {**self.options, "steps_per_epoch": engine.state.epoch_length}
 
     def restore(self, engine: Engine) -> None:
         if not self.resume:
@@ -147,12 +190,19 @@ class ResumableCheckpoint:
             return
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            for name, thing in self.objects.items():
-                _restore(_plain(thing), state[name])
-            progress = state["engine"]
+            progress, saved = state["engine"], state.get("options", {})
         except Exception as error:
             raise RuntimeError(
-                f"cannot resume from {self.path}: {error}. Was it written by a run with other settings? "
+                f"cannot resume from {self.path}: it is no checkpoint of a training ({type(error).__name__}). Copy "
+                "previous.pt beside it over it, or start anew with --resume false."
+            ) from error
+        self._compare(engine, saved)
+        try:
+            for name, thing in self.objects.items():
+                _restore(_plain(thing), state[name])
+        except Exception as error:
+            raise RuntimeError(
+                f"cannot resume from {self.path}: {error}. Was it written by a run with other options? "
                 "Set resume to false, or remove the file."
             ) from error
         if progress["epoch"] > engine.state.max_epochs:
@@ -172,11 +222,37 @@ class ResumableCheckpoint:
             scaler.load_state_dict(state["scaler"])
         engine.logger.info(f"resumed from {self.path} after epoch {progress['epoch']}.")
 
+    def _compare(self, engine: Engine, saved: Mapping[str, Any]) -> None:
+        """Refuse options that differ from the saved ones; what either run does not name is not compared."""
+        own = self._signed(engine)
+        changed = [f"{k} is {own[k]!r}, was {saved[k]!r}" for k in sorted(own) if k in saved and own[k] != saved[k]]
+        if not changed:
+            return
+        if not self.resume_anyway:
+            raise ValueError(
+                f"{self.path} was written with other options: {'; '.join(changed)}. Give the saved values, start anew "
+                "with --resume false and another output_dir, or accept the change with --resume_anyway true."
+            )
+        engine.logger.warning(f"resumed with other options: {'; '.join(changed)}.")
+
+
+def _keep_copy(path: Path, copy: Path) -> None:
+    """``copy`` becomes what ``path`` is now, atomically; nothing where there is no ``path``."""
+    if not path.is_file():
+        return
+    with whole_file(copy) as part:
+        try:
+            os.link(path, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, part)
+
 
 class BestCheckpoint:
     """Saves the network whenever the evaluator's key metric improves; attach it to the evaluator.
 
-    Of several processes, which share the metric, the first saves.
+    Of several processes, which share the metric, the first saves. Weights that are not numbers are never saved. The
+    untouched start, which a :class:`~monai_usfm.handlers.ValidateStart` marks, is noted as ``start`` and not saved:
+    training is told when no epoch was better.
 
     Args:
         path: file of the state dict, replaced atomically.
@@ -189,6 +265,9 @@ class BestCheckpoint:
         self.network = network
         self.sign = -1.0 if negate else 1.0
         self.best = -float("inf")
+        self.start: float | None = None
+        self.untouched = False  # true while the start is validated
+        self.asked = False  # whether any epoch was validated
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
@@ -198,19 +277,62 @@ class BestCheckpoint:
         if name is None:
             raise RuntimeError("BestCheckpoint needs an evaluator with key_val_metric.")
         value = self.sign * float(engine.state.metrics[name])
+        if self.untouched:
+            self.start = value
+            return
+        self.asked = True
         # A metric that is not a number never wins, not even the first time.
         if value > self.best:
+            state = _plain(self.network).state_dict()
+            require_finite(state, "the network")
             self.best = value
             if idist.get_rank() > 0:
                 return
-            save_atomically(_plain(self.network).state_dict(), self.path)
+            save_atomically(state, self.path)
             engine.logger.info(f"new best {name}: {self.sign * value:.4f}, saved to {self.path}.")
 
-    def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+    def state_dict(self) -> dict[str, float | None]:
+        return {"best": self.best, "start": self.start}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.best = float(state["best"])
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        self.best = float(state["best"])  # type: ignore[arg-type]
+        self.start = state.get("start")
+
+
+class ValidateStart:
+    """Validates the untouched network before the first epoch, and says at the end if no epoch was better.
+
+    Attach it to the trainer. A resumed run does not repeat it.
+
+    Args:
+        evaluator: the validation.
+        best: takes the score as that of the start.
+    """
+
+    def __init__(self, evaluator: Engine, best: BestCheckpoint) -> None:
+        self.evaluator = evaluator
+        self.best = best
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._validate)
+        engine.add_event_handler(Events.COMPLETED, self._tell)
+
+    def _validate(self, engine: Engine) -> None:
+        if engine.state.epoch > 0:
+            return
+        self.best.untouched = True
+        try:
+            self.evaluator.run(1)
+        finally:
+            self.best.untouched = False
+
+    def _tell(self, engine: Engine) -> None:
+        if self.best.start is not None and not self.best.best > self.best.start:
+            engine.logger.warning(
+                f"no epoch was better than the untouched start ({self.best.sign * self.best.start:.4f}, best epoch "
+                f"{self.best.sign * self.best.best:.4f}): the exported weights are worse than those training began "
+                "with. Train longer, or change learning_rate."
+            )
 
 
 class ExportWeights:
@@ -221,40 +343,49 @@ class ExportWeights:
     Args:
         path: the file, replaced atomically.
         network: module to export (for instance the feature extractor around the encoder).
-        source: state-dict file to export instead of the last state: the best checkpoint, if this run or the one that it
-            resumes has written it. Its entries are matched to ``network`` by name, so it may hold more.
+        best: the handler that kept the best epoch; its file is exported, matched to ``network`` by name, so it may hold
+            more. None, or one that was never asked, exports the last state.
+        last: export the last state though there is a best one, as self-supervised training does.
         half: store floating tensors as float16, which halves the file; loading converts them back.
+
+    Raises:
+        FloatingPointError: at the end, when no validation gave a number; nothing is written.
     """
 
-    def __init__(self, path: str, network: torch.nn.Module, source: str | None = None, half: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        network: torch.nn.Module,
+        best: BestCheckpoint | None = None,
+        last: bool = False,
+        half: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.network = network
-        self.source = source
+        self.best = best
+        self.last = last
         self.half = half
-        self._stale: int | None = None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._look)
         engine.add_event_handler(Events.COMPLETED, self)
 
-    def _written(self) -> int | None:
-        """When the best checkpoint was written, in nanoseconds; None where there is none."""
-        return os.stat(self.source).st_mtime_ns if self.source is not None and os.path.isfile(self.source) else None
-
-    def _look(self, engine: Engine) -> None:
-        self._stale = self._written() if engine.state.epoch == 0 else None  # left by another run in this folder
-
     def __call__(self, engine: Engine) -> None:
+        if self.best is not None and self.best.asked and self.best.best == -float("inf"):
+            raise FloatingPointError(
+                f"no validation gave a score that is a number, so nothing was written to {self.path}: look at "
+                "metrics.csv and at the validation images."
+            )
         if idist.get_rank() > 0:
             return
         network = _plain(self.network)
         state = network.state_dict()
-        if self.source is not None and self._written() not in (None, self._stale):
-            best = torch.load(self.source, map_location="cpu", weights_only=True)
-            state = {name: best[name] for name in state}
+        if self.best is not None and not self.last and self.best.best > -float("inf"):
+            kept = torch.load(self.best.path, map_location="cpu", weights_only=True)
+            state = {name: kept[name] for name in state}
         if any(parametrize.is_parametrized(module) for module in network.modules()):
             state = _merged(network, state)
         state = {name: value.detach().cpu() for name, value in state.items()}
+        require_finite(state, "the network")
         if self.half:
             state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         save_atomically(state, self.path)

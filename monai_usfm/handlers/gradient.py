@@ -1,16 +1,20 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Guards of a training step: gradient clipping and a stop on a loss that is not a number."""
+"""Guards of a training step: gradient clipping, and a stop on a loss or gradient that is not a number."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
-__all__ = ["FiniteLoss", "GradientClip", "loss_of"]
+__all__ = ["FiniteLoss", "GradientClip", "batch_files", "loss_of", "require_finite"]
+
+ADVICE = "lower learning_rate, use amp fp32, or look for unusual images among"
 
 
 def loss_of(engine: Engine, name: str = "loss") -> float:
@@ -18,6 +22,26 @@ def loss_of(engine: Engine, name: str = "loss") -> float:
     output = engine.state.output
     loss = (output[0] if isinstance(output, list) else output)[name]
     return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+
+
+def batch_files(engine: Engine) -> str:
+    """Names of the files in the batch at hand, for a message; items name theirs under ``file``."""
+    batch = engine.state.batch
+    names: Any = batch.get("file") if isinstance(batch, Mapping) else None
+    return ", ".join(map(str, names)) if isinstance(names, list | tuple) else "the images of this batch"
+
+
+def require_finite(state: Mapping[str, Any], what: str) -> None:
+    """Raise unless every number of a state dict, nested ones included, is finite.
+
+    Raises:
+        FloatingPointError: naming the first entry that is not.
+    """
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            require_finite({f"{name}.{key}": entry for key, entry in value.items()}, what)
+        elif isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise FloatingPointError(f"{name} of {what} holds NaN or infinite values.")
 
 
 class FiniteLoss:
@@ -34,14 +58,14 @@ class FiniteLoss:
         loss = loss_of(engine)
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss} at iteration {engine.state.iteration}, epoch {engine.state.epoch}: lower "
-                "learning_rate, use amp fp32, or look for unusual images in this batch. The last checkpoint is intact."
+                f"the loss is {loss} at iteration {engine.state.iteration}, epoch {engine.state.epoch}: {ADVICE} "
+                f"{batch_files(engine)}. Weights and checkpoints are as before this step."
             )
 
 
 class GradientClip:
-    """Scales the gradient to a maximum norm before each optimiser step; knows the trainer's loss scaling and
-    accumulation.
+    """Scales the gradient to a maximum norm before each optimizer step; knows the trainer's loss scaling and
+    accumulation. A gradient that is not a number stops the training before it reaches the weights.
 
     Args:
         network: whose gradients are clipped.
@@ -49,6 +73,8 @@ class GradientClip:
 
     Raises:
         ValueError: unless ``max_norm`` is positive.
+        FloatingPointError: during the run, for a gradient with NaN or infinite values. Under fp16 loss scaling these
+            are part of the search for a scale, and the scaler leaves the step out.
     """
 
     def __init__(self, network: torch.nn.Module, max_norm: float) -> None:
@@ -65,6 +91,13 @@ class GradientClip:
         done = (engine.state.iteration - 1) % length + 1
         if done % every != 0 and done != length:
             return  # gradients are still being summed
-        if engine.amp and engine.scaler is not None:
+        scaled = engine.amp and engine.scaler is not None and engine.scaler.is_enabled()
+        if scaled:
             engine.scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        if not scaled and not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient is {float(norm)} though the loss is finite, at iteration {engine.state.iteration}, "
+                f"epoch {engine.state.epoch}: {ADVICE} {batch_files(engine)}. Weights and checkpoints are as before "
+                "this step."
+            )

@@ -11,24 +11,37 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
+from ignite.handlers import ProgressBar
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from monai_usfm.files import whole_file, write_csv, write_text_atomically
+from monai_usfm.files import remove_abandoned, whole_file, write_csv, write_text_atomically
 from monai_usfm.handlers.gradient import loss_of
 
-__all__ = ["MetricsTable", "PictureHandler", "Progress", "RunRecord", "save_panels", "write_text_atomically"]
+__all__ = [
+    "MetricsTable",
+    "PictureHandler",
+    "Progress",
+    "RunLock",
+    "RunRecord",
+    "draw_metrics",
+    "learning_rates",
+    "save_panels",
+    "write_text_atomically",
+]
 
 
 class Progress:
-    """A bar in a terminal, plain lines in a log; silent in all processes but the first.
+    """Ignite's bar with the time left in a terminal, plain lines in a log; silent in all processes but the first.
 
     Args:
         name: printed in front.
@@ -40,8 +53,8 @@ class Progress:
         self.name = name
         self.loss = loss
         self.stream = stream
-        self.started = 0.0
-        self.images = 0
+        self.begun = self.started = 0.0
+        self.first = self.images = 0
         self.total = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -49,6 +62,9 @@ class Progress:
             return
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        if self._out().isatty():
+            bar = ProgressBar(desc=self.name, file=self._out())
+            bar.attach(engine, output_transform=lambda _: {"loss": self.total / self._done(engine)})
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _out(self) -> Any:
@@ -56,41 +72,36 @@ class Progress:
 
     def _start(self, engine: Engine) -> None:
         self.started, self.images, self.total = time.perf_counter(), 0, 0.0
+        if not self.begun:
+            self.begun, self.first = self.started, engine.state.epoch
+
+    def _done(self, engine: Engine) -> int:
+        return (engine.state.iteration - 1) % engine.state.epoch_length + 1
 
     def _step(self, engine: Engine) -> None:
         self.total += loss_of(engine, self.loss)
         self.images += len(engine.state.batch["image"]) if isinstance(engine.state.batch, Mapping) else 0
-        out = self._out()
-        if out.isatty():
-            length = engine.state.epoch_length
-            done = (engine.state.iteration - 1) % length + 1
-            bar = "#" * (30 * done // length)
-            out.write(f"\r{self._line(engine, done)} [{bar:<30}] {done}/{length} ")
-            out.flush()
-
-    def _line(self, engine: Engine, done: int) -> str:
-        rate = self.images / max(time.perf_counter() - self.started, 1e-9)
-        return (
-            f"{self.name} epoch {engine.state.epoch}/{engine.state.max_epochs} loss {self.total / max(done, 1):.5f} "
-            f"({rate:.1f} images/s)"
-        )
 
     def _finish(self, engine: Engine) -> None:
-        out = self._out()
-        clear = "\r" + 120 * " " + "\r" if out.isatty() else ""
-        out.write(f"{clear}{self._line(engine, engine.state.epoch_length)}\n")
-        out.flush()
+        now, epoch, epochs = time.perf_counter(), engine.state.epoch, engine.state.max_epochs
+        left = (now - self.begun) / (epoch - self.first + 1) * (epochs - epoch)
+        self._out().write(
+            f"{self.name} epoch {epoch}/{epochs} loss {self.total / max(self._done(engine), 1):.5f} "
+            f"({self.images / max(now - self.started, 1e-9):.1f} images/s, {timedelta(seconds=round(left))} left)\n"
+        )
+        self._out().flush()
 
 
 class MetricsTable:
-    """One row an epoch in ``metrics.csv``: mean training loss, learning rate, seconds, and the validation metrics.
+    """One row an epoch in ``metrics.csv``: mean training loss, learning rates, seconds, and the validation metrics.
 
-    Rows of epochs that a resumed run repeats are replaced. The same rows are written to ``metrics.json``. Of several
-    processes the first writes, with the loss of its own share of the data.
+    ``learning_rate`` is that of the head; where layers learn at rates of their own, these follow by name. Rows of
+    epochs that a resumed run repeats are replaced. The same rows are written to ``metrics.json``, and drawn in
+    ``metrics.png``. Of several processes the first writes, with the loss of its own share of the data.
 
     Args:
         output_dir: folder of the files.
-        optimizer: whose first group's learning rate is noted.
+        optimizer: whose learning rates are noted.
         evaluator: whose metrics are noted; None for none.
         loss: item of the trainer's output.
     """
@@ -149,7 +160,7 @@ class MetricsTable:
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "train_loss": f"{sum(self.losses) / max(len(self.losses), 1):.6g}",
-            "learning_rate": f"{self.optimizer.param_groups[0]['lr']:.6g}",
+            **{name: f"{rate:.6g}" for name, rate in learning_rates(self.optimizer).items()},
             "seconds": f"{time.perf_counter() - self.started:.2f}",
         }
         if self.evaluator is not None and self.validated:
@@ -161,21 +172,97 @@ class MetricsTable:
             return
         write_csv(self.path, self.rows)
         write_text_atomically(self.path.with_suffix(".json"), json.dumps(self.rows, indent=1) + "\n")
+        draw_metrics(self.rows, self.path.with_suffix(".png"))
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Rates by name: ``learning_rate`` of the head, and ``rate_<layer>`` of each layer where they differ."""
+    groups = optimizer.param_groups
+    rates = {"learning_rate": float(groups[-1]["lr"])}
+    if len({group["lr"] for group in groups}) > 1:
+        last = max(group.get("layer", index) for index, group in enumerate(groups))
+        for index, group in enumerate(groups):
+            layer = group.get("layer", index)
+            name = "embedding" if layer == 0 else "head" if layer == last else f"block_{layer}"
+            rates[f"rate_{name}"] = float(group["lr"])
+    return rates
+
+
+def draw_metrics(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Loss, scores and learning rates over the epochs as a PNG, one panel each."""
+    numbers: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            try:
+                numbers.setdefault(name, []).append((float(row["epoch"]), float(value)))
+            except (TypeError, ValueError):  # an empty cell, or a score by class
+                continue
+    rates = [name for name in numbers if name == "learning_rate" or name.startswith("rate_")]
+    losses = [name for name in numbers if name in ("train_loss", "val_loss")]
+    scores = [n for n in numbers if n not in (*rates, *losses, "epoch", "iteration", "seconds")]
+    panels = {title: names for title, names in (("loss", losses), ("score", scores), ("rate", rates)) if names}
+    figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name in names:
+            axes.plot(*zip(*numbers[name], strict=True), marker="." if len(rows) < 30 else None, label=name)
+        axes.set(title=title, xlabel="epoch", yscale="log" if title == "rate" else "linear")
+        if len(names) < 8:
+            axes.legend(fontsize=7)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=90)
+
+
+class RunLock:
+    """Keeps a second training out of ``output_dir`` while this one runs, and removes what killed runs left there.
+
+    The lock is the operating system's (:class:`filelock.FileLock` on ``output_dir/.lock``): it ends with the process.
+    Temporary files that :func:`~monai_usfm.files.whole_file` named after a process which no longer lives are deleted.
+    Of several processes the first locks. Attach it first.
+
+    Raises:
+        RuntimeError: at the start, when another training has the folder.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.folder = Path(output_dir)
+        self.lock = FileLock(self.folder / ".lock", blocking=False)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._take)
+        engine.add_event_handler(Events.COMPLETED, self.lock.release)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_back)
+
+    def _take(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise RuntimeError(
+                f"another training is running in {self.folder}: give this one another --output_dir, or wait for it."
+            ) from None
+        for part in remove_abandoned(self.folder):
+            engine.logger.info(f"removed {part}, which a killed run had left.")
+
+    def _give_back(self, engine: Engine, error: BaseException) -> None:
+        self.lock.release()
+        raise error
 
 
 class RunRecord:
-    """Writes ``run.json`` at the start: the command, the settings as they were resolved, versions and device.
+    """Writes ``run.json`` at the start: the command, the options as they were resolved, versions and device.
 
     Of several processes the first writes.
 
     Args:
         output_dir: folder of the file.
-        settings: resolved values worth keeping, by name.
+        options: resolved values worth keeping, by name.
     """
 
-    def __init__(self, output_dir: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, output_dir: str, options: Mapping[str, Any]) -> None:
         self.path = Path(output_dir) / "run.json"
-        self.settings = dict(settings)
+        self.options = dict(options)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -185,8 +272,7 @@ class RunRecord:
             return
         record = {
             "command": sys.argv,
-            "settings": {name: _readable(value) for name, value in self.settings.items()},
-            "config": _config_of_command(sys.argv),
+            "options": {name: readable(value) for name, value in self.options.items()},
             "versions": _versions(),
             "platform": platform.platform(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -196,13 +282,14 @@ class RunRecord:
         write_text_atomically(self.path, json.dumps(record, indent=1) + "\n")
 
 
-def _readable(value: Any) -> Any:
+def readable(value: Any) -> Any:
+    """The value as JSON can hold it; what it has no form for as text."""
     if isinstance(value, str | int | float | bool) or value is None:
         return value
     if isinstance(value, list | tuple):
-        return [_readable(v) for v in value]
+        return [readable(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): _readable(v) for k, v in value.items()}
+        return {str(k): readable(v) for k, v in value.items()}
     return str(value)
 
 
@@ -214,27 +301,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _config_of_command(argv: Sequence[str]) -> Any:
-    """The merged config of a ``monai.bundle run`` command with its overrides; None where there is no such command."""
-    pairs: dict[str, str] = {}
-    for position, word in enumerate(argv):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            if equals:
-                pairs[name] = value
-            elif position + 1 < len(argv):
-                pairs[name] = argv[position + 1]
-    files = pairs.pop("config_file", None)
-    if files is None:
-        return None
-    try:
-        names = json.loads(files.replace("'", '"')) if files.startswith("[") else files.split(",")
-        config = ConfigParser.load_config_files(names)
-    except (OSError, ValueError):
-        return None
-    return {"files": names, "merged": config, "overrides": pairs}
 
 
 def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max_items: int = 8) -> Path:
@@ -277,9 +343,12 @@ class PictureHandler:
     Args:
         output_dir: folder; files are named ``<prefix>_epoch_0001.png``.
         panels: called with the engine; gives the panels of :func:`save_panels`.
-        interval: epochs between pictures; epoch 1 has one too, if an evaluator runs in it.
+        interval: epochs between pictures, 0 for none; epoch 1 has one too, if an evaluator runs in it.
         prefix: start of the file name.
         max_items: rows at most.
+
+    Raises:
+        ValueError: for a negative interval.
     """
 
     def __init__(
@@ -290,6 +359,8 @@ class PictureHandler:
         prefix: str = "pictures",
         max_items: int = 8,
     ) -> None:
+        if interval < 0:
+            raise ValueError(f"picture_interval must be 0 (no pictures) or more epochs, got {interval}.")
         self.folder = Path(output_dir)
         self.panels = panels
         self.interval = interval
@@ -301,7 +372,7 @@ class PictureHandler:
 
     def __call__(self, engine: Engine) -> None:
         epoch = engine.state.epoch
-        if idist.get_rank() > 0:
+        if idist.get_rank() > 0 or self.interval == 0:
             return
         if epoch == 1 or epoch % self.interval == 0:
             save_panels(self.folder / f"{self.prefix}_epoch_{epoch:04d}.png", self.panels(engine), self.max_items)

@@ -17,7 +17,14 @@ from monai.engines import SupervisedTrainer
 from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandGaussianNoised
 
-from monai_usfm.handlers import BestCheckpoint, EpochSeed, ExportWeights, ResumableCheckpoint, save_atomically
+from monai_usfm.handlers import (
+    BestCheckpoint,
+    EpochSeed,
+    ExportWeights,
+    ResumableCheckpoint,
+    ValidateStart,
+    save_atomically,
+)
 from monai_usfm.networks import UltrasoundSegmenter, apply_lora, usfm_vit
 
 
@@ -168,6 +175,115 @@ def test_a_run_that_is_made_longer_follows_the_longer_schedule(tmp_path: Path) -
     assert longer == sorted(longer, reverse=True)
 
 
+def save_and_break(network: torch.nn.Module, folder: Path) -> bytes:
+    """Two good epochs, then a weight that is NaN; what ``last.pt`` was before."""
+    engine = Engine(lambda *_: None)
+    handler = ResumableCheckpoint(str(folder / "last.pt"), {"network": network})
+    handler.attach(engine)
+    engine.run([0], max_epochs=2)
+    before = (folder / "last.pt").read_bytes()
+    with torch.no_grad():
+        network.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"weight of the network.*last\.pt is that of an earlier epoch"):
+        engine.run([0], max_epochs=3)
+    return before
+
+
+def test_weights_that_are_no_numbers_never_replace_a_checkpoint(tmp_path: Path) -> None:
+    before = save_and_break(torch.nn.Linear(2, 2), tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+
+
+def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
+    engine = Engine(lambda *_: None)
+    ResumableCheckpoint(str(tmp_path / "last.pt"), {}).attach(engine)
+    kept: list[list[int]] = []
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def note(_: Engine) -> None:
+        files = [tmp_path / f"{name}.pt" for name in ("previous", "last")]
+        kept.append([torch.load(f, weights_only=True)["engine"]["epoch"] for f in files if f.is_file()])
+
+    engine.run([0], max_epochs=3)
+    assert kept == [[1], [1, 2], [2, 3]]
+
+
+class Planted:
+    """Unpickling it writes a file, as a file from a stranger may."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def test_a_checkpoint_never_runs_what_it_carries(tmp_path: Path) -> None:
+    torch.save({"network": Planted(tmp_path / "ran"), "engine": {"epoch": 1, "iteration": 3}}, tmp_path / "last.pt")
+    trainer, _, _ = make_trainer(tmp_path, 2, resume=True)
+    with pytest.raises(RuntimeError, match="it is no checkpoint of a training"):
+        trainer.run()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch,loss\n1,0.5\n"])
+def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last.pt").write_bytes(content)
+    trainer, _, _ = make_trainer(tmp_path, 2, resume=True)
+    with pytest.raises(RuntimeError, match=r"last\.pt: it is no checkpoint.*previous\.pt"):
+        trainer.run()
+
+
+def resumed(folder: Path, options: dict, steps: int = 2, anyway: bool = False, epochs: int = 2) -> Engine:
+    engine = Engine(lambda *_: None)
+    handler = ResumableCheckpoint(str(folder / "last.pt"), {}, resume=True, options=options, resume_anyway=anyway)
+    handler.attach(engine)
+    engine.run([0] * steps, max_epochs=epochs)
+    return engine
+
+
+def test_a_resumed_run_has_the_options_of_the_saved_one(tmp_path: Path) -> None:
+    saved = {"seed": 0, "learning_rate": 0.1, "max_epochs": 1, "num_workers": 0}
+    resumed(tmp_path, saved, epochs=1)
+    with pytest.raises(ValueError, match=r"learning_rate is 0\.2, was 0\.1; seed is 1, was 0.*--resume_anyway true"):
+        resumed(tmp_path, {**saved, "seed": 1, "learning_rate": 0.2})
+    with pytest.raises(ValueError, match="steps_per_epoch is 3, was 2"):
+        resumed(tmp_path, saved, steps=3)
+    assert resumed(tmp_path, {**saved, "num_workers": 2, "max_epochs": 2}).state.epoch == 2
+    assert resumed(tmp_path, {**saved, "seed": 1}, anyway=True, epochs=3).state.epoch == 3
+
+
+def test_the_restored_rate_has_the_floor_of_the_schedule(tmp_path: Path) -> None:
+    def schedule() -> WarmupCosineSchedule:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return WarmupCosineSchedule(optimizer, warmup_steps=0, t_total=4, end_lr=0.9)
+
+    first, second = schedule(), schedule()
+    first.optimizer.step()
+    for _ in range(2):
+        first.step()
+    engine = Engine(lambda *_: None)
+    ResumableCheckpoint(str(tmp_path / "last.pt"), {"lr_scheduler": first}).attach(engine)
+    engine.run([0], max_epochs=1)
+    engine = Engine(lambda *_: None)
+    ResumableCheckpoint(str(tmp_path / "last.pt"), {"lr_scheduler": second}, resume=True).attach(engine)
+    engine.run([0], max_epochs=1)
+    assert second.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"] == 0.9
+
+
+@pytest.mark.parametrize("scores, told", [([0.6, 0.3, 0.5], True), ([0.2, 0.3, 0.1], False)])
+def test_training_says_when_no_epoch_was_better_than_the_start(tmp_path: Path, caplog, scores, told) -> None:
+    evaluator, trainer = Engine(lambda *_: None), Engine(lambda *_: None)
+    evaluator.run = lambda _=1: evaluated(best, scores.pop(0))  # type: ignore[method-assign]
+    best = BestCheckpoint(str(tmp_path / "best.pt"), torch.nn.Linear(1, 1))
+    ValidateStart(evaluator, best).attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(1))
+    trainer.run([0], max_epochs=2)
+    assert best.best == max([0.3, 0.5] if told else [0.3, 0.1])
+    assert ("no epoch was better than the untouched start" in caplog.text) is told
+
+
 def evaluated(handler: BestCheckpoint, value: float) -> None:
     engine = Engine(lambda *_: None)
     engine.state.key_metric_name = "score"
@@ -208,8 +324,9 @@ def test_best_value_survives_a_restart(tmp_path: Path) -> None:
 def test_the_best_file_of_an_earlier_run_is_not_exported(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 2)
     save_atomically({"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, tmp_path / "best.pt")
+    best = BestCheckpoint(str(tmp_path / "best.pt"), network)
     engine = Engine(lambda *_: None)
-    ExportWeights(str(tmp_path / "model.pt"), network, str(tmp_path / "best.pt")).attach(engine)
+    ExportWeights(str(tmp_path / "model.pt"), network, best).attach(engine)
     engine.run([0], max_epochs=1)
     exported = torch.load(tmp_path / "model.pt", weights_only=True)
     assert torch.equal(exported["weight"], network.weight)
@@ -217,12 +334,23 @@ def test_the_best_file_of_an_earlier_run_is_not_exported(tmp_path: Path) -> None
 
 def test_export_takes_the_best_file_over_the_last_state(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 2)
-    best = {"weight": torch.ones(2, 2), "bias": torch.zeros(2), "of another part": torch.zeros(1)}
-    save_atomically(best, tmp_path / "best.pt")
-    ExportWeights(str(tmp_path / "model.pt"), network, str(tmp_path / "best.pt"))(Engine(lambda *_: None))
-    exported = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert set(exported) == {"weight", "bias"}
-    assert torch.equal(exported["weight"], best["weight"])
+    best = BestCheckpoint(str(tmp_path / "best.pt"), network)
+    evaluated(best, 0.5)
+    kept = network.weight.detach().clone()
+    torch.nn.init.zeros_(network.weight)
+    ExportWeights(str(tmp_path / "model.pt"), network, best)(Engine(lambda *_: None))
+    assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["weight"], kept)
+    ExportWeights(str(tmp_path / "last.pt"), network, best, last=True)(Engine(lambda *_: None))
+    assert torch.equal(torch.load(tmp_path / "last.pt", weights_only=True)["weight"], network.weight)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_validation_that_is_never_a_number_exports_nothing(tmp_path: Path, last: bool) -> None:
+    best = BestCheckpoint(str(tmp_path / "best.pt"), torch.nn.Linear(2, 2))
+    evaluated(best, float("nan"))
+    with pytest.raises(FloatingPointError, match="no validation gave a score that is a number"):
+        ExportWeights(str(tmp_path / "model.pt"), best.network, best, last=last)(Engine(lambda *_: None))
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_export_stores_16_bits(tmp_path: Path) -> None:

@@ -68,8 +68,49 @@ def test_norm_that_is_not_positive_is_refused(norm: float) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_loss_that_is_no_number_stops_before_the_weights_change(bad: float) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Look:  # after the guard: what the weights are when it stops
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self)
+
+        def __call__(self, engine: Engine, error: Exception) -> None:
+            seen.append(engine.network.weight.detach().clone())
+            raise error
+
     with pytest.raises(FloatingPointError, match=r"at iteration 2, epoch 1.*learning_rate"):
-        trained_weight([1.0, bad, 1.0], 1, None, [FiniteLoss()])
+        trained_weight([1.0, bad, 1.0], 1, None, [FiniteLoss(), Look()])
+    assert torch.equal(seen[0], trained_weight([1.0], 1, None))
+
+
+class NotANumber(torch.autograd.Function):
+    """Identity whose gradient is NaN, as that of a square root at 0 may be: the loss is finite."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, grad):
+        return grad * float("nan")
+
+
+def test_gradient_that_is_no_number_stops_before_the_weights_change_and_names_the_files() -> None:
+    network = torch.nn.Linear(1, 3, bias=False)
+    before = network.weight.detach().clone()
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[{"image": torch.ones(1, 1), "label": torch.ones(1, 3), "file": ["a/bad.png"]}],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        loss_function=lambda y, target: torch.nn.functional.mse_loss(NotANumber.apply(y), target),
+        decollate=False,
+        train_handlers=[FiniteLoss(), GradientClip(network, 1.0)],
+    )
+    with pytest.raises(FloatingPointError, match=r"gradient is nan though the loss is finite.*a/bad\.png"):
+        trainer.run()
+    assert torch.equal(network.weight, before)
 
 
 def test_noting_the_loss_of_a_step_does_not_warn() -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,16 @@ import torch
 from ignite.engine import Engine, Events
 from PIL import Image
 
-from monai_usfm.handlers import MetricsTable, PictureHandler, Progress, RunRecord, save_panels, write_text_atomically
+from monai_usfm.handlers import (
+    MetricsTable,
+    PictureHandler,
+    Progress,
+    RunLock,
+    RunRecord,
+    learning_rates,
+    save_panels,
+    write_text_atomically,
+)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -99,7 +111,7 @@ def test_progress_prints_one_plain_line_an_epoch_into_a_log() -> None:
     engine.run([{"image": torch.zeros(4, 1)}] * 3, max_epochs=2)
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
-    assert lines[1].startswith("pretraining epoch 2/2 loss 0.50000 (")
+    assert lines[1].startswith("pretraining epoch 2/2 loss 0.50000 (") and lines[1].endswith("0:00:00 left)")
     assert "\r" not in out.getvalue()
 
 
@@ -110,16 +122,58 @@ def test_progress_draws_a_bar_in_a_terminal() -> None:
 
     out = Terminal()
     engine = Engine(lambda *_: {"loss": 0.5})
-    Progress(stream=out).attach(engine)
-    engine.run([{"image": torch.zeros(4, 1)}] * 3, max_epochs=1)
-    assert f"[{'#' * 30}] 3/3" in out.getvalue()
+    Progress("segmentation", stream=out).attach(engine)
+    engine.run([{"image": torch.zeros(4, 1)}] * 3, max_epochs=2)
+    assert "\r" in out.getvalue() and "2/3" in out.getvalue() and "loss=0.5" in out.getvalue()
+    assert "segmentation epoch 2/2 loss 0.50000" in out.getvalue()
 
 
-def test_run_record_holds_settings_versions_and_command(tmp_path: Path) -> None:
+def test_rates_of_layers_stand_by_name_and_the_first_is_that_of_the_head(tmp_path: Path) -> None:
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": [w], "lr": 0.1 * 2**i, "layer": i} for i, w in enumerate(weights)]
+    wanted = {"learning_rate": 0.4, "rate_embedding": 0.1, "rate_block_1": 0.2, "rate_head": 0.4}
+    assert learning_rates(torch.optim.SGD(groups, lr=1.0)) == pytest.approx(wanted)
+    assert learning_rates(torch.optim.SGD([weights[0]], lr=0.5)) == {"learning_rate": 0.5}
+
+
+def test_the_table_is_drawn_too(tmp_path: Path) -> None:
+    train(tmp_path, [1.0, 3.0, 5.0, 8.0], 2, metric=0.75)
+    assert Image.open(tmp_path / "metrics.png").size[0] > 900  # loss, score and rate side by side
+
+
+def test_a_second_training_is_kept_out_of_the_folder_until_the_first_ends(tmp_path: Path) -> None:
+    def engine() -> Engine:
+        engine = Engine(lambda *_: None)
+        RunLock(str(tmp_path)).attach(engine)
+        return engine
+
+    def meanwhile() -> None:
+        with pytest.raises(RuntimeError, match=r"another training is running in .*another --output_dir"):
+            engine().run([0])
+
+    first = engine()
+    first.add_event_handler(Events.EPOCH_COMPLETED, meanwhile)
+    first.run([0])
+    engine().run([0])
+
+
+def test_what_killed_runs_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "checkpoints").mkdir()
+    for name in (f".{ended.pid}.last.pt", f".{os.getpid()}.last.pt", "last.pt", ".hidden"):
+        (tmp_path / "checkpoints" / name).touch()
+    engine = Engine(lambda *_: None)
+    RunLock(str(tmp_path)).attach(engine)
+    engine.run([0])
+    left = {file.name for file in (tmp_path / "checkpoints").iterdir()}
+    assert left == {f".{os.getpid()}.last.pt", "last.pt", ".hidden"}
+
+
+def test_run_record_holds_options_versions_and_command(tmp_path: Path) -> None:
     RunRecord(str(tmp_path), {"batch_size": 8, "device": torch.device("cpu")})()
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["settings"]["batch_size"] == 8
-    assert record["settings"]["device"] == "cpu"
+    assert record["options"] == {"batch_size": 8, "device": "cpu"}
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert record["command"]
 
@@ -155,7 +209,7 @@ def test_panels_take_the_middle_slice_and_survive_values_that_are_no_number(tmp_
     assert picture[1:].min() == 255
 
 
-@pytest.mark.parametrize("interval, wanted", [(1, [1, 2, 3, 4]), (3, [1, 3])])
+@pytest.mark.parametrize("interval, wanted", [(1, [1, 2, 3, 4]), (3, [1, 3]), (0, [])])
 def test_pictures_are_saved_every_few_epochs(tmp_path: Path, interval: int, wanted: list[int]) -> None:
     engine = Engine(lambda *_: None)
     panels = {"image": torch.rand(1, 1, 8, 8)}

@@ -1,0 +1,82 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The clear sentence comes last: what went wrong in a run, without the frames that MONAI puts around it."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+import traceback
+from types import TracebackType
+
+import torch
+
+__all__ = ["describe", "install_hook", "root_cause"]
+
+# How MONAI begins the message of an exception that only says where another one happened.
+FRAMES = ("Failed to evaluate", "Failed to instantiate", "applying transform")
+# What stands between the exceptions of a chain in the text that a worker of a data loader hands over.
+LINKS = re.compile(r"\n\n(?:The above exception was the direct cause|During handling of the above exception)[^\n]*\n\n")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The outermost exception of a chain that is not one of MONAI's frames around another."""
+    while str(error).startswith(FRAMES):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """The root cause in one line: its message, with the name of the exception where the message alone says little."""
+    error = root_cause(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = error.filename or "output_dir"
+        return f"no space is left on the disk of {place}: free some, or give another --output_dir."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return (
+            f"{error.filename} may not be written or read ({error.strerror}): change its permissions or name another."
+        )
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: lower --batch_size, or raise --accumulation_steps and lower --batch_size."
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    kind = type(error).__name__
+    if " in DataLoader worker process" in message:
+        kind, message = _of_worker(message)
+    message = " ".join(message.split())
+    clear = isinstance(error, RuntimeError | ValueError | OSError | FloatingPointError) and len(message) > 20
+    return message if clear else f"{kind}: {message}"
+
+
+def _of_worker(text: str) -> tuple[str, str]:
+    """Kind and message of the root cause in the traceback that a worker process prints for its parent."""
+    kind, message = "RuntimeError", text
+    for part in reversed(LINKS.split(text)):  # outermost first, as root_cause goes
+        found = re.search(r"^(?:\w+\.)*(\w+): (.*)\Z", part.strip(), re.DOTALL | re.MULTILINE)
+        last = [line for line in part.strip().splitlines() if re.match(r"^(?:\w+\.)*\w+(?:: |$)", line)]
+        if not found or not last:
+            continue
+        name, _, message = part[part.rindex(last[-1]) :].strip().partition(": ")
+        kind = name.rpartition(".")[2]
+        if not message.startswith(FRAMES):
+            break
+    return kind, message
+
+
+def install_hook() -> None:
+    """Under MONAI's command line, print the root cause as the last line after the traceback of a failing run."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None and spec.name.startswith("monai.bundle") and sys.excepthook is not _print_error:
+        sys.excepthook = _print_error
+
+
+def _print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    traceback.print_exception(kind, error, trace)
+    if isinstance(error, KeyboardInterrupt):
+        print("\nstopped; a training goes on where it was with --resume true.", file=sys.stderr)
+    else:
+        print(f"\nerror: {describe(error)}", file=sys.stderr)
+    sys.stderr.flush()

@@ -1,0 +1,249 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a bundle: names that nothing reads and values that cannot work are refused before anything starts.
+
+MONAI takes every ``--name value`` for a new entry of the configuration, and runs as if nothing had been said. Here an
+entry that no other one refers to is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from monai.bundle import ComponentLocator, ConfigComponent, ReferenceResolver
+from monai.utils import optional_import, str2bool
+
+__all__ = ["check_names", "check_values", "flag"]
+
+DESCRIPTIONS = "_options_"  # entry of a config that says in a sentence what each option means
+# Entries that MONAI and its clients look for by name, whether or not another entry refers to them.
+CLIENT_IDS = (
+    "imports initialize run finalize bundle_root device dataset_dir output_dir network_def network dataset dataloader "
+    "inferer evaluator handlers preprocessing postprocessing pre_transforms post_transforms label_transforms "
+    "displayable_configs train validate val_interval key_metric"
+)
+GROUPS = ("train", "validate")
+GROUP_IDS = (
+    "preprocessing postprocessing dataset dataloader sampler inferer handlers trainer evaluator key_metric "
+    "additional_metrics prepare_batch"
+)
+READ_BY_CLIENTS, READ_IN_GROUPS = frozenset(CLIENT_IDS.split()), frozenset(GROUP_IDS.split())
+# What users of other tools type.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "data_dir": "dataset_dir",
+    "data": "dataset_dir",
+    "root": "dataset_dir",
+    "batch": "batch_size",
+    "workers": "num_workers",
+    "image_size": "spatial_size",
+    "img_size": "spatial_size",
+    "roi_size": "spatial_size",
+    "out": "output_dir",
+    "output": "output_dir",
+    "save_dir": "output_dir",
+    "gpu": "device",
+    "weights": "pretrained",
+    "init": "pretrained",
+    "classes": "num_classes",
+    "section": "split",
+    "wd": "weight_decay",
+    "model": "network_size",
+    "ckpt": "checkpoint",
+    "ckpt_path": "checkpoint",
+}
+
+
+def flag(value: Any) -> bool:
+    """A switch as it may be written on a command line: ``true``, ``False``, ``1``, ``no``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    return value if isinstance(value, bool) else bool(str2bool(str(value)))
+
+
+def check_names(config: Mapping[str, Any]) -> None:
+    """Refuse entries that nothing reads, and arguments that no function takes, with the nearest right name.
+
+    Args:
+        config: a merged configuration, command line included.
+
+    Raises:
+        ValueError: naming every such entry.
+    """
+    used = _references(config)
+    described = set(config.get(DESCRIPTIONS, {}))
+    known = described | {name for name in config if name in used}
+    wrong = [
+        (name, name, known)
+        for name in config
+        if name not in used | described | READ_BY_CLIENTS and not (name.startswith("_") and name.endswith("_"))
+    ]
+    for group in GROUPS:
+        entries = config.get(group)
+        for name in entries if isinstance(entries, Mapping) else ():
+            if name not in READ_IN_GROUPS and f"{group}::{name}" not in used:
+                wrong.append((f"{group}#{name}", name, READ_IN_GROUPS))
+    locator = ComponentLocator()
+    for place, component in _components(config):
+        allowed = _arguments(component, locator)
+        for name in component if allowed is not None else ():
+            if name not in allowed and name not in ConfigComponent.non_arg_keys:
+                wrong.append((f"{place}#{name}", name, allowed))
+    if wrong:
+        raise ValueError(
+            " ".join(f"There is no option --{place}.{_nearest(place, name, names)}" for place, name, names in wrong)
+            + " Its options are described in docs/README.md of the bundle."
+        )
+
+
+def _nearest(place: str, name: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    found = [SYNONYMS[name]] if SYNONYMS.get(name) in names else difflib.get_close_matches(name, names, 2, 0.55)
+    found = found or [other for other in names if name in other or other in name][:2]
+    prefix = place[: -len(name)]
+    return f" Did you mean {' or '.join(f'--{prefix}{other}' for other in found)}?" if found else ""
+
+
+def _leaves(config: Any) -> Iterator[str]:
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, Mapping):
+        for name, value in config.items():
+            if name not in (DESCRIPTIONS, "_desc_", "_meta_"):
+                yield from _leaves(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _leaves(value)
+
+
+def _references(config: Mapping[str, Any]) -> set[str]:
+    """Ids that entries refer to, with the ids around them: ``train::trainer`` of ``@train::trainer::max_epochs``."""
+    found: set[str] = set()
+    for text in _leaves(config):
+        for name in ReferenceResolver.match_refs_pattern(text):
+            parts = name.split("::")
+            found.update("::".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return found
+
+
+def _components(config: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every entry that builds something, with its id."""
+    if isinstance(config, Mapping):
+        if "_target_" in config:
+            yield place, config
+        for name, value in config.items():
+            if name != "_meta_":
+                yield from _components(value, f"{place}#{name}" if place else str(name))
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            yield from _components(value, f"{place}#{index}")
+
+
+def _arguments(component: Mapping[str, Any], locator: ComponentLocator) -> set[str] | None:
+    """Names that the target takes; None where that cannot be known."""
+    target = ConfigComponent(dict(component), locator=locator).resolve_module_name()
+    if not isinstance(target, str) or target.startswith("$"):
+        return None
+    module, _, name = target.rpartition(".")
+    thing, there = optional_import(module, name=name) if module else (None, False)
+    if not there:
+        return None
+    names: set[str] = set()
+    for function in _signatures(thing):
+        parameters = inspect.signature(function).parameters.values()
+        names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return names
+    return None  # the last one takes anything
+
+
+def _signatures(thing: Any) -> list[Callable[..., Any]]:
+    """The function; of a class its constructor and those of its bases, which may take what it passes on."""
+    if not inspect.isclass(thing):
+        return [thing]
+    return [vars(base)["__init__"] for base in thing.__mro__ if base is not object and "__init__" in vars(base)]
+
+
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _number(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return (low < value if open_low else low <= value) and value <= high
+
+    return fits
+
+
+def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: all(map(fits, value)) and len(value) > 0 if isinstance(value, list | tuple) else fits(value)
+
+
+def _switch(value: Any) -> bool:
+    try:
+        flag(value)
+    except ValueError:
+        return False
+    return True
+
+
+# What an option of this name must be in every bundle that has it, and how that is said. None is left to the default.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("max_epochs", "batch_size", "accumulation_steps", "val_interval", "in_channels", "crops_per_volume"),
+        (_whole(1), "a whole number from 1"),
+    ),
+    **dict.fromkeys(
+        ("num_workers", "picture_interval", "seed", "lora_rank", "rank", "dropout_samples"),
+        (_whole(0), "a whole number from 0"),
+    ),
+    **dict.fromkeys(("epoch_length",), (_whole(1), "a whole number from 1, or null")),
+    **dict.fromkeys(("spatial_size", "patch_size"), (_each(_whole(1)), "whole numbers from 1, one for each axis")),
+    **dict.fromkeys(
+        ("learning_rate", "clip_norm", "temperature", "dynamic_range_db"),
+        (_number(0, open_low=True), "a number above 0"),
+    ),
+    **dict.fromkeys(("weight_decay", "warmup_epochs", "organ_temperature", "mixup_alpha"), (_number(0), "0 or more")),
+    **dict.fromkeys(("layer_decay", "label_fraction"), (_number(0, 1, open_low=True), "in (0, 1]")),
+    **dict.fromkeys(("holdout", "dropout", "label_smoothing", "cache_rate"), (_number(0, 1), "in [0, 1]")),
+    "num_classes": (_whole(2), "a whole number from 2, the background included"),
+    "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
+    "amp": (lambda value: value in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
+    **dict.fromkeys(
+        (
+            "resume",
+            "resume_anyway",
+            "freeze_encoder",
+            "class_balance",
+            "fold_normalization",
+            "circumference",
+            "uncertainty",
+        ),
+        (_switch, "true or false"),
+    ),
+}
+
+
+def check_values(options: Mapping[str, Any]) -> None:
+    """Refuse values that cannot work.
+
+    Args:
+        options: resolved options by name; those without a rule pass.
+
+    Raises:
+        ValueError: naming the option, its value and what it must be.
+    """
+    for name, value in options.items():
+        fits, wanted = RULES.get(name, (lambda _: True, ""))
+        if value is not None and not fits(value):
+            raise ValueError(f"--{name} must be {wanted}; got {value!r}.")

@@ -1,0 +1,108 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The first step of every run of a bundle: look at its options, say clearly what cannot work, keep a record."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from monai_usfm.bundle.errors import install_hook
+from monai_usfm.bundle.options import DESCRIPTIONS, check_names, check_values
+from monai_usfm.files import write_text_atomically
+
+__all__ = ["options", "require_writable", "start"]
+
+
+def _parser() -> ConfigParser | None:
+    """The parser that is evaluating the expression from which this is called.
+
+    MONAI hands an expression the entries it refers to, and no way to see the others; but the parser is on the stack,
+    under the command line, :class:`monai.bundle.ConfigWorkflow` and :func:`monai.bundle.load` alike.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, ConfigParser):
+            return found
+        frame = frame.f_back
+    return None
+
+
+def options() -> dict[str, Any]:
+    """Values of the options that the config at hand describes, for a record and for a resumed run to compare."""
+    parser = _parser()
+    if parser is None:
+        raise RuntimeError("options() is for an expression of a bundle's configuration.")
+    return _values(parser, parser.config)
+
+
+def _values(parser: ConfigParser, config: Any) -> dict[str, Any]:
+    return {name: parser.get_parsed_content(name) for name in config.get(DESCRIPTIONS, {}) if name in config}
+
+
+def start(output_dir: str | os.PathLike | None = None, export_path: str | os.PathLike | None = None) -> None:
+    """First entry of ``initialize``: refuse what cannot work, in one sentence, before anything is read or computed.
+
+    Names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`) and places that cannot
+    be written are refused. Under MONAI's command line the root cause of any later failure becomes the last line that
+    is printed. The configuration as it is run, command line included, is kept as ``config.json`` in ``output_dir``.
+
+    Args:
+        output_dir: folder of the results.
+        export_path: file that training writes its weights to.
+
+    Raises:
+        ValueError: see above.
+        PermissionError: for a place that cannot be written.
+    """
+    install_hook()
+    parser = _parser()
+    if parser is not None:
+        config: Any = parser.config
+        check_names(config)
+        values = _values(parser, config)
+        check_values(values)
+        if "seed" in values:
+            set_determinism(seed=int(values["seed"]), use_deterministic_algorithms=None)
+    if export_path is not None:
+        require_writable(Path(str(export_path)).parent, "export_path")
+    if output_dir is not None:
+        require_writable(Path(str(output_dir)), "output_dir")
+        if parser is not None and int(os.environ.get("RANK", 0)) == 0:
+            kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
+            text = json.dumps(kept, indent=1, default=str) + "\n"
+            write_text_atomically(Path(str(output_dir)) / "config.json", text)
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Make the folder and write an empty file there.
+
+    Raises:
+        PermissionError: when that fails, naming the option.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"--{option}: nothing can be written to {folder} ({error.strerror}); name another place."
+        ) from error
+
+
+def as_plain(value: Any) -> Any:
+    """What a checkpoint may hold of an option: numbers, text, lists; anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(name): as_plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(entry) for entry in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

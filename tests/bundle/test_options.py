@@ -1,0 +1,118 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Options that nothing reads, and values that cannot work, are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_usfm.bundle import check_names, check_values, flag
+
+CONFIG = {
+    "imports": ["$import monai_usfm.bundle as bundle"],
+    "_options_": {
+        "max_epochs": "epochs of training",
+        "learning_rate": "peak",
+        "dataset_dir": "folder",
+        "seed": "of all",
+    },
+    "max_epochs": 3,
+    "learning_rate": 0.1,
+    "dataset_dir": None,
+    "seed": 0,
+    "output_dir": None,
+    "train": {
+        "dataset": {"_target_": "Dataset", "data": "$[1, 2]"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@train#dataset", "batch_size": 1},
+        "extra": "$@max_epochs + 1",
+        "trainer": "$dict(epochs=@train#extra)",
+    },
+    "initialize": ["$bundle.start(@output_dir)"],
+    "run": ["$bundle.options()"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("max_epoch", "--max_epochs"),
+        ("lr", "--learning_rate"),
+        ("data_dir", "--dataset_dir"),
+        ("train#dataloader#batch_sise", "--train#dataloader#batch_size"),
+        ("train#datset", "--train#dataset"),
+        ("train#dataset#dat", "--train#dataset#data"),
+    ],
+)
+def test_a_name_that_nothing_reads_stops_with_the_nearest_right_one(name: str, right: str) -> None:
+    parser = ConfigParser(
+        {**CONFIG, "train": {k: dict(v) if isinstance(v, dict) else v for k, v in CONFIG["train"].items()}}
+    )
+    parser[name] = 3
+    with pytest.raises(ValueError, match=f"There is no option --{name}. Did you mean {right}"):
+        check_names(parser.config)
+
+
+def test_what_is_read_is_no_error_also_when_only_an_overlay_of_the_user_reads_it() -> None:
+    check_names(CONFIG)
+    check_names({**CONFIG, "mine": 3, "run": ["$print(@mine)"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_epochs", 0),
+        ("patch_size", 0),
+        ("patch_size", [8, 0, 16]),
+        ("temperature", 0),
+        ("temperature", -1),
+        ("picture_interval", -1),
+        ("max_epochs", "three"),
+        ("num_classes", 1),
+        ("amp", "half"),
+        ("resume", "maybe"),
+        ("learning_rate", float("nan")),
+        ("label_fraction", 50),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"--{name} must be .*; got "):
+        check_values({name: value})
+
+
+def test_values_that_work_pass() -> None:
+    check_values({"max_epochs": 1, "patch_size": [8, 16, 16], "picture_interval": 0, "amp": "auto", "resume": "False"})
+    check_values({"num_classes": None, "anything": object()})
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), (1, True), (True, True), ("no", False)])
+def test_a_switch_may_be_written_as_on_any_command_line(text: object, value: bool) -> None:
+    assert flag(text) is value
+
+
+def workflow(folder: Path, **options: object) -> ConfigWorkflow:
+    file = folder / "train.json"
+    ConfigParser.export_config_file(CONFIG, str(file))
+    return ConfigWorkflow(config_file=str(file), logging_file=False, output_dir=str(folder / "out"), **options)
+
+
+def test_a_workflow_in_python_is_checked_too_and_keeps_its_configuration(tmp_path: Path) -> None:
+    flow = workflow(tmp_path, max_epochs=5)
+    flow.initialize()
+    assert flow.run() == [{"max_epochs": 5, "learning_rate": 0.1, "dataset_dir": None, "seed": 0}]
+    assert ConfigParser.load_config_file(tmp_path / "out" / "config.json")["max_epochs"] == 5
+    with pytest.raises(RuntimeError) as error:
+        workflow(tmp_path, max_epoch=5).initialize()
+    assert "Did you mean --max_epochs?" in str(error.value.__cause__)
+    with pytest.raises(RuntimeError) as error:
+        workflow(tmp_path, max_epochs=0).initialize()
+    assert "--max_epochs must be a whole number from 1; got 0" in str(error.value.__cause__)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(RuntimeError) as error:
+        workflow(tmp_path).initialize()
+    assert "--output_dir: nothing can be written" in str(error.value.__cause__)
