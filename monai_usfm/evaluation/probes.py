@@ -1,20 +1,28 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Probes of frozen features: nearest neighbours, linear, dense linear and attentive.
+"""Probes of frozen features: nearest neighbors, linear, dense linear and attentive.
 
 A probe says what an encoder has learnt without training it further. None of them looks at the test data before the
-scores: standardisation, the strength of regularisation and the weights come from the training data alone.
+scores: standardization, the strength of regularization and the weights come from the training data alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.networks.nets.classifier import AttentionPool
@@ -30,7 +38,7 @@ __all__ = [
 ]
 
 L2_GRID: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Strengths tried by the linear probes, relative to the mean cross-entropy of standardised features."""
+"""Strengths tried by the linear probes, relative to the mean cross-entropy of standardized features."""
 
 
 @dataclass
@@ -58,7 +66,7 @@ def knn_probe(
     k: int = 20,
     temperature: float = 0.07,
 ) -> ProbeResult:
-    """Weighted nearest-neighbour vote: the ``k`` nearest by cosine similarity ``s``, each with weight ``exp(s / T)``.
+    """Weighted nearest-neighbor vote: the ``k`` nearest by cosine similarity ``s``, each with weight ``exp(s / T)``.
 
     Wu et al. 2018, https://arxiv.org/abs/1805.01978. With fewer than ``k`` training images all of them vote.
 
@@ -67,7 +75,7 @@ def knn_probe(
         train_y: class indices (M,).
         test_x: features ``(M', E)``.
         test_y: class indices (M',).
-        k: neighbours.
+        k: neighbors.
         temperature: ``T`` above.
 
     Raises:
@@ -77,14 +85,12 @@ def knn_probe(
         raise ValueError(f"k and temperature must be positive, got k={k}, temperature={temperature}.")
     num_classes = _checked_classes(train_x, train_y, test_x, test_y)
     k = min(k, len(train_x))
-    train = F.normalize(train_x.double().flatten(1), dim=1)
-    probabilities = torch.zeros(len(test_x), num_classes, dtype=torch.float64, device=test_x.device)
-    for start in range(0, len(test_x), 1024):  # the similarity matrix of a large set would not fit into memory
-        rows = slice(start, start + 1024)
-        similarity, index = (F.normalize(test_x[rows].double().flatten(1), dim=1) @ train.T).topk(k, dim=1)
-        # softmax is the vote divided by its sum, without overflow at low temperatures
-        votes = torch.softmax(similarity / temperature, dim=1)
-        probabilities[rows].scatter_add_(1, train_y.long()[index], votes)
+
+    def votes(distance: np.ndarray) -> np.ndarray:  # less the nearest, without overflow at low temperatures
+        return np.exp((distance.min(axis=1, keepdims=True) - distance) / temperature)
+
+    model = KNeighborsClassifier(k, metric="cosine", weights=votes).fit(_rows(train_x), _array(train_y))
+    probabilities = _all_classes(model.predict_proba(_rows(test_x)), model.classes_, num_classes)
     return _classified(probabilities, test_y, {"k": k, "temperature": temperature})
 
 
@@ -98,11 +104,11 @@ def linear_probe(
     folds: int = 5,
     seed: int = 0,
 ) -> ProbeResult:
-    """Multinomial logistic regression on standardised features; the L2 penalty is swept on training folds only.
+    """Multinomial logistic regression on standardized features; the L2 penalty is swept on training folds only.
 
-    Minimises ``mean cross-entropy + l2 / 2 * ||W||^2`` (the offset is not penalised) with L-BFGS in double precision.
-    The penalty is the one with the lowest cross-entropy on held-out training folds, which keep patients together and
-    the classes in proportion; mean and deviation of the features come from the training part of each fold.
+    scikit-learn's ``LogisticRegression`` with ``C = 1 / (l2 * M)``: it minimizes ``mean cross-entropy + l2 / 2 *
+    ||W||^2``, the offset without penalty. The penalty is the one with the lowest cross-entropy on held-out training
+    folds (:func:`grouped_folds`); the features are standardized within each fold.
 
     Args:
         train_x: features ``(M, E)``.
@@ -119,11 +125,10 @@ def linear_probe(
             there is a choice of penalties.
     """
     num_classes = _checked_classes(train_x, train_y, test_x, test_y)
-    x, targets = train_x.double().flatten(1), F.one_hot(train_y.long(), num_classes).double()
-    strata = train_y.tolist()
-    chosen, losses = _choose_l2(x, targets, strata, train_groups, l2, folds, seed)
-    model = _SoftmaxRegression(x, targets, chosen)
-    probabilities = torch.softmax(model(test_x.double().flatten(1)), dim=1)
+    classes = _array(train_y)
+    splits = grouped_folds(classes.tolist(), train_groups, folds, seed) if len(l2) > 1 else []
+    model, chosen, losses = _logistic_regression(_rows(train_x), classes, np.ones(len(classes)), l2, splits)
+    probabilities = _all_classes(model.predict_proba(_rows(test_x)), model.classes_, num_classes)
     return _classified(probabilities, test_y, {"l2": chosen, "cross_validation_loss": losses})
 
 
@@ -169,31 +174,36 @@ def dense_linear_probe(
                 f"{name} label maps hold {int(y.min())} to {int(y.max())}, outside the {num_classes} classes; "
                 "set num_classes, or map the values to class indices."
             )
-    grid = train_x.shape[2:]
-    shares = torch.stack([_patch_share(train_y, c, grid) for c in range(num_classes)], dim=1)
-    x, targets = _token_rows(train_x), _token_rows(shares).to(train_x.device)
-    tokens = len(x) // len(train_x)
     groups = list(train_groups) if train_groups is not None else list(range(len(train_x)))
     if len(groups) != len(train_x):
         raise ValueError(f"train_groups has {len(groups)} entries for {len(train_x)} images; give one for each.")
-    # folds over images; all tokens of an image follow it
-    strata = [0] * len(train_x)
-    chosen, losses = _choose_l2(x, targets, strata, groups, l2, folds, seed, repeat=tokens)
-    model = _SoftmaxRegression(x, targets, chosen)
+    shares = torch.stack([_patch_share(train_y, c, train_x.shape[2:]) for c in range(num_classes)], dim=1)
+    # scikit-learn takes one class a row: a token is a row for each class that it has a share of, with that weight
+    weights = _token_rows(shares).cpu().numpy()
+    tokens, classes = weights.nonzero()
+    image = tokens // (len(weights) // len(train_x))
+    splits = []
+    if len(l2) > 1:  # folds over images; all tokens of an image follow it
+        for _, held_out in grouped_folds([0] * len(train_x), groups, folds, seed):
+            inside = np.isin(image, held_out)
+            splits.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
+    x = _token_rows(train_x).cpu().numpy()[tokens]
+    model, chosen, losses = _logistic_regression(x, classes, weights[tokens, classes], l2, splits)
+    logits_of = partial(_logits, model, num_classes=num_classes)
 
     # a small structure rarely gets the largest probability; how far to even out the classes is read off training images
-    prior = targets.mean(0).clamp_min(1e-6).log()
+    prior = torch.from_numpy(weights.mean(0)).clamp_min(1e-6).log()
     sample = torch.linspace(0, len(train_x) - 1, min(100, len(train_x))).long().unique()
     evenness = {}
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        found = (_label_map(model, train_x[i], train_y[i].shape, share * prior) for i in sample)
+        found = (_label_map(logits_of, train_x[i], train_y[i].shape, share * prior) for i in sample)
         scores = [overlap_scores(f, train_y[i].cpu(), num_classes)["dice"] for f, i in zip(found, sample, strict=True)]
         evenness[share] = sum(scores) / len(scores)
     share = max(evenness, key=evenness.__getitem__)
 
     maps, cases = [], []
     for features, label in zip(test_x, test_y, strict=True):
-        maps.append(_label_map(model, features, label.shape, share * prior))
+        maps.append(_label_map(logits_of, features, label.shape, share * prior))
         cases.append(overlap_scores(maps[-1], label.cpu(), num_classes))
     per_case = {name: torch.tensor([case[name] for case in cases]) for name in cases[0]}
     return ProbeResult(
@@ -226,7 +236,7 @@ def attentive_probe(
         train_y: class indices (M,).
         test_x: feature maps ``(M', E, *grid)``.
         test_y: class indices (M',).
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: images per step.
         learning_rate: at the start.
         weight_decay: of all weights but offsets, norms and the query.
@@ -274,11 +284,8 @@ def attentive_probe(
 
 def grouped_folds(
     strata: Sequence[Hashable], groups: Sequence[Hashable] | None, folds: int, seed: int = 0
-) -> list[list[int]]:
-    """Split images into folds that keep each patient together and the classes in proportion.
-
-    Patients of a class are shuffled and dealt out one by one, so the number of patients of a class differs by one at
-    most between folds. A patient with images of several classes counts as the rarest of them.
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds that keep each patient together and the classes in proportion: scikit-learn's ``StratifiedGroupKFold``.
 
     Args:
         strata: the class of each image.
@@ -287,7 +294,7 @@ def grouped_folds(
         seed: of the shuffle.
 
     Returns:
-        The image indices of each fold.
+        For each fold the indices of the images to fit on and of those held out.
 
     Raises:
         ValueError: if fewer than two folds are possible, naming the class.
@@ -295,107 +302,91 @@ def grouped_folds(
     groups = list(groups) if groups is not None else list(range(len(strata)))
     if len(groups) != len(strata):
         raise ValueError(f"{len(groups)} patients for {len(strata)} images; give one for each image.")
-    members: dict[Hashable, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    count = {s: sum(other == s for other in strata) for s in set(strata)}
-    by_class: dict[Hashable, list[list[int]]] = {}
-    for rows in members.values():
-        rarest = min((strata[i] for i in rows), key=lambda s: (count[s], str(s)))
-        by_class.setdefault(rarest, []).append(rows)
-    scarce = min(by_class, key=lambda s: len(by_class[s]))
-    folds = min(folds, len(by_class[scarce]))
+    patients = {stratum: len({g for s, g in zip(strata, groups, strict=True) if s == stratum}) for stratum in strata}
+    scarce = min(patients, key=patients.__getitem__)
+    folds = min(folds, patients[scarce])
     if folds < 2:
         raise ValueError(
-            f"class {scarce} has {len(by_class[scarce])} patient(s) and at most {folds} fold(s) can be made; "
+            f"class {scarce} has {patients[scarce]} patient(s) and at most {folds} fold(s) can be made; "
             "two are needed to choose a penalty. Add patients, or give a single l2."
         )
-    generator = torch.Generator().manual_seed(seed)
-    result: list[list[int]] = [[] for _ in range(folds)]
-    dealt = 0  # goes on over classes, so that the last folds are not short of every class
-    for stratum in sorted(by_class, key=str):
-        patients = by_class[stratum]
-        for p in torch.randperm(len(patients), generator=generator).tolist():
-            result[dealt % folds].extend(patients[p])
-            dealt += 1
-    return [sorted(rows) for rows in result]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    classes = {stratum: number for number, stratum in enumerate(sorted(patients, key=str))}
+    return list(splitter.split(strata, [classes[s] for s in strata], [numbers[g] for g in groups]))
 
 
-class _SoftmaxRegression:
-    """Softmax regression on features standardised with their own mean and deviation; ``start`` warms a path up."""
+def _logistic_regression(
+    x: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    l2: Sequence[float],
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[Pipeline, float, dict[float, float]]:
+    """The model with the penalty of the lowest held-out cross-entropy, the penalty, and the loss of each."""
+    if len(l2) == 0 or min(l2) <= 0:
+        raise ValueError(f"l2 must hold at least one penalty, all positive, got {list(l2)}.")
 
-    def __init__(
-        self, x: torch.Tensor, targets: torch.Tensor, l2: float, start: _SoftmaxRegression | None = None
-    ) -> None:
-        self.mean, self.std = _moments(x)
-        z = (x - self.mean) / self.std
-        if start is None:
-            self.weight = torch.zeros(x.shape[1], targets.shape[1], dtype=x.dtype, device=x.device)
-            self.offset = targets.mean(0).clamp_min(1e-6).log().to(x.dtype)
-        else:
-            self.weight, self.offset = start.weight.clone(), start.offset.clone()
-        parameters = [self.weight.requires_grad_(), self.offset.requires_grad_()]
-        optimizer = torch.optim.LBFGS(
-            parameters, max_iter=500, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
-        )
+    def fitted(penalty: float, rows: np.ndarray | slice) -> Pipeline:
+        model = LogisticRegression(C=1 / (penalty * weights[rows].sum()), tol=1e-6, max_iter=5000)
+        names = {f"{name}__sample_weight": weights[rows] for name in ("standardscaler", "logisticregression")}
+        return make_pipeline(StandardScaler(), model).fit(x[rows], y[rows], **names)
 
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(z @ self.weight + self.offset, targets) + 0.5 * l2 * self.weight.square().sum()
-            loss.backward()
-            return loss
+    losses = {}
+    for penalty in map(float, l2) if len(l2) > 1 else ():
+        total = 0.0
+        for inside, held_out in splits:
+            model = fitted(penalty, inside)
+            probabilities = model.predict_proba(x[held_out])
+            total += weights[held_out].sum() * log_loss(
+                y[held_out], probabilities, sample_weight=weights[held_out], labels=model.classes_
+            )
+        losses[penalty] = total / weights.sum()
+    chosen = min(losses, key=losses.__getitem__) if losses else float(l2[0])
+    return fitted(chosen, slice(None)), chosen, losses
 
-        with torch.enable_grad():
-            optimizer.step(closure)
-        self.weight, self.offset = self.weight.detach(), self.offset.detach()
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``(M, K)``."""
-        return (x.to(self.mean.dtype) - self.mean) / self.std @ self.weight + self.offset
+def _logits(model: Pipeline, x: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """``(M, E) -> (M, K)``; a class that no training token has a share of is never the largest."""
+    values = model.decision_function(x.cpu().numpy())
+    if values.ndim == 1:  # two classes: the logit of the second against the first
+        values = np.stack([np.zeros_like(values), values], axis=1)
+    return torch.from_numpy(_all_classes(values, model.classes_, num_classes, -np.inf)).float()
+
+
+def _all_classes(values: np.ndarray, classes: np.ndarray, num_classes: int, missing: float = 0.0) -> np.ndarray:
+    """Columns of the classes that training had -> columns of all classes."""
+    result = np.full((len(values), num_classes), missing)
+    result[:, classes] = values
+    return result
 
 
 def _label_map(
-    model: _SoftmaxRegression, features: torch.Tensor, shape: Sequence[int], offset: torch.Tensor
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    features: torch.Tensor,
+    shape: Sequence[int],
+    offset: torch.Tensor,
 ) -> torch.Tensor:
     """Class of each pixel from one feature map ``(E, *grid)``: logits less ``offset``, upsampled, the largest."""
-    logits = (model(_token_rows(features[None])) - offset).T.reshape(1, len(offset), *features.shape[1:])
+    logits = (logits_of(_token_rows(features[None])) - offset).T.reshape(1, len(offset), *features.shape[1:])
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     pixels = F.interpolate(logits, size=tuple(shape), mode=mode, align_corners=False)[0].argmax(dim=0)
     return pixels.to(torch.uint8 if len(offset) < 256 else torch.int64).cpu()
 
 
-def _choose_l2(
-    x: torch.Tensor,
-    targets: torch.Tensor,
-    strata: Sequence[Hashable],
-    groups: Sequence[Hashable] | None,
-    grid: Sequence[float],
-    folds: int,
-    seed: int,
-    repeat: int = 1,
-) -> tuple[float, dict[float, float]]:
-    """The penalty with the lowest held-out cross-entropy, and that of all; an image has ``repeat`` rows in ``x``."""
-    if len(grid) == 0 or min(grid) < 0:
-        raise ValueError(f"l2 must hold at least one penalty, none negative, got {list(grid)}.")
-    if len(grid) == 1:
-        return float(grid[0]), {}
-    totals = dict.fromkeys(sorted(map(float, grid), reverse=True), 0.0)
-    for held_out in grouped_folds(strata, groups, folds, seed):
-        test = torch.zeros(len(strata), dtype=torch.bool, device=x.device)
-        test[held_out] = True
-        test = test.repeat_interleave(repeat)
-        model: _SoftmaxRegression | None = None
-        for l2 in totals:  # from strong to weak: each fit starts near its solution
-            model = _SoftmaxRegression(x[~test], targets[~test], l2, start=model)
-            totals[l2] += F.cross_entropy(model(x[test]), targets[test], reduction="sum").item()
-    losses = {l2: total / len(x) for l2, total in totals.items()}
-    return min(losses, key=losses.__getitem__), losses
-
-
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation per feature; constant features keep the value zero."""
+    """Mean and standard deviation per feature; constant features keep the value zero."""
     std, mean = torch.std_mean(x, dim=0, correction=0)
     return mean, torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.inf)
+
+
+def _rows(features: torch.Tensor) -> np.ndarray:
+    """``(M, ...) -> (M, E)`` in double precision, on the CPU."""
+    return features.double().flatten(1).cpu().numpy()
+
+
+def _array(labels: torch.Tensor) -> np.ndarray:
+    return labels.long().cpu().numpy()
 
 
 def _token_rows(maps: torch.Tensor) -> torch.Tensor:
@@ -427,9 +418,9 @@ def _checked_classes(train_x: torch.Tensor, train_y: torch.Tensor, test_x: torch
     return max(int(train_y.max()), int(test_y.max())) + 1
 
 
-def _classified(probabilities: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]) -> ProbeResult:
-    # rounding must not push a probability over one
-    probabilities = (probabilities / probabilities.sum(dim=1, keepdim=True)).cpu()
+def _classified(output: np.ndarray | torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]) -> ProbeResult:
+    probabilities = torch.as_tensor(output).double().cpu()
+    probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)  # rounding must not push one over one
     labels = labels.long().cpu()
     return ProbeResult(
         metrics=classification_scores(probabilities, labels),

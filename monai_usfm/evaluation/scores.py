@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from monai.metrics import CalibrationErrorMetric
 from scipy.stats import rankdata
 
 __all__ = ["classification_scores", "overlap_scores"]
@@ -41,16 +42,16 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
     hits, actual, claimed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     seen, either = actual > 0, actual + claimed > 0
 
-    correct = (predicted == y).astype(float)
-    # right-closed bins (0, 1/bins], ... as in the paper's code
-    which = (np.ceil(confidence * bins).astype(int) - 1).clip(0, bins - 1)
-    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
+    correct = predicted == y
+    # one image whose pixels are the cases, one class: whether the prediction is right
+    calibration = CalibrationErrorMetric(num_bins=bins, right=True)  # bins (0, 1/bins], ... as in the paper's code
+    calibration(y_pred=torch.from_numpy(confidence)[None, None], y=torch.from_numpy(correct)[None, None].double())
     return {
         "accuracy": float(correct.mean()),
         "balanced_accuracy": float((hits[seen] / actual[seen]).mean()),
         "macro_f1": float((2 * hits[either] / (actual + claimed)[either]).mean()),
         "auc": _auc(p, y, actual),
-        "ece": float(np.abs(gaps).sum() / len(y)),
+        "ece": float(calibration.aggregate()),
     }
 
 

@@ -17,7 +17,6 @@ from monai_usfm.evaluation import (
     knn_probe,
     linear_probe,
 )
-from monai_usfm.evaluation.probes import _choose_l2
 
 
 def blobs(num_classes: int = 3, count: int = 90, width: int = 6, spread: float = 1.0, seed: int = 0):
@@ -68,9 +67,7 @@ def test_linear_probe_equals_scikit_learn(num_classes, l2):
     train_x, train_y, test_x, test_y = blobs(num_classes, spread=3.0)
     train_x, test_x = train_x * 50 + 7, test_x * 50 + 7
     scaler = preprocessing.StandardScaler().fit(train_x.numpy())
-    # two classes: scikit-learn fits the difference of our two weight vectors, whose penalty is half as large
-    strength = l2 * len(train_x) * (0.5 if num_classes == 2 else 1.0)
-    judge = linear.LogisticRegression(C=1 / strength, tol=1e-8, max_iter=5000)
+    judge = linear.LogisticRegression(C=1 / (l2 * len(train_x)), tol=1e-8, max_iter=5000)
     judge.fit(scaler.transform(train_x.numpy()), train_y.numpy())
     expected = torch.from_numpy(judge.predict_proba(scaler.transform(test_x.numpy())))
     result = linear_probe(train_x, train_y, test_x, test_y, l2=[l2])
@@ -114,10 +111,9 @@ def test_cross_validation_loss_equals_that_of_scikit_learn_with_scaling_inside_t
     metrics = pytest.importorskip("sklearn.metrics")
     x, y, _, _ = blobs(spread=3.0)
     groups = [i // 2 for i in range(len(x))]
-    _, losses = _choose_l2(x.double(), F.one_hot(y).double(), y.tolist(), groups, [1e-2, 1e-1], 4, 0)
-    total = 0.0
-    for held_out in grouped_folds(y.tolist(), groups, 4, 0):
-        train = [i for i in range(len(x)) if i not in held_out]
+    result = linear_probe(x, y, x, y, groups, l2=[1e-2, 1e-1], folds=4)
+    losses, total = result.settings["cross_validation_loss"], 0.0
+    for train, held_out in grouped_folds(y.tolist(), groups, 4, 0):
         judge = linear.LogisticRegression(C=1 / (1e-2 * len(train)), tol=1e-8, max_iter=5000)
         judge = pipeline.make_pipeline(preprocessing.StandardScaler(), judge).fit(x[train].numpy(), y[train].numpy())
         total += metrics.log_loss(
@@ -130,8 +126,9 @@ def test_folds_keep_patients_together_and_classes_in_proportion():
     groups = [i // 3 for i in range(150)]  # 50 patients, 15 of class 1
     strata = [int(g % 10 < 3) for g in groups]
     folds = grouped_folds(strata, groups, 5, seed=3)
-    assert sorted(i for fold in folds for i in fold) == list(range(150))
-    for fold in folds:
+    assert sorted(i for _, fold in folds for i in fold) == list(range(150))
+    for rest, fold in folds:
+        assert not {groups[i] for i in fold} & {groups[i] for i in rest}
         assert len({groups[i] for i in fold}) == len(fold) / 3 == 10
         assert sum(strata[i] for i in fold) == 9
 
@@ -169,7 +166,7 @@ def test_the_dense_probe_fits_shares_of_classes_as_scikit_learn_fits_weighted_co
     prior = shares.mean((0, 2, 3, 4)).log()[None, :, None, None, None]
     logits = logits - result.settings["prior_correction"] * prior
     expected = F.interpolate(logits, size=(8, 8, 8), mode="trilinear").argmax(1)
-    assert (result.output.long() == expected).float().mean() > 0.999
+    assert (result.output.long() == expected).float().mean() > 0.995
 
 
 def test_the_dense_probe_finds_a_structure_too_small_to_win_by_probability():
