@@ -181,14 +181,14 @@ def dense_linear_probe(
     # scikit-learn takes one class a row: a token is a row for each class that it has a share of, with that weight
     weights = _token_rows(shares).cpu().numpy()
     tokens, classes = weights.nonzero()
-    image = tokens // (len(weights) // len(train_x))
+    owner = tokens // (len(weights) // len(train_x))
     splits = []
     if len(l2) > 1:  # folds over images; all tokens of an image follow it
         for _, held_out in grouped_folds([0] * len(train_x), groups, folds, seed):
-            inside = np.isin(image, held_out)
+            inside = np.isin(owner, held_out)
             splits.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
-    x = _token_rows(train_x).cpu().numpy()[tokens]
-    model, chosen, losses = _logistic_regression(x, classes, weights[tokens, classes], l2, splits)
+    features = _token_rows(train_x).cpu().numpy()[tokens]
+    model, chosen, losses = _logistic_regression(features, classes, weights[tokens, classes], l2, splits)
     logits_of = partial(_logits, model, num_classes=num_classes)
 
     # a small structure rarely gets the largest probability; how far to even out the classes is read off training images
@@ -202,8 +202,8 @@ def dense_linear_probe(
     share = max(evenness, key=evenness.__getitem__)
 
     maps, cases = [], []
-    for features, label in zip(test_x, test_y, strict=True):
-        maps.append(_label_map(logits_of, features, label.shape, share * prior))
+    for maps_of_image, label in zip(test_x, test_y, strict=True):
+        maps.append(_label_map(logits_of, maps_of_image, label.shape, share * prior))
         cases.append(overlap_scores(maps[-1], label.cpu(), num_classes))
     per_case = {name: torch.tensor([case[name] for case in cases]) for name in cases[0]}
     return ProbeResult(

@@ -51,7 +51,7 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
         "balanced_accuracy": float((hits[seen] / actual[seen]).mean()),
         "macro_f1": float((2 * hits[either] / (actual + claimed)[either]).mean()),
         "auc": _auc(p, y, actual),
-        "ece": float(calibration.aggregate()),
+        "ece": torch.as_tensor(calibration.aggregate()).item(),
     }
 
 
