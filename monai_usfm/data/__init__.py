@@ -11,6 +11,7 @@ from .datalist import check_patient_leak, label_fraction, load_datalist
 from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
 from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, unreadable_reason
+from .joint import JointBatch, JointLabeld, joint_classes, joint_splits, joint_weights
 from .loading import LoadUltrasound, LoadUltrasoundd
 from .reader import UltrasoundReader
 from .sampler import OrganBalancedSampler, organ_balanced_weights
@@ -19,6 +20,8 @@ from .upright import UprightGray, UprightGrayd
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
+    "JointBatch",
+    "JointLabeld",
     "LoadUltrasound",
     "LoadUltrasoundd",
     "OrganBalancedSampler",
@@ -34,6 +37,9 @@ __all__ = [
     "class_weights",
     "convert_dicom",
     "frame_times",
+    "joint_classes",
+    "joint_splits",
+    "joint_weights",
     "label_fraction",
     "list_images",
     "load_class_sections",

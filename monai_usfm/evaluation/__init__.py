@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from monai_usfm.evaluation.bundle_runs import BundleTraining
 from monai_usfm.evaluation.cases import (
     CaseSet,
     add_patient_options,
@@ -60,12 +61,14 @@ from monai_usfm.evaluation.statistics import (
     paired_test,
     patient_means,
 )
+from monai_usfm.evaluation.transfer_board import summarize_board, transfer_board
 
 __all__ = [
     "ALTERATIONS",
     "CHANGES",
     "FRACTIONS",
     "L2_GRID",
+    "BundleTraining",
     "CaseSet",
     "Cell",
     "ClassRobustnessRow",
@@ -115,4 +118,6 @@ __all__ = [
     "restore_size",
     "run_label_efficiency",
     "summarise_label_efficiency",
+    "summarize_board",
+    "transfer_board",
 ]

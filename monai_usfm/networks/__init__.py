@@ -7,10 +7,15 @@ from __future__ import annotations
 from monai_usfm.networks.fine_tuning import apply_lora, freeze, layer_decay_groups, merge_lora
 from monai_usfm.networks.heads.official import load_official_head
 from monai_usfm.networks.nets import (
+    Corruption,
+    DistillationModel,
     FeatureExtractor,
+    FoundationModel,
+    FrozenTeacher,
     MaskedAutoencoder,
     MaskedImageModel,
     RandomBandStop,
+    TokenDistillation,
     UltrasoundViT,
     usfm_vit,
     usfm_vit_base,
@@ -30,13 +35,18 @@ from monai_usfm.networks.weights import (
 )
 
 __all__ = [
+    "Corruption",
+    "DistillationModel",
     "FeatureExtractor",
     "FlipInferer",
+    "FoundationModel",
+    "FrozenTeacher",
     "LoadReport",
     "MaskedAutoencoder",
     "MaskedImageModel",
     "RandomBandStop",
     "TemperatureScaling",
+    "TokenDistillation",
     "UltrasoundClassifier",
     "UltrasoundEnhancer",
     "UltrasoundSegmenter",

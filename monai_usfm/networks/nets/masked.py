@@ -18,7 +18,7 @@ from monai_usfm.networks.nets.vit import UltrasoundViT
 from monai_usfm.transforms.band_stop import apply_band_stop, random_ring_masks
 from monai_usfm.transforms.speckle import add_speckle, speckle_intensity
 
-__all__ = ["MaskedAutoencoder", "MaskedImageModel", "RandomBandStop"]
+__all__ = ["Corruption", "MaskedAutoencoder", "MaskedImageModel", "RandomBandStop"]
 
 FILLS = ("speckle", "mean", "token")
 
@@ -56,6 +56,85 @@ class RandomBandStop(nn.Module):
 def _float32(image: torch.Tensor) -> torch.amp.autocast_mode.autocast:
     """Corruption and losses need full precision (there is no half-precision FFT): leave autocast for them."""
     return torch.autocast(image.device.type, enabled=False)
+
+
+class Corruption(nn.Module):
+    """Hide frequencies, then patches, of an image: what :class:`MaskedImageModel` and joint pretraining undo.
+
+    Args:
+        patch_size: of the encoder, one number per spatial axis.
+        mask_ratio, mask_unit, fill, band_stop, mask_kind, fov_aware, dynamic_range_db: see :class:`MaskedImageModel`.
+
+    Raises:
+        ValueError: for an unknown fill or mask setting.
+    """
+
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        mask_ratio: float = 0.6,
+        mask_unit: int = 2,
+        fill: str = "speckle",
+        band_stop: nn.Module | str | None = "default",
+        mask_kind: str = "block",
+        fov_aware: bool = False,
+        dynamic_range_db: float = 60.0,
+    ) -> None:
+        super().__init__()
+        if fill not in FILLS:
+            raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {fill!r}.")
+        if isinstance(band_stop, str) and band_stop != "default":
+            raise ValueError(f"band_stop must be a module, None or 'default', got {band_stop!r}.")
+        self.patch_size = list(patch_size)
+        self.token_mask = TokenMask(mask_kind, mask_ratio, mask_unit, fov_aware)
+        self.fill = fill
+        self.band_stop = RandomBandStop() if isinstance(band_stop, str) else band_stop
+        self.dynamic_range_db = dynamic_range_db
+
+    def forward(
+        self, image: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw and apply the corruption.
+
+        Args:
+            image: clean images ``(B, C, *S)``.
+            noise: ``(B, N)`` fixes which patches are hidden: the tokens with the smallest values stay.
+
+        Returns:
+            corrupted images ``(B, C, *S)``, token mask ``(B, N)`` (1 = hidden), and ``(B, 1, *S)``, 1 where a hidden
+            pixel counts in the loss.
+        """
+        with _float32(image), torch.no_grad():
+            image = image.float()
+            grid = [size // patch for size, patch in zip(image.shape[2:], self.patch_size, strict=True)]
+            _, hidden, counts = self.token_mask.split(image, self.patch_size, noise)
+            mask = image.new_zeros(image.shape[0], _product(grid))
+            score = mask.scatter(1, hidden, counts)
+            # Outside the field of view there is nothing to hide: there the mask stays open.
+            mask = score.clone() if self.token_mask.fov_aware else mask.scatter(1, hidden, 1.0)
+            corrupted = image if self.band_stop is None else self.band_stop(image)
+            if self.fill != "token":
+                pixel_mask = self._to_pixels(mask, grid)
+                if self.fill == "mean":
+                    filler = image.mean(dim=tuple(range(2, image.dim())), keepdim=True)
+                else:
+                    patches = patchify(image, self.patch_size)
+                    channels = image.shape[1]
+                    # The mean of each patch and channel, spread over the patch.
+                    mean = patches.unflatten(2, (-1, channels)).mean(2, keepdim=True)
+                    mean = mean.expand(-1, -1, patches.shape[2] // channels, -1).flatten(2)
+                    brightness = unpatchify(mean, grid, self.patch_size)
+                    speckle = speckle_intensity((image.shape[0], 1, *image.shape[2:]), device=image.device)
+                    filler = add_speckle(brightness, speckle, self.dynamic_range_db)
+                corrupted = torch.where(pixel_mask > 0, filler, corrupted)
+            return corrupted, mask, self._to_pixels(score, grid)
+
+    def _to_pixels(self, mask: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+        """Token mask ``(B, N) -> (B, 1, *S)``."""
+        pixels = mask.reshape(mask.shape[0], 1, *grid)
+        for axis, patch in enumerate(self.patch_size):
+            pixels = pixels.repeat_interleave(patch, dim=axis + 2)
+        return pixels
 
 
 class MaskedImageModel(nn.Module):
@@ -96,16 +175,11 @@ class MaskedImageModel(nn.Module):
         dynamic_range_db: float = 60.0,
     ) -> None:
         super().__init__()
-        if fill not in FILLS:
-            raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {fill!r}.")
-        if isinstance(band_stop, str) and band_stop != "default":
-            raise ValueError(f"band_stop must be a module, None or 'default', got {band_stop!r}.")
         self.encoder = encoder
-        self.token_mask = TokenMask(mask_kind, mask_ratio, mask_unit, fov_aware)
-        self.fill = fill
-        self.band_stop = RandomBandStop() if isinstance(band_stop, str) else band_stop
+        self.corrupt = Corruption(
+            encoder.patch_size, mask_ratio, mask_unit, fill, band_stop, mask_kind, fov_aware, dynamic_range_db
+        )
         self.loss_function = SpatialFrequencyLoss() if loss_function is None else loss_function
-        self.dynamic_range_db = dynamic_range_db
         pixels = encoder.in_channels
         for patch in encoder.patch_size:
             pixels *= patch
@@ -113,51 +187,6 @@ class MaskedImageModel(nn.Module):
         self.head = nn.Linear(encoder.hidden_size, pixels)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-
-    def corrupt(
-        self, image: torch.Tensor, noise: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Draw and apply the corruption.
-
-        Args:
-            image: clean images ``(B, C, *S)``.
-            noise: ``(B, N)`` fixes which patches are hidden: the tokens with the smallest values stay.
-
-        Returns:
-            corrupted images ``(B, C, *S)``, mask ``(B, N)`` (1 = hidden), score ``(B, N)`` (1 = counts in the loss).
-        """
-        patch_size = self.encoder.patch_size
-        grid = self.encoder.token_grid(image)
-        with _float32(image), torch.no_grad():
-            image = image.float()
-            _, hidden, counts = self.token_mask.split(image, patch_size, noise)
-            mask = image.new_zeros(image.shape[0], _product(grid))
-            score = mask.scatter(1, hidden, counts)
-            # Outside the field of view there is nothing to hide: there the mask stays open.
-            mask = score.clone() if self.token_mask.fov_aware else mask.scatter(1, hidden, 1.0)
-            corrupted = image if self.band_stop is None else self.band_stop(image)
-            if self.fill != "token":
-                pixel_mask = self._to_pixels(mask, grid)
-                if self.fill == "mean":
-                    filler = image.mean(dim=tuple(range(2, image.dim())), keepdim=True)
-                else:
-                    patches = patchify(image, patch_size)
-                    channels = image.shape[1]
-                    # The mean of each patch and channel, spread over the patch.
-                    mean = patches.unflatten(2, (-1, channels)).mean(2, keepdim=True)
-                    mean = mean.expand(-1, -1, patches.shape[2] // channels, -1).flatten(2)
-                    brightness = unpatchify(mean, grid, patch_size)
-                    speckle = speckle_intensity((image.shape[0], 1, *image.shape[2:]), device=image.device)
-                    filler = add_speckle(brightness, speckle, self.dynamic_range_db)
-                corrupted = torch.where(pixel_mask > 0, filler, corrupted)
-        return corrupted, mask, score
-
-    def _to_pixels(self, mask: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-        """Token mask ``(B, N) -> (B, 1, *S)``."""
-        pixels = mask.reshape(mask.shape[0], 1, *grid)
-        for axis, patch in enumerate(self.encoder.patch_size):
-            pixels = pixels.repeat_interleave(patch, dim=axis + 2)
-        return pixels
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """One pretraining step.
@@ -180,7 +209,7 @@ class MaskedImageModel(nn.Module):
         prediction = unpatchify(self.head(latent[:, 1:]), grid, self.encoder.patch_size)
         with _float32(image):
             prediction = prediction.float()
-            loss = self.loss_function(prediction, image.float(), self._to_pixels(score, grid))
+            loss = self.loss_function(prediction, image.float(), score)
         return {"loss": loss, "prediction": prediction, "mask": mask, "corrupted": corrupted}
 
     @torch.no_grad()

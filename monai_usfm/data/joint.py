@@ -1,0 +1,171 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Several data sets as one list for joint pretraining: labelled ones with classes of their own, and unlabelled ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import MapTransform
+
+from monai_usfm.data.datalist import load_datalist
+from monai_usfm.data.splits import load_splits
+from monai_usfm.transforms.batch import BatchAugmentation
+from monai_usfm.transforms.labels import LabelIndices
+
+__all__ = ["JointBatch", "JointLabeld", "joint_classes", "joint_splits", "joint_weights"]
+
+Parts = Mapping[str, Mapping[str, Any] | None]
+
+
+def joint_classes(parts: Parts) -> dict[str, int]:
+    """Output layer -> classes of the labelled parts, in their order; see :func:`joint_splits`.
+
+    Raises:
+        ValueError: when no part is labelled, or two parts share an output layer and differ in classes.
+    """
+    found: dict[str, int] = {}
+    for name, part in parts.items():
+        if part and part.get("num_classes"):
+            output = part.get("output", name)
+            if found.setdefault(output, part["num_classes"]) != part["num_classes"]:
+                raise ValueError(f"parts: {name!r} has other num_classes than the part it shares {output!r} with.")
+    if not found:
+        raise ValueError("parts: none is labelled; give one of them num_classes.")
+    return found
+
+
+def joint_splits(parts: Parts) -> dict[str, list[dict[str, Any]]]:
+    """The items of all parts, ``training`` and ``validation``.
+
+    A part is a mapping with ``dataset_dir`` or ``datalist`` (see :func:`load_splits`) and, if it is labelled,
+    ``num_classes``, and where needed ``label_values``, ``label_key`` (default ``"label"``) and ``output``: the name of
+    the output layer, by default that of the part, shared by parts that name the same. None leaves a part out, so that
+    an overlay or the command line can. A part without a validation list validates on nothing.
+
+    Every item gets ``part``, ``dataset`` (place of its output layer in :func:`joint_classes`, -1 if unlabelled) and
+    ``organ`` (by default the part's name).
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`load_splits`.
+    """
+    places = {name: number for number, name in enumerate(joint_classes(parts))}
+    result: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
+    for name, part in parts.items():
+        if not part:
+            continue
+        key = part.get("label_key", "label")
+        labelled = bool(part.get("num_classes"))
+        place = places[part.get("output", name)] if labelled else -1
+        required = ("image", key) if labelled else ("image",)
+        for split in result:
+            items = _split(part, split, required)
+            for item in items:
+                entry = {"image": item["image"], "part": name, "dataset": place, "organ": item.get("organ") or name}
+                entry |= {"label": item[key]} if labelled else {}
+                entry |= {k: item[k] for k in ("patient", "sequence") if item.get(k) is not None}
+                result[split].append(entry)
+    return result
+
+
+def _split(part: Mapping[str, Any], split: str, required: Sequence[str]) -> list[dict[str, Any]]:
+    folder, datalist = part.get("dataset_dir"), part.get("datalist")
+    if split == "training":
+        # An origin that looks like a file name is no file of ours: a missing image is named when it is read.
+        lists = load_splits(
+            folder, datalist, synthetic_dir="", splits=("training",), required=required, check_files=False
+        )
+        return lists["training"]
+    datalist = datalist or f"{folder}/dataset.json"
+    try:
+        return load_datalist(datalist, folder, split, required=required, check_files=False)
+    except ValueError:  # no such list: training alone has shown that the file is sound
+        return []
+
+
+def joint_weights(
+    items: Sequence[Mapping[str, Any]], shares: Mapping[str, float] | None = None, temperature: float = 0.5
+) -> torch.Tensor:
+    """Probability of each item: parts by their share, organs within a part evened out, frames of a sequence thinned.
+
+    Within a part an organ of ``n`` sequences is drawn in proportion to ``n ** (1 - temperature)``, its sequences
+    alike, and the frames of a sequence (``sequence``, else ``patient``, else the image) alike.
+
+    Args:
+        items: of :func:`joint_splits`.
+        shares: part -> share of the draws, by default 1 each; parts that are not there do not count.
+        temperature: 0 draws organs by their number of sequences, 1 all alike.
+
+    Returns:
+        ``(len(items),)``, float64, sum 1.
+
+    Raises:
+        ValueError: for a negative share, or when all are 0.
+    """
+    sequence = [(i["part"], i["organ"], i.get("sequence", i.get("patient", i["image"]))) for i in items]
+    frames = Counter(sequence)
+    organs = Counter(key[:2] for key in frames)
+    raw = torch.tensor([organs[key[:2]] ** -temperature / frames[key] for key in sequence], dtype=torch.float64)
+    weights = torch.zeros_like(raw)
+    for part in {item["part"] for item in items}:
+        rows = torch.tensor([item["part"] == part for item in items])
+        share = float((shares or {}).get(part, 1.0))
+        if share < 0:
+            raise ValueError(f"shares: {part!r} is {share}, must be 0 or more.")
+        weights[rows] = share * raw[rows] / raw[rows].sum()
+    if weights.sum() == 0:
+        raise ValueError("shares: all are 0, nothing is drawn.")
+    return weights / weights.sum()
+
+
+class JointLabeld(MapTransform):
+    """Class indices of a labelled item by its own data set; an empty label for an unlabelled one, so that all collate.
+
+    Args:
+        keys: the label.
+        parts: see :func:`joint_splits`.
+        image_key: image that gives an empty label its size.
+    """
+
+    def __init__(self, keys: str, parts: Parts, image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.indices = {
+            name: LabelIndices(part["num_classes"], part.get("label_values"))
+            for name, part in parts.items()
+            if part and part.get("num_classes")
+        }
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            if d["dataset"] < 0:
+                d[key] = torch.zeros_like(d[self.image_key][:1], dtype=torch.uint8)
+            else:
+                d[key] = self.indices[d["part"]](d[key])
+        return d
+
+
+class JointBatch:
+    """``prepare_batch`` of joint pretraining: augments image and label and hands on the number of the data set.
+
+    Args:
+        augmentation: applied to image and label alike.
+    """
+
+    def __init__(self, augmentation: BatchAugmentation) -> None:
+        self.augmentation = augmentation
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, None, tuple[torch.Tensor | None, torch.Tensor], dict]:
+        """``(image, no target, (label, data set), {})``: inputs and arguments of the network."""
+        image, label, dataset = (
+            torch.as_tensor(batch[key]).as_subclass(torch.Tensor).to(device=device, non_blocking=non_blocking)
+            for key in ("image", "label", "dataset")
+        )
+        augmented, moved = self.augmentation.augment(image, label)
+        return augmented, None, (moved, dataset), {}

@@ -1,0 +1,169 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Joint pretraining of encoder and decoder: labels of many data sets, a teacher's tokens, restored pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn as nn
+from monai.losses import DiceCELoss
+
+from monai_usfm.losses.reconstruction import SpatialFrequencyLoss
+from monai_usfm.networks.heads.pyramid import PyramidHead, upsampling
+from monai_usfm.networks.nets.distillation import FrozenTeacher, TokenDistillation
+from monai_usfm.networks.nets.masked import Corruption
+from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
+from monai_usfm.networks.nets.vit import UltrasoundViT
+
+__all__ = ["FoundationModel"]
+
+
+class FoundationModel(nn.Module):
+    """One encoder and one pyramid decoder, pretrained on labelled and unlabelled images at once.
+
+    - Labelled images: segmentation, with an output layer for each data set on the shared decoder.
+    - Unlabelled images: distillation of a frozen teacher's tokens into the encoder, and USFM's restoration of speckle-
+      filled patches and of missing frequencies, through encoder and decoder to the pixels.
+
+    One pass through encoder and decoder serves all parts. A part whose weight is 0, or which has no images in a batch,
+    costs nothing. Supervised multi-task pretraining of a shared decoder: Schaefer et al. 2024 (UMedPT),
+    https://arxiv.org/abs/2311.09847; distillation: :class:`TokenDistillation`; restoration: :class:`Corruption`.
+
+    Args:
+        network: the network that is pretrained and exported, with the head ``"pyramid"``. Its own output layer serves
+            the first data set of ``num_classes``.
+        num_classes: data set -> classes, background included; an image names its data set by the place in this order.
+        teacher: encoder that unlabelled images are distilled from; None leaves distillation out.
+        corruption: what restoration undoes; default :class:`Corruption` of half the patches.
+        segmentation_weight, distillation_weight, restoration_weight: of the parts of the loss.
+        restored_share: share of the unlabelled images that the network sees corrupted.
+        teacher_scale: see :class:`FrozenTeacher`.
+
+    Raises:
+        ValueError: for another head, no data set, or a first data set of other classes than the network.
+    """
+
+    def __init__(
+        self,
+        network: UltrasoundSegmenter,
+        num_classes: Mapping[str, int],
+        teacher: UltrasoundViT | None = None,
+        corruption: nn.Module | None = None,
+        segmentation_weight: float = 1.0,
+        distillation_weight: float = 1.0,
+        restoration_weight: float = 0.2,
+        restored_share: float = 0.5,
+        teacher_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network.head, PyramidHead):
+            raise ValueError('joint pretraining needs a network with head "pyramid".')
+        if not num_classes or next(iter(num_classes.values())) != network.num_classes:
+            raise ValueError(
+                f"the first data set must have the {network.num_classes} classes of the network, got {num_classes}."
+            )
+        self.network = network
+        self.corruption: nn.Module
+        self.datasets = list(num_classes)
+        decoder, dims = network.head.decoder, network.encoder.spatial_dims
+
+        def output(channels: int) -> nn.Module:
+            return upsampling(dims, decoder.out_channels, channels, decoder.strides[-1])
+
+        self.outputs = nn.ModuleDict({name: output(n) for name, n in list(num_classes.items())[1:]})
+        # Over the batch, so that an image without a structure does not swing the loss.
+        self.segmentation_loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+        self.weights = {
+            "segmentation": segmentation_weight,
+            "distillation": distillation_weight if teacher is not None else 0.0,
+            "restoration": restoration_weight,
+        }
+        self.restored_share = restored_share
+        if self.weights["restoration"] > 0:
+            self.corruption = Corruption(network.patch_size, 0.5) if corruption is None else corruption
+            self.to_image = output(network.encoder.in_channels)
+            self.restoration_loss = SpatialFrequencyLoss()
+        if teacher is not None:
+            network.encoder.norm.requires_grad_(True)  # the segmenter itself does not use it
+            self.teacher = FrozenTeacher(teacher, teacher_scale)
+            self.distillation = TokenDistillation(network.encoder.hidden_size, teacher.hidden_size)
+
+    @property
+    def encoder(self) -> UltrasoundViT:
+        return self.network.encoder
+
+    def _encode(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Normalized tokens ``(B, 1 + N, E)`` and the maps for the decoder, in one pass."""
+        encoder = self.encoder
+        kept: dict[int, torch.Tensor] = {}
+        hooks = [
+            encoder.blocks[i].register_forward_hook(lambda _, __, output, i=i: kept.__setitem__(i, output))
+            for i in self.network.indices
+        ]
+        try:
+            tokens = encoder(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        grid = encoder.token_grid(image)
+        return tokens, [kept[i][:, 1:].transpose(1, 2).unflatten(2, grid) for i in self.network.indices]
+
+    def forward(
+        self, image: torch.Tensor, label: torch.Tensor | None = None, dataset: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """One step.
+
+        Args:
+            image: ``(B, C, *S)`` in [0, 1], ``S`` a multiple of the patch size.
+            label: class indices ``(B, 1, *S)``; not looked at for unlabelled images.
+            dataset: ``(B,)``, which data set's classes the label has, -1 for unlabelled images; None is -1 for all.
+
+        Returns:
+            ``loss``, and of the parts that the batch has ``segmentation``, ``distillation``, ``restoration`` (scalars),
+            ``restored`` and ``corrupted`` (images of the restored part).
+        """
+        if dataset is None:
+            dataset = torch.full((len(image),), -1, device=image.device)
+        free = torch.nonzero(dataset < 0).flatten()
+        seen, restored = image, free[:0]
+        if self.weights["restoration"] > 0 and len(free):
+            restored = free[torch.rand(len(free), device=image.device) < self.restored_share]
+            if len(restored):
+                corrupted, _, score = self.corruption(image[restored])
+                seen = image.index_copy(0, restored, corrupted.to(image.dtype))
+        tokens, maps = self._encode(seen)
+        head = cast(PyramidHead, self.network.head)
+        features = head.dropout(head.decoder(seen, maps))
+        parts: dict[str, torch.Tensor] = {}
+        extra: dict[str, torch.Tensor] = {}
+        if label is not None and self.weights["segmentation"] > 0:
+            losses = []
+            for number, name in enumerate(self.datasets):
+                rows = torch.nonzero(dataset == number).flatten()
+                if len(rows):
+                    to_pixels = self.outputs[name] if number else head.to_pixels
+                    logits = to_pixels(features[rows]).float()
+                    losses.append(len(rows) * self.segmentation_loss(logits, label[rows]))
+            if losses:
+                parts["segmentation"] = torch.stack(losses).sum() / (dataset >= 0).sum()
+        if self.weights["distillation"] > 0 and len(free):
+            target = self.teacher(image[free], self.encoder.token_grid(image))
+            parts["distillation"] = self.distillation(tokens[free], target)["loss"]
+        if len(restored):
+            with torch.autocast(image.device.type, enabled=False):
+                clean = image[restored].float()
+                found = self.to_image(features[restored].float())
+                parts["restoration"] = self.restoration_loss(found, clean, score)
+            extra = {"restored": found.detach().clamp(0, 1), "corrupted": corrupted}
+        loss = sum((self.weights[name] * value for name, value in parts.items()), 0.0 * features.float().sum())
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, **extra}
+
+    @torch.no_grad()
+    def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pictures: the input, and what the first data set's output marks, as probability of any class."""
+        logits = self.network(image)
+        logits = logits[0] if isinstance(logits, Sequence) else logits
+        return {"input": image.float(), "marked": 1 - logits.float().softmax(1)[:, :1]}

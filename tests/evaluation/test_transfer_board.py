@@ -1,0 +1,116 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The transfer board: cells by the bundle's own training, and the tables made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_usfm.evaluation.transfer_board import summarize_board, transfer_board
+
+TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
+
+
+def write_cell(folder: Path, task: str, start: str, seed: int, dice: list[float], patients: list[str]) -> None:
+    file = folder / task / "cells" / f"{start}-5pct-seed{seed}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cases = {"patient": patients, "dice": dice}
+    file.write_text(json.dumps({"initialisation": start, "fraction": 0.05, "seed": seed, "cases": cases}))
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for task, count, gain in (("breast", 12, 0.1), ("head", 6, 0.3)):
+        patients = [f"p{i // 2}" for i in range(count)]
+        for seed in (0, 1):
+            base = 0.5 + 0.05 * generator.random(count)
+            write_cell(tmp_path, task, "scratch", seed, base.tolist(), patients)
+            write_cell(tmp_path, task, "foundation", seed, (base + gain).tolist(), patients)
+    return tmp_path
+
+
+def board(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with open(folder / "board.csv", newline="") as file:
+        return {(row["start"], row["task"]): row for row in csv.DictReader(file)}
+
+
+def test_mean_over_tasks_counts_each_task_alike(cells: Path) -> None:
+    summarize_board(cells, "foundation")
+    rows = board(cells)
+    ours = [float(rows["foundation", task]["dice"]) for task in ("breast", "head")]
+    assert float(rows["foundation", "mean"]["dice"]) == pytest.approx(np.mean(ours))
+    assert float(rows["scratch", "mean"]["reference_minus_this"]) == pytest.approx((0.1 + 0.3) / 2)
+
+
+def test_a_constant_gain_has_an_interval_without_width_and_is_significant(cells: Path) -> None:
+    summarize_board(cells, "foundation")
+    row = board(cells)["scratch", "mean"]
+    assert float(row["difference_low"]) == pytest.approx(float(row["difference_high"]))
+    assert float(row["p_adjusted"]) < 0.01
+
+
+def test_interval_of_a_cell_is_that_of_its_patients(cells: Path) -> None:
+    summarize_board(cells, "foundation")
+    row = board(cells)["scratch", "breast"]
+    assert 0.5 < float(row["low"]) < float(row["dice"]) < float(row["high"]) < 0.55
+
+
+def test_a_task_that_a_start_lacks_does_not_count_in_the_mean(cells: Path) -> None:
+    for file in (cells / "head" / "cells").glob("scratch*"):
+        file.unlink()
+    text = summarize_board(cells, "foundation").read_text()
+    assert float(board(cells)["scratch", "mean"]["reference_minus_this"]) == pytest.approx(0.1)
+    assert "| - |" in text
+
+
+def test_a_reference_without_cells_is_refused(cells: Path) -> None:
+    with pytest.raises(ValueError, match="no cell of the reference 'other'"):
+        summarize_board(cells, "other")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
+    for i, split in enumerate(["training"] * 4 + ["validation"] * 2 + ["test"] * 2):
+        label = np.zeros((40, 40), np.uint8)
+        label[10:30, 10 : 20 + i] = 255
+        Image.fromarray((label * 0.8).astype(np.uint8)).save(tmp_path / f"i{i}.png")
+        Image.fromarray(label).save(tmp_path / f"l{i}.png")
+        lists[split].append({"image": f"i{i}.png", "label": f"l{i}.png", "patient": f"p{i}"})
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    unet = {"_target_": "UNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    unet |= {"channels": [4, 8], "strides": [2], "num_res_units": 1}
+    content = {
+        "options": {"steps": 2, "max_epochs": 1, "batch_size": 2, "spatial_size": [32, 32], "amp": "fp32"}
+        | {"device": "$torch.device('cpu')", **{f"encoder#{k}": v for k, v in TINY.items()}},
+        "tasks": {"square": {"datalist": "list.json"}},
+        "starts": {"scratch": {}, "unet": {"network_def": unet, "optimizer#params": "$@network_def.parameters()"}},
+        "fractions": [0.5, 1.0],
+        "seeds": [0],
+        "reference": "scratch",
+    }
+    (tmp_path / "board.json").write_text(json.dumps(content))
+    return tmp_path / "board.json"
+
+
+def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(plan: Path, tmp_path: Path) -> None:
+    table = transfer_board(str(plan), str(tmp_path / "out"))
+    cells = [json.loads(file.read_text()) for file in sorted((tmp_path / "out/square/cells").glob("*.json"))]
+    assert {(c["initialisation"], c["fraction"], c["details"]["images"]) for c in cells} == {
+        ("scratch", 0.5, 2), ("scratch", 1.0, 4), ("unet", 0.5, 2), ("unet", 1.0, 4),
+    }  # fmt: skip
+    assert all(cell["cases"]["patient"] == ["p6", "p7"] for cell in cells)
+    assert "unet" in table.read_text()
+    assert not list((tmp_path / "out").rglob("*.pt"))
+
+
+def test_an_unknown_start_is_named(plan: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no starts best; it has scratch, unet"):
+        transfer_board(str(plan), str(tmp_path / "out"), starts=["best"])

@@ -1,0 +1,71 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The overlays of the pretraining bundle that have a teacher: distill.json and foundation.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_usfm.networks import UltrasoundSegmenter, load_pretrained, usfm_vit
+from monai_usfm.workflow import run_bundle
+
+TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
+QUICK = {
+    "spatial_size": [32, 32],
+    "max_epochs": 1,
+    "batch_size": 4,
+    "epoch_length": 8,
+    "num_workers": 0,
+    "picture_interval": 1,
+    "amp": "fp32",
+    "device": "$torch.device('cpu')",
+    **{f"encoder#{key}": value for key, value in TINY.items()},
+    **{f"teacher_def#{key}": value for key, value in TINY.items()},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six labelled pictures of a bright square, and the weights of a teacher."""
+    folder = tmp_path_factory.mktemp("data")
+    items = []
+    for i in range(6):
+        image = np.random.default_rng(i).integers(0, 100, (40, 40)).astype(np.uint8)
+        label = np.zeros_like(image)
+        label[5 + i : 25 + i, 10:30] = 255
+        Image.fromarray(np.where(label, 200, image).astype(np.uint8)).save(folder / f"image{i}.png")
+        Image.fromarray(label).save(folder / f"label{i}.png")
+        items.append({"image": f"image{i}.png", "label": f"label{i}.png", "organ": "breast", "patient": str(i)})
+    (folder / "dataset.json").write_text(json.dumps({"training": items[:4], "validation": items[4:]}))
+    teacher = usfm_vit("small", img_size=224, patch_size=14, in_channels=3, pos_embed="learnable", **TINY)
+    torch.save(teacher.state_dict(), folder / "teacher.pt")
+    return folder
+
+
+def run(overlay: str, data: Path, output: Path, **options: object) -> None:
+    paths = {"output_dir": str(output), "export_path": str(output / "model.pt"), "teacher": str(data / "teacher.pt")}
+    run_bundle("pretraining", overlays=[overlay], **QUICK, **paths, **options)
+
+
+def test_distillation_exports_an_encoder(data: Path, tmp_path: Path) -> None:
+    run("distill", data, tmp_path, dataset_dir=str(data))
+    report = load_pretrained(usfm_vit("tiny", img_size=32, in_channels=1, **TINY), tmp_path / "model.pt")
+    assert not report.missing
+
+
+def test_joint_pretraining_exports_a_segmenter_with_its_decoder(data: Path, tmp_path: Path) -> None:
+    parts = {
+        "breast": {"dataset_dir": str(data), "num_classes": 2},
+        "unlabelled": {"datalist": str(data / "dataset.json")},
+    }
+    run("foundation", data, tmp_path, parts=parts)
+    network = UltrasoundSegmenter(usfm_vit("tiny", img_size=32, in_channels=1, **TINY), 2)
+    report = load_pretrained(network, tmp_path / "model.pt")
+    assert not report.missing
+    assert sorted(path.name for path in tmp_path.glob("pictures/*.png"))
