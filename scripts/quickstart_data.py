@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_datalist import main as make_datalist
 from PIL import Image
 
-from monai_usfm.data import LoadUltrasound, load_datalist, write_synthetic_dataset
+from monai_usfm.data import LoadUltrasound, UnknownPatientsError, load_datalist, make_datalist
+from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.transforms import LabelIndices, is_jpeg_label
 
 MINIMUM = {"training": 16, "validation": 2, "test": 5}  # labelled images without which a score would say nothing
@@ -73,10 +73,14 @@ def plan_of_simulation(options: argparse.Namespace) -> dict[str, Any]:
 def plan_of_user(options: argparse.Namespace) -> dict[str, Any]:
     """Pretraining on the user's images; segmentation on them too where enough of them have usable labels."""
     datalist = options.output / "pretraining.json"
-    if make_datalist(
-        [str(options.data), "--output", str(datalist), "--dataset-dir", str(options.data), "--split", "0.7/0.1/0.2"]
-    ):
-        raise SystemExit(f"{options.data} holds no image that can be read; see above for the reasons.")
+    where = {"output": str(datalist), "dataset_dir": str(options.data), "split": "0.7/0.1/0.2"}
+    try:
+        make_datalist([str(options.data)], **where)
+        patients = "Patients were taken from paths; check the split in pretraining.json before you quote a score."
+    except UnknownPatientsError as error:
+        print(f"Note: {error}")
+        make_datalist([str(options.data)], **where, patient_pattern="(.*)")
+        patients = "Patients are NOT known, so one may be in training and test: the scores may be too good."
     content = json.loads(datalist.read_text(encoding="utf-8"))
     numbers = {section: len(content[section]) for section in MINIMUM}
     pretraining = {
@@ -126,7 +130,7 @@ def plan_of_user(options: argparse.Namespace) -> dict[str, Any]:
         "summary": note,
         "notes": [
             note,
-            "Patients were guessed from file names; check the split in pretraining.json before you quote a score.",
+            patients,
         ],
     }
 

@@ -55,7 +55,7 @@ bundle usfm_segmentation simulated_volumes +volume --pretrained "$out/simulated/
     --max_epochs 8 --warmup_epochs 1 --val_interval 4 --batch_size 2 --synthetic#num_training 264 --synthetic#num_validation 12 \
     --synthetic#num_test 24 --synthetic#seed 1
 # HC18: pixel sizes and published circumferences are in its table.
-python -W ignore "$here/scripts/join_table.py" --datalist "$data/fetal_head_hc18/dataset.json" \
+python -W ignore -m monai_usfm join-table --datalist "$data/fetal_head_hc18/dataset.json" \
     --table "$data/fetal_head_hc18/labels.csv" --output "$out/fetal_head.json" \
     --columns patient=subject_id spacing=pixel_size_mm circumference=head_circumference_mm
 bundle usfm_segmentation fetal_head_first --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \

@@ -113,34 +113,6 @@ def test_regions_outside_the_image_and_other_sizes_are_refused(script, tmp_path,
     assert "'20,20' is not ROW,COLUMN,RADIUS" in capsys.readouterr().err
 
 
-# check_leaks
-
-
-def leak_list(folder: Path, planted: bool) -> Path:
-    rng = np.random.default_rng(1)
-    lists: dict[str, list] = {"training": [], "validation": [], "test": []}
-    for section, items in lists.items():
-        for i in range(3):
-            values = gaussian_filter(rng.normal(size=(90, 110)), 6)
-            values = 200 * (values - values.min()) / np.ptp(values)
-            Image.fromarray(values.astype(np.uint8)).save(folder / f"{section}_{i}.png")
-            items.append({"image": f"{section}_{i}.png"})
-    if planted:  # brighter and smaller, so not the same file
-        copy = Image.open(folder / "training_1.png").point(lambda v: min(255, int(1.2 * v))).resize((70, 60))
-        copy.save(folder / "test_2.png")
-    (folder / "dataset.json").write_text(json.dumps(lists))
-    return folder / "dataset.json"
-
-
-@pytest.mark.parametrize("planted", [False, True])
-def test_a_planted_copy_is_the_exit_status_and_the_table(script, tmp_path, capsys, planted):
-    status = script("check_leaks", "--datalist", leak_list(tmp_path, planted), "--output", tmp_path / "leaks")
-    assert status == int(planted)
-    found = [(Path(row["train"]).name, Path(row["test"]).name) for row in rows(tmp_path / "leaks" / "leaks.csv")]
-    assert found == [("training_1.png", "test_2.png")] * planted
-    assert f"3 training and 6 other images: {int(planted)} leaks" in capsys.readouterr().out
-
-
 # audit_shortcuts
 
 

@@ -29,6 +29,11 @@ app = App(
 )
 
 VERBS = {
+    "Data": {
+        "datalist": ("monai_usfm.data:make_datalist", "Make a datalist from folders of files, split by patient."),
+        "join-table": ("monai_usfm.data:join_table", "Give the items of a datalist what a table knows of them."),
+        "check-leaks": ("monai_usfm.evaluation:check_leaks", "Stop when test data stand in the training data."),
+    },
     "Networks": {
         "pretrain": ("monai_usfm.cli.bundles:pretrain", "Train an encoder on images without labels."),
         "train": (

@@ -7,12 +7,15 @@ from __future__ import annotations
 from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
 
 from .classes import class_weights, load_class_sections, load_class_splits
-from .datalist import check_patient_leak, label_fraction, load_datalist
+from .datalist import check_patient_leak, join_table, label_fraction, load_datalist, read_datalist
 from .dataset import UltrasoundDataset
 from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
+from .folders import mark_results
 from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, unreadable_reason
 from .joint import JointBatch, JointLabeld, joint_classes, joint_splits, joint_weights
+from .listing import UnknownPatientsError, make_datalist
 from .loading import LoadUltrasound, LoadUltrasoundd
+from .patients import add_patients
 from .reader import UltrasoundReader
 from .sampler import OrganBalancedSampler, organ_balanced_weights
 from .splits import list_images, load_sections, load_splits, result_name, results_root
@@ -30,13 +33,16 @@ __all__ = [
     "UltrasoundDicomReader",
     "UltrasoundReader",
     "UltrasoundRegion",
+    "UnknownPatientsError",
     "UnreadableImageError",
     "UprightGray",
     "UprightGrayd",
+    "add_patients",
     "check_patient_leak",
     "class_weights",
     "convert_dicom",
     "frame_times",
+    "join_table",
     "joint_classes",
     "joint_splits",
     "joint_weights",
@@ -47,7 +53,10 @@ __all__ = [
     "load_datalist",
     "load_sections",
     "load_splits",
+    "make_datalist",
+    "mark_results",
     "organ_balanced_weights",
+    "read_datalist",
     "result_name",
     "results_root",
     "ultrasound_regions",

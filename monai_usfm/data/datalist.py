@@ -1,25 +1,33 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Datalists: read and check them, take nested fractions of their labels, refuse patients that cross splits."""
+"""Datalists: read and check them, join tables, take nested fractions of labels, refuse patients that cross splits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from monai.config import PathLike
 
+from monai_usfm.files import write_text_atomically
+
 from .formats import SUPPORTED_SUFFIXES
+from .patients import patient_key
+from .tables import Table, path_key, value_of
 
-__all__ = ["check_patient_leak", "label_fraction", "load_datalist"]
+__all__ = ["check_patient_leak", "join_table", "label_fraction", "load_datalist", "read_datalist"]
 
+DATALIST_NAME = "dataset.json"
+"""The name that our tools give a datalist and our bundles look for in ``dataset_dir``."""
+SPLITS = ("training", "validation", "test")
 Item = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +46,33 @@ def renamed_argument(old: str, new: str) -> Callable[[F], F]:
         return cast(F, call)
 
     return decorate
+
+
+def read_datalist(datalist: PathLike) -> dict[str, Any]:
+    """The content of a datalist, an object with the splits among its keys.
+
+    Raises:
+        FileNotFoundError: for no such file.
+        ValueError: for what is no JSON object, and for a key that stands in it twice: one of two lists would be lost.
+    """
+    file = Path(datalist)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such datalist; make one with `monai-usfm datalist FOLDER`.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        doubled = [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
+        if doubled:
+            raise ValueError(f"the key {doubled[0]!r} stands twice in one object; keep one of them")
+        return dict(pairs)
+
+    try:
+        # some editors put a byte order mark first
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON file ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold an object with {', '.join(SPLITS)}, not a {type(content).__name__}.")
+    return content
 
 
 @renamed_argument("section", "split")
@@ -70,15 +105,7 @@ def load_datalist(
     base = file.parent if dataset_dir is None else Path(dataset_dir)
     if dataset_dir is not None and not base.is_dir():
         raise FileNotFoundError(f"{base}: no such folder; correct dataset_dir.")
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such datalist; make one with scripts/make_datalist.py.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark first
-    except ValueError as error:
-        raise ValueError(f"{file}: not a JSON file ({error}).") from error
-    lists = (
-        {key: value for key, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
-    )
+    lists = {key: value for key, value in read_datalist(file).items() if isinstance(value, list)}
     if split not in lists:
         raise ValueError(f"{file}: has no list {split!r}; it has {', '.join(sorted(lists)) or 'none'}.")
     if not lists[split]:
@@ -95,6 +122,13 @@ def load_datalist(
                 f"{file}: item {index} of {split!r} lacks {', '.join(lacking)}; it has {', '.join(sorted(item))}."
             )
         items.append(with_patient({key: _resolved(base, key, value) for key, value in item.items()}))
+    entries = Counter((path_key(str(item.get("image"))), str(item.get("frame"))) for item in items)
+    if doubled := [image for (image, _), number in entries.items() if number > 1]:
+        warnings.warn(
+            f"{file}: {len(doubled)} images stand more than once in {split!r}, for example {doubled[0]}: they count "
+            "more than the others.",
+            stacklevel=3,
+        )
     if check_files:
         missing = [path for item in items for key, value in item.items() for path in _paths(key, value)]
         missing = [path for path in dict.fromkeys(missing) if not Path(path).exists()]
@@ -108,8 +142,10 @@ def load_datalist(
 
 def with_patient(item: Item) -> Item:
     """The item with its patient under the name that the package uses, also where it says ``patient_id``."""
-    known = next((item[key] for key in ("patient", "patient_id") if item.get(key) is not None), None)
-    return item if known is None else {**item, "patient": known}
+    known = next((item[key] for key in ("patient", "patient_id") if patient_key(item.get(key)) is not None), None)
+    if known is not None:
+        return {**item, "patient": known}
+    return {**item, "patient": None} if "patient" in item else item
 
 
 def label_fraction(
@@ -171,6 +207,10 @@ def check_patient_leak(
 ) -> None:
     """Refuse splits that share a patient or a file.
 
+    A patient is the same however it is written (:func:`~monai_usfm.data.patients.patient_key`: ``P01``, `` p1``), a
+    file under every name: by another path, a link, or as a copy with the same bytes. Files that do not exist are
+    compared by name.
+
     Args:
         splits: name of the split -> items.
         group: key of the patient, or a function of the item; items without it are compared by file only.
@@ -178,20 +218,18 @@ def check_patient_leak(
     Raises:
         ValueError: naming up to ten patients and files that stand in two splits, and the number of them.
     """
-    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    twins = equal_files({str(item["image"]) for items in splits.values() for item in items if item.get("image")})
+    places: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # patient or file -> split -> as it is written
     for split, items in splits.items():
         for item in items:
             name = group(item) if callable(group) else item.get(group)
-            # 1 and "1", a.png and ./a.png are one
-            found = ([("patient", str(name))] if name is not None else []) + (
-                [("image", os.path.normpath(str(item["image"])))] if item.get("image") else []
-            )
-            for place in found:
-                if split not in places[place]:
-                    places[place].append(split)
+            if (key := patient_key(name)) is not None:
+                places["patient", key].setdefault(split, str(name))
+            if image := item.get("image"):
+                places["image", twins[str(image)]].setdefault(split, str(image))
     leaks = [
-        f"{kind} {name} ({', '.join(where)})"
-        for (kind, name), where in sorted(places.items(), key=str)
+        f"{kind} {' = '.join(dict.fromkeys(where.values()))} ({', '.join(where)})"
+        for (kind, _), where in sorted(places.items())
         if len(where) > 1
     ]
     if leaks:
@@ -199,6 +237,80 @@ def check_patient_leak(
             f"{len(leaks)} patients or images stand in two splits, so results would be too good: "
             f"{'; '.join(leaks[:10])}{' ...' if len(leaks) > 10 else ''}. Split by patient."
         )
+
+
+def equal_files(files: Iterable[str]) -> dict[str, str]:
+    """``file -> name`` such that two names of one file, links and copies with the same bytes have one name.
+
+    Only files of equal size are read, and only their first 64 KB where these differ.
+    """
+    alike: dict[Any, list[str]] = defaultdict(list)
+    for file in sorted(files):
+        size = os.path.getsize(file) if os.path.isfile(file) else None
+        alike[path_key(file) if size is None else size].append(file)
+
+    def digest(file: str, length: int) -> bytes:
+        with open(file, "rb") as stream:
+            return hashlib.sha256(stream.read(length)).digest()
+
+    names: dict[str, str] = {}
+    for size, found in alike.items():
+        if isinstance(size, str) or len(found) == 1:
+            names.update(dict.fromkeys(found, found[0]))
+            continue
+        for length in (2**16, -1):  # the whole of those only that begin alike
+            beginnings = {file: digest(file, length) for file in found}
+            counts = Counter(beginnings.values())
+            names.update({file: file for file in found if counts[beginnings[file]] == 1})
+            found = [file for file in found if counts[beginnings[file]] > 1]
+        first: dict[bytes, str] = {}
+        names.update({file: first.setdefault(beginnings[file], file) for file in found})
+    return names
+
+
+def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str | None = None) -> Path:
+    """Give the items of a datalist what a table knows of them: patients, pixel sizes, classes, measurements.
+
+    With ``spacing`` (mm per pixel) images without geometry get theirs, with ``patient`` the check for patients in two
+    splits works, and ``circumference`` is what the segmentation bundle compares with.
+
+    Args:
+        datalist: JSON file with the splits.
+        table: CSV file with a column ``image`` that names the images as the datalist does, or by the ends of their
+            paths.
+        columns: what to take over, ``KEY=COLUMN`` or ``COLUMN``: ``patient=subject_id spacing=pixel_size_mm``.
+        output: the new list, with the same paths: keep it in the folder of the old one, or name that folder by
+            ``dataset_dir``. Without it the datalist itself is replaced.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        FileNotFoundError: for no such file.
+        ValueError: for a column that the table lacks, an image that it does not name, an empty cell, or a file that is
+            no datalist. Nothing is written then.
+    """
+    pairs = [entry.partition("=") for entry in columns]
+    wanted = {key: column or key for key, _, column in pairs}
+    rows = Table(table, list(wanted.values()))
+    content = read_datalist(datalist)
+    count = 0
+    for split in (name for name in SPLITS if content.get(name)):
+        # a datalist may name an image by its path alone
+        items = [{"image": entry} if isinstance(entry, str) else entry for entry in content[split]]
+        for item, row in zip(items, rows.rows_of([str(item.get("image")) for item in items]), strict=True):
+            if row is None:
+                raise ValueError(f"{table}: no row for {item.get('image')} of {datalist}.")
+            for key, column in wanted.items():
+                if not row[column]:
+                    raise ValueError(f"{table}: {column} of {item['image']} is empty.")
+                # a patient is a name even where all its characters are digits
+                item[key] = row[column] if key in ("patient", "patient_id") else value_of(row[column])
+        content[split] = items
+        count += len(items)
+    file = write_text_atomically(output or datalist, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(f"{file}: {', '.join(wanted)} for {count} items.")
+    return file
 
 
 def _all_have(items: Sequence[Item], key: str) -> bool:
@@ -217,8 +329,19 @@ def _is_file_name(key: str, value: Any) -> bool:
 
 def _resolved(base: Path, key: str, value: Any) -> Any:
     if isinstance(value, list) and value and all(_is_file_name(key, entry) for entry in value):
-        return [str(base / entry) for entry in value]
-    return str(base / value) if _is_file_name(key, value) else value
+        return [_whole_path(base, entry) for entry in value]
+    return _whole_path(base, value) if _is_file_name(key, value) else value
+
+
+def _whole_path(base: Path, name: str) -> str:
+    """The path without ``..``, so that results named after it stay in their folder; letters as the disk has them."""
+    path = base / name
+    if ".." in path.parts:
+        path = path.parent.resolve() / path.name
+    if not path.exists():
+        forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+        path = next((form for form in forms if form.exists()), path)
+    return str(path)
 
 
 def _paths(key: str, value: Any) -> list[str]:

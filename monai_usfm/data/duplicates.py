@@ -1,110 +1,219 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Find near-identical images by a perceptual hash, and join what belongs together into groups."""
+"""Find copies of an image by a perceptual hash, also cropped, framed and mirrored ones, and join what belongs together.
+
+The hash is the difference hash (N. Krawetz, "Kind of Like That", 2013,
+https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html), here with 16 x 16 bits. It survives
+other sizes, compression, brightness and noise. A crop or a frame shifts its grid, so each image has one hash of the
+whole and one of its content without a uniform border, both of several crops.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-__all__ = ["difference_hash", "hamming_distances", "joined_groups", "near_duplicates"]
+__all__ = ["Copy", "difference_hash", "find_copies", "image_hashes", "joined_groups"]
 
 HASH_SIDE = 16
 """The hash has ``HASH_SIDE ** 2`` = 256 bits."""
+MAX_BITS = 40
+"""Two images at most this far apart are copies of each other."""
 MIN_BITS = 16
 """A hash with fewer bits set belongs to a nearly flat image and says nothing."""
+CROPS = (0.0, 0.03)
+"""What is cut off at each of the four sides, as a share of the length: 16 crops."""
+SCREENING_BITS = 90
+"""Pairs whose whole images and contents are farther apart than this are not compared crop by crop."""
+BORDER_LEVEL = 16 / 255
+"""Outer rows and columns whose values spread less than this, relative to the image's, are a border."""
 
 
-def difference_hash(image: torch.Tensor) -> np.ndarray:
-    """256-bit difference hash of an image: is each cell of a 16 x 16 grid brighter than its right neighbour?
+class Copy(NamedTuple):
+    """Two images that are copies of each other, by their indices; ``distance`` in bits of 256."""
 
-    It survives rescaling, recompression and changes of brightness. N. Krawetz, "Kind of Like That", 2013,
-    https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html, there with 64 bits.
+    first: int
+    second: int
+    distance: int
+    mirrored: bool
+
+
+def image_hashes(image: torch.Tensor) -> np.ndarray:
+    """The hashes of an image by which :func:`find_copies` knows it.
 
     Args:
         image: ``(C, H, W)`` or ``(C, D, H, W)``, any real type; channels are averaged, of a volume the middle slice is
             taken.
 
     Returns:
-        ``(256,)``, bool, row by row.
+        ``(2, 2, 16, 32)`` uint8: of the whole image and of its content (:func:`content_box`), as it is and mirrored
+        left to right, for 16 crops (the first cuts nothing off), 256 bits packed.
     """
-    grey = image.as_subclass(torch.Tensor).float().mean(dim=0)
-    if grey.ndim == 3:
-        grey = grey[len(grey) // 2]
-    # antialiased, so that a picture and its resized copy agree; differences below 0.1 % of the range count as none
-    size = (HASH_SIDE, HASH_SIDE + 1)
-    cells = F.interpolate(grey[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
-    cells = cells / cells.abs().amax().clamp_min(1e-12)
-    return (cells[:, :-1] - cells[:, 1:] > 1e-3).flatten().cpu().numpy()
+    plane = image.as_subclass(torch.Tensor).float().mean(dim=0)
+    if plane.ndim == 3:
+        plane = plane[len(plane) // 2]
+    values = plane.cpu().numpy()
+    top, bottom, left, right = content_box(values)
+    return np.stack([_crop_hashes(values), _crop_hashes(values[top:bottom, left:right])])
 
 
-def near_duplicates(hashes: Sequence[np.ndarray], max_distance: int = 12) -> list[tuple[int, int]]:
-    """Pairs ``(i, j)``, ``i < j``, whose hashes differ in at most ``max_distance`` bits.
-
-    Hashes with fewer than 16 set bits (blank pictures) tell nothing and are left out. Time grows with the square of
-    the number of images: 20 000 take seconds, 100 000 minutes.
+def difference_hash(image: torch.Tensor) -> np.ndarray:
+    """256-bit difference hash of a whole image: is each cell of a 16 x 16 grid brighter than its right neighbor?
 
     Args:
-        hashes: of :func:`difference_hash`.
-        max_distance: in bits of 256; unrelated ultrasound images of one device mostly differ in more than 50.
+        image: as for :func:`image_hashes`.
+
+    Returns:
+        ``(256,)``, bool, row by row.
+    """
+    return np.unpackbits(image_hashes(image)[0, 0, 0]).astype(bool)
+
+
+def content_box(values: np.ndarray) -> tuple[int, int, int, int]:
+    """Rows ``top:bottom`` and columns ``left:right`` that are left without a uniform border, such as a frame.
+
+    Args:
+        values: ``(H, W)``. An image that is uniform everywhere keeps all.
+    """
+    level = BORDER_LEVEL * float(np.ptp(values))
+    rows = np.flatnonzero(np.ptp(values, axis=1) > level)
+    if not len(rows):
+        return 0, values.shape[0], 0, values.shape[1]
+    columns = np.flatnonzero(np.ptp(values[rows[0] : rows[-1] + 1], axis=0) > level)
+    if not len(columns):
+        return 0, values.shape[0], 0, values.shape[1]
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def _crop_hashes(values: np.ndarray) -> np.ndarray:
+    """``(H, W) -> (2, 16, 32)``: the hashes of all crops, as they are and mirrored, packed."""
+    cuts = [(low, high) for low in CROPS for high in CROPS]
+    rows = np.stack([_resampling(values.shape[0], HASH_SIDE, *cut) for cut in cuts])
+    columns = np.stack([_resampling(values.shape[1], HASH_SIDE + 1, *cut) for cut in cuts])
+    cells = np.einsum("rih,hw,cjw->rcij", rows, values, columns, optimize=True).reshape(-1, HASH_SIDE, HASH_SIDE + 1)
+    # differences below 0.1 % of the range count as none
+    cells /= np.abs(cells).max(axis=(1, 2), keepdims=True).clip(1e-12)
+    steps = np.stack([cells[..., :-1] - cells[..., 1:], np.diff(cells)[..., ::-1]])
+    return np.packbits((steps > 1e-3).reshape(2, len(cells), -1), axis=-1)
+
+
+@lru_cache(maxsize=4096)
+def _resampling(length: int, cells: int, low: float, high: float) -> np.ndarray:
+    """Weights ``(cells, length)`` of a linear, antialiased reduction of the part between two cuts, as Pillow's."""
+    start, stop = round(low * length), max(length - round(high * length), round(low * length) + 1)
+    step = (stop - start) / cells
+    support = max(step, 1.0)
+    centers = start + (np.arange(cells)[:, None] + 0.5) * step
+    places = np.arange(length) + 0.5
+    weights = (1 - np.abs(places - centers) / support).clip(0) * ((places > start) & (places < stop))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def find_copies(
+    hashes: Sequence[np.ndarray], others: Sequence[np.ndarray] | None = None, max_bits: int = MAX_BITS
+) -> list[Copy]:
+    """Pairs of images that are copies of each other, whatever the size, brightness, crop, frame or mirroring.
+
+    Two images are compared whole and by their contents, as they are and mirrored at either axis or both; where these
+    are not too far apart, the crops of one with the other and the reverse. The smallest distance counts. Hashes with
+    fewer than 16 set bits (blank images) tell nothing. Time grows with the square of the number of images.
+
+    Args:
+        hashes: of :func:`image_hashes`, one for each image.
+        others: images to compare them with; None compares them with each other.
+        max_bits: largest distance of two copies.
+
+    Returns:
+        In the order of ``first``, then ``second``; ``first < second`` where there are no ``others``.
 
     Raises:
         ValueError: for a negative distance.
     """
-    if max_distance < 0:
-        raise ValueError(f"max_distance must be 0 or more, got {max_distance}.")
-    if len(hashes) == 0:
+    if max_bits < 0:
+        raise ValueError(f"max_bits must be 0 or more, got {max_bits}.")
+    first = np.stack(hashes) if len(hashes) else np.zeros((0, 2, 2, 16, 32), np.uint8)
+    second = first if others is None else np.stack(others) if len(others) else first[:0]
+    if not len(first) or not len(second):
         return []
-    bits = torch.from_numpy(np.stack(hashes))
-    pairs: list[tuple[int, int]] = []
-    for start in range(0, len(bits), 1024):
-        distances = hamming_distances(bits[start : start + 1024], bits[start:])
-        first, second = torch.nonzero(distances <= max_distance, as_tuple=True)
-        later = second > first
-        pairs += zip((first[later] + start).tolist(), (second[later] + start).tolist(), strict=True)
-    return pairs
+    whole = torch.from_numpy(_signs(first[:, :, 0, 0]))
+    turned = torch.from_numpy(_signs(_turned(second)[:, :, :, 0]))
+    copies: list[Copy] = []
+    for start in range(0, len(first), 256):
+        rows = slice(start, start + 256)
+        products = [[whole[rows, part] @ turned[:, part, turn].T for part in range(2)] for turn in range(4)]
+        agreement, turns = torch.stack([torch.maximum(*parts) for parts in products]).max(0)
+        nearest = ((HASH_SIDE**2 - agreement) / 2).numpy()
+        pairs = np.argwhere(nearest <= max(SCREENING_BITS, max_bits))
+        if others is None:
+            pairs = pairs[pairs[:, 1] > pairs[:, 0] + start]
+        distances, mirrored = nearest[tuple(pairs.T)], turns.numpy()[tuple(pairs.T)] > 0
+        apart = np.flatnonzero(distances > max_bits)
+        for block in np.split(apart, range(2048, len(apart), 2048)) if len(apart) else ():
+            cropped = _distances(first[pairs[block, 0] + start], second[pairs[block, 1]])
+            distances[block], mirrored[block] = cropped.min(axis=1), cropped.argmin(axis=1) > 0
+        copies += [
+            Copy(int(pairs[i, 0]) + start, int(pairs[i, 1]), int(distances[i]), bool(mirrored[i]))
+            for i in np.flatnonzero(distances <= max_bits)
+        ]
+    return copies
 
 
-def hamming_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Differing bits of each pair of hashes, ``(M, 256), (M', 256) -> (M, M')``; infinite where one tells nothing."""
-    # for vectors of +1 and -1 the number of differing places is (length - dot product) / 2
-    distances = (first.shape[1] - (2.0 * first.float() - 1) @ (2.0 * second.float() - 1).T) / 2
-    distances[first.sum(1) < MIN_BITS] = torch.inf
-    distances[:, second.sum(1) < MIN_BITS] = torch.inf
-    return distances
+def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Hashes of ``M`` pairs -> ``(M, 4)``: the smallest distance of each pair, for each way to turn the second."""
+    turned = _turned(second)
+    result = np.full((len(first), 4), HASH_SIDE**2)
+    for turn in range(4):
+        for crops, base in ((first[:, :, 0], turned[:, :, turn, 0]), (turned[:, :, turn], first[:, :, 0, 0])):
+            crops = crops.reshape(len(first), -1, 1, crops.shape[-1])
+            base = base[:, None]
+            distances = np.where(_telling(crops) & _telling(base), _count(crops ^ base), HASH_SIDE**2)
+            result[:, turn] = np.minimum(result[:, turn], distances.min(axis=(1, 2)))
+    return result
 
 
-def joined_groups(count: int, pairs: Iterable[tuple[int, int]], keys: Iterable[Sequence[Hashable]] = ()) -> list[int]:
+def _turned(hashes: np.ndarray) -> np.ndarray:
+    """``(M, 2, 2, 16, 32) -> (M, 2, 4, 16, 32)``: as it is, mirrored left to right, and both upside down."""
+    rows = hashes.reshape(*hashes.shape[:-1], HASH_SIDE, HASH_SIDE // 8)
+    return np.concatenate([hashes, np.flip(rows, -2).reshape(hashes.shape)], axis=2)
+
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1).astype(np.uint8)
+
+
+def _count(packed: np.ndarray) -> np.ndarray:
+    return _BITS[packed].sum(axis=-1, dtype=np.int32)
+
+
+def _telling(packed: np.ndarray) -> np.ndarray:
+    return _count(packed) >= MIN_BITS
+
+
+def _signs(packed: np.ndarray) -> np.ndarray:
+    """Bits as +1 and -1: the number of unlike ones is (256 - dot product) / 2; zeros, half-way, where none tells."""
+    return np.where(_telling(packed)[..., None], 2 * np.unpackbits(packed, axis=-1).astype(np.float32) - 1, 0)
+
+
+def joined_groups(count: int, pairs: Iterable[Sequence[int]], keys: Iterable[Sequence[Hashable]] = ()) -> list[int]:
     """Number items such that two get one number when a chain of pairs or equal keys joins them.
 
     Args:
         count: number of items.
-        pairs: items that belong together.
+        pairs: items that belong together, the first two entries of each.
         keys: each a sequence of ``count`` values; items of equal value belong together, those of ``None`` to nobody.
 
     Returns:
-        The group of each item: the smallest index of an item in it.
+        The group of each item, numbered from 0.
     """
-    parent = list(range(count))
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    def join(first: int, second: int) -> None:
-        a, b = root(first), root(second)
-        parent[max(a, b)] = min(a, b)
-
-    for first, second in pairs:
-        join(first, second)
+    edges = [(pair[0], pair[1]) for pair in pairs]
     for values in keys:
         seen: dict[Hashable, int] = {}
-        for item, value in enumerate(values):
-            if value is not None:
-                join(seen.setdefault(value, item), item)
-    return [root(item) for item in range(count)]
+        edges += [(seen.setdefault(value, item), item) for item, value in enumerate(values) if value is not None]
+    rows, columns = np.array(edges, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].tolist()

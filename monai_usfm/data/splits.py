@@ -5,26 +5,34 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.data.folder_layout import default_name_formatter
 from monai.utils import deprecated
 
-from monai_usfm.data.datalist import check_patient_leak, load_datalist, renamed_argument, with_patient
-from monai_usfm.data.formats import SUPPORTED_SUFFIXES, has_dicom_mark
+from monai_usfm.data.datalist import (
+    DATALIST_NAME,
+    SPLITS,
+    check_patient_leak,
+    load_datalist,
+    read_datalist,
+    renamed_argument,
+    with_patient,
+)
+from monai_usfm.data.folders import find_files
+from monai_usfm.data.formats import SUPPORTED_SUFFIXES
+from monai_usfm.data.patients import patient_key
 from monai_usfm.simulation import write_synthetic_dataset
 
 __all__ = ["list_images", "load_splits", "result_name", "results_root"]
 
 logger = logging.getLogger(__name__)
-
-SPLITS = ("training", "validation", "test")
 
 
 @renamed_argument("sections", "splits")
@@ -54,7 +62,7 @@ def load_splits(
         required: keys that every item must have.
         holdout: a list without ``validation`` gives this share of its training items to it, chosen by a hash of the
             patient (of the file name where no patient is known), so that it does not change from run to run; at least
-            one patient. The only patient of a list is in both.
+            one patient of each class that has two. The only patient of a list is in both.
         check_files: see :func:`~monai_usfm.data.load_datalist`.
 
     Raises:
@@ -70,7 +78,7 @@ def load_splits(
         datalist = write_synthetic_dataset(synthetic_dir, **(synthetic or {}))
         dataset_dir = Path(datalist).parent
     elif not datalist:
-        datalist = Path(str(dataset_dir)) / "dataset.json"
+        datalist = Path(str(dataset_dir)) / DATALIST_NAME
 
     def read(split: str) -> list[dict[str, Any]]:
         return load_datalist(datalist, dataset_dir or None, split, required=required, check_files=check_files)
@@ -81,10 +89,9 @@ def load_splits(
         return {split: read(split) for split in splits}
     lists = {split: read(split) for split in splits if split != "validation"}
     training = lists.get("training") or read("training")
-    shares = [_share(item) for item in training]
-    limit = max(holdout, math.nextafter(min(shares), 1))  # a short list gives one patient too
-    held = [item for item, share in zip(training, shares, strict=True) if share < limit]
-    kept = [item for item, share in zip(training, shares, strict=True) if share >= limit]
+    held_shares = _held_out(training, holdout)
+    held = [item for item in training if _share(item) in held_shares]
+    kept = [item for item in training if _share(item) not in held_shares]
     if not kept:
         logger.warning("%s has one patient only: it is trained on and validated.", datalist)
         kept = training
@@ -101,34 +108,37 @@ def list_images(
 ) -> list[dict[str, Any]]:
     """Items to run inference on: a split of a datalist, or every image file below a folder.
 
-    Of a datalist each image once, with its patient where all have one: what else its items have need not collate. DICOM
-    files need no ending; hidden files, such as the ``._a.png`` of a Macintosh, are left out.
+    Of a datalist each image once, with its patient where all have one: what else its items have need not collate. Below
+    a folder what is no image, and what is left out (:func:`~monai_usfm.data.folders.find_files`: results of our tools,
+    hidden files and such), is named in a warning.
 
     Raises:
         FileNotFoundError: when the folder does not exist or holds no image.
     """
+    return _images(dataset_dir, datalist, split, logger.warning)
+
+
+def _images(
+    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None, split: str, warn: Callable[..., None]
+) -> list[dict[str, Any]]:
     if datalist:
         items = load_datalist(datalist, dataset_dir or None, split)
         if any(item.get("frame") is not None for item in items):
-            logger.warning(
-                "%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist
-            )
+            warn("%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist)
         keys = ("image", "patient") if all(item.get("patient") is not None for item in items) else ("image",)
         once = {str(item["image"]): item for item in reversed(items)}  # several frames of one cine are one result
         return [{key: str(item[key]) for key in keys} for item in reversed(once.values())]
     folder = Path(str(dataset_dir))
-    files = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.is_file()
-        and not p.name.startswith(".")
-        and (p.name.lower().endswith(SUPPORTED_SUFFIXES) or has_dicom_mark(p))
-    )
-    if not files:
+    found = find_files(folder)
+    if not found.images:
         raise FileNotFoundError(
             f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); give the folder that holds them."
         )
-    return [{"image": str(file)} for file in files]
+    left_out = {**found.skipped, **found.others}
+    for reason in dict.fromkeys(left_out.values()):
+        names = [path.relative_to(folder).as_posix() for path in left_out if left_out[path] == reason]
+        warn("%s: left out, %s: %s%s", folder, reason, ", ".join(names[:10]), " ..." if len(names) > 10 else "")
+    return [{"image": str(file)} for file in found.images]
 
 
 @renamed_argument("section", "split")
@@ -142,7 +152,7 @@ def results_root(dataset_dir: str | os.PathLike, datalist: str | os.PathLike | N
         ValueError: for two images of one folder whose results would have one name.
     """
     try:
-        items = list_images(dataset_dir, datalist, split)
+        items = _images(dataset_dir, datalist, split, lambda *_: None)
     except (FileNotFoundError, ValueError):
         return ""  # who lists them to read them is told what is wrong
     files = [Path(str(item["image"])) for item in items]
@@ -155,7 +165,7 @@ def results_root(dataset_dir: str | os.PathLike, datalist: str | os.PathLike | N
             raise ValueError(
                 f"the results of {other} and {file.name} would have one name; rename one of them, or move it."
             )
-    return os.path.commonpath([file.parent.absolute() for file in files])
+    return os.path.commonpath([os.path.abspath(file.parent) for file in files])
 
 
 def result_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
@@ -180,15 +190,15 @@ def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str,
     Images by their path below ``base``: one may stand in one split by its whole path and in another by its name.
     """
     try:
-        content = json.loads(Path(datalist).read_text(encoding="utf-8-sig"))
+        content = read_datalist(datalist)
     except (OSError, ValueError):
         return {}  # the reader explains what is wrong
-    found = {name: content.get(name) for name in SPLITS} if isinstance(content, dict) else {}
+    found = {name: content.get(name) for name in SPLITS}
 
     def known(entry: str | dict[str, Any]) -> dict[str, Any]:
         item = with_patient({"image": entry} if isinstance(entry, str) else entry)
         image = item.get("image")
-        return {**item, "image": os.path.relpath(base / image, base)} if isinstance(image, str) and image else item
+        return {**item, "image": os.path.normpath(base / image)} if isinstance(image, str) and image else item
 
     return {
         name: [known(entry) for entry in entries]
@@ -197,8 +207,23 @@ def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str,
     }
 
 
+def _held_out(items: Sequence[dict[str, Any]], holdout: float) -> set[float]:
+    """The shares (:func:`_share`) of the patients for validation: those below ``holdout``, else the smallest.
+
+    Each class that has two patients gives one, and keeps one.
+    """
+    of_class: dict[str, set[float]] = defaultdict(set)
+    for item in items:
+        of_class[str(item.get("class"))].add(_share(item))
+    held: set[float] = set()
+    for shares in of_class.values():
+        if len(shares) > 1 or len(of_class) == 1:
+            limit = max(holdout, math.nextafter(min(shares), 1))  # a short list gives one patient too
+            held |= {share for share in shares if share < limit}
+    return held
+
+
 def _share(item: dict[str, Any]) -> float:
     """A number in [0, 1) that depends on the patient or file name alone."""
-    patient = item.get("patient")
-    name = Path(str(item["image"])).name if patient is None else str(patient)
+    name = patient_key(item.get("patient")) or Path(str(item["image"])).name
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.config import PathLike
 from torch.utils.data import Dataset
 
-from monai_usfm.data import LoadUltrasound
+from monai_usfm.data import LoadUltrasound, add_patients
 from monai_usfm.transforms import LabelIndices
 
 __all__ = ["CaseSet", "add_patient_options", "add_patients", "load_cases", "patients_of", "restore_size"]
@@ -134,56 +131,12 @@ def add_patient_options(parser: argparse.ArgumentParser) -> None:
     """Options of a script for the arguments of :func:`add_patients`; ``patients_of(args)`` hands them over."""
     parser.add_argument("--patient_table", type=Path, help="CSV file with a column image and one of patients")
     parser.add_argument("--patient_column", default="patient_id", help="the column of patients")
-    parser.add_argument("--patient_pattern", help="regular expression of the file name; group 1 is the patient")
+    parser.add_argument("--patient_pattern", help="regular expression of the path; group 1 is the patient")
 
 
 def patients_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`add_patients` from the options of :func:`add_patient_options`."""
     return {"table": args.patient_table, "column": args.patient_column, "pattern": args.patient_pattern}
-
-
-def add_patients(
-    items: Sequence[dict[str, Any]],
-    dataset_dir: PathLike,
-    table: PathLike | None = None,
-    column: str = "patient_id",
-    pattern: str | None = None,
-) -> list[dict[str, Any]]:
-    """Give each item its ``patient``, for datalists that do not name them.
-
-    Args:
-        items: with absolute paths; those with a ``patient`` keep it.
-        dataset_dir: folder that the paths in the table are relative to.
-        table: CSV file with a column ``image`` and one of patients.
-        column: the column of patients.
-        pattern: regular expression searched in the file name; its first group is the patient. ``"(.*)"`` takes every
-            image for a patient.
-
-    Raises:
-        ValueError: for items that get no patient this way, naming the first.
-    """
-    known: dict[str, str] = {}
-    if table is not None:
-        with Path(table).open(newline="", encoding="utf-8-sig") as stream:
-            for row in csv.DictReader(stream):
-                if "image" not in row or column not in row:
-                    raise ValueError(f"{table}: needs the columns image and {column}, it has {', '.join(row)}.")
-                if row[column]:  # an empty cell is no patient
-                    known[str(Path(dataset_dir) / row["image"])] = row[column]
-    result = []
-    for item in items:
-        patient = item.get("patient")
-        if patient is None:
-            patient = known.get(str(item["image"]))
-        if patient is None and pattern is not None and (match := re.search(pattern, Path(item["image"]).name)):
-            patient = match.group(1) if match.re.groups else match.group()
-        if patient is None:
-            raise ValueError(
-                f"the patient of {item['image']} is not known; add 'patient' to the datalist, or give a table or a "
-                "pattern of file names that has it."
-            )
-        result.append({**item, "patient": patient})
-    return result
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:

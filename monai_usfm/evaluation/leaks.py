@@ -1,26 +1,31 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Leak guard: does something of the test data stand in the training data, under whatever name?
+"""Train-test leakage check: does something of the test data stand in the training data, under whatever name?
 
-Public ultrasound sets overlap: images are published twice, resized, re-compressed, brightened or mirrored. Names and
-patient numbers do not show that; a perceptual hash does, and the features of an encoder are a second opinion.
+Public ultrasound sets overlap: images are published twice, resized, re-compressed, brightened, cropped, framed or
+mirrored. Names and patient numbers do not show that; a perceptual hash does, and the features of an encoder are a
+second opinion.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from monai_usfm.data import LoadUltrasound
-from monai_usfm.data.duplicates import difference_hash, hamming_distances
+from monai_usfm.cards import build_network
+from monai_usfm.data import LoadUltrasound, add_patients, load_datalist, read_datalist
+from monai_usfm.data.datalist import equal_files
+from monai_usfm.data.duplicates import MAX_BITS, Copy, find_copies, image_hashes
+from monai_usfm.data.patients import patient_key
 from monai_usfm.evaluation.features import extract_features
+from monai_usfm.files import write_csv
 
 __all__ = ["Leak", "LeakError", "calibrated_distance", "check_leaks", "find_leaks"]
 
@@ -48,22 +53,24 @@ class Leak:
 
 
 class LeakError(ValueError):
-    """Raised by :func:`check_leaks`; ``leaks`` holds all that were found."""
+    """Raised by :func:`check_leaks`; ``leaks`` holds all that were found, ``table`` is the file that lists them."""
 
-    def __init__(self, leaks: Sequence[Leak]) -> None:
-        super().__init__(leaks)
+    def __init__(self, leaks: Sequence[Leak], table: str = "leaks.csv") -> None:
+        super().__init__(leaks, table)
         self.leaks = list(leaks)
+        self.table = table
 
     def __str__(self) -> str:
         shown = "\n".join(f"  {leak}" for leak in self.leaks[:20])
         rest = f"\n  and {len(self.leaks) - 20} more" if len(self.leaks) > 20 else ""
-        return f"{len(self.leaks)} leaks between training and test data; take one side out:\n{shown}{rest}"
+        head = f"{len(self.leaks)} leaks between training and test data; take one side out ({self.table} has all):"
+        return f"{head}\n{shown}{rest}"
 
 
 def find_leaks(
     train: Sequence[Item],
     test: Sequence[Item],
-    max_bits: int = 40,
+    max_bits: int = MAX_BITS,
     encoder: nn.Module | None = None,
     size: Sequence[int] = (224, 224),
     max_distance: float | None = None,
@@ -71,15 +78,15 @@ def find_leaks(
 ) -> list[Leak]:
     """Pairs of a training and a test item that share a patient or (nearly) an image.
 
-    On 500 images of breast and fetal head, copies that were halved, squeezed, brightened by 30 %, darkened by 40 %,
-    re-compressed (JPEG quality 30) or made noisy were at most 32 bits of the hash away from the original, different
-    images at least 58; copies cropped by 3 % at two sides were up to 55 bits away: only an encoder finds them.
+    A patient and a file count as the same as for :func:`~monai_usfm.data.check_patient_leak`: however the patient is
+    written, and whatever link or copy leads to the file. Copies are found as docs/datalists.md measures: cropped by 3 %
+    at any sides, framed, mirrored, scaled, of other brightness, noise or compression. Larger crops and inverted images
+    only an encoder may find.
 
     Args:
         train: items with ``image`` (absolute path) and, where known, ``patient``.
         test: the same.
-        max_bits: largest distance of two hashes (:func:`~monai_usfm.data.duplicates.difference_hash`) that counts as a
-            copy; the mirrored test image is compared too.
+        max_bits: largest distance of two copies, see :func:`~monai_usfm.data.duplicates.find_copies`.
         encoder: compares features as well, at ``size``; None does not.
         size: (H, W) that images are resized to for the encoder.
         max_distance: largest cosine distance of two centred features that counts as a copy; None measures what it has
@@ -99,21 +106,24 @@ def find_leaks(
 
     read = LoadUltrasound(2)
     resized: dict[str, list[torch.Tensor]] = {"train": [], "test": []}
-    hashes: dict[str, list[torch.Tensor]] = {"train": [], "test": [], "mirrored": []}
+    hashes: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     for side, items in (("train", train), ("test", test)):
         for item in items:
             image = read(item["image"], item.get("frame"))
             image = image.as_tensor() if hasattr(image, "as_tensor") else image
-            hashes[side].append(torch.from_numpy(difference_hash(image)))
-            if side == "test":
-                hashes["mirrored"].append(torch.from_numpy(difference_hash(image.flip(-1))))
+            hashes[side].append(image_hashes(image))
             if encoder is not None:
                 scaled = F.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
                 resized[side].append(scaled.mul(255).round().to(torch.uint8))
-    pairs = [("similar", torch.stack(hashes["test"])), ("mirrored", torch.stack(hashes["mirrored"]))]
-    for reason, bits in pairs:
-        distances = hamming_distances(bits, torch.stack(hashes["train"]))
-        leaks += _nearest(distances, max_bits, reason, train, test, known)
+    nearest: dict[int, Copy] = {}
+    for copy in sorted(find_copies(hashes["test"], hashes["train"], max_bits), key=lambda copy: copy.distance):
+        nearest.setdefault(copy.first, copy)
+    for number in sorted(nearest):
+        copy = nearest[number]
+        pair = str(train[copy.second]["image"]), str(test[number]["image"])
+        if pair not in known:
+            known.add(pair)
+            leaks.append(Leak(*pair, "mirrored" if copy.mirrored else "similar", copy.distance))
     if encoder is not None:
         features = {
             side: extract_features(encoder, (b.float() / 255 for b in torch.stack(images).split(32)), device=device)
@@ -126,15 +136,68 @@ def find_leaks(
     return leaks
 
 
-def check_leaks(train: Sequence[Item], test: Sequence[Item], **options: Any) -> None:
-    """Stop with the list of leaks, if there are any; arguments as :func:`find_leaks`.
+def check_leaks(
+    datalist: str,
+    *,
+    dataset_dir: str | None = None,
+    test_datalist: str | None = None,
+    test_dataset_dir: str | None = None,
+    patient_table: str | None = None,
+    patient_column: str = "patient_id",
+    patient_pattern: str | None = None,
+    max_bits: int = MAX_BITS,
+    encoder: str | None = None,
+    size: Sequence[int] = (224, 224),
+    device: str = "cpu",
+    output: str = "leaks",
+) -> Path:
+    """Stop when validation or test images, or their patients, stand in the training data; list the pairs in a table.
+
+    Args:
+        datalist: JSON file with the training split; all splits where there is no ``test_datalist``.
+        dataset_dir: folder its paths start from; by default that of the file.
+        test_datalist: JSON file with the validation and test splits.
+        test_dataset_dir: folder its paths start from; by default that of the file.
+        patient_table: CSV file with a column ``image`` and one of patients, for items that name none.
+        patient_column: the column of patients.
+        patient_pattern: regular expression searched in the path below ``dataset_dir``, or else in the file name; its
+            first group, or the whole match, is the patient.
+        max_bits: largest distance of two copies, in bits of 256.
+        encoder: weights, own or published, of an encoder whose features are compared too.
+        size: (H, W) in pixels that the encoder sees.
+        device: of the encoder.
+        output: folder of ``leaks.csv``, which is empty but for its head where there are none.
+
+    Returns:
+        The table.
 
     Raises:
-        LeakError: naming the pairs.
+        LeakError: naming the pairs, once the table is written.
+        FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
     """
-    leaks = find_leaks(train, test, **options)
+    if not isinstance(datalist, str | Path):
+        raise TypeError("check_leaks takes the name of a datalist; for items there is find_leaks.")
+    test_file = Path(test_datalist or datalist)
+    test_dir = test_dataset_dir if test_datalist else dataset_dir
+    sides = []
+    for file, folder, splits in (
+        (Path(datalist), dataset_dir, ["training"]),
+        (test_file, test_dir, ["validation", "test"]),
+    ):
+        present = read_datalist(file)
+        items = [item for split in splits if present.get(split) for item in load_datalist(file, folder, split)]
+        if patient_table or patient_pattern:
+            items = add_patients(items, folder or file.parent, patient_table, patient_column, patient_pattern)
+        sides.append(items)
+    train, test = sides
+    network = None if encoder is None else build_network("encoder", encoder, spatial_size=tuple(size))
+    leaks = find_leaks(train, test, max_bits, network, size, device=device)
+    columns = [field.name for field in fields(Leak)]
+    table = write_csv(Path(output) / "leaks.csv", [vars(leak) for leak in leaks], columns)
+    print(f"{len(train)} training and {len(test)} other images: {len(leaks)} leaks; {table}")
     if leaks:
-        raise LeakError(leaks)
+        raise LeakError(leaks, str(table))
+    return table
 
 
 def calibrated_distance(
@@ -184,23 +247,35 @@ def calibrated_distance(
 
 
 def _patient_leaks(train: Sequence[Item], test: Sequence[Item]) -> list[Leak]:
-    owners = {str(item["patient"]): str(item["image"]) for item in train if item.get("patient") is not None}
-    return [
-        Leak(owners[str(item["patient"])], str(item["image"]), "patient")
-        for item in test
-        if item.get("patient") is not None and str(item["patient"]) in owners
-    ]
+    return _shared(
+        train,
+        test,
+        [patient_key(item.get("patient")) for item in train],
+        [patient_key(item.get("patient")) for item in test],
+        "patient",
+    )
 
 
 def _file_leaks(train: Sequence[Item], test: Sequence[Item]) -> list[Leak]:
-    owners = {_content(item): str(item["image"]) for item in train}
+    names = equal_files({str(item["image"]) for item in (*train, *test)})
+    train_keys, test_keys = ([names[str(item["image"])] for item in items] for items in (train, test))
+    return _shared(train, test, train_keys, test_keys, "same file")
+
+
+def _shared(
+    train: Sequence[Item],
+    test: Sequence[Item],
+    train_keys: Sequence[str | None],
+    test_keys: Sequence[str | None],
+    reason: str,
+) -> list[Leak]:
+    """A leak for each test item whose key a training item has too."""
+    owners = {key: str(item["image"]) for item, key in zip(train, train_keys, strict=True) if key is not None}
     return [
-        Leak(owners[content], str(item["image"]), "same file") for item in test if (content := _content(item)) in owners
+        Leak(owners[key], str(item["image"]), reason)
+        for item, key in zip(test, test_keys, strict=True)
+        if key in owners
     ]
-
-
-def _content(item: Item) -> str:
-    return hashlib.sha256(Path(item["image"]).read_bytes()).hexdigest()
 
 
 def _cosine_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

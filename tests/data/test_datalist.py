@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,7 @@ def test_a_class_number_under_label_is_no_path(tmp_path):
     ("content", "error", "message"),
     [
         ("{", ValueError, "not a JSON file"),
-        ([], ValueError, "has no list 'training'; it has none"),
+        ([], ValueError, "must hold an object with training, validation, test, not a list"),
         ({"test": ["a.png"]}, ValueError, "has no list 'training'; it has test"),
         ({"training": []}, ValueError, "the list 'training' is empty"),
         ({"training": [7]}, ValueError, "item 0 of 'training' must be an object or a file name, got 7"),
@@ -178,3 +180,31 @@ def test_the_shared_splits_do_not_leak(shared_data):
         names = ("training", "validation", "test")
         lists = {name: load_datalist(shared_data / folder / "dataset.json", None, name) for name in names}
         check_patient_leak(lists, group=lambda item, by=separator: Path(item["image"]).name.split(by)[0])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"training": ["a.png"], "training": []}', '{"training": [{"image": "a", "image": "b"}]}']
+)
+def test_a_key_that_stands_twice_is_named(tmp_path, text):
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(ValueError, match=r"list\.json: not a JSON file \(the key '(training|image)' stands twice"):
+        load_datalist(tmp_path / "list.json", tmp_path, "training")
+
+
+def test_an_image_that_stands_twice_in_a_split_is_told_but_not_its_frames(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.warns(UserWarning, match=r"1 images stand more than once in 'training', for example \S*a\.png"):
+        load_datalist(listing(tmp_path, {"training": ["a.png", "./a.png"]}), tmp_path, "training")
+    items = [{"image": "a.png", "frame": frame} for frame in (0, 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_datalist(listing(tmp_path, {"training": items}), tmp_path, "training")) == 2
+
+
+@pytest.mark.parametrize(("disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_found_composed_or_decomposed(tmp_path, disk, listed):
+    (tmp_path / unicodedata.normalize(disk, "möhre.png")).touch()
+    path = listing(tmp_path, {"training": [unicodedata.normalize(listed, "möhre.png")]})
+    assert load_datalist(path, tmp_path, "training")[0]["image"] == str(
+        tmp_path / unicodedata.normalize(disk, "möhre.png")
+    )

@@ -19,11 +19,10 @@ from monai_usfm.data import list_images, load_datalist, load_sections, load_spli
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
-    """A datalist and, with ``files``, the (tiny) images it names."""
+    """A datalist and, with ``files``, the (tiny) images it names, each of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    for items in lists.values() if files else ():
-        for item in items:
-            Image.fromarray(np.zeros((2, 2), dtype=np.uint8)).save(folder / item["image"])
+    for number, item in enumerate(item for items in lists.values() if files for item in items):
+        Image.fromarray(np.full((2, 2), number, dtype=np.uint8)).save(folder / item["image"])
     (folder / name).write_text(json.dumps(lists))
     return folder / name
 
@@ -82,7 +81,7 @@ def test_patient_in_two_splits_is_named_whatever_is_asked_for(tmp_path: Path, ke
 
 def test_file_in_two_splits_is_named_where_no_patient_is(tmp_path: Path) -> None:
     write(tmp_path, {"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": [{"image": "b.png"}]})
-    with pytest.raises(ValueError, match=r"image b\.png \(training, validation\)"):
+    with pytest.raises(ValueError, match=r"image \S*b\.png.* \(training, validation\)"):
         load_splits(tmp_path, synthetic_dir=tmp_path)
 
 
@@ -93,7 +92,7 @@ def test_one_file_under_two_names_is_one_file(tmp_path: Path, other: str) -> Non
     path.write_text(
         json.dumps({"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": [{"image": other}]})
     )
-    with pytest.raises(ValueError, match=r"image b\.png \(training, validation\)"):
+    with pytest.raises(ValueError, match=r"image \S*b\.png.* \(training, validation\)"):
         load_splits(tmp_path, synthetic_dir=tmp_path)
 
 
@@ -254,3 +253,59 @@ def test_the_names_of_0_6_still_work(tmp_path: Path) -> None:
     assert len(load_datalist(path, None, section="validation")) == len(
         list_images(tmp_path, path, section="validation")
     )
+
+
+def test_results_of_images_outside_the_folder_stay_in_the_output_folder(tmp_path: Path) -> None:
+    for name in ("data/images/x.png", "other/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(np.full((2, 2), len(name), dtype=np.uint8)).save(tmp_path / name)
+    path = tmp_path / "data" / "dataset.json"
+    path.write_text(json.dumps({"test": [{"image": "images/x.png"}, {"image": "../other/x.png"}]}))
+    save = SaveImage(
+        tmp_path / "out",
+        "seg",
+        ".png",
+        separate_folder=False,
+        print_log=False,
+        output_name_formatter=result_name,
+        data_root_dir=results_root(tmp_path / "data", path),
+    )
+    before = {file for file in tmp_path.rglob("*") if file.is_file()}
+    for item in list_images(tmp_path / "data", path):
+        save(MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": item["image"]}))
+    written = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()} - {
+        file.relative_to(tmp_path).as_posix() for file in before
+    }
+    assert written == {"out/data/images/x_seg.png", "out/other/x_seg.png"}
+
+
+def test_each_class_gives_a_patient_to_validation(tmp_path: Path) -> None:
+    items = [{"image": f"{p}.png", "patient": str(p), "class": int(p < 3)} for p in range(40)]
+    write(tmp_path, {"training": items}, files=False)
+    found = load_splits(tmp_path, synthetic_dir=tmp_path, holdout=0.0, check_files=False)
+    assert sorted(item["class"] for item in found["validation"]) == [0, 1]
+
+
+@pytest.mark.parametrize("way", ["copy", "symlink", "hardlink"])
+def test_a_copy_or_link_in_another_split_is_named(tmp_path: Path, way: str) -> None:
+    path = write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
+    other = tmp_path / "z.png"
+    {
+        "copy": lambda: other.write_bytes((tmp_path / "p1_0.png").read_bytes()),
+        "symlink": lambda: other.symlink_to(tmp_path / "p1_0.png"),
+        "hardlink": lambda: other.hardlink_to(tmp_path / "p1_0.png"),
+    }[way]()
+    lists = json.loads(path.read_text())
+    path.write_text(json.dumps({**lists, "test": [{"image": "z.png", "patient": "z"}]}))
+    with pytest.raises(ValueError, match=r"1 patients or images .*p1_0\.png = \S*z\.png \(training, test\)"):
+        load_splits(tmp_path, synthetic_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("one", "other"), [("P1", "p1"), ("p1", " p1"), (1, 1.0), ("001", "1")])
+def test_a_patient_is_one_however_it_is_written(tmp_path: Path, one: object, other: object) -> None:
+    write(
+        tmp_path,
+        {"training": [{"image": "a.png", "patient": one}], "validation": [{"image": "b.png", "patient": other}]},
+    )
+    with pytest.raises(ValueError, match="1 patients or images stand in two splits"):
+        load_splits(tmp_path, synthetic_dir=tmp_path)

@@ -1,9 +1,12 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The leak guard finds planted copies and nothing else."""
+"""The check of leakage finds planted copies and nothing else."""
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 import shutil
 
 import numpy as np
@@ -71,13 +74,43 @@ def test_a_shared_patient_and_a_renamed_file_are_found(tmp_path):
     }
 
 
-def test_the_check_stops_with_the_list(tmp_path):
+@pytest.mark.parametrize(
+    ("one", "other"), [("P0", "p0"), ("p0", " p0 "), (1, 1.0), ("1.0", 1), ("007", 7), ("\u00e4", "a\u0308")]
+)
+def test_a_patient_is_the_same_however_it_is_written(tmp_path, one, other):
+    train, test = write_images(tmp_path / "train", 2, 0), write_images(tmp_path / "test", 2, 1)
+    train[1]["patient"], test[0]["patient"] = one, other
+    assert [leak.reason for leak in find_leaks(train, test)] == ["patient"]
+    test[0]["patient"] = "p00x"
+    assert find_leaks(train, test) == []
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_is_the_same_file(tmp_path, link):
+    train, test = write_images(tmp_path / "train", 2, 0), write_images(tmp_path / "test", 2, 1)
+    link(train[1]["image"], tmp_path / "other.png")
+    leaks = find_leaks(train, [*test, {"image": str(tmp_path / "other.png"), "patient": "new"}])
+    assert [(leak.train, leak.reason) for leak in leaks] == [(train[1]["image"], "same file")]
+
+
+def test_the_check_of_a_datalist_stops_with_a_table_of_the_pairs(tmp_path, capsys):
     train, test = write_images(tmp_path / "train", 4, 0), write_images(tmp_path / "test", 3, 1)
-    check_leaks(train, test)
-    shutil.copy(train[1]["image"], test[2]["image"])
-    with pytest.raises(LeakError, match=r"1 leaks.*\n.*2\.png \(test\) and .*1\.png \(training\): same file") as caught:
-        check_leaks(train, test)
+    datalist = tmp_path / "dataset.json"
+    datalist.write_text(json.dumps({"training": train, "validation": test[:1], "test": test[1:]}))
+    table = check_leaks(str(datalist), output=str(tmp_path / "leaks"))
+    assert table.read_text().strip() == "train,test,reason,distance"
+    assert "4 training and 3 other images: 0 leaks" in capsys.readouterr().out
+    image = Image.open(train[1]["image"])  # brighter and smaller, so not the same file
+    image.point(lambda v: min(255, int(1.2 * v))).resize((100, 80)).save(test[2]["image"])
+    with pytest.raises(LeakError, match=r"1 leaks.*\n.*2\.png \(test\) and .*1\.png \(training\): similar") as caught:
+        check_leaks(str(datalist), output=str(tmp_path / "leaks"))
+    with table.open() as stream:
+        assert [(row["train"], row["test"]) for row in csv.DictReader(stream)] == [
+            (train[1]["image"], test[2]["image"])
+        ]
     assert caught.value.leaks[0].test == test[2]["image"]
+    with pytest.raises(TypeError, match="find_leaks"):
+        check_leaks(train)
 
 
 def test_flat_images_are_no_copies_of_each_other(tmp_path):
@@ -96,7 +129,7 @@ class Thumbnail(nn.Module):
 
 def test_an_encoder_finds_a_copy_that_the_hash_misses(tmp_path):
     train, test = write_images(tmp_path / "train", 40, 0), write_images(tmp_path / "test", 6, 1)
-    picture = Image.open(train[7]["image"]).crop((4, 0, 150, 116))
+    picture = Image.open(train[7]["image"]).crop((7, 0, 150, 112))
     picture.save(test[4]["image"])
     assert find_leaks(train, test, max_bits=3) == []
     leaks = find_leaks(train, test, max_bits=3, encoder=Thumbnail(), size=(64, 64))

@@ -154,8 +154,8 @@ def test_weights_make_all_classes_count_alike():
 
 def datalist(folder, **changes):
     names = ["a.png", "b.png", "c.png"]
-    for name in names:
-        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / name)
+    for number, name in enumerate(names):
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(folder / name)
     lists = {
         "training": [{"image": "a.png", "class": 0, "patient": "p1"}],
         "validation": [{"image": "b.png", "class": 1, "patient": "p2"}],

@@ -1,0 +1,134 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Whose image is it? Patients from tables, patterns and names, and what counts as the same patient."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+
+from .tables import Table
+
+__all__ = ["add_patients", "patient_by_pattern", "patient_by_rule", "patient_key"]
+
+Item = dict[str, Any]
+
+_BEFORE = r"(?:^|(?<=[^A-Za-z0-9]))"
+PATIENT_RULES: dict[str, re.Pattern[str]] = {
+    "sub-LABEL (BIDS)": re.compile(rf"{_BEFORE}(sub-)([A-Za-z0-9]+)"),
+    "patient NUMBER": re.compile(r"(?i)(patient|subject)s?[ _/#-]*([A-Z]{0,3}\d+)"),
+    "case NUMBER": re.compile(rf"(?i){_BEFORE}(case|pat|pt|subj|sub)s?[ _/#-]*(\d+)"),
+    "ID NUMBER": re.compile(rf"(?i){_BEFORE}(pid|id)[ _#-]*(\d+)"),
+    "P NUMBER": re.compile(rf"(?i){_BEFORE}(p)[ _#-]?(\d+)(?![0-9.]*p\b)"),
+}
+"""What in a path names the patient, the surest first; the outermost place counts where there are several."""
+
+
+def patient_by_rule(path: str) -> tuple[str, str] | None:
+    """``(patient, rule)`` by the words of a path, ``None`` where none of the rules tells.
+
+    The rules, in this order: ``sub-LABEL`` of BIDS; ``patient`` or ``subject`` and a number (``patient0/us.png``,
+    ``2CH_patient0001.png``, ``patients/17/a.png``); ``case`` (also ``pat``, ``pt``, ``subj``, ``sub``) and a number;
+    ``ID`` and a number; ``P`` and a number. Words count at the beginning of a folder, of a name, or after a sign.
+
+    Args:
+        path: below the folder of the data, with ``/``.
+    """
+    path = unicodedata.normalize("NFC", path)
+    for rule, pattern in PATIENT_RULES.items():
+        if match := pattern.search(path):
+            return f"{match[1]}{match[2]}", rule
+    return None
+
+
+def patient_by_pattern(path: str, pattern: str) -> str | None:
+    """The patient that a regular expression finds: its first group, or the whole match where it has none.
+
+    Args:
+        path: below the folder of the data, with ``/``; searched as a whole, then the file name alone, so that ``^`` may
+            stand for the beginning of either.
+        pattern: ``"(.*)"`` takes every image for a patient.
+
+    Raises:
+        ValueError: for what is no regular expression.
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise ValueError(f"patient_pattern {pattern!r} is no regular expression: {error}.") from None
+    path = unicodedata.normalize("NFC", path)
+    match = search(path) or search(path.rpartition("/")[2])
+    found = match and next((group for group in match.groups() if group is not None), match.group())
+    return found or None
+
+
+def patient_key(patient: Any) -> str | None:
+    """What two writings of one patient have in common; ``None`` where nobody is named.
+
+    Case, spaces, composed or decomposed letters, leading zeros and ``.0`` do not count: ``P01`` is `` p1``, and ``1.0``
+    is ``"1"``.
+    """
+    if patient is None or (isinstance(patient, float) and math.isnan(patient)):
+        return None
+    text = " ".join(unicodedata.normalize("NFKC", str(patient)).casefold().split())
+    text = re.sub(r"^([+-]?\d+)\.0*$", r"\1", text)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", text) if text and text not in ("nan", "none", "null") else None
+
+
+def add_patients(
+    items: Sequence[Item],
+    dataset_dir: PathLike,
+    table: PathLike | None = None,
+    column: str = "patient_id",
+    pattern: str | None = None,
+) -> list[Item]:
+    """Give each item its ``patient``, for datalists that do not name them.
+
+    With neither ``table`` nor ``pattern`` the names tell (:func:`patient_by_rule`). Where they tell of some images
+    only, or of none, each image counts as a patient, with a warning that says what that means.
+
+    Args:
+        items: with absolute paths; those with a ``patient`` keep it.
+        dataset_dir: folder that the paths in the table are relative to.
+        table: CSV file with a column ``image`` and one of patients.
+        column: the column of patients.
+        pattern: regular expression that finds the patient in the path of the image below ``dataset_dir``, see
+            :func:`patient_by_pattern`.
+
+    Raises:
+        ValueError: for items that get no patient from the table and pattern given, naming the first.
+    """
+    lacking = [item for item in items if patient_key(item.get("patient")) is None]
+    paths = {str(item["image"]): Path(os.path.relpath(item["image"], dataset_dir)).as_posix() for item in lacking}
+    rows = Table(table, [column]).rows_of(list(paths.values())) if table is not None else [None] * len(paths)
+    found: dict[str, str | None] = {}
+    for (image, path), row in zip(paths.items(), rows, strict=True):  # an empty cell is no patient
+        found[image] = (row and row[column]) or (patient_by_pattern(path, pattern) if pattern else None)
+    if table is None and pattern is None:
+        by_rule = {image: patient_by_rule(path) for image, path in paths.items()}
+        found = {image: rule and rule[0] for image, rule in by_rule.items()}
+        if not all(found.values()):
+            warnings.warn(
+                "the patients of the images are not known, so each image counts as a patient: intervals are too narrow "
+                "and parts may share patients where one has several images. Name them by patient_pattern or "
+                "patient_table.",
+                stacklevel=2,
+            )
+            found = dict(paths)
+    for image, patient in found.items():
+        if patient is None:
+            raise ValueError(
+                f"the patient of {image} is not known; add 'patient' to the datalist, or give a patient_table or a "
+                "patient_pattern that has it."
+            )
+    return [
+        item if item.get("patient") is not None else {**item, "patient": found[str(item["image"])]} for item in items
+    ]
