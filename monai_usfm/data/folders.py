@@ -14,7 +14,7 @@ import pydicom
 from monai.config import PathLike
 from pydicom.filereader import read_file_meta_info
 
-from .formats import SUPPORTED_SUFFIXES, has_dicom_mark
+from .formats import SUPPORTED_SUFFIXES, has_dicom_mark, unreadable_reason
 
 __all__ = ["RESULTS_MARK", "FoundFiles", "find_files", "mark_results", "stem_of"]
 
@@ -124,18 +124,15 @@ def _why_skipped(folder: Path) -> str:
 
 
 def _why_no_image(path: Path) -> str:
-    """Empty for an image; decided by the name, for DICOM by the kind of object."""
+    """Empty for an image; decided by the name, or else by the mark inside, and for DICOM by the kind of object."""
+    named = path.name.lower().endswith(SUPPORTED_SUFFIXES)
+    if not named and unreadable_reason(path):
+        return "no image format that can be read"
     try:
-        named = path.name.lower().endswith(SUPPORTED_SUFFIXES)
-        # DICOM files often have no ending, or that of a UID, a number
-        unnamed = not named and (not path.suffix or path.suffix[1:].isdigit())
-        dicom = (unnamed or path.suffix.lower() in (".dcm", ".dicom", ".ima")) and has_dicom_mark(path)
-        if not dicom:
-            return "" if named else "no image format that can be read"
+        if not has_dicom_mark(path):
+            return ""
         kind = pydicom.uid.UID(str(read_file_meta_info(path).get("MediaStorageSOPClassUID", "")))
-        pixels = "Image" in kind.name or "US Volume" in kind.name or kind.name == kind  # the last: unknown, private
-        return "" if pixels else f"DICOM without an image: {kind.name}"
-    except OSError as error:
-        return f"cannot be opened ({error.strerror})"
     except Exception:  # a damaged header: the reader tells what is wrong
         return ""
+    pixels = "Image" in kind.name or "US Volume" in kind.name or kind.name == kind  # the last: unknown, private
+    return "" if pixels else f"DICOM without an image: {kind.name}"
