@@ -71,6 +71,7 @@ ENCODER = {
     "in_channels": 1,
     "pos_embed": "relative",
     "layer_scale": 0.1,
+    "num_registers": 0,
 }
 WIDTHS = ("hidden_size", "mlp_dim", "num_layers", "num_heads")
 # What a task adds to the encoder; further options are those of the network and of its named head.
@@ -295,6 +296,7 @@ def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "in_channels": arguments["in_channels"],
         "pos_embed": arguments["pos_embed"],
         "layer_scale": arguments["layer_scale"] or 0,
+        "num_registers": arguments.get("num_registers", 0),
         **({} if named else widths),
     }
 
@@ -420,9 +422,9 @@ def build_network(
             what the encoder is, and with a card of the same task what the head is, where no option does.
         options: ``network_size`` (``tiny``, ``small``, ``base``, or ``custom`` with ``hidden_size``, ``mlp_dim``,
             ``num_layers``, ``num_heads``), ``spatial_dims``, ``spatial_size``, ``patch_size``, ``in_channels``,
-            ``pos_embed``, ``layer_scale`` (0 builds none), ``drop_path_rate``; those of the network of the task and of
-            its head (``num_classes``, ``head``, ``pool``, ``width``, ...); and ``fold_normalization`` of
-            :func:`~monai_usfm.networks.load_pretrained`. None stands for "not given".
+            ``pos_embed``, ``layer_scale`` (0 builds none), ``num_registers``, ``drop_path_rate``; those of the network
+            of the task and of its head (``num_classes``, ``head``, ``pool``, ``width``, ...); and
+            ``fold_normalization`` of :func:`~monai_usfm.networks.load_pretrained`. None stands for "not given".
 
     Returns:
         The network, with ``card`` (see :func:`describe_network`) and ``load_report``, what was loaded of
@@ -464,6 +466,7 @@ def _assemble(task: str, options: Mapping[str, Any], pretrained: Any = None) -> 
         spatial_dims=options["spatial_dims"],
         pos_embed=options["pos_embed"],
         layer_scale=options["layer_scale"] or None,
+        num_registers=options["num_registers"],
         drop_path_rate=rest.pop("drop_path_rate", 0.0),
         **{name: options[name] for name in WIDTHS if name in options},
     )
@@ -503,8 +506,11 @@ def describe_network(network: nn.Module) -> dict[str, Any]:
             "num_heads": encoder.num_heads,
             "pos_embed": encoder.position,
             "layer_scale": 0.1 if block.gamma_1 is not None else 0,
+            "num_registers": encoder.num_registers,
         }
     )
+    if not encoder.num_registers:
+        del options["num_registers"]
     tasks = [t for t in ("segmentation", "classification", "enhancement") if isinstance(network, NETWORKS[t])]
     if not tasks:
         return {"task": "pretraining", "network": options}

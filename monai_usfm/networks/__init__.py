@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from monai_usfm.networks.fine_tuning import apply_lora, freeze, layer_decay_groups, merge_lora
-from monai_usfm.networks.heads.official import load_official_head
 from monai_usfm.networks.nets import (
     Corruption,
     DistillationModel,
@@ -29,6 +28,7 @@ from monai_usfm.networks.uncertainty import FlipInferer, TemperatureScaling, mon
 from monai_usfm.networks.weights import (
     LoadReport,
     encoder_arguments,
+    load_official_head,
     load_pretrained,
     to_mae_state_dict,
     to_usfm_state_dict,

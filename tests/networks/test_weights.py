@@ -58,6 +58,11 @@ def imagenet(x: torch.Tensor) -> torch.Tensor:
     return (x.expand(-1, 3, -1, -1) - MEAN) / STD
 
 
+def halves(x: torch.Tensor) -> torch.Tensor:
+    """What Hugging Face's BEiT and ViT were fed with."""
+    return (x.expand(-1, 3, -1, -1) - 0.5) / 0.5
+
+
 def plain(net: nn.Module) -> dict[str, torch.Tensor]:
     """Names of the official file, tensors as they are."""
     return to_usfm_state_dict(net, imagenet_input=False)
@@ -334,7 +339,7 @@ def test_hugging_face_names_are_understood(kind, stored, tmp_path):
         net = fresh(pos_embed="relative" if kind == "beit" else "relative_per_block", in_channels=3)
         report = load_pretrained(net, source, strict=True)
         assert report.layout == "Hugging Face BEiT"
-        assert_same(net(x), model(imagenet(x)).last_hidden_state, 3e-5)
+        assert_same(net(x), model(halves(x)).last_hidden_state, 3e-5)
     assert report.missing == []
 
 
@@ -353,7 +358,7 @@ def test_hugging_face_names_of_older_files_are_understood():
     net = fresh(in_channels=3)
     load_pretrained(net, old, strict=True)
     x = images(1, 3, 64, 64)
-    assert_same(net(x), model(imagenet(x)).last_hidden_state, 3e-5)
+    assert_same(net(x), model(halves(x)).last_hidden_state, 3e-5)
 
 
 def test_layer_scale_in_the_names_of_timm_vision_transformers_is_understood():
@@ -364,8 +369,113 @@ def test_layer_scale_in_the_names_of_timm_vision_transformers_is_understood():
         if "native_grid" not in name
     }
     net = fresh(pos_embed="learnable")
-    assert load_pretrained(net, file, strict=True).layout == "MAE or ViT"
+    assert load_pretrained(net, file, strict=True).layout == "DINOv2"
     assert_same(net(images(1, 1, 64, 64)), source(images(1, 1, 64, 64)), 1e-6)
+
+
+@pytest.mark.parametrize("patches", [(14, 16), (8, 16), (14, (16, 18)), ((4, 8, 8), (6, 12, 10))])
+def test_larger_patches_see_an_enlarged_patch_as_the_old_ones_saw_it(patches):
+    # The definition: the new kernel on the resized patch is the old kernel on the patch. Beyer et al. 2023, equation 2.
+    dims = 3 if isinstance(patches[0], tuple) else 2
+    settings = {"pos_embed": "learnable", "spatial_dims": dims}
+    old, new = (p if isinstance(p, tuple) else (p,) * dims for p in patches)
+    source = vit(tuple(2 * p for p in old), patch_size=old, in_channels=3, **settings)
+    net = fresh(tuple(2 * p for p in new), patch_size=new, in_channels=3, **settings)
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert list(report.resized) == ["patch_embed.proj.weight"]
+    patch = images(5, 3, *old).double()
+    enlarged = patch
+    for axis, size in enumerate(new, start=2):  # a patch is enlarged by itself, axis by axis
+        moved = enlarged.movedim(axis, -1)
+        lines = torch.nn.functional.interpolate(moved.flatten(1, -2), size, mode="linear", align_corners=False)
+        enlarged = lines.reshape(*moved.shape[:-1], size).movedim(-1, axis)
+    with torch.no_grad():
+        expected = source.double().patch_embed.proj(patch).flatten(1)
+        assert_same(net.double().patch_embed.proj(enlarged).flatten(1), expected, 1e-5)
+
+
+def test_smaller_patches_are_the_least_squares_ones():
+    source, net = vit(28, patch_size=14, in_channels=1), fresh(16, patch_size=8, in_channels=1)
+    load_pretrained(net, source.state_dict())
+    eye = torch.eye(14, dtype=torch.float64)[None, None]
+    resize = torch.nn.functional.interpolate(eye, (8, 14), mode="bilinear", antialias=True)[0, 0]
+    whole = torch.kron(resize, resize).T  # (196, 64): pixels of a patch, row by row
+    old = source.patch_embed.proj.weight.detach().double().reshape(WIDTH, -1)
+    expected = torch.linalg.lstsq(whole, old.T).solution.T.reshape(WIDTH, 1, 8, 8)
+    assert_same(net.patch_embed.proj.weight, expected.float(), 1e-5)
+
+
+def dino(registers: int = 0, **settings):
+    transformers = pytest.importorskip("transformers")
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    config = getattr(transformers, kind + "Config")(
+        hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, mlp_ratio=2, image_size=56,
+        patch_size=14, layer_norm_eps=1e-6, **({"num_register_tokens": registers} if registers else {}), **settings,
+    )  # fmt: skip
+    return randomised(getattr(transformers, kind + "Model")(config))
+
+
+def dino_file(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The names of facebookresearch/dinov2."""
+    theirs, file = model.state_dict(), {}
+    pairs = {"embeddings.cls_token": "cls_token", "embeddings.mask_token": "mask_token", "layernorm": "norm",
+             "embeddings.position_embeddings": "pos_embed", "embeddings.register_tokens": "register_tokens",
+             "embeddings.patch_embeddings.projection": "patch_embed.proj"}  # fmt: skip
+    for name, tensor in theirs.items():
+        for old, new in pairs.items():
+            name = name.replace(old, new)
+        name = name.replace("encoder.layer.", "blocks.").replace("layer_scale", "ls").replace("lambda1", "gamma")
+        file[name.replace("attention.o_proj", "attn.proj")] = tensor
+    for i in range(LAYERS):
+        for part in ("weight", "bias"):
+            parts = [file.pop(f"blocks.{i}.attention.{p}_proj.{part}") for p in "qkv"]
+            file[f"blocks.{i}.attn.qkv.{part}"] = torch.cat(parts)
+    return file
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("names", ["Hugging Face", "official"])
+def test_dinov2_gives_its_features(registers, names):
+    model = dino(registers)
+    file = model.state_dict() if names == "Hugging Face" else dino_file(model)
+    arguments = {**encoder_arguments(file), "num_heads": HEADS}
+    net = UltrasoundViT(**arguments).eval()
+    report = load_pretrained(net, file, strict=True)
+    assert report.layout == ("Hugging Face DINOv2" if names == "Hugging Face" else "DINOv2")
+    assert report.missing == [] and report.unexpected[0].endswith("mask_token")
+    x = images(2, 3, 56, 56)
+    tokens = model(imagenet(x)).last_hidden_state
+    assert_same(net(x), torch.cat([tokens[:, :1], tokens[:, 1 + registers :]], 1), 5e-5)
+    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+    hidden = model(imagenet(x), output_hidden_states=True).hidden_states[1][:, 1 + registers :]
+    assert_same(net.forward_intermediates(x, [0])[0].flatten(2).transpose(1, 2), hidden, 5e-5)
+
+
+def test_what_this_encoder_cannot_compute_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"SwiGLU.*smaller size"):
+        load_pretrained(fresh(), dino(use_swiglu_ffn=True).state_dict())
+    file = dino_file(dino(4))
+    del file["pos_embed"]
+    with pytest.raises(ValueError, match=r"DINOv3.*RoPE"):
+        load_pretrained(fresh(), {**file, "rope_embed.periods": torch.ones(4)})
+    with pytest.raises(ValueError, match=r"DINOv3.*RoPE"):
+        load_pretrained(fresh(), file)
+
+
+def test_dinov3_of_hugging_face_is_refused_by_name():
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "DINOv3ViTModel"):
+        pytest.skip("transformers without DINOv3")
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=HEADS, intermediate_size=MLP
+    )
+    with pytest.raises(ValueError, match=r"DINOv3.*RoPE"):
+        load_pretrained(fresh(), transformers.DINOv3ViTModel(config).state_dict())
+
+
+def test_registers_need_absolute_positions():
+    with pytest.raises(ValueError, match="num_registers must be 0"):
+        UltrasoundViT(64, num_registers=4, **SIZE)
 
 
 def test_official_classifiers_give_their_logits():
@@ -382,7 +492,9 @@ def test_official_classifiers_give_their_logits():
     x = images(2, 3, 64, 64)
     assert_same(net(x), model(imagenet(x)).logits, 3e-5)
     other = UltrasoundClassifier(fresh(pos_embed="relative_per_block", in_channels=3), num_classes=3)
-    assert load_pretrained(other, file).unexpected == ["head.weight", "head.bias"]
+    report = load_pretrained(other, file)
+    assert report.unexpected == [] and report.anew["head.weight"] == "(5, 32) -> (3, 32)"
+    assert "other shape, started anew: head.weight" in str(report)
 
 
 def test_a_pretrained_norm_initialises_fc_norm_and_the_report_says_so():
@@ -424,7 +536,7 @@ def test_other_classes_keep_the_decoder_but_not_the_output_layer():
     source, net = task_network("segmenter"), task_network("segmenter", 3)
     output = net.head.to_pixels.weight.clone()
     report = load_pretrained(net, source.state_dict())
-    assert report.unexpected == ["head.to_pixels.weight", "head.to_pixels.bias"]
+    assert list(report.anew) == ["head.to_pixels.weight", "head.to_pixels.bias"] and report.unexpected == []
     assert torch.equal(net.head.decoder.stem[0].residual.weight, source.head.decoder.stem[0].residual.weight)
     assert torch.equal(net.head.to_pixels.weight, output)
 
@@ -584,7 +696,7 @@ def test_folding_leaves_a_grey_source_alone():
     source, net = vit(), fresh()
     report = load_pretrained(net, source.state_dict(), fold_normalization=True)
     assert torch.equal(net.patch_embed.proj.weight, source.patch_embed.proj.weight)
-    assert any("no normalisation folded" in note for note in report.notes)
+    assert any("no normalization folded" in note for note in report.notes)
 
 
 def test_a_folded_autoencoder_predicts_grey_levels():
@@ -716,13 +828,6 @@ def test_other_heads_or_decoder_width_are_named_too():
     net = MaskedAutoencoder(fresh(pos_embed="sincos", in_channels=3, layer_scale=None), 32, 2, 2)
     with pytest.raises(ValueError, match="decoder_hidden_size=16, decoder_num_layers=2"):
         load_pretrained(net, randomised(autoencoder()).state_dict())
-
-
-def test_another_patch_size_names_the_fix():
-    with pytest.raises(ValueError, match=r"patches of \(16, 16\).*patch_size=16"):
-        load_pretrained(fresh(patch_size=8), vit().state_dict())
-    with pytest.raises(ValueError, match=r"patch_size=\(8, 16\)"):
-        load_pretrained(fresh(), vit(patch_size=(8, 16)).state_dict())
 
 
 def test_an_encoder_of_volumes_does_not_load_into_one_of_images():

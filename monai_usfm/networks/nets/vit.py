@@ -41,9 +41,12 @@ class UltrasoundViT(nn.Module):
             for each block, as in the official fine-tuned classifiers), ``"sincos"`` (fixed table) or ``"learnable"``.
         layer_scale: initial scale of the residual branches; None builds no layer scale.
         drop_path_rate: stochastic depth of the last block; it grows linearly from zero.
+        num_registers: tokens after the class token that no output shows, as of DINOv2 with registers (Darcet et al.
+            2023, https://arxiv.org/abs/2309.16588); only with absolute positions.
 
     Raises:
-        ValueError: for an unknown ``pos_embed``, ``spatial_dims`` or a size that is no multiple of the patch size.
+        ValueError: for registers with relative positions, an unknown ``pos_embed``, ``spatial_dims`` or a size that is
+            no multiple of the patch size.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class UltrasoundViT(nn.Module):
         pos_embed: str = "relative",
         layer_scale: float | None = 0.1,
         drop_path_rate: float = 0.0,
+        num_registers: int = 0,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -74,10 +78,15 @@ class UltrasoundViT(nn.Module):
         self.num_heads = num_heads
         self.position = pos_embed
         self.grid = list(patch_grid(self.img_size, self.patch_size))
+        self.num_registers = num_registers
         relative = pos_embed.startswith("relative")
+        if relative and num_registers > 0:
+            raise ValueError(f"registers have no relative positions: num_registers must be 0, got {num_registers}.")
 
         self.patch_embed = PatchEmbedding(in_channels, hidden_size, self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        registers = torch.zeros(1, num_registers, hidden_size) if num_registers > 0 else None
+        self.register_tokens = None if registers is None else nn.Parameter(registers)
         if relative:
             self.pos_embed = None
             tables = num_layers if pos_embed == "relative_per_block" else 1
@@ -100,13 +109,15 @@ class UltrasoundViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
         for depth, block in enumerate(blocks, start=1):
             block.attn.proj.weight.div_(math.sqrt(2.0 * depth))
             block.mlp.fc2.weight.div_(math.sqrt(2.0 * depth))
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters beyond biases and one-dimensional ones that optimisers should not decay."""
-        return {"cls_token", "pos_embed.table"}
+        return {"cls_token", "register_tokens", "pos_embed.table"}
 
     def token_grid(self, x: torch.Tensor) -> list[int]:
         """Token grid of an image batch ``(B, C, *S)``."""
@@ -115,7 +126,7 @@ class UltrasoundViT(nn.Module):
     def _place(
         self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens with positions and class token ``(B, 1 + K, E)``, and the bias of :class:`RelativePositionBias`."""
+        """Class token, registers and tokens with positions, and the bias of :class:`RelativePositionBias`."""
         cls_token = self.cls_token.to(tokens.dtype)
         bias: torch.Tensor | None = None
         if self.pos_embed is not None:
@@ -127,7 +138,10 @@ class UltrasoundViT(nn.Module):
             cls_token = cls_token + codes[:, :1]
         if self.rel_pos_bias is not None:
             bias = self.rel_pos_bias(grid, keep)
-        return torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1), bias
+        parts = [cls_token.expand(tokens.shape[0], -1, -1), tokens]
+        if self.register_tokens is not None:
+            parts.insert(1, self.register_tokens.to(tokens.dtype).expand(tokens.shape[0], -1, -1))
+        return torch.cat(parts, dim=1), bias
 
     def encode(self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
         """Embedded patches ``(B, K, E)`` of a token grid -> normalised tokens ``(B, 1 + K, E)``, class token first.
@@ -137,6 +151,8 @@ class UltrasoundViT(nn.Module):
         x, bias = self._place(tokens, grid, keep)
         for i, block in enumerate(self.blocks):
             x = block(x, _block_bias(bias, i))
+        if self.num_registers > 0:
+            x = torch.cat([x[:, :1], x[:, 1 + self.num_registers :]], dim=1)
         return self.norm(x)
 
     def forward_features(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
@@ -171,7 +187,8 @@ class UltrasoundViT(nn.Module):
             if i <= last:
                 tokens = block(tokens, _block_bias(bias, i))
                 if i in indices:
-                    maps[i] = tokens[:, 1:].transpose(1, 2).reshape([x.shape[0], self.hidden_size] + grid)
+                    patches = tokens[:, 1 + self.num_registers :]
+                    maps[i] = patches.transpose(1, 2).reshape([x.shape[0], self.hidden_size] + grid)
         return [maps[index] for index in indices]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from monai_usfm.networks.heads.atm import ATMHead
 from monai_usfm.networks.heads.upernet import UPerNetHead
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
-from monai_usfm.networks.weights import LoadReport
+from monai_usfm.networks.weights.report import LoadReport
 
 __all__ = ["load_official_head"]
 

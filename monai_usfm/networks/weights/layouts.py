@@ -1,0 +1,317 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Published layouts of encoders, one record each, and what they have in common: :func:`parse` gives all our names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["OWN", "POSITIONS", "TABLE", "Layout", "Source", "parse"]
+
+TABLE = "rel_pos_bias.relative_position_bias_table"
+POSITIONS = "pos_embed.table"
+BLOCK_TABLE = "blocks.{}.attn.relative_position_bias_table"
+
+# What published encoders were fed with: (image - mean) / std of RGB images in [0, 1].
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+# Hugging Face names of files (`encoder.layer.0.attention.attention.query`) and modules (`layers.0.attention.q_proj`).
+HUGGING_FACE = (
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.", ""),
+    (r"^(encoder\.relative_position_bias|shared_position_bias)\.", "rel_pos_bias."),
+    (r"^(encoder\.)?layers?\.(\d+)\.", r"blocks.\2."),
+    (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\1."),
+    (r"^decoder\.", ""),
+    (
+        r"\.(attention\.attention\.)?relative_position_bias\.relative_position_bias_table$",
+        r".attn.relative_position_bias_table",
+    ),
+    (r"\.attention\.(attention\.)?(query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(attention\.)?(key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(attention\.)?(value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.lambda_([12])$", r".gamma_\1"),
+    (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+    (r"^layernorm\.", "norm."),
+    (r"^pooler\.layernorm\.", "fc_norm."),
+)
+# Those of facebookresearch, timm and ours.
+FACEBOOK = (
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2 keeps its blocks in chunks where trained with FSDP
+    (r"\.ls([12])\.gamma$", r".gamma_\1"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family of files names its tensors, and what images it takes.
+
+    Args:
+        name: as reports call it.
+        has: regular expressions; for each, the encoder has a tensor whose name it finds.
+        renames: (regular expression, replacement), applied in turn, from its names to ours.
+        normalization: mean and standard deviation that its RGB images in [0, 1] are normalized with; None for none.
+        refusal: why the encoder of :mod:`monai_usfm` cannot compute its function.
+    """
+
+    name: str
+    has: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...] = FACEBOOK
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET
+    refusal: str = ""
+
+
+ROTARY = "it turns queries and keys by their places (RoPE), while this encoder adds positions; use DINOv2's"
+GATED = "its MLPs have gates (SwiGLU), as those of DINOv2's giant size, and ours have none; use a smaller size"
+HF = r"^embeddings\.patch_embeddings\."
+# The first one that fits is taken.
+LAYOUTS = (
+    Layout("monai_usfm", (r"(pos_embed\.table|\.native_grid)$",), normalization=None),
+    Layout(
+        "DINOv3",
+        (r"rope_embed|(^|\.)rope\.|storage_tokens",),
+        refusal=ROTARY,
+    ),
+    Layout(
+        "DINOv3 (Hugging Face)",
+        (r"^embeddings\.patch_embeddings\.weight$",),
+        refusal=ROTARY,
+    ),
+    Layout(
+        "vision transformer with SwiGLU",
+        (r"\.mlp\.(w12|w1|weights_in|fc1_g|gate_proj)\.",),
+        refusal=GATED,
+    ),
+    Layout("Hugging Face DINOv2", (HF, r"\.layer_scale1\.lambda1$"), HUGGING_FACE),
+    Layout("Hugging Face BEiT", (HF, r"relative_position_bias_table$|\.lambda_1$"), HUGGING_FACE, HALVES),
+    Layout("Hugging Face ViTMAE with decoder", (HF, r"(^|\.)decoder_embed\.weight$"), HUGGING_FACE),
+    Layout("Hugging Face ViT", (HF,), HUGGING_FACE, HALVES),
+    Layout("USFM", (rf"^{TABLE}$", r"relative_position_index$|mask_token$")),
+    Layout("monai_usfm", (rf"^{TABLE}$",), normalization=None),  # of version 0.1, which kept no grid
+    Layout("USFM or BEiT with a bias table per block", (r"^blocks\.0\.attn\.relative_position_bias_table$",)),
+    Layout("DINOv2", (r"^blocks\.(\d+\.)?0\.ls1\.gamma$", r"^pos_embed$")),
+    Layout("MAE with decoder", (r"^decoder_embed\.weight$",)),
+    Layout("MAE or ViT", (r"^pos_embed$",)),
+    Layout("vision transformer without positions", ()),
+)
+OWN = "monai_usfm"
+
+EXPECTED = (
+    "USFM_latest.pth or an official USFM classifier or segmentation backbone, MAE/USF-MAE with or without decoder, "
+    "DINOv2, timm BEiT or ViT, Hugging Face BEiT, DINOv2, ViT or ViTMAE, or a checkpoint of this package (an encoder, "
+    "or a network with an 'encoder.'); the state dict may be under 'model', 'state_dict', 'module' or 'network', its "
+    "keys prefixed"
+)
+# Keys under which trainers keep the state dict among other things.
+WRAPPERS = ("model", "state_dict", "module", "network", "net", "model_state_dict", "encoder", "teacher")
+# The tensor by which an encoder is found, as ours and as Hugging Face's.
+ANCHORS = (
+    "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embeddings.weight",
+)
+# Weights of a PyramidDecoder, wherever a network keeps it (head.decoder., pyramid_pool.decoder., decoder.).
+PYRAMID = re.compile(r"^(?:.+\.)?decoder\.(?=(?:stem|maps|up|fuse)\.)")
+BESIDE_ENCODER = re.compile(r"(mask_token|fc_norm\.|head\.(weight|bias)$|decoder_(embed|pos_embed|blocks|norm|pred)\b)")
+REGISTERS = ("register_tokens", "reg_token")
+
+
+@dataclass
+class Source:
+    """A source whose tensors carry our names, in one form whatever the layout.
+
+    Projections of query, key and value are joined (``attn.qkv.weight``, and ``attn.qkv.bias`` where there is any bias),
+    bias tables stacked (``(1 or blocks, rows, heads)``), positions have a row for the class token.
+
+    Args:
+        layout: the recognized layout.
+        tensors: encoder, and what belongs to it in the layout: decoder of an MAE, class layer of a classifier.
+        origin: name -> names in the source.
+        others: names of what was not understood.
+        grid: token grid, where the source tells it.
+        parts: tensors beside the encoder that only another network of this package has a place for:
+            name -> (name in the source, tensor).
+    """
+
+    layout: Layout
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    origin: dict[str, list[str]] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    grid: list[int] | None = None
+    parts: dict[str, tuple[str, torch.Tensor]] = field(default_factory=dict)
+
+    def join(self, names: Sequence[str], new: str, tensor: torch.Tensor) -> None:
+        """Replace one or several tensors by one made of them."""
+        origin = [source for name in names for source in self.origin.pop(name, [])]
+        for name in names:
+            self.tensors.pop(name, None)
+        self.tensors[new], self.origin[new] = tensor, origin
+
+    def blocks(self, stem: str = "blocks") -> int:
+        """Number of transformer blocks."""
+        numbers = [int(m.group(1)) for name in self.tensors if (m := re.match(rf"{stem}\.(\d+)\.", name))]
+        return max(numbers, default=-1) + 1
+
+    def called(self, name: str) -> str:
+        """What the source calls a tensor, for messages."""
+        return " + ".join(self.origin.get(name) or [name])
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        return tuple(self.tensors["patch_embed.proj.weight"].shape[2:])
+
+    @property
+    def spatial_dims(self) -> int:
+        return len(self.patch_size)
+
+
+def unwrap(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict itself, out of the wrappers of trainers; half precision becomes single, for exact arithmetic."""
+    for _ in range(len(WRAPPERS)):
+        tensors = {str(k): v.detach().cpu() for k, v in content.items() if isinstance(v, torch.Tensor)}
+        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner or any(name.endswith(ANCHORS) for name in tensors):
+            break
+        content = content[inner[0]]
+    if not any(name.endswith(ANCHORS) for name in tensors):
+        first = ", ".join(str(key) for key in list(content)[:8]) or "none"
+        raise ValueError(f"unknown checkpoint layout. Expected {EXPECTED}. First keys found: {first}.")
+    return {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in tensors.items()}
+
+
+def recognize(names: Iterable[str]) -> Layout:
+    """The layout of an encoder with these names, which start where the encoder does.
+
+    Raises:
+        ValueError: for one whose function the encoder of this package cannot compute.
+    """
+    names = list(names)
+    layout = next(x for x in LAYOUTS if all(any(re.search(p, name) for name in names) for p in x.has))
+    if layout.refusal:
+        raise ValueError(f"the source is a {layout.name}, which cannot be loaded: {layout.refusal}.")
+    return layout
+
+
+def parse(content: Mapping[str, Any]) -> Source:
+    """A checkpoint's content -> its encoder and what is beside it, under our names.
+
+    Raises:
+        ValueError: for an unknown layout, one that is refused, or several encoders.
+    """
+    state = unwrap(content)
+    anchors = [name for name in state if name.endswith(ANCHORS)]
+    if len(anchors) > 1:
+        raise ValueError(
+            f"the source holds {len(anchors)} encoders ({', '.join(anchors)}): pass a dict of one of them."
+        )
+    anchor = next(a for a in ANCHORS if anchors[0].endswith(a))
+    prefix = anchors[0].removesuffix(anchor)
+    layout = recognize(name.removeprefix(prefix) for name in state)
+    outer = prefix.removesuffix("encoder." if anchor == ANCHORS[0] else "vit.")
+
+    def ours(name: str) -> str:
+        for pattern, replacement in layout.renames:
+            name = re.sub(pattern, replacement, name)
+        return re.sub(r"^((?:decoder_)?pos_embed)$", r"\1.table", name)
+
+    found = Source(layout)
+    for name, tensor in state.items():
+        if name.startswith(prefix):
+            new = ours(name.removeprefix(prefix))
+        elif name.startswith(outer):
+            new = ours(name.removeprefix(outer))
+            if not BESIDE_ENCODER.match(new):
+                found.others.append(name)
+                found.parts[PYRAMID.sub("decoder.", new)] = name, tensor
+                continue
+        else:
+            found.others.append(name)
+            continue
+        if new.endswith((".attn.k_bias", ".attn.qkv.bias_mask")):
+            continue  # buffers of timm's BEiT
+        if new.endswith("relative_position_index"):
+            found.grid = _grid_of_index(tensor)  # derived from the grid, so not a weight
+        elif new.endswith(".native_grid"):
+            found.grid = [int(n) for n in tensor] if not new.startswith("decoder") else found.grid
+        elif new in found.tensors:
+            found.others.append(name)
+        else:
+            found.tensors[new], found.origin[new] = tensor, [name]
+    if outer != prefix and "fc_norm.weight" not in found.tensors:
+        # A head beside the encoder is a class layer only where its norm is there too, else a pretraining head.
+        for name in [n for n in found.tensors if n.startswith("head.")]:
+            del found.tensors[name]
+            found.others += found.origin.pop(name)
+    first, second = (found.tensors.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    if first is not None and second is not None and first.shape[0] == 2 * second.shape[1]:
+        raise ValueError(f"the source is a {layout.name}, which cannot be loaded: {GATED}.")
+    mask_token = found.tensors.get("mask_token")
+    if mask_token is not None:
+        found.tensors["mask_token"] = mask_token.reshape(1, 1, -1)
+    _join_attention(found)
+    _join_tables(found)
+    _place_registers(found)
+    return found
+
+
+def _join_attention(found: Source) -> None:
+    """Separate projections -> ``qkv``; biases of some of the three -> one for all, zero for the others."""
+    for name in [n for n in found.tensors if n.endswith(".attn.q.weight")]:
+        parts = [name.removesuffix("q.weight") + f"{p}.weight" for p in "qkv"]
+        found.join(parts, name.removesuffix("q.weight") + "qkv.weight", torch.cat([found.tensors[p] for p in parts]))
+    for name in [n for n in found.tensors if n.endswith(".attn.qkv.weight")]:
+        stem = name.removesuffix("qkv.weight")
+        biases = [next((stem + n for n in (f"{p}_bias", f"{p}.bias") if stem + n in found.tensors), "") for p in "qkv"]
+        if any(biases):
+            zeros = torch.zeros(found.tensors[name].shape[0] // 3)
+            joined = torch.cat([found.tensors[b] if b else zeros for b in biases])
+            found.join([b for b in biases if b], stem + "qkv.bias", joined)
+
+
+def _join_tables(found: Source) -> None:
+    """One bias table for all blocks, one for each, or both, which are added: (1 or blocks, rows, heads)."""
+    names = [n for i in range(found.blocks()) if (n := BLOCK_TABLE.format(i)) in found.tensors]
+    tables = torch.stack([found.tensors[name] for name in names]) if names else None
+    if TABLE in found.tensors:
+        shared = found.tensors[TABLE]
+        shared = shared if shared.dim() == 3 else shared.unsqueeze(0)
+        tables = shared if tables is None else tables + shared
+        names.append(TABLE)
+    if tables is not None:
+        found.join(names, TABLE, tables)
+
+
+def _place_registers(found: Source) -> None:
+    """timm's encoders with registers have no position for the class token, which is to say zero."""
+    registers = next((name for name in REGISTERS if name in found.tensors), None)
+    if registers is None:
+        return
+    if registers != REGISTERS[0]:
+        found.join([registers], REGISTERS[0], found.tensors[registers])
+    codes = found.tensors.get(POSITIONS)
+    if codes is None:
+        raise ValueError(f"the source has registers and no positions, as DINOv3, which cannot be loaded: {ROTARY}.")
+    if math.isqrt(codes.shape[1]) ** 2 == codes.shape[1]:
+        found.tensors[POSITIONS] = torch.cat([torch.zeros_like(codes[:, :1]), codes], 1)
+
+
+def _grid_of_index(index: torch.Tensor) -> list[int]:
+    """Token grid (rows, columns) behind BEiT's index buffer: along a row the index falls by one from key to key."""
+    first = index[1, 1:].long()
+    falls = first[:-1] - first[1:]
+    ends = torch.nonzero(falls != 1)
+    columns = int(ends[0]) + 1 if len(ends) else len(first)
+    return [len(first) // columns, columns]

@@ -1,0 +1,71 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint files into state dicts, without running code from them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import optional_import
+
+__all__ = ["read_checkpoint"]
+
+safetensors_torch, has_safetensors = optional_import("safetensors.torch")
+
+
+def read_checkpoint(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object in a checkpoint file, read without running code from it; a mapping is returned as it is.
+
+    Args:
+        source: PyTorch or safetensors file, or what such a file holds.
+
+    Raises:
+        FileNotFoundError: where there is no such file; IsADirectoryError for a folder.
+        ValueError: for a file that is damaged, a TorchScript program, holds no state dict, or holds Python objects
+            whose reading could run code. Every message names the file.
+    """
+    if isinstance(source, Mapping):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}.")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name the checkpoint file in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        # MAE's trainer stores its command line; a Namespace is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if re.search(r"GLOBAL |Unsupported class|instantiate|reduce", str(error)):
+            raise ValueError(
+                f"{path} holds Python objects besides tensors, and reading them could run code. If you trust its "
+                "origin, save the tensors alone: torch.save(torch.load(path, weights_only=False)['model'], new_path)."
+            ) from error
+        raise ValueError(f"{path} is no PyTorch checkpoint, or it is damaged.") from error
+    except Exception as error:  # a damaged archive raises almost anything, from OSError to KeyError
+        if "TorchScript" in str(error):
+            raise ValueError(f"{path} is a TorchScript program: pass torch.jit.load(path).state_dict().") from error
+        raise ValueError(f"{path} is no PyTorch checkpoint, or it is truncated: download or copy it again.") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    return content
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    if not has_safetensors:
+        raise ImportError(f"reading {path} needs the package safetensors: pip install safetensors.")
+    try:
+        return safetensors_torch.load_file(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} is no safetensors file, or it is truncated: download or copy it again.") from error
