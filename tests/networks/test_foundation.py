@@ -42,7 +42,7 @@ def test_segmentation_is_the_loss_of_each_data_set_by_its_own_output():
     net = model(teacher=False, restoration_weight=0.0).eval()
     image, label, dataset = batch()
     out = net(image, label, dataset)
-    loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
     expected = (loss(net.network(image[:2]), label[:2]) + loss(organs(net, image[2:4]), label[2:4])) / 2
     torch.testing.assert_close(out["segmentation"], expected)
 

@@ -74,8 +74,8 @@ class FoundationModel(nn.Module):
             return upsampling(dims, decoder.out_channels, channels, decoder.strides[-1])
 
         self.outputs = nn.ModuleDict({name: output(n) for name, n in list(num_classes.items())[1:]})
-        # Over the batch, so that an image without a structure does not swing the loss.
-        self.segmentation_loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+        # Dice by image: over the batch, a head of a fetus would outweigh every small lesion.
+        self.segmentation_loss = DiceCELoss(to_onehot_y=True, softmax=True)
         self.weights = {
             "segmentation": segmentation_weight,
             "distillation": distillation_weight if teacher is not None else 0.0,
