@@ -21,7 +21,9 @@ def parts(tmp_path):
         for kind in ("image", "label"):
             (tmp_path / name / kind).mkdir(parents=True)
             for i in range(4):
-                value = np.full((8, 8), 255 * (i % 2) if kind == "label" else 50, np.uint8)
+                value = np.full((8, 8), 255 * (i % 2), np.uint8)
+                if kind == "image":
+                    value = np.random.default_rng(i).integers(0, 255, (8, 8), np.uint8)
                 Image.fromarray(value).save(tmp_path / name / kind / f"{i}.png")
         items = [{"image": f"image/{i}.png", "label": f"label/{i}.png", "patient": f"{name}{i}"} for i in range(4)]
         content = {"training": items[:3], "validation": items[3:]}
