@@ -15,7 +15,7 @@ from typing import Any
 from monai.config import PathLike
 from monai.data import ImageWriter, PILWriter, resolve_writer
 
-__all__ = ["remove_abandoned", "whole_file", "whole_writer", "write_csv", "write_text_atomically"]
+__all__ = ["append_csv", "remove_abandoned", "whole_file", "whole_writer", "write_csv", "write_text_atomically"]
 
 PART = re.compile(r"^\.(\d+)\..+")  # names of unfinished files: the process that writes, the name it will have
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
@@ -113,6 +113,18 @@ def write_text_atomically(path: PathLike, text: str) -> Path:
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def append_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], anew: bool = False) -> Path:
+    """Add rows with the columns of the first one to a CSV; ``anew`` starts the file with their names."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w" if anew else "a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n", extrasaction="ignore")
+        if anew:
+            writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Path:

@@ -91,6 +91,7 @@ class AutocastInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Output of the inner inferer; floating tensors come back in float32, so that losses and metrics are exact."""
+        inputs = inputs.as_subclass(torch.Tensor)  # MONAI's metadata has no meaning within a network, and costs time
         with autocast(self.device, self.dtype, inputs.dim() - 2):
             output = self.inferer(inputs, network, *args, **kwargs)
         return _to_float32(output)

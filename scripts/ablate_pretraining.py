@@ -93,7 +93,6 @@ class Arm:
     Args:
         group: what is varied.
         value: its value.
-        overlays: configs of the bundle that are laid over ``train.json``.
         changes: keys of its config -> values.
         synthetic: simulated images that are added to the list.
         trained: False leaves the weights as they were drawn.
@@ -101,7 +100,6 @@ class Arm:
 
     group: str
     value: str
-    overlays: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     synthetic: int = 0
     trained: bool = True
@@ -121,10 +119,11 @@ DECODERS = {
     "mini": {"decoder_hidden_size": 96, "decoder_num_layers": 2, "decoder_num_heads": 3},
     "tiny": {"decoder_hidden_size": 128, "decoder_num_layers": 2, "decoder_num_heads": 4},
 }
-AS_MAE = {"pos_embed": "sincos", "layer_scale": None}
+AS_MAE = {"pos_embed": "sincos", "layer_scale": 0}
 AS_STORED: dict[str, Any] = {"augmentation": "@validate#augmentation"}
 PIPELINE = [
-    *(f"@loading#{i}" for i in range(5)),
+    {"_target_": "monai_usfm.data.LoadUltrasoundd", "keys": "image", "frame": "middle"},
+    {"_target_": "Resized", "keys": "image", "spatial_size": "@stored_size", "anti_aliasing": True, "mode": "bilinear"},
     {
         "_target_": "monai_usfm.transforms.semantics_preserving_pipeline",
         "keys": "image",
@@ -132,16 +131,16 @@ PIPELINE = [
     },
     {"_target_": "ToTensord", "keys": "image", "track_meta": False},
 ]
-BAND_STOP = "network_def#band_stop"
-FREQUENCY_WEIGHT = "network_def#loss_function#frequency_weight"
+NETWORK = "$monai_usfm.networks.MaskedImageModel(bundle.encoder_of(@plan), {})"
+FREQUENCY = "band_stop=@band_stop, loss_function=monai_usfm.losses.SpatialFrequencyLoss(frequency_weight={})"
 
 # by importance: a run that is cut short has the first ones
 ARMS: dict[str, Arm] = {
     REFERENCE: Arm("reference", "train.json as it is"),
-    "fill_token": Arm("fill", "token", changes={"network_def#fill": "token"}),
-    "fill_mean": Arm("fill", "mean", changes={"network_def#fill": "mean"}),
-    "sparse": Arm("objective", "sparse", ("sparse",)),
-    "mae": Arm("objective", "mae", ("mae",)),
+    "fill_token": Arm("fill", "token", changes={"plan#fill": "token"}),
+    "fill_mean": Arm("fill", "mean", changes={"plan#fill": "mean"}),
+    "sparse": Arm("objective", "sparse", changes={"objective": "sparse"}),
+    "mae": Arm("objective", "mae", changes={"objective": "mae"}),
     "as_mae": Arm("encoder", "that of mae: sin-cos positions, no layer scale", changes=AS_MAE),
     "untrained": Arm("control", "untrained encoder", trained=False),
     "untrained_as_mae": Arm("control", "untrained encoder of mae", changes=AS_MAE, trained=False),
@@ -149,25 +148,25 @@ ARMS: dict[str, Arm] = {
         "control",
         "MONAI MaskedAutoEncoderViT",
         changes={
-            "network_def": {"_target_": MonaiMAE, "img_size": "@spatial_size"},
+            "network_def": {"_target_": MonaiMAE, "img_size": "$@plan['spatial_size']"},
             "exported": "@network_def",
             "optimizer#params": "$@network_def.parameters()",
         },
     ),
-    "no_band_stop": Arm("band-stop", "off", changes={BAND_STOP: None}),
+    "no_band_stop": Arm("band-stop", "off", changes={"network_def": NETWORK.format("band_stop=None")}),
     "organs_as_listed": Arm("organ balance", "temperature 0", changes={"organ_temperature": 0.0}),
     "augmentation_none": Arm("augmentation", "none", changes=AS_STORED),
-    "ratio_0.75": Arm("mask ratio", "0.75", changes={"network_def#mask_ratio": 0.75}),
-    "unit_1": Arm("mask unit", "1 patch", changes={"network_def#mask_unit": 1}),
-    "frequency_0": Arm("frequency loss", "weight 0", changes={FREQUENCY_WEIGHT: 0.0}),
+    "ratio_0.75": Arm("mask ratio", "0.75", changes={"plan#mask_ratio": 0.75}),
+    "unit_1": Arm("mask unit", "1 patch", changes={"plan#mask_unit": 1}),
+    "frequency_0": Arm("frequency loss", "weight 0", changes={"network_def": NETWORK.format(FREQUENCY.format(0.0))}),
     "synthetic": Arm("images", "with 400 simulated", synthetic=400),
-    "ratio_0.4": Arm("mask ratio", "0.4", changes={"network_def#mask_ratio": 0.4}),
+    "ratio_0.4": Arm("mask ratio", "0.4", changes={"plan#mask_ratio": 0.4}),
     "augmentation_ultrasound": Arm(
         "augmentation", "semantics preserving", changes={**AS_STORED, "train#preprocessing#transforms": PIPELINE}
     ),
-    "frequency_1": Arm("frequency loss", "weight 1", changes={FREQUENCY_WEIGHT: 1.0}),
-    "rings_16": Arm("band-stop", "16 rings", changes={f"{BAND_STOP}#num_rings": 16}),
-    "rings_4": Arm("band-stop", "4 rings", changes={f"{BAND_STOP}#num_rings": 4}),
+    "frequency_1": Arm("frequency loss", "weight 1", changes={"network_def": NETWORK.format(FREQUENCY.format(1.0))}),
+    "rings_16": Arm("band-stop", "16 rings", changes={"band_stop#num_rings": 16}),
+    "rings_4": Arm("band-stop", "4 rings", changes={"band_stop#num_rings": 4}),
 }
 
 
@@ -225,10 +224,10 @@ def workflow(arm: Arm, seed: int, args: argparse.Namespace, folder: Path, **leng
         datalist = joined_list(args.datalist, args.output / "synthetic", arm.synthetic, args.size)
     changes = dict(arm.changes)
     encoder, decoder = ENCODERS[args.network], DECODERS[args.network]
-    if "network_def" in changes:
+    if isinstance(changes.get("network_def"), dict):
         changes["network_def"] = {**changes["network_def"], **encoder, **decoder}
-    elif arm.overlays:  # those with a decoder
-        changes.update({f"network_def#{key}": value for key, value in decoder.items()})
+    elif "objective" in changes:  # those with a decoder
+        changes.update({f"plan#{key}": value for key, value in decoder.items()})
     settings = {
         "dataset_dir": str(args.dataset_dir),
         "datalist": str(datalist),
@@ -242,15 +241,16 @@ def workflow(arm: Arm, seed: int, args: argparse.Namespace, folder: Path, **leng
         "warmup_epochs": 1,
         "num_workers": 0,
         "val_interval": EPOCHS + 1,
+        "picture_interval": 0,
         "seed": seed,
         "device": f"$torch.device('{args.device}')",
         **length,
-        **{f"encoder#{key}": value for key, value in encoder.items()},
+        **{f"plan#{key}": value for key, value in encoder.items()},
         **changes,
     }
     configs = BUNDLE / "configs"
     flow = ConfigWorkflow(
-        config_file=[str(configs / f"{name}.json") for name in ("train", *arm.overlays)],
+        config_file=str(configs / "train.json"),
         meta_file=str(configs / "metadata.json"),
         logging_file=False,
         workflow_type="train",
@@ -311,7 +311,7 @@ def run_arm(arm: Arm, seed: int, args: argparse.Namespace, judges: Judges, folde
             head="upernet",  # it has no way around the encoder
             head_options={"width": 64},
             options={
-                key: flow.parser.get_parsed_content(f"encoder#{key}")
+                key: flow.parser.get_parsed_content("plan")[key]
                 for key in (*ENCODERS[args.network], "pos_embed", "layer_scale")
             },
             frozen=True,

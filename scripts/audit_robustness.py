@@ -35,18 +35,15 @@ from monai_usfm.evaluation import (
 )
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
 from monai_usfm.files import write_csv, write_text_atomically
-from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.settings import parse_settings
 from monai_usfm.transforms import LabelIndices
 
 
 def predictor(config: ConfigParser, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Image ``(1, H, W)`` -> class indices ``(H, W)`` or probabilities ``(K,)`` without temperature, by the bundle."""
-    network = config.get_parsed_content("network_def").to(device)
-    network.load_state_dict(read_checkpoint(config.get_parsed_content("checkpoint")))
-    network.eval()
-    shrink = Resize(config.get_parsed_content("spatial_size"), mode="bilinear", anti_aliasing=True)
-    inferer, channels = config.get_parsed_content("inferer"), config.get_parsed_content("in_channels")
+    network, plan = config.get_parsed_content("network_def").to(device), config.get_parsed_content("plan")
+    shrink = Resize(plan["spatial_size"], mode="bilinear", anti_aliasing=True)
+    inferer, channels = config.get_parsed_content("inferer"), plan["in_channels"]
 
     @torch.no_grad()
     def predict(image: torch.Tensor) -> torch.Tensor:
@@ -103,14 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checkpoint = Path(config.get_parsed_content("checkpoint"))
     if not checkpoint.is_file():
         raise SystemExit(f"no weights at {checkpoint}: train the bundle first or give --checkpoint.")
-    if config.get_parsed_content("spatial_dims") != 2:
+    if config.get_parsed_content("plan")["spatial_dims"] != 2:
         raise SystemExit("the audit changes pictures, so it takes 2D networks alone.")
     folder = args.dataset_dir or args.datalist.parent
     items = load_datalist(args.datalist, folder, args.section)
     if args.limit:
         items = items[:: -(-len(items) // args.limit)]
     items = add_patients(items, folder, **patients_of(args))
-    predict, num_classes = predictor(config, torch.device(args.device)), config.get_parsed_content("num_classes")
+    predict, num_classes = (
+        predictor(config, torch.device(args.device)),
+        config.get_parsed_content("plan")["num_classes"],
+    )
     read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
     images = [read(item["image"], item.get("frame")).as_tensor() for item in items]
     patients = [item["patient"] for item in items]

@@ -3,11 +3,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fit the temperature of a trained segmentation or classification bundle on its validation images.
 
-    python scripts/calibrate.py bundles/usfm_classification --dataset_dir DATA --set network_size=base
+    python scripts/calibrate.py bundles/usfm_classification --dataset_dir DATA --checkpoint OUT/model.pt
 
-Prints the temperature with the calibration error and likelihood before and after, and writes them to
-``models/calibration.json`` in the bundle. Use the number as ``temperature`` in ``inference.json`` and
-``evaluate.json``; ``--write`` puts it there.
+Prints the temperature with the calibration error and likelihood before and after, and writes it to the card of the
+weights, from which inference and evaluation take it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 
+from monai_usfm import load_network, read_card, write_card
 from monai_usfm.evaluation import classification_scores
-from monai_usfm.files import write_text_atomically
 from monai_usfm.networks import TemperatureScaling
-from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.settings import parse_settings
 
 MAX_PIXELS = 20_000  # of one image: more tell nothing new
@@ -41,17 +38,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset_dir", help="as in training")
     parser.add_argument("--datalist", help="as in training")
     parser.add_argument("--checkpoint", type=Path, help="weights; default models/model.pt in the bundle")
-    parser.add_argument("--overlays", nargs="*", default=[], help="names of configs given to training after train.json")
     parser.add_argument("--set", nargs="*", default=[], metavar="ID=VALUE", help="further settings of the training")
-    parser.add_argument("--write", action="store_true", help="put the temperature into the bundle's configs")
     return parser.parse_args(arguments)
 
 
 def configure(args: argparse.Namespace) -> ConfigParser:
-    """The bundle's training config, as it was trained."""
-    names = ["train", *args.overlays]
-    config = ConfigParser(ConfigParser.load_config_files([args.bundle / "configs" / f"{n}.json" for n in names]))
-    config["bundle_root"] = str(args.bundle)
+    """The bundle's training config, with the network of the weights."""
+    config = ConfigParser(ConfigParser.load_config_file(args.bundle / "configs" / "train.json"))
+    config["bundle_root"], config["pretrained"] = str(args.bundle), str(weights_of(args))
     for name in ("dataset_dir", "datalist"):
         if getattr(args, name) is not None:
             config[name] = getattr(args, name)
@@ -60,13 +54,16 @@ def configure(args: argparse.Namespace) -> ConfigParser:
     return config
 
 
+def weights_of(args: argparse.Namespace) -> Path:
+    """The weights that are calibrated."""
+    return Path(args.checkpoint or args.bundle / "models" / "model.pt")
+
+
 @torch.no_grad()
 def collect(config: ConfigParser, checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits ``(M, K)`` and classes ``(M,)`` of the validation images, or of a sample of their pixels."""
     device = torch.device(config.get_parsed_content("device"))
-    network = config.get_parsed_content("network_def")
-    network.load_state_dict(read_checkpoint(checkpoint))
-    network.eval().to(device)
+    network = load_network(checkpoint).to(device)
     inferer = config.get_parsed_content("validate#inferer")
     generator = torch.Generator().manual_seed(0)
     logits, labels = [], []
@@ -92,18 +89,10 @@ def report(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     return {**result, "samples": len(labels)}
 
 
-def write_temperature(file: Path, temperature: float) -> None:
-    """Replace the number in a config and nothing else."""
-    text, count = re.subn(r'("temperature": )[-+.\deE]+', rf"\g<1>{temperature:.4f}", file.read_text(encoding="utf-8"))
-    if count != 1:
-        raise SystemExit(f"{file} has {count} settings called temperature, expected one: set it by hand.")
-    write_text_atomically(file, text)
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line."""
     args = parse(arguments)
-    checkpoint = args.checkpoint or args.bundle / "models" / "model.pt"
+    checkpoint = weights_of(args)
     if not os.path.isfile(checkpoint):
         raise SystemExit(f"no weights at {checkpoint}: train the bundle first or give --checkpoint.")
     result = report(*collect(configure(args), checkpoint))
@@ -113,12 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             f"the temperature {result['temperature']:.4g} is no calibration: the network is no better than chance on "
             "these images, or never wrong. Train longer, or take more validation images; nothing was written."
         )
-    write_text_atomically(args.bundle / "models" / "calibration.json", json.dumps(result, indent=1) + "\n")
-    if args.write:
-        for name in ("inference", "evaluate"):
-            file = args.bundle / "configs" / f"{name}.json"
-            if '"temperature"' in file.read_text(encoding="utf-8"):
-                write_temperature(file, result["temperature"])
+    write_card(checkpoint, {**read_card(checkpoint), "temperature": round(result["temperature"], 4)})
     return result
 
 

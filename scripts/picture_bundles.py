@@ -92,19 +92,19 @@ def masks(items: Items, folder: Path) -> Panels:
 def draw_simulated(items: Items, infer: Infer) -> Panels:
     """Image, label and the mask of weights that have seen no label of a real image."""
     weights = "$@bundle_root + '/models/simulated.pt'"
-    return masks(items, infer("inference", checkpoint=weights, spatial_size=[128, 128]))
+    return masks(items, infer(checkpoint=weights))
 
 
 def draw_segmentation(items: Items, infer: Infer) -> Panels:
     """Image, label, mask and uncertainty."""
-    folder = infer("inference", "uncertainty")
+    folder = infer(uncertainty=True)
     uncertainty = [read(folder / f"{Path(item['image']).stem}_uncertainty.png") for item in items]
     return masks(items, folder) | {"uncertainty": torch.stack(uncertainty)}
 
 
 def draw_enhancement(items: Items, infer: Infer) -> Panels:
     """Before, after and the difference, in the middle of the images, pixel by pixel."""
-    folder = infer("inference")
+    folder = infer()
     before = torch.stack([read(item["image"], crop=True) for item in items])
     after = torch.stack([read(folder / f"{Path(item['image']).stem}_enhanced.png", crop=True) for item in items])
     return {"before": before, "after": after, "change x4": 0.5 + 4 * (after - before)}
@@ -112,7 +112,7 @@ def draw_enhancement(items: Items, infer: Infer) -> Panels:
 
 def draw_classification(items: Items, infer: Infer) -> Panels:
     """Images with the probabilities that the network gives them."""
-    folder = infer("inference", class_names=["benign", "malignant"])
+    folder = infer()
     with open(folder / "images.csv", newline="", encoding="utf-8") as stream:
         found = {Path(row["image"]).name: float(row["p_malignant"]) for row in csv.DictReader(stream)}
     bars = []
@@ -133,8 +133,8 @@ def draw_pretraining(items: Items, infer: Infer) -> Panels:
     """Images, and the last patch features of both encoders: their first three principal components as colours."""
     block = 11
     panels = {"image": torch.stack([read(item["image"]) for item in items])}
-    for weights, configs in (("model.pt", ["inference"]), ("mae.pt", ["inference", "inference_mae"])):
-        folder = infer(*configs, feature_blocks=[block])
+    for weights in ("model.pt", "mae.pt"):
+        folder = infer(checkpoint=f"$@bundle_root + '/models/{weights}'", feature_blocks=[block])
         files = {path.name.split("_", 1)[1].removesuffix("_maps.npz"): path for path in folder.glob("*_maps.npz")}
         maps = [torch.from_numpy(np.load(files[Path(i["image"]).stem])[f"block_{block}"]).float() for i in items]
         tokens = torch.cat([m.flatten(1).T for m in maps])
@@ -180,10 +180,9 @@ def draw_picture(picture: str, data: Path, root: Path, count: int) -> Path:
         for item in items:
             shutil.copy(item["image"], images)
 
-        def infer(*configs: str, **settings: object) -> Path:
-            files = [str(home / "configs" / f"{name}.json") for name in configs]
+        def infer(**options: object) -> Path:
             places = {"bundle_root": str(home), "dataset_dir": str(images), "output_dir": str(output)}
-            run(config_file=files, **places, **settings)
+            run(config_file=str(home / "configs" / "inference.json"), **places, **options)
             return output
 
         path = home / "docs" / f"{stem}.png"

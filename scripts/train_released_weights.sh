@@ -15,27 +15,23 @@ shift 2
 settings=("$@")
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-bundle() { # bundle, name, then overrides; the first may be an overlay: +name
-    local root="$here/bundles/$1" name=$2 files="'$here/bundles/$1/configs/train.json'"
+bundle() { # bundle, name, then options
+    local root="$here/bundles/$1" name=$2
     shift 2
-    while [[ "${1:-}" == +* ]]; do
-        files="$files,'$root/configs/${1#+}.json'"
-        shift
-    done
     [ -f "$out/$name/model.pt" ] && return
-    python -W ignore -m monai.bundle run --config_file "[$files]" --bundle_root "$root" --output_dir "$out/$name" \
-        --export_path "$out/$name/model.pt" --spatial_size "[192,192]" --network_size tiny --resume true "$@" \
+    python -W ignore -m monai.bundle run --config_file "$root/configs/train.json" --bundle_root "$root" \
+        --output_dir "$out/$name" --spatial_size "[192,192]" --network_size tiny --resume true "$@" \
         ${settings[@]+"${settings[@]}"}
 }
 
 unlabelled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" --batch_size 64 --learning_rate 0.001
-    --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --network_def#decoder_hidden_size 192
-    --network_def#decoder_num_layers 3 --network_def#decoder_num_heads 3)
-bundle usfm_pretraining pretraining +sparse "${unlabelled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
+    --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --plan#decoder_hidden_size 192
+    --plan#decoder_num_layers 3 --plan#decoder_num_heads 3)
+bundle usfm_pretraining pretraining --objective sparse "${unlabelled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
 # The fine-tuned weights below start from the encoder above; the shipped one has a second cycle.
-bundle usfm_pretraining pretraining_second +sparse "${unlabelled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
+bundle usfm_pretraining pretraining_second --objective sparse "${unlabelled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
     --pretrained "$out/pretraining/model.pt" --seed 1 --cache_dir "$out/cache"
-bundle usfm_pretraining mae +mae "${unlabelled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
+bundle usfm_pretraining mae --objective mae "${unlabelled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
 # Three cycles of the learning rate, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, mirroring and gamma alone.
 plain=(--augmentation#shrink_prob 0 --appearance "[]")
@@ -51,7 +47,7 @@ bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt
 bundle usfm_segmentation simulated --pretrained "$out/simulated_first/model.pt" --spatial_size "[128,128]" --max_epochs 7 \
     --warmup_epochs 1 --val_interval 3 --synthetic#num_training 4000 --synthetic#num_validation 48 --synthetic#seed 2 \
     --learning_rate 0.0007 --seed 1
-bundle usfm_segmentation simulated_volumes +volume --pretrained "$out/simulated/model.pt" --spatial_size "[48,96,96]" \
+bundle usfm_segmentation simulated_volumes --spatial_dims 3 --pretrained "$out/simulated/model.pt" --spatial_size "[48,96,96]" \
     --max_epochs 8 --warmup_epochs 1 --val_interval 4 --batch_size 2 --synthetic#num_training 264 --synthetic#num_validation 12 \
     --synthetic#num_test 24 --synthetic#seed 1
 # HC18: pixel sizes and published circumferences are in its table.
@@ -68,15 +64,10 @@ bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrai
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
     --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
-# Half precision, compressed, into the bundles.
+# Into the bundles, each with its card; data, license and scores are then written there by hand.
 python - "$here" "$out" <<'PY'
-import io
+import shutil
 import sys
-import zipfile
-
-import torch
-
-from monai_usfm.files import whole_file
 
 here, out = sys.argv[1:]
 files = {
@@ -90,12 +81,6 @@ files = {
     "enhancement": "usfm_enhancement/models/model.pt",
 }
 for name, file in files.items():
-    state = torch.load(f"{out}/{name}/model.pt", map_location="cpu", weights_only=True)
-    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    plain = io.BytesIO()
-    torch.save(half, plain)
-    # PyTorch's files are zip archives, which it writes without compression and reads with it
-    with whole_file(f"{here}/bundles/{file}") as part, zipfile.ZipFile(plain) as old, zipfile.ZipFile(part, "w") as new:
-        for entry in old.infolist():
-            new.writestr(zipfile.ZipInfo(entry.filename), old.read(entry), zipfile.ZIP_DEFLATED, 9)
+    shutil.copy(f"{out}/{name}/model.pt", f"{here}/bundles/{file}")
+    shutil.copy(f"{out}/{name}/model.json", f"{here}/bundles/{file}".replace(".pt", ".json"))
 PY

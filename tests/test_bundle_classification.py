@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from monai.data import load_net_with_metadata
 from monai.transforms import Compose, Resize
 from PIL import Image
 
-from monai_usfm.data import LoadUltrasound
+from monai_usfm.bundle import MixedBatch, describe, root_cause
+from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, to_usfm_state_dict, usfm_vit
 
 SIZE = [32, 48]
-SETTINGS = {"spatial_size": SIZE, "batch_size": 4, "num_workers": 0, "device": "cpu", "amp": "fp32"}
-TRAINING = SETTINGS | {"max_epochs": 1, "warmup_epochs": 0, "learning_rate": 0.002}
+SETTINGS = {"batch_size": 4, "num_workers": 0, "device": "cpu", "amp": "fp32"}
+TRAINING = SETTINGS | {"spatial_size": SIZE, "max_epochs": 1, "warmup_epochs": 0, "learning_rate": 0.002}
 
 
 def write_images(folder: Path) -> None:
@@ -77,7 +79,7 @@ def root(copy_bundle) -> Path:
 @pytest.fixture(scope="module")
 def network(root) -> UltrasoundClassifier:
     net = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2, pool="pyramid")
-    net.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
+    net.load_state_dict(torch.load(root / "output" / "model.pt", weights_only=True))
     return net.eval()
 
 
@@ -106,6 +108,8 @@ def test_inference_gives_the_calibrated_probabilities_of_the_checkpoint_in_the_o
         bundle_root=str(root),
         dataset_dir=str(root / "data"),
         temperature=0.25,
+        checkpoint=str(root / "output" / "model.pt"),
+        output_dir=str(root / "eval"),
         **SETTINGS,
     )
     table = rows(root / "eval" / "images.csv")
@@ -118,8 +122,8 @@ def test_inference_gives_the_calibrated_probabilities_of_the_checkpoint_in_the_o
 
 def test_uncertainty_takes_the_mean_over_mirror_images_and_dropout_masks(root, network, tmp_path):
     settings = SETTINGS | {"dataset_dir": str(root / "data"), "datalist": str(root / "data" / "dataset.json")}
-    settings["temperature"] = 1.0
-    names = files(root, "inference", "uncertainty")
+    settings |= {"temperature": 1.0, "uncertainty": True, "checkpoint": str(root / "output" / "model.pt")}
+    names = files(root, "inference")
     run(config_file=names, bundle_root=str(root), output_dir=str(tmp_path / "flips"), **settings)
     prepare = Compose([LoadUltrasound(), Resize(SIZE, mode="bilinear", anti_aliasing=True)])
     items = json.loads((root / "data" / "dataset.json").read_text())["test"]
@@ -159,12 +163,13 @@ def test_properties_are_those_of_the_specification(root, kind):
 
 
 def test_torchscript_export_computes_the_same_and_carries_its_configs(root, network, tmp_path):
-    config = json.loads((root / "configs" / "inference.json").read_text()) | {"spatial_size": SIZE}
+    config = json.loads((root / "configs" / "inference.json").read_text())
+    config["checkpoint"] = str(root / "output" / "model.pt")
     (tmp_path / "inference.json").write_text(json.dumps(config))
     ckpt_export(
         "network_def",
         filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(root / "models" / "model.pt"),
+        ckpt_file=str(root / "output" / "model.pt"),
         meta_file=str(root / "configs" / "metadata.json"),
         config_file=str(tmp_path / "inference.json"),
     )
@@ -177,7 +182,7 @@ def test_torchscript_export_computes_the_same_and_carries_its_configs(root, netw
 
 def test_label_transforms_leave_the_probabilities_alone(root):
     parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
-    parser["temperature"] = 0.5
+    parser["temperature"], parser["bundle_root"] = 0.5, str(root)
     post = parser.get_parsed_content("post_transforms")
     result = post({"image": torch.zeros(1, 4, 4), "pred": torch.tensor([0.0, 1.0])})
     assert sorted(result) == ["pred"]
@@ -188,8 +193,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
     """Both epochs in one go and in two runs; the schedule must be that of two epochs in both."""
     once, twice = tmp_path / "once", tmp_path / "twice"
     common = {"max_epochs": 2, "dropout": 0.1}
-    train(root, output_dir=str(once), export_path=str(once / "model.pt"), **common)
-    settings = common | {"output_dir": str(twice), "export_path": str(twice / "model.pt")}
+    train(root, output_dir=str(once), **common)
+    settings = common | {"output_dir": str(twice)}
     event = "monai_usfm.handlers.checkpoint.Events.EPOCH_COMPLETED"
     stop = f"$@train#trainer.add_event_handler({event}, lambda engine: engine.terminate())"
     train(root, run=[stop, "$@train#trainer.run()"], **settings)
@@ -209,7 +214,7 @@ def test_two_processes_train_and_the_first_reports_on_the_images_of_both(root, t
 
 
 def test_low_rank_updates_are_merged_into_weights_that_inference_loads(root, network, tmp_path):
-    train(root, "lora", output_dir=str(tmp_path), export_path=str(tmp_path / "model.pt"), learning_rate=0.05)
+    train(root, output_dir=str(tmp_path), lora_rank=8, learning_rate=0.05)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     network_after = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2, pool="pyramid")
     network_after.load_state_dict(state)
@@ -218,7 +223,7 @@ def test_low_rank_updates_are_merged_into_weights_that_inference_loads(root, net
     update = best[f"{prefix}.parametrizations.weight.0.lora_b"] @ best[f"{prefix}.parametrizations.weight.0.lora_a"]
     assert update.abs().max() > 0
     merged = best[f"{prefix}.parametrizations.weight.original"] + 16.0 / 8 * update
-    torch.testing.assert_close(state[f"{prefix}.weight"], merged)
+    torch.testing.assert_close(state[f"{prefix}.weight"], merged.half())
 
 
 def test_linear_probe_keeps_the_pretrained_encoder(root, tmp_path):
@@ -227,14 +232,13 @@ def test_linear_probe_keeps_the_pretrained_encoder(root, tmp_path):
     train(
         root,
         output_dir=str(tmp_path),
-        export_path=str(tmp_path / "model.pt"),
         pretrained=str(tmp_path / "encoder.pt"),
         freeze_encoder=True,
         pool="mean",
     )
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     for name, value in encoder.state_dict().items():
-        torch.testing.assert_close(state[f"encoder.{name}"], value, rtol=0, atol=0)
+        torch.testing.assert_close(state[f"encoder.{name}"].to(value.dtype), value, rtol=1e-3, atol=1e-4)
     assert state["head.weight"].abs().max() > 0.002  # it started at 0.02 * 0.001
 
 
@@ -272,10 +276,11 @@ def test_official_classifiers_load_whole(root, tmp_path):
             official[name] = value
     torch.save({"model": official}, tmp_path / "official.pth")
     workflow = ConfigWorkflow(
-        files(root, "train", "usfm"),
+        files(root, "train"),
         workflow_type="train",
         bundle_root=str(root),
-        network_size="tiny",
+        output_dir=str(tmp_path / "out"),
+        pool="mean",
         pretrained=str(tmp_path / "official.pth"),
         **TRAINING | {"spatial_size": [48, 48]},
     )
@@ -288,19 +293,47 @@ def test_official_classifiers_load_whole(root, tmp_path):
     assert wanted.std() > 0.01
 
 
-def test_mixup_mixes_images_and_classes_alike(root):
-    parser = ConfigParser(ConfigParser.load_config_files(files(root, "train", "mixup")))
-    mix = parser.get_parsed_content("mixup")
+def test_mixup_mixes_images_and_classes_alike():
     label = torch.tensor([0, 1, 1, 0])
     image = label.float().reshape(4, 1, 1, 1).expand(4, 1, 2, 2)
     torch.manual_seed(0)
-    mixed, classes = mix(image, label)
+    mixed, classes = MixedBatch(lambda _: (image, label), num_classes=2, alpha=0.2)(None)
     torch.testing.assert_close(mixed.mean((1, 2, 3)), classes[:, 1])
     torch.testing.assert_close(classes.sum(1), torch.ones(4))
-    assert 0 < classes[1, 1] < 1 and classes[2, 1] == 1  # neighbours of another class, and of the same
+    assert 0 < classes[1, 1] < 1 and classes[2, 1] == 1  # neighbors of another class, and of the same
 
 
-def test_calibration_finds_the_temperature_that_was_hidden(tmp_path, repository):
+def test_numbers_do_not_depend_on_the_number_of_workers(root, tmp_path):
+    found = []
+    for workers in (0, 1, 2):
+        train(root, output_dir=str(tmp_path / str(workers)), num_workers=workers, mixup_alpha=0.2)
+        (row,) = rows(tmp_path / str(workers) / "metrics.csv")
+        found.append([row["train_loss"], row["val_ece"]])
+    assert found[0] == found[1] == found[2]
+
+
+def test_an_unreadable_file_costs_no_other_its_result(root, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(root / "data", folder)
+    (folder / "01.png").write_bytes(b"no image")
+    options = {"bundle_root": str(root), "checkpoint": str(root / "output" / "model.pt"), **SETTINGS, "batch_size": 1}
+    run(config_file=files(root, "inference"), dataset_dir=str(folder), output_dir=str(tmp_path / "out"), **options)
+    assert len(rows(tmp_path / "out" / "images.csv")) == 15
+    (failed,) = rows(tmp_path / "out" / "failed.csv")
+    assert Path(failed["file"]).name == "01.png" and failed["reason"]
+    with pytest.raises(RuntimeError) as error:  # a list names its files on purpose
+        run(
+            config_file=files(root, "inference"),
+            dataset_dir=str(folder),
+            datalist=str(folder / "dataset.json"),
+            split="training",
+            output_dir=str(tmp_path / "out"),
+            **options,
+        )
+    assert isinstance(root_cause(error.value), UnreadableImageError) and "01.png" in describe(error.value)
+
+
+def test_calibration_finds_the_temperature_that_was_hidden(repository):
     spec = importlib.util.spec_from_file_location("calibrate", repository / "scripts" / "calibrate.py")
     calibrate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(calibrate)
@@ -310,29 +343,25 @@ def test_calibration_finds_the_temperature_that_was_hidden(tmp_path, repository)
     result = calibrate.report(2.5 * logits, labels)
     assert result["temperature"] == pytest.approx(2.5, rel=0.1)
     assert result["ece_after"] < result["ece_before"] and result["nll_after"] < result["nll_before"]
-    config = tmp_path / "inference.json"
-    config.write_text('{\n    "temperature": 1.0,\n    "x": "@temperature"\n}\n')
-    calibrate.write_temperature(config, 2.5)
-    assert config.read_text() == '{\n    "temperature": 2.5000,\n    "x": "@temperature"\n}\n'
 
 
 def test_calibration_scores_the_validation_images_of_the_bundle(root, network, repository):
     spec = importlib.util.spec_from_file_location("calibrate", repository / "scripts" / "calibrate.py")
     calibrate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(calibrate)
-    sizes = [f"spatial_size={SIZE}", "device=cpu", "amp=fp32"]
-    args = calibrate.parse([str(root), "--dataset_dir", str(root / "data"), "--set", *sizes])
-    logits, labels = calibrate.collect(calibrate.configure(args), root / "models" / "model.pt")
+    weights = root / "output" / "model.pt"
+    arguments = ["--dataset_dir", str(root / "data"), "--checkpoint", str(weights), "--set", "device=cpu", "amp=fp32"]
+    logits, labels = calibrate.collect(calibrate.configure(calibrate.parse([str(root), *arguments])), weights)
     np.testing.assert_allclose(logits.softmax(1).numpy(), expected(network, root, "validation"), atol=2e-5)
     assert labels.tolist() == [0, 0, 1, 1]
 
 
 def test_volumes_train_and_infer(root, tmp_path):
-    common = {"bundle_root": str(root), "spatial_size": [8, 32, 32], "device": "cpu"}
+    common = {"bundle_root": str(root), "device": "cpu"}
     run(
-        config_file=files(root, "train", "volume"),
+        config_file=files(root, "train"),
         output_dir=str(tmp_path),
-        export_path=str(tmp_path / "model.pt"),
+        spatial_size=[8, 32, 32],
         synthetic={
             "num_training": 2,
             "num_validation": 1,
@@ -344,7 +373,7 @@ def test_volumes_train_and_infer(root, tmp_path):
         **common,
     )
     run(
-        config_file=files(root, "inference", "inference_volume"),
+        config_file=files(root, "inference"),
         checkpoint=str(tmp_path / "model.pt"),
         datalist=str(tmp_path / "synthetic_images" / "datalist.json"),
         dataset_dir=str(tmp_path / "synthetic_images"),

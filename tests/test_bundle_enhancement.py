@@ -17,11 +17,12 @@ from monai.data import load_net_with_metadata
 from monai.inferers import SlidingWindowInferer
 from PIL import Image
 
+from monai_usfm import save_network
 from monai_usfm.networks import UltrasoundEnhancer, usfm_vit
 
 SIZE = [32, 48]
-SETTINGS = {"spatial_size": SIZE, "batch_size": 2, "device": "cpu"}
-TRAINING = SETTINGS | {"max_epochs": 1, "warmup_epochs": 0, "learning_rate": 0.002, "amp": "fp32"}
+SETTINGS = {"batch_size": 2, "device": "cpu"}
+TRAINING = SETTINGS | {"spatial_size": SIZE, "max_epochs": 1, "warmup_epochs": 0, "learning_rate": 0.002, "amp": "fp32"}
 
 
 def write_images(folder: Path) -> None:
@@ -80,7 +81,7 @@ def strong_network() -> UltrasoundEnhancer:
 
 
 def infer(root: Path, folder: Path, network: UltrasoundEnhancer, tmp_path: Path, **settings) -> Path:
-    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    save_network(tmp_path / "weights.pt", network, half=False)
     run(
         config_file=files(root, "inference"),
         bundle_root=str(root),
@@ -98,12 +99,19 @@ def test_training_leaves_records_scores_pictures_and_weights(root):
     assert all(float(rows[0][name]) for name in ("train_loss", "val_psnr", "val_ssim", "val_lncc"))
     names = ("run.json", "checkpoints/last.pt", "checkpoints/best.pt", "pictures/enhancement_epoch_0001.png")
     assert all((root / "output" / name).is_file() for name in names)
-    state = torch.load(root / "models" / "model.pt", weights_only=True)
+    state = torch.load(root / "output" / "model.pt", weights_only=True)
     assert state["correction.weight"].abs().max() > 0  # it started at zero
 
 
 def test_inference_from_the_trained_checkpoint_writes_every_image_at_its_own_size(root):
-    run(config_file=files(root, "inference"), bundle_root=str(root), dataset_dir=str(root / "data"), **SETTINGS)
+    weights = {"checkpoint": str(root / "output" / "model.pt")}
+    run(
+        config_file=files(root, "inference"),
+        bundle_root=str(root),
+        dataset_dir=str(root / "data"),
+        **weights,
+        **SETTINGS,
+    )
     sources = sorted((root / "data").glob("*.png"))
     assert len(sources) == 24
     for source in sources:
@@ -147,7 +155,7 @@ def test_result_is_upright_in_the_geometry_of_the_file(root, tmp_path, kind):
 def test_windows_leave_no_seams(root):
     """What a network adds may differ from window to window: without blending it jumps where they begin or end."""
     parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
-    parser["spatial_size"], parser["batch_size"] = SIZE, 4
+    parser["spatial_size"], parser["batch_size"], parser["bundle_root"] = SIZE, 4, str(root)
     image = torch.zeros(1, 1, 64, SIZE[1] * 4)
     jumps = {}
     for name, inferer in {
@@ -194,13 +202,22 @@ def test_evaluation_compares_whole_images_with_a_blur(root):
 
 
 def test_pairs_are_learnt_from_the_named_files(root, tmp_path):
-    paths = {"output_dir": str(tmp_path), "export_path": str(tmp_path / "model.pt")}
-    train(root, "pairs", **paths)
+    paths = {"output_dir": str(tmp_path), "pairs": True}
+    train(root, **paths)
     options = SETTINGS | {"amp": "fp32", "dataset_dir": str(root / "data"), "bundle_root": str(root)} | paths
-    run(config_file=files(root, "train", "pairs", "evaluate"), **options)
+    run(config_file=files(root, "train", "evaluate"), **options)
     row = table(tmp_path / "evaluation" / "cases.csv")[0]
     low, high = (np.array(Image.open(root / "data" / f"{key}_6.png")) / 255 for key in ("image", "label"))
     assert float(row["psnr"]) == pytest.approx(-10 * np.log10(np.mean((low - high) ** 2)), abs=1e-3)
+
+
+def test_numbers_do_not_depend_on_the_number_of_workers(root, tmp_path):
+    found = []
+    for workers in (0, 1, 2):
+        train(root, output_dir=str(tmp_path / str(workers)), num_workers=workers)
+        (row,) = table(tmp_path / str(workers) / "metrics.csv")
+        found.append([row["train_loss"], row["val_psnr"]])
+    assert found[0] == found[1] == found[2]
 
 
 def test_properties_are_those_of_the_specification(root):
@@ -217,10 +234,11 @@ def test_properties_are_those_of_the_specification(root):
 
 
 def test_torchscript_export_computes_the_same_and_carries_its_configs(root, tmp_path):
-    config = json.loads((root / "configs" / "inference.json").read_text()) | {"spatial_size": SIZE}
+    config = json.loads((root / "configs" / "inference.json").read_text())
+    config["checkpoint"] = str(tmp_path / "weights.pt")
     (tmp_path / "inference.json").write_text(json.dumps(config))
     network = strong_network()
-    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    save_network(tmp_path / "weights.pt", network, half=False)
     ckpt_export(
         "network_def",
         filepath=str(tmp_path / "model.ts"),
@@ -238,8 +256,8 @@ def test_torchscript_export_computes_the_same_and_carries_its_configs(root, tmp_
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
     """Both epochs in one go and in two runs; noise, crops and order must be the same in both."""
     once, twice = tmp_path / "once", tmp_path / "twice"
-    train(root, output_dir=str(once), export_path=str(once / "model.pt"), max_epochs=2)
-    settings = {"output_dir": str(twice), "export_path": str(twice / "model.pt"), "max_epochs": 2}
+    train(root, output_dir=str(once), max_epochs=2)
+    settings = {"output_dir": str(twice), "max_epochs": 2}
     completed = "monai.handlers.validation_handler.Events.EPOCH_COMPLETED(once=1)"  # what a config can name
     stop = f"$@train#trainer.add_event_handler({completed}, lambda engine: engine.terminate())"
     train(root, run=[stop, "$@train#trainer.run()"], **settings)
@@ -250,15 +268,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
 
 
 def test_volumes_train_are_evaluated_and_enhanced_on_their_grid(root, tmp_path):
-    common = {"bundle_root": str(root), "spatial_size": [8, 32, 32], "batch_size": 2, "device": "cpu"}
+    common = {"bundle_root": str(root), "batch_size": 2, "device": "cpu"}
     world = {"num_training": 1, "num_validation": 1, "num_test": 1, "spatial_dims": 3, "image_size": [16, 40, 32]}
-    paths = {"output_dir": str(tmp_path), "export_path": str(tmp_path / "model.pt"), "amp": "fp32"}
+    paths = {"output_dir": str(tmp_path), "amp": "fp32"}
     training = {"max_epochs": 1, "epoch_length": 2, "val_interval": 2, "synthetic": world} | paths
-    run(config_file=files(root, "train", "volume"), **training, **common)
-    run(config_file=files(root, "train", "evaluate", "volume"), synthetic=world, roi_key="label", **paths, **common)
+    run(config_file=files(root, "train"), spatial_size=[8, 32, 32], **training, **common)
+    run(config_file=files(root, "train", "evaluate"), synthetic=world, roi_key="label", **paths, **common)
     assert len(table(tmp_path / "evaluation" / "cases.csv")) == 4
     run(
-        config_file=files(root, "inference", "inference_volume"),
+        config_file=files(root, "inference"),
         checkpoint=str(tmp_path / "model.pt"),
         dataset_dir=str(tmp_path / "synthetic_images"),
         datalist=str(tmp_path / "synthetic_images" / "datalist.json"),

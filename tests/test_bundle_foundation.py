@@ -25,7 +25,7 @@ QUICK = {
     "picture_interval": 1,
     "amp": "fp32",
     "device": "$torch.device('cpu')",
-    **{f"encoder#{key}": value for key, value in TINY.items()},
+    **{f"plan#{key}": value for key, value in TINY.items()},
 }
 
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,15 +15,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.data import MetaTensor
+from monai.handlers import from_engine
 from monai.transforms import SaveImaged
 from monai.utils import version_leq
 from PIL import Image
 
 import monai_usfm
+from monai_usfm import read_card
+from monai_usfm.bundle import TrainingSteps, check_names, describe, root_cause, warmup_cosine
+from monai_usfm.bundle.options import READ_BY_CLIENTS
+from monai_usfm.bundle.training import _as_list
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
-from monai_usfm.networks import encoder_arguments, load_pretrained
 
 BUNDLES = ("pretraining", "segmentation", "classification", "enhancement")
 PICTURES = ("rgb.png", "alpha.png", "palette.png", "deep.png", "pages.tif", "still.nii.gz", "colour.mha")
@@ -35,7 +42,7 @@ def config(repository: Path, bundle: str) -> dict:
 def reading(repository: Path, bundle: str, spatial_dims: int):
     """The transforms that read a file, without those that fit it to the network."""
     parser = ConfigParser(config(repository, bundle))
-    parser["spatial_dims"] = spatial_dims
+    parser["plan"] = {"spatial_dims": spatial_dims, "spatial_size": [32] * spatial_dims, "in_channels": 1}
     steps = parser.get_parsed_content("preprocessing").transforms
 
     def read(path: Path) -> torch.Tensor:
@@ -113,15 +120,14 @@ def test_a_still_for_a_network_of_volumes_is_refused_by_name(repository, tmp_pat
         reading(repository, "segmentation", 3)(path)
 
 
-@pytest.mark.parametrize(
-    ("bundle", "files"), [("segmentation", ["inference", "uncertainty"]), ("enhancement", ["inference"])]
-)
-def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_path, monkeypatch, bundle, files):
-    folder = repository / "bundles" / f"usfm_{bundle}" / "configs"
-    parser = ConfigParser(ConfigParser.load_config_files([folder / f"{name}.json" for name in files]))
-    parser["output_dir"] = str(tmp_path)
+@pytest.mark.parametrize(("bundle", "count"), [("segmentation", 2), ("enhancement", 1)])
+def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_path, monkeypatch, bundle, count):
+    parser = ConfigParser(config(repository, bundle))
+    parser["output_dir"], parser["bundle_root"] = str(tmp_path), str(tmp_path)
+    if count > 1:
+        parser["uncertainty"] = True
     savers = [t for t in parser.get_parsed_content("postprocessing").transforms if isinstance(t, SaveImaged)]
-    assert len(savers) == len(files)
+    assert len(savers) == count
     result = MetaTensor(torch.ones(1, 6, 8), meta={"filename_or_obj": "a.png"})
 
     def half(picture, name, *arguments, **settings) -> None:
@@ -136,70 +142,130 @@ def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_pat
     assert not list(tmp_path.iterdir())
     for saver in savers:
         saver({"pred": result, "uncertainty": result})
-    assert len(list(tmp_path.iterdir())) == len(files)
+    assert len(list(tmp_path.iterdir())) == count
 
 
 @pytest.mark.parametrize("bundle", ["segmentation", "classification", "enhancement"])
-@pytest.mark.parametrize("text, frozen", [("false", False), ("true", True), ("False", False), (1, True)])
-def test_a_switch_may_be_written_as_on_any_command_line(repository, bundle, text, frozen):
-    parser = ConfigParser(
-        ConfigParser.load_config_file(repository / "bundles" / f"usfm_{bundle}" / "configs" / "train.json")
-    )
+@pytest.mark.parametrize("text, frozen", [("false", False), ("true", True)])
+def test_a_switch_may_be_written_as_on_any_command_line(repository, tmp_path, bundle, text, frozen):
+    parser = ConfigParser(train_config(repository, bundle))
     parser["freeze_encoder"] = text  # Python's names alone come as booleans from the command line
+    parser["output_dir"] = str(tmp_path)
     parser.get_parsed_content("initialize")
     encoder = parser.get_parsed_content("network_def").encoder
     assert any(weight.requires_grad for weight in encoder.parameters()) is not frozen
 
 
+def train_config(repository: Path, bundle: str, *overlays: str) -> dict:
+    folder = repository / "bundles" / f"usfm_{bundle}" / "configs"
+    return ConfigParser.load_config_files([folder / f"{name}.json" for name in ("train", *overlays)])
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_every_switch_is_read_as_one(repository, bundle):
-    folder = repository / "bundles" / f"usfm_{bundle}" / "configs"
-    known = [json.loads((folder / name).read_text()) for name in ("train.json", "evaluate.json")]
-    switches = {key for config in known for key, value in config.items() if isinstance(value, bool)}
-    assert "resume" in switches
-    for file in folder.glob("*.json"):
-        config = ConfigParser.load_config_file(file)
-        for name, value in _leaves(config):
-            for switch in switches if isinstance(value, str) else ():
-                bare = value.replace(f"monai.utils.str2bool(str(@{switch}))", "")
-                assert f"@{switch}" not in bare or name.startswith("settings"), f"{file.name}: {value}"
+    """``--resume False`` comes as text from some command lines, and text is true."""
+    for config in (train_config(repository, bundle, "evaluate"), config_of_inference(repository, bundle)):
+        switches = {key for key, value in config.items() if isinstance(value, bool)}
+        for value in _texts(config):
+            bare = re.sub(r"flag\(@\w+\)", "", value)
+            assert not any(re.search(rf"@{switch}\b", bare) for switch in switches), value
 
 
-def _leaves(config, name=""):
-    """Names and values of a configuration."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield from _leaves(value, "settings" if key == "settings" else f"{name if name == 'settings' else key}")
-    elif isinstance(config, list):
-        for value in config:
-            yield from _leaves(value, name)
-    else:
-        yield name, config
+def config_of_inference(repository: Path, bundle: str) -> dict:
+    return config(repository, bundle)
+
+
+def _texts(config):
+    """All text in a configuration."""
+    if isinstance(config, dict | list):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from _texts(value)
+    elif isinstance(config, str):
+        yield config
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
-def test_weights_that_were_named_but_are_not_there_stop_inference(repository, tmp_path, bundle, capsys):
+def test_every_option_is_described_where_it_stands_and_every_description_is_of_an_option(repository, bundle):
+    internal = {"plan", "volume", "images_per_step", "stored_size", "synthetic", "splits", "steps_per_epoch", "record"}
+    internal |= {
+        "band_stop",
+        "epochs",
+        "paired",
+        "keys",
+        "items",
+        "file_type",
+        "data_root_dir",
+        "divisor",
+        "card",
+        "appearance",
+    }
+    for config in (train_config(repository, bundle, "evaluate"), config_of_inference(repository, bundle)):
+        described = config["_options_"]
+        assert all(text.endswith(".") and len(text.split()) < 25 for text in described.values())
+        plain = {
+            name
+            for name, value in config.items()
+            if not isinstance(value, dict) and not name.startswith("_") and name not in READ_BY_CLIENTS | internal
+        }
+        parts = {name for name in plain if isinstance(config[name], list | str) and "@" in str(config[name])}
+        assert plain - parts <= set(described) <= set(config)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_overlays_combine_in_any_order(repository, bundle):
+    orders = [
+        train_config(repository, bundle, *o) for o in itertools.permutations(("evaluate", "demo", "multi_gpu_train"))
+    ]
+    assert all({**order, "_desc_": ""} == {**orders[0], "_desc_": ""} for order in orders)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_configs_are_short_and_have_no_names_that_nothing_reads(repository, bundle):
+    folder = repository / "bundles" / f"usfm_{bundle}" / "configs"
+    assert len((folder / "train.json").read_text().splitlines()) <= 250
+    for overlays in ((), ("demo",), ("evaluate",), ("evaluate", "demo", "multi_gpu_train")):
+        check_names(train_config(repository, bundle, *overlays))
+    check_names(config_of_inference(repository, bundle))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("max_epoch", "max_epochs"),
+        ("lr", "learning_rate"),
+        ("data_dir", "dataset_dir"),
+        ("train#trainer#max_epoch", "train#trainer#max_epochs"),
+        ("train#dataloader#batchsize", "train#dataloader#batch_size"),
+    ],
+)
+def test_a_misspelt_option_stops_with_the_right_name(repository, bundle, name, right):
+    parser = ConfigParser(train_config(repository, bundle))
+    parser[name] = 3
+    with pytest.raises(ValueError, match=f"There is no option --{name}. Did you mean --{right}"):
+        check_names(parser.config)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_weights_that_were_named_but_are_not_there_stop_inference(repository, tmp_path, bundle, caplog):
     parser = ConfigParser(
         ConfigParser.load_config_file(repository / "bundles" / f"usfm_{bundle}" / "configs" / "inference.json")
     )
     parser["bundle_root"] = str(tmp_path)
-    parser.get_parsed_content("initialize")  # monai.bundle.load does this away from the folder of the bundle
-    assert f"no weights at {tmp_path}/models/model.pt" in capsys.readouterr().out
-    parser["pretrained" if bundle == "pretraining" else "checkpoint"] = str(tmp_path / "mistyped.pt")
+    parser.get_parsed_content("network_def")  # monai.bundle.load does this away from the folder of the bundle
+    assert f"no weights at {tmp_path}/models/model.pt" in caplog.text
+    parser["checkpoint"] = str(tmp_path / "mistyped.pt")
     parser.parse(reset=True)
     with pytest.raises(RuntimeError) as error:
-        parser.get_parsed_content("initialize")
-    assert isinstance(error.value.__cause__, FileNotFoundError) and "mistyped.pt" in str(error.value.__cause__)
+        parser.get_parsed_content("network_def")
+    assert isinstance(root_cause(error.value), FileNotFoundError) and "mistyped.pt" in describe(error.value)
 
 
 def test_segmentation_and_classification_vary_images_alike(repository):
-    configs = [
-        json.loads((repository / "bundles" / name / "configs" / "train.json").read_text())
-        for name in ("usfm_segmentation", "usfm_classification")
-    ]
+    configs = [train_config(repository, name) for name in ("segmentation", "classification")]
     assert configs[0]["appearance"] == configs[1]["appearance"]
-    layouts = [{k: v for k, v in config["augmentation"].items() if k != "label_key"} for config in configs]
-    assert layouts[0] == layouts[1]
+    drawn = [vars(ConfigParser(config).get_parsed_content("augmentation")) for config in configs]
+    assert {**drawn[0], "label_key": ""} == {**drawn[1], "label_key": ""}
 
 
 @pytest.mark.parametrize("key", ["patient", "patient_id"])
@@ -214,9 +280,10 @@ def test_a_patient_in_two_splits_stops_every_bundle(repository, tmp_path, bundle
     parser = ConfigParser(ConfigParser.load_config_file(file))
     parser["dataset_dir"] = str(tmp_path)
     with pytest.raises(RuntimeError) as error:  # MONAI names the line of the config, the cause what is wrong
-        parser.get_parsed_content("sections")
-    assert isinstance(error.value.__cause__, ValueError)
-    assert "patient one (training, test)" in str(error.value.__cause__)
+        parser.get_parsed_content("items" if bundle == "enhancement" else "splits")
+        parser.get_parsed_content("train#dataset")
+    assert isinstance(root_cause(error.value), ValueError)
+    assert "patient one (training, test)" in describe(error.value)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -240,25 +307,6 @@ def test_network_has_the_inputs_and_outputs_of_the_metadata(copy_bundle, bundle)
     verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")
 
 
-@pytest.mark.parametrize("bundle", BUNDLES)
-def test_weights_of_masked_autoencoding_fit_training_and_inference(repository, bundle):
-    configs = repository / "bundles" / f"usfm_{bundle}" / "configs"
-    pretraining = repository / "bundles" / "usfm_pretraining" / "configs"
-    inference = ("inference.json", "inference_mae.json" if bundle == "pretraining" else "mae.json")
-
-    def network(folder: Path, *files: str) -> torch.nn.Module:
-        parser = ConfigParser(ConfigParser.load_config_files([folder / file for file in files]))
-        parser["network_size"], parser["spatial_size"] = "tiny", [64, 64]
-        return parser.get_parsed_content("network_def")
-
-    trained = network(pretraining, "train.json", "mae.json")
-    for files in (("train.json", "mae.json"), inference):
-        net = network(configs, *files)
-        load_pretrained(net, trained.state_dict())
-        found, wanted = net.encoder.state_dict(), trained.encoder.state_dict()
-        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-
 WEIGHTS = sorted((Path(__file__).parent.parent / "bundles").glob("usfm_*/models/*.pt"))
 
 
@@ -267,21 +315,69 @@ def test_shipped_weights_are_small_and_fill_the_network_of_inference(file):
     assert file.stat().st_size <= 25e6
     state = torch.load(file, weights_only=True)
     assert all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point())
-    configs = file.parent.parent / "configs"
-    kind = {"relative": "inference", "sincos": "inference_mae"}[encoder_arguments(file)["pos_embed"]]
-    kind = "inference_volume" if state["encoder.patch_embed.proj.weight"].dim() == 5 else kind
-    overlay = [configs / f"{kind}.json"] * (kind != "inference")
-    parser = ConfigParser(ConfigParser.load_config_files([configs / "inference.json", *overlay]))
-    parser["spatial_size"] = list(encoder_arguments(file)["img_size"])  # the start for other organs has one of its own
-    net = parser.get_parsed_content("network_def")
-    if file.parent.parent.name == "usfm_pretraining":  # inference embeds with the encoder of what was pretrained
-        assert all(f"encoder.{name}" in state for name in net.encoder.state_dict())
-        state = {name: value for name, value in state.items() if name in net.state_dict()}
-    net.load_state_dict(state)
-    size = parser.get_parsed_content("spatial_size")
+    parser = ConfigParser(ConfigParser.load_config_file(file.parent.parent / "configs" / "inference.json"))
+    parser["checkpoint"] = str(file)
+    net, size = parser.get_parsed_content("network_def"), parser.get_parsed_content("plan")["spatial_size"]
     with torch.no_grad():
-        output = net.eval()(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0)))
+        output = net(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0)))
     assert torch.isfinite(output).all() and output.std() > 0
+    assert read_card(file)["network"]["spatial_size"] == size
+
+
+@pytest.mark.parametrize("file", WEIGHTS, ids=lambda file: f"{file.parent.parent.name}-{file.stem}")
+def test_every_bundle_trains_what_its_weights_are(file):
+    parser = ConfigParser(ConfigParser.load_config_file(file.parent.parent / "configs" / "train.json"))
+    if file.stem == "model":  # the default of training and the shipped weights agree
+        assert (
+            parser.get_parsed_content("plan").items()
+            >= {
+                k: v
+                for k, v in read_card(file)["network"].items()
+                if k in ("network_size", "spatial_size", "patch_size")
+            }.items()
+        )
+    parser["pretrained"] = str(file)
+    parser.parse(reset=True)
+    assert parser.get_parsed_content("plan")["spatial_dims"] == read_card(file)["network"]["spatial_dims"]
+
+
+class Planted:
+    """Unpickling it makes a folder, as a file from a stranger may do worse."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_no_weight_file_runs_what_it_carries(repository, tmp_path, bundle):
+    torch.save({"state_dict": Planted(tmp_path / "ran")}, tmp_path / "stranger.pt")
+    for config, name in (
+        (config_of_inference(repository, bundle), "checkpoint"),
+        (train_config(repository, bundle), "pretrained"),
+    ):
+        parser = ConfigParser({**config, name: str(tmp_path / "stranger.pt")})
+        with pytest.raises(RuntimeError) as error:
+            parser.get_parsed_content("network_def")
+        assert "stranger.pt" in describe(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_mlflow_of_monai_finds_the_loss_of_a_step(repository, tmp_path, bundle):
+    """``--tracking mlflow`` reads the trainer's output so; without the list it got a tuple and stopped."""
+    handlers = train_config(repository, bundle)["train"]["handlers"]
+    assert handlers[0]["_target_"] == "monai_usfm.bundle.TrainingSteps"
+    engine = Engine(lambda *_: {"loss": torch.tensor(0.5)})
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    loader = torch.utils.data.DataLoader([{"image": 0}])
+    TrainingSteps(loader, 0, warmup_cosine(optimizer, 4, 2), network, 1.0).handlers[0].attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, _as_list)
+    engine.run([0])
+    assert float(from_engine(["loss"], first=True)(engine.state.output)) == 0.5
 
 
 def test_all_shipped_weights_together_are_small():

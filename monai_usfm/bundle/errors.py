@@ -12,8 +12,9 @@ from types import TracebackType
 
 import torch
 
-__all__ = ["describe", "install_hook", "root_cause"]
+__all__ = ["describe", "install_hook", "root_cause", "under_command_line"]
 
+LONGEST = 600  # characters of the last line
 # How MONAI begins the message of an exception that only says where another one happened.
 FRAMES = ("Failed to evaluate", "Failed to instantiate", "applying transform")
 # What stands between the exceptions of a chain in the text that a worker of a data loader hands over.
@@ -47,6 +48,7 @@ def describe(error: BaseException) -> str:
     if " in DataLoader worker process" in message:
         kind, message = _of_worker(message)
     message = " ".join(message.split())
+    message = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."  # a list of every weight, say
     clear = isinstance(error, RuntimeError | ValueError | OSError | FloatingPointError) and len(message) > 20
     return message if clear else f"{kind}: {message}"
 
@@ -66,10 +68,15 @@ def _of_worker(text: str) -> tuple[str, str]:
     return kind, message
 
 
+def under_command_line() -> bool:
+    """Whether this process is ``python -m monai.bundle``."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name.startswith("monai.bundle")
+
+
 def install_hook() -> None:
     """Under MONAI's command line, print the root cause as the last line after the traceback of a failing run."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if spec is not None and spec.name.startswith("monai.bundle") and sys.excepthook is not _print_error:
+    if under_command_line():
         sys.excepthook = _print_error
 
 

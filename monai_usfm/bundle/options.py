@@ -81,20 +81,22 @@ def check_names(config: Mapping[str, Any]) -> None:
     used = _references(config)
     described = set(config.get(DESCRIPTIONS, {}))
     known = described | {name for name in config if name in used}
-    wrong = [
+    wrong: list[tuple[str, str, Iterable[str]]] = [
         (name, name, known)
-        for name in config
-        if name not in used | described | READ_BY_CLIENTS and not (name.startswith("_") and name.endswith("_"))
+        for name, value in config.items()
+        if name not in used | described | READ_BY_CLIENTS and not name.startswith("_") and _is_typed(value)
     ]
     for group in GROUPS:
         entries = config.get(group)
-        for name in entries if isinstance(entries, Mapping) else ():
-            if name not in READ_IN_GROUPS and f"{group}::{name}" not in used:
+        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+            if name not in READ_IN_GROUPS and f"{group}::{name}" not in used and _is_typed(value):
                 wrong.append((f"{group}#{name}", name, READ_IN_GROUPS))
     locator = ComponentLocator()
     for place, component in _components(config):
         allowed = _arguments(component, locator)
-        for name in component if allowed is not None else ():
+        if allowed is None:
+            continue
+        for name in component:
             if name not in allowed and name not in ConfigComponent.non_arg_keys:
                 wrong.append((f"{place}#{name}", name, allowed))
     if wrong:
@@ -102,6 +104,11 @@ def check_names(config: Mapping[str, Any]) -> None:
             " ".join(f"There is no option --{place}.{_nearest(place, name, names)}" for place, name, names in wrong)
             + " Its options are described in docs/README.md of the bundle."
         )
+
+
+def _is_typed(value: Any) -> bool:
+    """Whether it is what a user types for an option: no part that is built, which another network may leave unused."""
+    return not isinstance(value, Mapping) and not (isinstance(value, str) and value[:1] in "$@%" and value)
 
 
 def _nearest(place: str, name: str, names: Iterable[str]) -> str:
@@ -228,6 +235,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "fold_normalization",
             "circumference",
             "uncertainty",
+            "pairs",
+            "preview",
+            "statistics",
+            "components",
         ),
         (_switch, "true or false"),
     ),

@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from monai_usfm.bundle.errors import install_hook
 from monai_usfm.bundle.options import DESCRIPTIONS, check_names, check_values
+from monai_usfm.data import mark_results
 from monai_usfm.files import write_text_atomically
 
-__all__ = ["options", "require_writable", "start"]
+__all__ = ["as_plain", "options", "require_writable", "start", "stop"]
 
 
 def _parser() -> ConfigParser | None:
@@ -53,19 +56,24 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     """First entry of ``initialize``: refuse what cannot work, in one sentence, before anything is read or computed.
 
     Names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`) and places that cannot
-    be written are refused. Under MONAI's command line the root cause of any later failure becomes the last line that
-    is printed. The configuration as it is run, command line included, is kept as ``config.json`` in ``output_dir``.
+    be written are refused. Under torchrun the processes are joined, see :func:`stop`. Under MONAI's command line the
+    root cause of any later failure becomes the last line that is printed. The configuration as it is run, command line
+    included, is kept as ``config.json`` in ``output_dir``, which is marked as a folder of results.
 
     Args:
         output_dir: folder of the results.
         export_path: file that training writes its weights to.
 
     Raises:
-        ValueError: see above.
+        ValueError: see above, and where ``output_dir`` is ``dataset_dir`` itself.
         PermissionError: for a place that cannot be written.
     """
     install_hook()
-    parser = _parser()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    parser, values = _parser(), dict[str, Any]()
     if parser is not None:
         config: Any = parser.config
         check_names(config)
@@ -77,10 +85,17 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         require_writable(Path(str(export_path)).parent, "export_path")
     if output_dir is not None:
         require_writable(Path(str(output_dir)), "output_dir")
+        mark_results(str(output_dir), values.get("dataset_dir"))
         if parser is not None and int(os.environ.get("RANK", 0)) == 0:
             kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
             text = json.dumps(kept, indent=1, default=str) + "\n"
             write_text_atomically(Path(str(output_dir)) / "config.json", text)
+
+
+def stop() -> None:
+    """Entry of ``finalize`` of a training: part the processes that :func:`start` joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def require_writable(folder: Path, option: str) -> None:

@@ -18,6 +18,7 @@ from .loading import LoadUltrasound, LoadUltrasoundd
 from .patients import add_patients
 from .reader import UltrasoundReader
 from .sampler import OrganBalancedSampler, organ_balanced_weights
+from .seeded import SeededCacheDataset
 from .splits import list_images, load_sections, load_splits, result_name, results_root
 from .upright import UprightGray, UprightGrayd
 
@@ -28,6 +29,7 @@ __all__ = [
     "LoadUltrasound",
     "LoadUltrasoundd",
     "OrganBalancedSampler",
+    "SeededCacheDataset",
     "SyntheticUltrasound",
     "UltrasoundDataset",
     "UltrasoundDicomReader",

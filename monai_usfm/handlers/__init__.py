@@ -18,7 +18,9 @@ from monai_usfm.handlers.enhancement import (
     EnhancementReport,
     best_blur,
     enhancement_panels,
+    first_channels,
     matched_blur,
+    near_signal,
     score_enhancement,
     surrounding_region,
 )
@@ -36,13 +38,20 @@ from monai_usfm.handlers.records import (
 )
 from monai_usfm.handlers.report import EvaluationReport
 from monai_usfm.handlers.results import ClassificationPreviews, EnhancementPreviews, SegmentationResults
-from monai_usfm.handlers.segmentation import SegmentationReport, score_case, segmentation_panels
+from monai_usfm.handlers.segmentation import (
+    DiceScore,
+    SegmentationReport,
+    published_circumferences,
+    score_case,
+    segmentation_panels,
+)
 
 __all__ = [
     "BestCheckpoint",
     "ClassificationPreviews",
     "ClassificationReport",
     "ClassificationScore",
+    "DiceScore",
     "EmbeddingSaver",
     "EnhancementPreviews",
     "EnhancementReport",
@@ -63,8 +72,11 @@ __all__ = [
     "best_blur",
     "draw_metrics",
     "enhancement_panels",
+    "first_channels",
     "learning_rates",
     "matched_blur",
+    "near_signal",
+    "published_circumferences",
     "save_atomically",
     "save_confusion",
     "save_panels",

@@ -19,8 +19,10 @@ from monai.utils import set_determinism
 from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
+from monai_usfm.cards import save_network
 from monai_usfm.files import whole_file
 from monai_usfm.handlers.gradient import require_finite
+from monai_usfm.networks import UltrasoundViT
 
 __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "ValidateStart", "save_atomically"]
 
@@ -100,6 +102,8 @@ class EpochSeed:
         seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % (2**31)
         set_determinism(seed=seed, use_deterministic_algorithms=None)
         set_rnd(self.data_loader.dataset, seed=seed)
+        if hasattr(self.data_loader.dataset, "epoch"):  # items of this dataset have seeds of their own
+            self.data_loader.dataset.epoch = epoch
         if hasattr(self.data_loader.sampler, "set_epoch"):
             self.data_loader.sampler.set_epoch(epoch)
 
@@ -320,11 +324,11 @@ class ValidateStart:
     def _validate(self, engine: Engine) -> None:
         if engine.state.epoch > 0:
             return
-        self.best.untouched = True
+        self.best.untouched = self.evaluator.state.untouched = True
         try:
             self.evaluator.run(1)
         finally:
-            self.best.untouched = False
+            self.best.untouched = self.evaluator.state.untouched = False
 
     def _tell(self, engine: Engine) -> None:
         if self.best.start is not None and not self.best.best > self.best.start:
@@ -347,6 +351,8 @@ class ExportWeights:
             more. None, or one that was never asked, exports the last state.
         last: export the last state though there is a best one, as self-supervised training does.
         half: store floating tensors as float16, which halves the file; loading converts them back.
+        card: fields of the card beside the file, see :func:`monai_usfm.write_card`; None, or a network of
+            another package, writes none.
 
     Raises:
         FloatingPointError: at the end, when no validation gave a number; nothing is written.
@@ -359,12 +365,14 @@ class ExportWeights:
         best: BestCheckpoint | None = None,
         last: bool = False,
         half: bool = False,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         self.network = network
         self.best = best
         self.last = last
         self.half = half
+        self.card = card
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
@@ -386,7 +394,10 @@ class ExportWeights:
             state = _merged(network, state)
         state = {name: value.detach().cpu() for name, value in state.items()}
         require_finite(state, "the network")
-        if self.half:
-            state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-        save_atomically(state, self.path)
+        if self.card is not None and isinstance(getattr(network, "encoder", None), UltrasoundViT):
+            save_network(self.path, network, state_dict=state, half=self.half, **self.card)
+        else:
+            if self.half:
+                state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+            save_atomically(state, self.path)
         engine.logger.info(f"weights written to {self.path}.")

@@ -129,6 +129,8 @@ class ClassificationReport(EvaluationReport):
         ValueError: during the run, if there are more or fewer names than classes.
     """
 
+    streamed = "images.csv"
+
     def __init__(self, output_dir: str, class_names: Sequence[str] | None = None) -> None:
         super().__init__(output_dir)
         self.class_names = None if class_names is None else [str(name) for name in class_names]
@@ -154,8 +156,14 @@ class ClassificationReport(EvaluationReport):
 
         return rows
 
+    def shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return _table(rows, self._names(rows))
+
+    def _names(self, rows: list[dict[str, Any]]) -> list[str]:
+        return self.class_names or [str(number) for number in range(len(rows[0]["probabilities"]))]
+
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
-        names = self.class_names or [str(number) for number in range(len(rows[0]["probabilities"]))]
+        names = self._names(rows)
         write_csv(self.folder / "images.csv", _table(rows, names))
         patients = _by_patient(rows) if all(row["patient"] is not None for row in rows) else []
         if patients:

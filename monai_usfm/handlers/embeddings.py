@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from monai_usfm.files import whole_file, write_csv
+from monai_usfm.files import append_csv, whole_file, write_csv
 from monai_usfm.networks.nets.features import FeatureExtractor
 
 __all__ = ["EmbeddingSaver"]
@@ -20,7 +20,7 @@ __all__ = ["EmbeddingSaver"]
 
 class EmbeddingSaver:
     """Collects one embedding per image and writes ``embeddings.npz`` (``embeddings``, ``images``) and
-    ``embeddings.csv``.
+    ``embeddings.csv``, which grows with every batch.
 
     Attach it to an evaluator whose ``pred`` is a vector for each image; file names come from the image's metadata.
 
@@ -57,6 +57,7 @@ class EmbeddingSaver:
             name = str(image.meta["filename_or_obj"]) if known else f"image_{len(self.names):06d}"
             self.names.append(name)
             self.vectors.append(torch.as_tensor(item["pred"]).detach().float().cpu().flatten().numpy())
+            append_csv(self.folder / "embeddings.csv", [_row(name, self.vectors[-1])], anew=len(self.names) == 1)
             if self.network is not None and self.feature_blocks:
                 with torch.no_grad():
                     pixels = torch.as_tensor(image).as_subclass(torch.Tensor).unsqueeze(0)
@@ -76,8 +77,8 @@ class EmbeddingSaver:
             return
         vectors = np.stack(self.vectors)
         self._save("embeddings.npz", {"embeddings": vectors, "images": np.array(self.names)})
-        rows = [
-            {"image": name, **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(vector)}}
-            for name, vector in zip(self.names, vectors, strict=True)
-        ]
-        write_csv(self.folder / "embeddings.csv", rows)
+        write_csv(self.folder / "embeddings.csv", [_row(*pair) for pair in zip(self.names, vectors, strict=True)])
+
+
+def _row(name: str, vector: np.ndarray) -> dict[str, str]:
+    return {"image": name, **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(vector)}}

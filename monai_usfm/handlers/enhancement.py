@@ -12,7 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
+from monai.handlers import from_engine
 from monai.metrics import PSNRMetric, SSIMMetric
+from monai.networks.layers import Pool
 
 from monai_usfm.handlers.report import EvaluationReport
 from monai_usfm.metrics import (
@@ -28,7 +30,9 @@ __all__ = [
     "EnhancementReport",
     "best_blur",
     "enhancement_panels",
+    "first_channels",
     "matched_blur",
+    "near_signal",
     "score_enhancement",
     "surrounding_region",
 ]
@@ -153,6 +157,17 @@ def enhancement_panels(output: Sequence[Mapping[str, Any]]) -> dict[str, torch.T
     if "label" in items[0]:
         panels["target"] = stack("label")
     return panels
+
+
+def first_channels(output: Any) -> list[list[torch.Tensor]]:
+    """``output_transform`` of metrics: first channel of predictions and targets; the others are copies of it."""
+    return [[one[:1] for one in part] for part in from_engine(["pred", "label"])(output)]
+
+
+def near_signal(image: torch.Tensor, reach: int = 7) -> torch.Tensor:
+    """Where ``(C, *S)`` is not black within ``reach`` samples: the field of view, with the gaps between its echoes."""
+    pool = Pool[Pool.MAX, image.dim() - 1](2 * reach + 1, 1, reach)
+    return pool(_plain(image)[:1].float()[None])[0] > 0
 
 
 class EnhancementReport(EvaluationReport):

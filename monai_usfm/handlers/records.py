@@ -371,7 +371,7 @@ class PictureHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        epoch = engine.state.epoch
+        epoch = 0 if getattr(engine.state, "untouched", False) else engine.state.epoch  # before the first one
         if idist.get_rank() > 0 or self.interval == 0:
             return
         if epoch == 1 or epoch % self.interval == 0:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
-from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.files import append_csv, write_csv, write_text_atomically
 
 __all__ = ["EvaluationReport"]
 
@@ -29,6 +29,10 @@ class EvaluationReport:
     Args:
         output_dir: folder of the files, which are replaced atomically.
     """
+
+    streamed: str | None = (
+        None  # table that grows with every batch, so that a run that is broken off leaves what it had
+    )
 
     def __init__(self, output_dir: str) -> None:
         self.folder = Path(output_dir)
@@ -51,7 +55,14 @@ class EvaluationReport:
         self.rows = []
 
     def _collect(self, engine: Engine) -> None:
-        self.rows.extend(self.collect(engine))
+        found = list(self.collect(engine))
+        if self.streamed is not None and found and idist.get_world_size() == 1:
+            append_csv(self.folder / self.streamed, self.shown(found), anew=not self.rows)
+        self.rows.extend(found)
+
+    def shown(self, rows: list[Row]) -> list[Row]:
+        """Rows as the streamed table has them."""
+        return rows
 
     def _finish(self, engine: Engine) -> None:
         rows = self.rows

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,22 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
+from monai.handlers import IgniteMetricHandler, from_engine
+from monai.metrics import (
+    CumulativeIterationMetric,
+    compute_average_surface_distance,
+    compute_dice,
+    compute_hausdorff_distance,
+    compute_iou,
+)
 from monai.networks.utils import one_hot
 
 from monai_usfm.handlers.report import EvaluationReport
 from monai_usfm.metrics.ellipse import fit_ellipse
 
-__all__ = ["SegmentationReport", "score_case", "segmentation_panels"]
+__all__ = ["DiceScore", "SegmentationReport", "published_circumferences", "score_case", "segmentation_panels"]
+
+logger = logging.getLogger(__name__)
 
 # Colours of the classes after the background, repeated when there are more.
 COLOURS = ((1.0, 0.25, 0.2), (0.2, 0.8, 1.0), (1.0, 0.85, 0.1), (0.5, 1.0, 0.3), (0.9, 0.4, 1.0))
@@ -38,7 +48,7 @@ def score_case(
         spacing: mm per sample along ``S``; None measures in pixels.
 
     Returns:
-        One dictionary per class with ``class, dice, iou, hd95, asd, missed, invented``.
+        One dictionary per class with ``class, dice, iou, hd95, asd, labeled, missed, invented``.
     """
     predicted = one_hot(prediction[None].float(), num_classes)
     wanted = one_hot(label[None].float(), num_classes)
@@ -58,6 +68,7 @@ def score_case(
                 "dice": dice[number - 1].item(),
                 "iou": iou[number - 1].item(),
                 **distances,
+                "labeled": int(there.any()),
                 "missed": int(there.any() and not here.any()),
                 "invented": int(here.any() and not there.any()),
             }
@@ -93,6 +104,60 @@ def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> to
         tint = torch.tensor(COLOURS[(number - 1) % len(COLOURS)]).view(1, 3, *[1] * (image.dim() - 2))
         colour = torch.where(classes == number, 0.55 * colour + 0.45 * tint, colour)
     return colour
+
+
+class _Dice(CumulativeIterationMetric):
+    """Dice of every case and foreground class, and whether the label shows that class."""
+
+    def __init__(self, num_classes: int, labeled_only: bool) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.labeled_only = labeled_only
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        predicted, wanted = (one_hot(torch.as_tensor(x).float(), self.num_classes) for x in (y_pred, y))
+        dice = compute_dice(predicted, wanted, include_background=False, ignore_empty=False)
+        there = wanted[:, 1:].flatten(2).any(2)
+        return torch.stack([dice, there.to(dice)], dim=-1)
+
+    def aggregate(self) -> float:
+        scores = self.get_buffer()
+        dice, there = scores[..., 0], scores[..., 1] > 0
+        if not there.any():
+            logger.warning("no case of this split shows any structure: its labels are empty, and Dice says nothing.")
+        chosen = dice[there] if self.labeled_only else dice
+        return float(chosen.mean())
+
+
+class DiceScore(IgniteMetricHandler):
+    """Mean Dice over cases and foreground classes as a metric of MONAI's evaluators.
+
+    The one definition of this package, that of :func:`score_case`: a class that is in neither prediction nor label
+    counts as 1, one in the prediction alone as 0. The evaluator decollates and has class indices ``(1, *S)`` under
+    ``pred`` and ``label``.
+
+    Args:
+        num_classes: classes, background included.
+        labeled_only: over those cases alone whose label shows the class; NaN where none does.
+    """
+
+    def __init__(self, num_classes: int, labeled_only: bool = False) -> None:
+        super().__init__(
+            metric_fn=_Dice(num_classes, labeled_only),
+            output_transform=from_engine(["pred", "label"]),
+            save_details=False,
+        )
+
+
+def published_circumferences(items: Sequence[Mapping[str, Any]]) -> dict[str | tuple[str, int], float]:
+    """``circumference`` of the items that have one, as ``published`` of :class:`SegmentationReport` wants it."""
+    return {
+        (item["image"], item["frame"]) if isinstance(item.get("frame"), int) else item["image"]: float(
+            item["circumference"]
+        )
+        for item in items
+        if item.get("circumference") is not None
+    }
 
 
 class SegmentationReport(EvaluationReport):
@@ -172,6 +237,8 @@ class SegmentationReport(EvaluationReport):
                 entry["circumference_error"] = float(errors.mean()) if len(errors) else None
                 entry["circumference_error_std"] = float(errors.std()) if len(errors) else None
                 entry["circumference_absolute_error"] = float(np.abs(errors).mean()) if len(errors) else None
+            labeled = [row["dice"] for row in of_class if row["labeled"]]
+            entry["dice_labeled"] = float(np.mean(labeled)) if labeled else None
             entry["missed"] = sum(row["missed"] for row in of_class)
             entry["invented"] = sum(row["invented"] for row in of_class)
             summary[f"class_{number}"] = entry

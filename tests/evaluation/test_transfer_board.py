@@ -89,7 +89,7 @@ def plan(tmp_path: Path) -> Path:
     unet |= {"channels": [4, 8], "strides": [2], "num_res_units": 1}
     content = {
         "options": {"steps": 2, "max_epochs": 1, "batch_size": 2, "spatial_size": [32, 32], "amp": "fp32"}
-        | {"device": "$torch.device('cpu')", **{f"encoder#{k}": v for k, v in TINY.items()}},
+        | {"device": "$torch.device('cpu')", **{f"plan#{k}": v for k, v in TINY.items()}},
         "tasks": {"square": {"datalist": "list.json"}},
         "starts": {"scratch": {}, "unet": {"network_def": unet, "optimizer#params": "$@network_def.parameters()"}},
         "fractions": [0.5, 1.0],

@@ -16,7 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy.special import ellipe
 
-from monai_usfm.handlers import SegmentationReport, score_case, segmentation_panels
+from monai_usfm.handlers import DiceScore, SegmentationReport, score_case, segmentation_panels
 
 
 def square(start: tuple[int, ...], side: tuple[int, ...], shape: tuple[int, ...], value: int = 1) -> torch.Tensor:
@@ -170,3 +170,24 @@ def test_report_compares_circumferences_with_the_label_or_with_the_published_val
     assert float(second["circumference_error"]) == pytest.approx(expected - 20.0, rel=1e-3)
     summary = json.loads((tmp_path / "summary.json").read_text())["class_1"]
     assert summary["circumference_absolute_error"] == pytest.approx(abs(expected - 20.0) / 2, rel=1e-3)
+
+
+def scored(pairs: list[tuple[torch.Tensor, torch.Tensor]], labeled_only: bool) -> float:
+    metric = DiceScore(num_classes=2, labeled_only=labeled_only)
+    engine = Engine(lambda _, pair: [{"pred": pair[0], "label": pair[1]}])
+    metric.attach(engine, "dice")
+    engine.run(pairs)
+    return engine.state.metrics["dice"]
+
+
+def test_dice_counts_empty_cases_as_the_report_does_and_has_another_name_without_them(caplog) -> None:
+    disc, empty = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
+    disc[:, 2:6, 2:6] = 1
+    half = disc.clone()
+    half[:, 4:] = 0  # Dice 2/3
+    pairs = [(half, disc), (empty, empty), (disc, empty)]
+    by_report = [score_case(pred, label, 2)[0]["dice"] for pred, label in pairs]
+    assert scored(pairs, False) == pytest.approx(np.mean(by_report)) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert scored(pairs, True) == pytest.approx(2 / 3)
+    assert "no case of this split" not in caplog.text
+    assert scored([(disc, empty)], False) == 0 and "no case of this split shows any structure" in caplog.text

@@ -1,0 +1,226 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the inferences of the four bundles have in common: weights by their card, files that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from monai.data import Dataset, list_data_collate
+from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
+
+import monai_usfm
+from monai_usfm.bundle.errors import root_cause, under_command_line
+from monai_usfm.cards import find_card
+from monai_usfm.data import UnreadableImageError, list_images
+from monai_usfm.files import write_csv
+from monai_usfm.inferers import AutocastInferer, DropoutInferer
+from monai_usfm.networks import FlipInferer
+from monai_usfm.networks.weights import read_checkpoint
+
+__all__ = [
+    "InferenceDataset",
+    "InferenceEvaluator",
+    "card_of",
+    "class_inferer",
+    "collate_readable",
+    "default_checkpoint",
+    "entropy_map",
+    "finish",
+    "inference_items",
+    "inference_network",
+    "plan_of",
+]
+
+logger = logging.getLogger(__name__)
+FAILED = 3  # exit status of an inference that left files out
+
+
+def default_checkpoint(export_path: str, bundle_root: str) -> str:
+    """The weights that a training left at ``export_path``, or else those that came with the bundle."""
+    shipped = f"{bundle_root}/models/model.pt"
+    chosen = export_path if os.path.exists(export_path) or not os.path.exists(shipped) else shipped
+    logger.info("weights: %s", chosen)
+    return chosen
+
+
+def inference_network(checkpoint: str, task: str, bundle_root: str = ".", **options: Any) -> torch.nn.Module:
+    """The network of a weight file by its card, see :func:`monai_usfm.load_network`.
+
+    A bundle without weights of its own, as it is when its parts are checked or filled by another program, gives the
+    network of its card with random ones and says so.
+
+    Args:
+        checkpoint: the weights.
+        task: what the bundle does.
+        bundle_root: its folder.
+        options: of the network, for weights without a card; None stands for "as the card says".
+    """
+    if not os.path.exists(checkpoint) and Path(checkpoint) == Path(bundle_root, "models", "model.pt"):
+        logger.warning("no weights at %s: the network is random.", checkpoint)
+        card = find_card(checkpoint) or {"network": {}}
+        given = {name: value for name, value in options.items() if value is not None}
+        network: Any = monai_usfm.build_network(task, **{**card["network"], **given}).eval()
+        network.card = {**network.card, **{name: value for name, value in card.items() if name != "network"}}
+        return network
+    return monai_usfm.load_network(checkpoint, task, **options)
+
+
+def plan_of(network: torch.nn.Module, task: str, **options: Any) -> dict[str, Any]:
+    """Options of a network: those on its card; of another package's network those that are given, else defaults."""
+    card = getattr(network, "card", None)
+    return dict(card["network"]) if card else monai_usfm.network_options(task, **options)
+
+
+def card_of(network: torch.nn.Module, checkpoint: str | None = None) -> dict[str, Any]:
+    """The card of a network; of one of another package an empty one, after ``checkpoint`` was loaded into it."""
+    card = getattr(network, "card", None)
+    if card is None and checkpoint is not None:
+        network.load_state_dict(read_checkpoint(checkpoint))
+    return dict(card or {})
+
+
+def class_inferer(
+    amp: str,
+    device: torch.device | str,
+    window: Inferer | None = None,
+    dropout_samples: int = 0,
+    flip_axes: Sequence[int] = (),
+    spatial: bool = True,
+) -> Inferer:
+    """How a network that gives classes is run: in which precision, in windows, as a mean over dropout masks and flips.
+
+    Args:
+        amp, device: see :class:`~monai_usfm.inferers.AutocastInferer`.
+        window: runs it in windows; None on the whole image.
+        dropout_samples: random dropout masks; 0 for none.
+        flip_axes: spatial axes of flip test-time augmentation.
+        spatial: whether the output has the axes of the image, as a segmentation has.
+    """
+    inferer: Inferer = AutocastInferer(amp, device, window)
+    if dropout_samples:
+        inferer = DropoutInferer(dropout_samples, inferer=inferer)
+    return FlipInferer(list(flip_axes), inferer=inferer, spatial=spatial) if flip_axes else inferer
+
+
+def entropy_map(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy over the classes ``(K, *S)`` as gray levels ``(1, *S)``: 255 is the maximum, all classes alike."""
+    entropy = torch.special.entr(probabilities).sum(0, keepdim=True)
+    return (255 * entropy / math.log(len(probabilities))).clamp(0, 255).round()
+
+
+class _Items(list):
+    """A list of images, with the error that looking for them met."""
+
+    error: Exception | None = None
+
+
+def inference_items(dataset_dir: str, datalist: str | None = None, split: str = "test") -> list[dict[str, Any]]:
+    """See :func:`monai_usfm.data.list_images`; where that fails, an empty list that fails when it is run.
+
+    So a bundle can be looked at where no images are.
+    """
+    try:
+        return list_images(dataset_dir, datalist, split)
+    except (FileNotFoundError, ValueError) as error:
+        items = _Items()
+        items.error = error
+        return items
+
+
+class InferenceDataset(Dataset):
+    """A dataset that hands a file which cannot be read on as its error, if told to, instead of raising it.
+
+    Args:
+        data: items.
+        transform: reads them.
+        skip_unreadable: see above.
+    """
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], transform: Callable | None = None, skip_unreadable: bool = False
+    ) -> None:
+        super().__init__(data, transform)
+        self.skip_unreadable = skip_unreadable
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            cause = root_cause(error)
+            if not isinstance(cause, UnreadableImageError):
+                raise
+            if not self.skip_unreadable:
+                raise cause from None
+            return cause
+
+
+def collate_readable(items: Sequence[Any]) -> dict[str, Any]:
+    """MONAI's collation of those that could be read; the errors of the others under ``failed``."""
+    failed = [(item.path, item.reason) for item in items if isinstance(item, UnreadableImageError)]
+    readable = [item for item in items if not isinstance(item, UnreadableImageError)]
+    return {**(cast(dict, list_data_collate(readable)) if readable else {}), "failed": failed}
+
+
+class InferenceEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator, which goes on where files could not be read and lists them in ``failed.csv``.
+
+    Args:
+        output_dir: folder of the list; None keeps none.
+        arguments: those of :class:`monai.engines.SupervisedEvaluator`, whose loader collates by
+            :func:`collate_readable`.
+    """
+
+    def __init__(self, output_dir: str | None = None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.output_dir = output_dir
+        self.failures: list[dict[str, str]] = []
+
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        """Run it once.
+
+        Raises:
+            FileNotFoundError, ValueError: where there are no images, see :func:`inference_items`.
+        """
+        error = getattr(getattr(getattr(self.data_loader, "dataset", None), "data", None), "error", None)
+        if error is not None:
+            raise error
+        self.failures = []
+        if self.output_dir is not None:
+            Path(self.output_dir, "failed.csv").unlink(missing_ok=True)
+        super().run(global_epoch)
+
+    def _iteration(self, engine: Any, batchdata: Any) -> Any:
+        for path, reason in batchdata.pop("failed", ()) if isinstance(batchdata, dict) else ():
+            engine.logger.warning(f"left out: {path}: {reason}")
+            self.failures.append({"file": path, "reason": reason})
+            if self.output_dir is not None:
+                write_csv(Path(self.output_dir, "failed.csv"), self.failures)
+        if not batchdata:
+            engine.state.batch = []
+            return []
+        return super()._iteration(engine, batchdata)
+
+
+def finish(evaluator: Any) -> None:
+    """Last entry of an inference: say how many files were left out; MONAI's command line then ends with status 3."""
+    failures = getattr(evaluator, "failures", [])
+    if not failures:
+        return
+    logger.warning(
+        "%d files could not be read, see failed.csv in %s; the first: %s: %s",
+        len(failures),
+        evaluator.output_dir,
+        failures[0]["file"],
+        failures[0]["reason"],
+    )
+    if under_command_line():
+        sys.exit(FAILED)

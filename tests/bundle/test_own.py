@@ -1,0 +1,32 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of a bundle with other weights is a bundle of what these weights are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from monai.bundle import verify_net_in_out
+
+from monai_usfm.bundle import own_bundle
+
+
+def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path):
+    source = repository / "bundles" / "usfm_segmentation"
+    weights = source / "models" / "simulated_volumes.pt"
+    copy = own_bundle(source, tmp_path / "apps" / "liver_segmentation", weights)
+    assert sorted(file.name for file in (copy / "models").iterdir()) == ["model.json", "model.pt"]
+    metadata = json.loads((copy / "configs" / "metadata.json").read_text())
+    formats = metadata["network_data_format"]
+    assert formats["inputs"]["image"]["spatial_shape"] == [48, 96, 96]
+    assert formats["post_processed_outputs"]["pred"]["spatial_shape"] == ["*", "*", "*"]
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(copy / "configs" / "metadata.json"),
+        config_file=str(copy / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(copy),
+    )
+    with pytest.raises(FileExistsError, match="is there already: name a new folder"):
+        own_bundle(source, copy, weights)
