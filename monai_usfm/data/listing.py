@@ -9,7 +9,7 @@ import json
 import math
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from .datalist import DATALIST_NAME, SPLITS, read_datalist
 from .duplicates import MAX_BITS, find_copies, image_hashes, joined_groups
 from .folders import FoundFiles, find_files
 from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, file_format
+from .list_report import ListReport
 from .loading import LoadUltrasound
 from .pairing import IMAGE_WORDS, SPLIT_WORDS, Masks, says_something, words_of
 from .patients import patient_by_pattern, patient_by_rule, patient_key
@@ -36,8 +37,6 @@ __all__ = ["UnknownPatientsError", "make_datalist", "split_groups"]
 
 VALIDATION_SHARE = 0.1  # of the training files, where folders name no validation split
 MAKER = "made by monai-usfm datalist"
-SHOWN = 10
-"""Names of a kind that the report prints; the datalist has all of them."""
 
 
 class UnknownPatientsError(ValueError):
@@ -65,6 +64,15 @@ class Entry:
     def below(self) -> str:
         """The path below the folder of the command line."""
         return self.path.relative_to(self.root).as_posix()
+
+    @property
+    def named_split(self) -> str | None:
+        """The split that a folder's name gives the file, the nearest folder first; that of the command line counts."""
+        for part in (self.root.name, *self.path.relative_to(self.root).parts[:-1])[::-1]:
+            for word in words_of(part):
+                if word in SPLIT_WORDS:
+                    return SPLIT_WORDS[word]
+        return None
 
 
 def make_datalist(
@@ -140,7 +148,7 @@ def make_datalist(
     groups = joined_groups(len(readable), copies, keys)
     splits = _splits_by_folders(readable, groups, seed) if shares is None else _drawn(readable, groups, shares, seed)
 
-    report = _Report(base)
+    report = ListReport(base)
     report.counts(readable, splits)
     report.groups(
         readable, groups, Counter(entry.digest for entry in readable), len({i for c in copies for i in c[:2]})
@@ -153,7 +161,8 @@ def make_datalist(
     report.left_out("are unreadable", {entry.path: entry.unreadable for entry in entries if entry.unreadable})
     report.left_out("are no images", found.others)
     report.left_out("are folders that are not searched", found.skipped)
-    _write(file, base, entries, splits, found, f"{MAKER}; split {split}, seed {seed}")
+    left_out = found.others | found.skipped | dict.fromkeys(unpaired, "looks like a mask and belongs to no image")
+    _write(file, base, entries, splits, left_out, f"{MAKER}; split {split}, seed {seed}")
     print(f"Wrote {file}; use it with dataset_dir={base}.")
     return file
 
@@ -211,7 +220,7 @@ def _find_images(
     The organ is ``ORGAN`` of ``ORGAN=FOLDER``, else the first folder below FOLDER whose name says something, else
     FOLDER's own name.
     """
-    entries, left_out, unpaired = [], FoundFiles(), []
+    entries, left_out, unpaired, seen = [], FoundFiles(), list[Path](), set[Path]()
     for organ, folder in roots:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder.")
@@ -222,6 +231,9 @@ def _find_images(
         masks = Masks(root, found.images)
         here = []
         for path in masks.images:
+            if path in seen:  # one FOLDER lies in another
+                continue
+            seen.add(path)
             parts = path.relative_to(root).parts[:-1]
             named = [part for part in parts if says_something(part) and part.lower() not in classes]
             entry = Entry(path, root, organ or (named[0] if named else root.name), labels=masks.of(path))
@@ -334,20 +346,11 @@ def _drawn(
     return splits
 
 
-def _split_of(entry: Entry) -> str | None:
-    """The split that a folder's name gives a file, the nearest folder first; that of FOLDER counts too."""
-    for part in (entry.root.name, *entry.path.relative_to(entry.root).parts[:-1])[::-1]:
-        for word in words_of(part):
-            if word in SPLIT_WORDS:
-                return SPLIT_WORDS[word]
-    return None
-
-
 def _splits_by_folders(entries: Sequence[Entry], groups: Sequence[int], seed: int) -> dict[str, list[Entry]]:
     """As the folders say; where they name no validation, groups of the training files are held out for it."""
     splits: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     for entry in entries:
-        name = _split_of(entry)
+        name = entry.named_split
         if name is None:
             raise ValueError(f"{entry.path}: no folder names its split; expected one of {', '.join(SPLIT_WORDS)}.")
         splits[name].append(entry)
@@ -389,13 +392,13 @@ def _write(
     base: Path,
     entries: Sequence[Entry],
     splits: dict[str, list[Entry]],
-    found: FoundFiles,
+    left_out: dict[Path, str],
     description: str,
 ) -> None:
     """The JSON file, complete or not at all."""
 
     def relative(path: Path) -> str:
-        return Path(os.path.relpath(path, base)).as_posix()
+        return Path(os.path.relpath(path, base.resolve())).as_posix()  # the paths are of resolved folders
 
     def item(entry: Entry) -> dict[str, Any]:
         label = [relative(path) for path in entry.labels]
@@ -417,115 +420,9 @@ def _write(
         "numTest": len(splits["test"]),
         **{name: [item(entry) for entry in splits[name]] for name in SPLITS},
         "unreadable": [{"path": relative(e.path), "reason": e.unreadable} for e in entries if e.unreadable],
-        "left_out": [{"path": relative(p), "reason": why} for p, why in (found.others | found.skipped).items()],
+        "left_out": [{"path": relative(p), "reason": why} for p, why in left_out.items()],
     }
     write_text_atomically(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-class _Report:
-    """Prints what a person would check before training on the list."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-
-    def name(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self.base)).as_posix()
-
-    def counts(self, entries: Sequence[Entry], splits: dict[str, list[Entry]]) -> None:
-        several = len({entry.extra.get("class") for entry in entries}) > 1
-
-        def kind(entry: Entry) -> str:
-            return f"{entry.organ} class {entry.extra.get('class')}" if several else entry.organ
-
-        width = max(len(kind(entry)) for entry in entries)
-        print(f"{'organ':<{width}} {'training':>10} {'validation':>10} {'test':>10}   (images / patients)")
-        for shown in sorted({kind(entry) for entry in entries}):
-            cells = []
-            for name in SPLITS:
-                found = [entry for entry in splits[name] if kind(entry) == shown]
-                cells.append(f"{len(found)}/{len({entry.patient for entry in found} - {None})}")
-            print(f"{shown:<{width}} " + " ".join(f"{cell:>10}" for cell in cells))
-        labelled = sum(bool(entry.labels) for entry in entries)
-        moving = sum(entry.num_frames > 1 for entry in entries)
-        print(f"{len(entries)} images: {labelled} with a label, {moving} volumes or cines.")
-        if joined := sum(len(entry.labels) > 1 for entry in entries):
-            print(f"{joined} images have several masks, which are joined.")
-
-    def groups(self, entries: Sequence[Entry], groups: Sequence[int], copies: Counter, near: int) -> None:
-        identical = sum(number for number in copies.values() if number > 1)
-        print(
-            f"{len(set(groups))} groups that stay together; {identical} images have an identical and {near} a "
-            "near-identical one, which may be cropped, framed or mirrored."
-        )
-        sizes = Counter(groups)
-        if max(sizes.values()) > max(20, 0.2 * len(entries)):
-            largest, number = sizes.most_common(1)[0]
-            example = entries[list(groups).index(largest)]
-            print(
-                f"Note: one group holds {number} images (patient {example.patient!r}, {self.name(example.path)}); "
-                "if that is wrong, give --patient_pattern or lower --max_bits."
-            )
-
-    def patients(self, entries: Sequence[Entry]) -> None:
-        for rule in dict.fromkeys(entry.rule for entry in entries if entry.patient):
-            first = {entry.patient: entry for entry in reversed(entries) if entry.rule == rule and entry.patient}
-            found = list(first.values())[::-1]
-            examples = [found[i] for i in sorted({0, len(found) // 2, len(found) - 1})]
-            shown = ", ".join(f"{self.name(entry.path)} is of {entry.patient}" for entry in examples)
-            print(f"{len(found)} patients by {rule}: {shown}. Another rule: --patient_pattern.")
-        unknown = [entry for entry in entries if not entry.patient]
-        if unknown:
-            print(f"Note: the patient of {len(unknown)} images is not known, for example of {unknown[0].below}.")
-        spread: dict[str, set[Any]] = defaultdict(set)
-        for entry in entries:
-            if entry.patient and not entry.rule.startswith("the table"):
-                spread[entry.patient].add((entry.organ, entry.extra.get("class")))
-        if mixed := [patient for patient, kinds in spread.items() if len(kinds) > 1]:
-            print(
-                f"Note: {len(mixed)} patients have images of several organs or classes, for example {mixed[0]}; where "
-                "each folder counts its patients from the start, give --patient_pattern with the folder in its group."
-            )
-
-    def classes(self, entries: Sequence[Entry], names: Sequence[str]) -> None:
-        if names:
-            counts = Counter(entry.extra.get("class") for entry in entries)
-            shown = ", ".join(f"{number} {name}: {counts[number]}" for number, name in enumerate(names))
-            print(f"Classes by folder: {shown}; {counts[None]} images lie in none of these folders.")
-
-    def empty(self, splits: dict[str, list[Entry]], shares: Sequence[float] | None) -> None:
-        for name, share in zip(SPLITS, shares or (1, 1, 1), strict=True):
-            if share > 0 and not splits[name]:
-                why = "there are too few groups for it" if shares else "no folder is named so"
-                print(f"Note: {name} is empty; {why}.")
-
-    def folders_name_splits(
-        self, entries: Sequence[Entry], groups: Sequence[int], shares: Sequence[float] | None
-    ) -> None:
-        spread: dict[int, set[str]] = defaultdict(set)
-        for entry, number in zip(entries, groups, strict=True):
-            if name := _split_of(entry):
-                spread[number].add(name)
-        given = {name for names in spread.values() for name in names}
-        if shares is not None and len(given) > 1:
-            print(
-                f"Note: folders name {' and '.join(sorted(given))} files, but the split is a new one (--split folders)."
-            )
-        shared = [number for number, names in spread.items() if len(names) > 1]
-        if shares is None and shared:
-            members = [e for e, number in zip(entries, groups, strict=True) if number == shared[0]]
-            first = next(e for e in members if _split_of(e) != _split_of(members[0]))
-            print(
-                f"Note: {len(shared)} groups (one patient, or nearly one image) lie in several of the folders' splits, "
-                f"for example {self.name(members[0].path)} and {self.name(first.path)}; training refuses such patients."
-            )
-
-    def left_out(self, what: str, found: dict[Path, str]) -> None:
-        if found:
-            print(f"{len(found)} files {what}: left out." if "folders" not in what else f"{len(found)} {what[4:]}:")
-            for path in list(found)[:SHOWN]:
-                print(f"  {self.name(path)}{': ' if found[path] else ''}{found[path]}")
-            if len(found) > SHOWN:
-                print(f"  and {len(found) - SHOWN} more; the list names all.")
 
 
 def _shares(text: str) -> tuple[float, ...] | None:

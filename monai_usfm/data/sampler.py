@@ -109,7 +109,7 @@ class OrganBalancedSampler(Sampler[int]):
 
     def _draw(self) -> torch.Tensor:
         """Indices of the whole epoch, ``(num_samples * num_replicas,)``."""
-        # multiplying by a large odd number keeps neighbouring seeds and epochs apart in the generator's seed space
+        # multiplying by a large odd number keeps neighboring seeds and epochs apart in the generator's seed space
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.epoch) % 2**63)
         total = self.num_samples * self.num_replicas
         organ = torch.multinomial(self._shares, total, replacement=True, generator=generator)

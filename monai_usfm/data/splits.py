@@ -89,9 +89,10 @@ def load_splits(
         return {split: read(split) for split in splits}
     lists = {split: read(split) for split in splits if split != "validation"}
     training = lists.get("training") or read("training")
-    held_shares = _held_out(training, holdout)
-    held = [item for item in training if _share(item) in held_shares]
-    kept = [item for item in training if _share(item) not in held_shares]
+    shares = _shares(training)
+    held_shares = _held_out(training, shares, holdout)
+    held = [item for item, share in zip(training, shares, strict=True) if share in held_shares]
+    kept = [item for item, share in zip(training, shares, strict=True) if share not in held_shares]
     if not kept:
         logger.warning("%s has one patient only: it is trained on and validated.", datalist)
         kept = training
@@ -207,23 +208,28 @@ def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str,
     }
 
 
-def _held_out(items: Sequence[dict[str, Any]], holdout: float) -> set[float]:
-    """The shares (:func:`_share`) of the patients for validation: those below ``holdout``, else the smallest.
+def _held_out(items: Sequence[dict[str, Any]], shares: Sequence[float], holdout: float) -> set[float]:
+    """The shares (:func:`_shares`) of the patients for validation: those below ``holdout``, else the smallest.
 
     Each class that has two patients gives one, and keeps one.
     """
     of_class: dict[str, set[float]] = defaultdict(set)
-    for item in items:
-        of_class[str(item.get("class"))].add(_share(item))
+    for item, share in zip(items, shares, strict=True):
+        of_class[str(item.get("class"))].add(share)
     held: set[float] = set()
-    for shares in of_class.values():
-        if len(shares) > 1 or len(of_class) == 1:
-            limit = max(holdout, math.nextafter(min(shares), 1))  # a short list gives one patient too
-            held |= {share for share in shares if share < limit}
+    for found in of_class.values():
+        if len(found) > 1 or len(of_class) == 1:
+            limit = max(holdout, math.nextafter(min(found), 1))  # a short list gives one patient too
+            held |= {share for share in found if share < limit}
     return held
 
 
-def _share(item: dict[str, Any]) -> float:
-    """A number in [0, 1) that depends on the patient or file name alone."""
-    name = patient_key(item.get("patient")) or Path(str(item["image"])).name
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+def _shares(items: Sequence[dict[str, Any]]) -> list[float]:
+    """For each item a number in [0, 1) that depends on its patient, or else its file name, alone."""
+    written: dict[str, str] = {}  # a patient who is written in two ways has one number
+    for item in items:
+        if (key := patient_key(item.get("patient"))) is not None:
+            written[key] = min(written.get(key, str(item["patient"])), str(item["patient"]))
+    keys = [patient_key(item.get("patient")) for item in items]
+    names = [Path(str(i["image"])).name if k is None else written[k] for i, k in zip(items, keys, strict=True)]
+    return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48 for name in names]

@@ -89,7 +89,7 @@ def find_leaks(
         max_bits: largest distance of two copies, see :func:`~monai_usfm.data.duplicates.find_copies`.
         encoder: compares features as well, at ``size``; None does not.
         size: (H, W) that images are resized to for the encoder.
-        max_distance: largest cosine distance of two centred features that counts as a copy; None measures what it has
+        max_distance: largest cosine distance of two centered features that counts as a copy; None measures what it has
             to be on altered copies of training images (:func:`calibrated_distance`).
         device: of the encoder.
 
@@ -203,11 +203,11 @@ def check_leaks(
 def calibrated_distance(
     encoder: nn.Module, images: torch.Tensor, count: int = 64, device: torch.device | str | None = None
 ) -> float:
-    """Cosine distance of centred features below which two images are copies, for one encoder.
+    """Cosine distance of centered features below which two images are copies, for one encoder.
 
     Some images are altered (half the resolution and back, brighter, darker, noisy). The limit lies half-way between the
     95th percentile of the distances to their originals and the 1st percentile of the distances between different images
-    and their nearest neighbours.
+    and their nearest neighbors.
 
     Args:
         encoder: as for :func:`~monai_usfm.evaluation.features.extract_features`.
@@ -280,8 +280,8 @@ def _shared(
 
 def _cosine_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Centred on the mean of ``second``: features of one encoder share a large constant part."""
-    centre = second.mean(dim=0)
-    return 1 - F.normalize(first - centre, dim=1) @ F.normalize(second - centre, dim=1).T
+    center = second.mean(dim=0)
+    return 1 - F.normalize(first - center, dim=1) @ F.normalize(second - center, dim=1).T
 
 
 def _nearest(

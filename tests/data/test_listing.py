@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 from pydicom.data import get_testdata_file
 
+from monai_usfm.cli import main
 from monai_usfm.data import (
     UnknownPatientsError,
     check_patient_leak,
@@ -426,3 +427,22 @@ def test_groups_go_whole_and_shares_hold_as_far_as_groups_allow():
 @pytest.mark.parametrize(("count", "filled"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (5, [0, 1, 2])])
 def test_few_groups_fill_training_first(count, filled):
     assert sorted(set(split_groups(["a"] * count, list(range(count)), (0.8, 0.1, 0.1)))) == filled
+
+
+def test_a_linked_dataset_dir_and_folders_within_each_other_list_each_file_once(make, tmp_path):
+    layout(tmp_path / "far" / "away" / "set", ["p1.png", "sub/p2.png"])
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away" / "set")
+    content = make(tmp_path / "link", tmp_path / "link" / "sub", split="1/0/0", dataset_dir=tmp_path / "link")
+    assert [item["image"] for item in content["training"]] == ["p1.png", "sub/p2.png"]
+    assert len(load_datalist(tmp_path / "list.json", tmp_path / "link", "training")) == 2
+
+
+def test_the_command_takes_folders_and_options(tmp_path, capsys):
+    layout(tmp_path, ["a/p1.png", "b/p2.png"])
+    folders = [str(tmp_path / "a"), f"liver={tmp_path / 'b'}"]
+    options = ["--classes", "x,y", "--split", "1/0/0", "--patient_pattern", r"p(\d)"]
+    assert main(["datalist", *folders, "--output", str(tmp_path / "l.json"), *options]) == 0
+    items = json.loads((tmp_path / "l.json").read_text())["training"]
+    assert [(item["organ"], item["patient"]) for item in items] == [("a", "a/1"), ("liver", "b/2")]
+    assert main(["datalist", str(tmp_path / "none")]) == 1
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,127 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What :func:`~monai_usfm.data.make_datalist` tells about the list that it makes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .datalist import SPLITS
+
+if TYPE_CHECKING:
+    from .listing import Entry
+
+__all__ = ["ListReport"]
+
+SHOWN = 10
+"""Names of a kind that are printed; the datalist has all of them."""
+
+
+class ListReport:
+    """Prints what a person would check before training on the list."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    def name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.base.resolve())).as_posix()
+
+    def counts(self, entries: Sequence[Entry], splits: dict[str, list[Entry]]) -> None:
+        several = len({entry.extra.get("class") for entry in entries}) > 1
+
+        def kind(entry: Entry) -> str:
+            return f"{entry.organ} class {entry.extra.get('class')}" if several else entry.organ
+
+        width = max(len(kind(entry)) for entry in entries)
+        print(f"{'organ':<{width}} {'training':>10} {'validation':>10} {'test':>10}   (images / patients)")
+        for shown in sorted({kind(entry) for entry in entries}):
+            cells = []
+            for name in SPLITS:
+                found = [entry for entry in splits[name] if kind(entry) == shown]
+                cells.append(f"{len(found)}/{len({entry.patient for entry in found} - {None})}")
+            print(f"{shown:<{width}} " + " ".join(f"{cell:>10}" for cell in cells))
+        labelled = sum(bool(entry.labels) for entry in entries)
+        moving = sum(entry.num_frames > 1 for entry in entries)
+        print(f"{len(entries)} images: {labelled} with a label, {moving} volumes or cines.")
+        if joined := sum(len(entry.labels) > 1 for entry in entries):
+            print(f"{joined} images have several masks, which are joined.")
+
+    def groups(self, entries: Sequence[Entry], groups: Sequence[int], copies: Counter, near: int) -> None:
+        identical = sum(number for number in copies.values() if number > 1)
+        print(
+            f"{len(set(groups))} groups that stay together; {identical} images have an identical and {near} a "
+            "near-identical one, which may be cropped, framed or mirrored."
+        )
+        sizes = Counter(groups)
+        if max(sizes.values()) > max(20, 0.2 * len(entries)):
+            largest, number = sizes.most_common(1)[0]
+            example = entries[list(groups).index(largest)]
+            print(
+                f"Note: one group holds {number} images (patient {example.patient!r}, {self.name(example.path)}); "
+                "if that is wrong, give --patient_pattern or lower --max_bits."
+            )
+
+    def patients(self, entries: Sequence[Entry]) -> None:
+        for rule in dict.fromkeys(entry.rule for entry in entries if entry.patient):
+            first = {entry.patient: entry for entry in reversed(entries) if entry.rule == rule and entry.patient}
+            found = list(first.values())[::-1]
+            examples = [found[i] for i in sorted({0, len(found) // 2, len(found) - 1})]
+            shown = ", ".join(f"{self.name(entry.path)} is of {entry.patient}" for entry in examples)
+            print(f"{len(found)} patients by {rule}: {shown}. Another rule: --patient_pattern.")
+        unknown = [entry for entry in entries if not entry.patient]
+        if unknown:
+            print(f"Note: the patient of {len(unknown)} images is not known, for example of {unknown[0].below}.")
+        spread: dict[str, set[Any]] = defaultdict(set)
+        for entry in entries:
+            if entry.patient and not entry.rule.startswith("the table"):
+                spread[entry.patient].add((entry.organ, entry.extra.get("class")))
+        if mixed := [patient for patient, kinds in spread.items() if len(kinds) > 1]:
+            print(
+                f"Note: {len(mixed)} patients have images of several organs or classes, for example {mixed[0]}; where "
+                "each folder counts its patients from the start, give --patient_pattern with the folder in its group."
+            )
+
+    def classes(self, entries: Sequence[Entry], names: Sequence[str]) -> None:
+        if names:
+            counts = Counter(entry.extra.get("class") for entry in entries)
+            shown = ", ".join(f"{number} {name}: {counts[number]}" for number, name in enumerate(names))
+            print(f"Classes by folder: {shown}; {counts[None]} images lie in none of these folders.")
+
+    def empty(self, splits: dict[str, list[Entry]], shares: Sequence[float] | None) -> None:
+        for name, share in zip(SPLITS, shares or (1, 1, 1), strict=True):
+            if share > 0 and not splits[name]:
+                why = "there are too few groups for it" if shares else "no folder is named so"
+                print(f"Note: {name} is empty; {why}.")
+
+    def folders_name_splits(
+        self, entries: Sequence[Entry], groups: Sequence[int], shares: Sequence[float] | None
+    ) -> None:
+        spread: dict[int, set[str]] = defaultdict(set)
+        for entry, number in zip(entries, groups, strict=True):
+            if name := entry.named_split:
+                spread[number].add(name)
+        given = {name for names in spread.values() for name in names}
+        if shares is not None and len(given) > 1:
+            print(
+                f"Note: folders name {' and '.join(sorted(given))} files, but the split is a new one (--split folders)."
+            )
+        shared = [number for number, names in spread.items() if len(names) > 1]
+        if shares is None and shared:
+            members = [e for e, number in zip(entries, groups, strict=True) if number == shared[0]]
+            first = next(e for e in members if e.named_split != members[0].named_split)
+            print(
+                f"Note: {len(shared)} groups (one patient, or nearly one image) lie in several of the folders' splits, "
+                f"for example {self.name(members[0].path)} and {self.name(first.path)}; training refuses such patients."
+            )
+
+    def left_out(self, what: str, found: dict[Path, str]) -> None:
+        if found:
+            print(f"{len(found)} files {what}: left out." if "folders" not in what else f"{len(found)} {what[4:]}:")
+            for path in list(found)[:SHOWN]:
+                print(f"  {self.name(path)}{': ' if found[path] else ''}{found[path]}")
+            if len(found) > SHOWN:
+                print(f"  and {len(found) - SHOWN} more; the list names all.")
