@@ -1,349 +1,279 @@
-#!/usr/bin/env python
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Write report.html (one file, pictures inside) and report.md from a finished run of scripts/quickstart.sh.
-
-python scripts/quickstart_report.py quickstart
-"""
+"""The page that scripts/quickstart.py ends with: pictures and measured effects first, in one file."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import csv
 import html
 import io
 import json
 import os
-import platform
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from monai_usfm.data import LoadUltrasound, load_datalist
+from monai_usfm.evaluation.statistics import bootstrap_ends, paired_test
 from monai_usfm.files import write_text_atomically
-from monai_usfm.handlers import save_panels, segmentation_panels
+from monai_usfm.handlers.drawing import draw_overlay
+from monai_usfm.transforms import LabelIndices
 
-matplotlib.use("Agg")
-RUNS = {"pretrained": "with pretraining", "scratch": "from scratch"}
+ADAPTATION = {"restored": "shipped", "adapted": "adapted"}
+RUNS = {"start": "from the shipped start", "scratch": "from scratch"}
+ROWS = 16 + 4 * (192 + 4)  # pixels of the header and of four rows in a picture of restored images
 LEARNT = 0.2  # mean Dice below which two networks are compared in what they have not learnt
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c1c1c}"
-    "img{max-width:100%}table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.2rem .6rem;text-align:left}"
-    ".note{background:#fff4d6;border-left:.3rem solid #e0a800;padding:.5rem 1rem}figcaption{color:#555}"
-)
+STYLE = """
+:root{color-scheme:light}*{box-sizing:border-box}
+body{font:16px/1.5 system-ui,sans-serif;margin:0;color:#1b1b1f;background:#fff}
+main{max-width:70rem;margin:0 auto;padding:1rem}h1{line-height:1.2}h2{margin-top:2.2rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:1rem}
+.cards p{margin:0;padding:1rem;border:1px solid #c8c8d0;border-radius:.5rem}
+.cards strong{display:block;font-size:1.5rem}
+.grid{display:grid;gap:.4rem;margin:1rem 0}.grid figure{margin:0;min-width:0}
+.wide{grid-template-columns:repeat(auto-fill,minmax(min(14rem,45%),1fr))}.three{grid-template-columns:repeat(3,1fr);max-width:46rem}
+img{width:100%;height:auto;display:block;border-radius:.2rem}figcaption{color:#4a4a55;font-size:.85rem}
+.note{background:#fff4d6;border-left:.3rem solid #b07f00;padding:.5rem 1rem}
+pre{background:#f2f2f6;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
+table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.2rem .6rem;text-align:left;overflow-wrap:anywhere}
+"""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="output folder of scripts/quickstart.sh")
-    folder = parser.parse_args(arguments).folder
-    missing = [name for name in needed_files() if not (folder / name).is_file()]
-    if missing:
-        raise SystemExit(
-            f"{folder} is no finished quickstart: {', '.join(missing)} missing. Run scripts/quickstart.sh."
-        )
-    pictures = draw_pictures(folder)
-    report = Report()
-    write_content(report, folder, pictures)
-    write_text_atomically(folder / "report.md", report.markdown())
-    write_text_atomically(folder / "report.html", report.html(folder))
-    return 0
+def write(output: Path, plan: dict[str, Any]) -> list[str]:
+    """Write ``report.html``; returns what was measured, a sentence each."""
+    parts: list[str] = []
+    cards: list[tuple[str, str]] = []
+    images = f"{plan['test']} {plan['images']}"
+    shown = load_datalist(plan["datalist"], plan["dataset_dir"], "test")
+
+    parts.append("<h2>Segmentation of images it has never seen</h2>")
+    parts.append(f"<p>The shipped network on {text(images)}. It was trained on breast lesions of other patients.")
+    parts.append("Each image has an overlay like these in <code>shipped/previews</code>, measurements in")
+    parts.append("<code>shipped/statistics.csv</code>.</p>")
+    parts.append(grid(previews(output, shown, 8), "wide"))
+    dice = dice_of_images(output / "shipped" / "evaluation" / "cases.csv")
+    if dice:
+        cards.append((f"Dice {np.mean(list(dice.values())):.3f}", f"{interval(dice)} of the shipped network, {images}"))
+
+    if plan["labeled"]:
+        scores = {name: dice_of_images(output / name / "evaluation" / "cases.csv") for name in RUNS}
+        cards.append(few_labels(parts, output, plan, shown, scores))
+    cards.append(adaptation(parts, output, shown))
+
+    head = [f"<h1>What monai_usfm did with {text(images)}</h1>"]
+    head += [f'<p class="note">{text(note)}</p>' for note in plan["notes"]]
+    head.append('<div class="cards">')
+    head += [f"<p><strong>{text(number)}</strong>{text(words)}</p>" for number, words in cards]
+    parts = [*head, "</div>", *parts, *ending(output, plan)]
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>monai_usfm quickstart</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
+    )
+    write_text_atomically(output / "report.html", page)
+    return [f"{number}: {words}" for number, words in cards]
 
 
-def needed_files() -> list[str]:
-    runs = [f"segmentation_{name}/{file}" for name in RUNS for file in ("metrics.csv", "evaluation/cases.csv")]
-    return ["plan.json", "timings.csv", "pretraining/metrics.csv", "pretraining/run.json", *runs]
-
-
-class Report:
-    """Headings, paragraphs, tables and pictures, written once and shown as Markdown and as HTML."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[str, Any]] = []
-
-    def heading(self, text: str) -> None:
-        self.parts.append(("heading", text))
-
-    def text(self, text: str) -> None:
-        self.parts.append(("text", text))
-
-    def note(self, text: str) -> None:
-        self.parts.append(("note", text))
-
-    def table(self, rows: list[list[str]]) -> None:
-        self.parts.append(("table", rows))
-
-    def picture(self, path: Path, caption: str) -> None:
-        self.parts.append(("picture", (path, caption)))
-
-    def markdown(self) -> str:
-        lines = ["# Quickstart: what pretraining did\n"]
-        for kind, content in self.parts:
-            if kind == "heading":
-                lines.append(f"## {content}\n")
-            elif kind == "note":
-                lines.append(f"> **{content}**\n")
-            elif kind == "text":
-                lines.append(f"{content}\n")
-            elif kind == "picture":
-                lines.append(f"![{content[1]}](<{content[0].as_posix()}>)\n\n{content[1]}\n")
-            else:
-                head, *body = [[cell.replace("|", "\\|") for cell in row] for row in content]
-                rows = [head, ["---"] * len(head), *body]
-                lines.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
-        return "\n".join(lines)
-
-    def html(self, folder: Path) -> str:
-        """One self-contained page; pictures, given relative to ``folder``, are embedded."""
-        lines = ["<h1>Quickstart: what pretraining did</h1>"]
-        for kind, content in self.parts:
-            if kind == "heading":
-                lines.append(f"<h2>{html.escape(content)}</h2>")
-            elif kind in ("text", "note"):
-                lines.append(f'<p class="{kind}">{html.escape(content)}</p>')
-            elif kind == "picture":
-                data = base64.b64encode((folder / content[0]).read_bytes()).decode()
-                caption = html.escape(content[1])
-                picture = f'<img alt="{html.escape(content[1], quote=True)}" src="data:image/png;base64,{data}">'
-                lines.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-            else:
-                head, *body = [[html.escape(cell) for cell in row] for row in content]
-                rows = ["".join(f"<th>{cell}</th>" for cell in head)]
-                rows += ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
-                lines.append("<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>monai_usfm quickstart</title>'
-            f"<style>{STYLE}</style></head><body>\n" + "\n".join(lines) + "\n</body></html>\n"
-        )
-
-
-def write_content(report: Report, folder: Path, pictures: dict[str, Path]) -> None:
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    settings = {name: run_settings(folder / f"segmentation_{name}") for name in RUNS}
-    images = "simulated images" if plan["simulated_segmentation"] else "your images"
-    pretraining_images = "simulated images" if plan["simulated_pretraining"] else "your images"
-    for note in plan["notes"]:
-        report.note(note)
-
-    report.heading("Result")
-    scores = {name: dice_of_images(folder / f"segmentation_{name}" / "evaluation" / "cases.csv") for name in RUNS}
-    shared = sorted(scores["pretrained"].keys() & scores["scratch"].keys())
-    pairs = np.array([[scores[name][image] for name in RUNS] for image in shared])
-    effect = paired_effect(pairs)
-    report.text(describe(effect, images))
-    rows = [["segmentation", f"mean test Dice ({images})", "standard deviation", "median", "Dice below 0.1"]]
-    for column, title in enumerate(RUNS.values()):
+def few_labels(
+    parts: list[str], output: Path, plan: dict[str, Any], shown: list[dict], scores: dict[str, dict[str, float]]
+) -> tuple[str, str]:
+    """The comparison of fine-tuning with training from scratch."""
+    both = sorted(scores["start"].keys() & scores["scratch"].keys())
+    pairs = np.array([[scores[name][image] for name in RUNS] for image in both])
+    effect = paired_test(pairs[:, 0], pairs[:, 1], patients=patients(shown, both))
+    words = verdict(pairs.mean(0), effect.low, effect.high)
+    parts.append(f"<h2>Few labels: {plan['labels']} labeled images</h2><p>{text(words)}.")
+    parts.append(
+        "Two networks of one kind, trained on the same labels in the same number of steps. Left: the label.</p>"
+    )
+    pictures = []
+    indices = LabelIndices(plan["num_classes"], plan["label_values"])
+    for item in shown[:: max(1, len(shown) // 4)][:4]:
+        image = np.asarray(LoadUltrasound()(item["image"])[0])
+        masks = {"label": np.asarray(indices(LoadUltrasound(scale=None)(item["label"]))[0])}
+        for name, title in RUNS.items():
+            masks[title] = np.asarray(LoadUltrasound(scale=None)(output / name / f"{stem(item)}_seg.png")[0])
+        pictures += [(draw_overlay(image, mask, size=400), title) for title, mask in masks.items()]
+    parts.append(grid(pictures, "three"))
+    table = [["network", "mean test Dice", "95 % interval", "median", "Dice below 0.1"]]
+    for column, (name, title) in enumerate(RUNS.items()):
         dice = pairs[:, column]
-        rows.append(
-            [title, f"{dice.mean():.3f}", f"{dice.std():.3f}", f"{np.median(dice):.3f}", f"{(dice < 0.1).sum()}"]
+        table.append(
+            [title, f"{dice.mean():.3f}", interval(scores[name]), f"{np.median(dice):.3f}", f"{(dice < 0.1).sum()}"]
         )
-    report.table(rows)
-    labelled = settings["scratch"].get("training_items", "?")
-    unlabelled = run_settings(folder / "pretraining").get("training_items", "?")
-    report.text(
-        f"Both segmentations saw the same {counted(labelled, plan['simulated_segmentation'], 'labelled ')} in the same "
-        f"number of steps with the same seed, and were scored on the same {len(shared)} test images. The encoder was "
-        f"pretrained on {counted(unlabelled, plan['simulated_pretraining'])} without labels. From "
-        "scratch all layers learn at the full rate; from the pretrained encoder early layers learn more slowly. One "
-        "training run each: the interval covers the choice of test images, not the luck of a run. A demonstration of "
-        "minutes, no evidence about the method."
+    parts.append(as_table(table))
+    curves = {title: curve(output / name, "val_mean_dice") for name, title in RUNS.items()}
+    parts.append(grid([(draw_curves(curves, "validation Dice"), "Dice of the validation images during training")], ""))
+    return (
+        f"Dice {effect.difference:+.3f}",
+        f"95 % interval {effect.low:+.3f} to {effect.high:+.3f}: {plan['labels']} labels, {pairs[:, 0].mean():.3f} "
+        f"{RUNS['start']}, {pairs[:, 1].mean():.3f} {RUNS['scratch']}. {words}.",
     )
 
-    report.heading("Segmentation")
-    if "cases" in pictures:
-        report.picture(
-            pictures["cases"], f"Test cases ({images}): image | label | prediction {' | '.join(RUNS.values())}"
-        )
-    report.picture(
-        pictures["segmentation"], f"Fine-tuning ({images}): training loss, and Dice of the validation images"
+
+def adaptation(parts: list[str], output: Path, shown: list[dict]) -> tuple[str, str]:
+    """Self-supervised training: noise is added, and the network learns to recover the image."""
+    found = {name: json.loads((output / name / "evaluation" / "summary.json").read_text()) for name in ADAPTATION}
+    psnr = {title: found[name]["enhanced"]["psnr"] for name, title in ADAPTATION.items()}
+    noisy, blurred = (found["adapted"][method]["psnr"] for method in ("input", "best_blur"))
+    restored = {name: psnr_of_images(output / name / "evaluation" / "cases.csv") for name in ADAPTATION}
+    both = sorted(restored["adapted"].keys() & restored["restored"].keys())
+    adapted, shipped = ([restored[name][image] for image in both] for name in ("adapted", "restored"))
+    effect = paired_test(adapted, shipped, patients=patients(shown, both))
+    rows = [["test images", "PSNR (dB)"], ["with speckle and blur added", f"{noisy:.2f}"]]
+    rows += [["the best Gaussian blur, which needs the clean image", f"{blurred:.2f}"]]
+    rows += [[f"restored by the {title} network", f"{value:.2f}"] for title, value in psnr.items()]
+    parts.append("<h2>No labels: restoring images</h2>")
+    parts.append(
+        "<p>Speckle and blur are added to images; the network learns to recover them. This needs no labels, and"
     )
-    report.heading("Pretraining")
-    if "reconstruction" in pictures:
-        report.picture(
-            pictures["reconstruction"],
-            f"Validation images ({pretraining_images}) after the last epoch: input | what the encoder saw | its "
-            "reconstruction | absolute error",
-        )
-    report.picture(pictures["pretraining"], f"Pretraining loss ({pretraining_images})")
-
-    report.heading("Time and versions")
-    with open(folder / "timings.csv", newline="", encoding="utf-8") as stream:
-        timings = list(csv.reader(stream))
-    total = sum(float(row[-1]) for row in timings)
-    # a message may hold commas; the last field is the number of seconds
-    report.table(
-        [
-            ["step", "seconds"],
-            *[[",".join(row[:-1]), row[-1]] for row in timings],
-            ["all before the report", f"{total:g}"],
-        ]
+    parts.append("is how an encoder gets to know your images. The rows are validation images after the adaptation.</p>")
+    pictures = sorted((output / "adapted" / "pictures").glob("*_epoch_*.png"))
+    if pictures:
+        with Image.open(pictures[-1]) as whole:
+            rows_shown = whole.crop((0, 0, whole.width, min(whole.height, ROWS))).convert("RGB")
+        parts.append(grid([(rows_shown, "noisy, restored, the change four times as strong, the original")], ""))
+    parts.append(as_table(rows))
+    gain = "helped" if effect.low > 0 else "did harm" if effect.high < 0 else "showed no gain"
+    return (
+        f"{psnr['adapted'] - noisy:+.1f} dB",
+        f"noisy test images restored without any label, PSNR {noisy:.1f} to {psnr['adapted']:.1f} dB. Adapting the "
+        f"shipped network to these images {gain}: {effect.difference:+.2f} dB (95 % interval {effect.low:+.2f} to "
+        f"{effect.high:+.2f}).",
     )
-    record = json.loads((folder / "pretraining" / "run.json").read_text(encoding="utf-8"))
-    machine = {
-        "platform": record.get("platform", "?"),
-        "processor cores": str(os.cpu_count()),
-        "threads": str(record.get("threads", "?")),
-        "GPU": str(record.get("gpu") or "none"),
-        "started": record.get("started", "?"),
-    }
-    versions = {"python": platform.python_version(), **record.get("versions", {})}
-    report.table([["name", "value"], *[[name, str(value)] for name, value in {**versions, **machine}.items()]])
 
 
-def counted(number: int | str, simulated: bool, kind: str = "") -> str:
-    """A number of images, in words: ``3 labelled simulated images``, ``3 of your labelled images``."""
-    return f"{number} {kind}simulated images" if simulated else f"{number} of your {kind}images"
+def ending(output: Path, plan: dict[str, Any]) -> list[str]:
+    """What was not shown, what to do next, and under which conditions this ran."""
+    start = Path(plan["start"])
+    start = start.relative_to(Path.cwd()) if start.is_relative_to(Path.cwd()) else start
+    limits = [
+        "One training run each: the intervals cover the choice of test images, not the luck of a run.",
+        "Minutes of training on two cores show a direction, not what a full training reaches (docs/RESULTS.md).",
+        "Other scanners and hospitals: the shipped network has only seen those of its training images.",
+        "Whether noise that was added is like that of another scanner, and whether restored pixels help a task.",
+        "Pretraining of an encoder from the start, volumes, cines and classification: see the bundles.",
+    ]
+    if not plan["own"]:
+        limits.insert(0, "Your images. That is what the next commands are for.")
+    commands = (
+        "# your images; masks in images/ and masks/, or as NAME_mask\n"
+        "monai-usfm datalist MY_IMAGES\n"
+        f"monai-usfm train --task segmentation --dataset_dir MY_IMAGES --pretrained {start} --output_dir runs/mine\n"
+        "monai-usfm predict --checkpoint runs/mine/model.pt --dataset_dir NEW_IMAGES --output_dir predictions"
+    )
+    times = [["step", "seconds"], *([name, f"{value:.0f}"] for name, value in plan["seconds"].items())]
+    times.append(["all", f"{sum(plan['seconds'].values()):.0f}"])
+    record = json.loads((output / "adapted" / "run.json").read_text(encoding="utf-8"))
+    machine = {"platform": record.get("platform"), "cores": os.cpu_count(), "threads": record.get("threads")}
+    machine |= {"GPU": record.get("gpu") or "none", **record.get("versions", {})}
+    return [
+        "<h2>What was not shown</h2><ul>" + "".join(f"<li>{text(line)}</li>" for line in limits) + "</ul>",
+        f"<h2>Next: your own data</h2><pre>{text(commands)}</pre>",
+        "<h2>Time and versions</h2>",
+        as_table(times),
+        as_table([["name", "value"], *([name, str(value)] for name, value in machine.items())]),
+    ]
 
 
-def run_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("options", {}) if path.is_file() else {}
+def verdict(means: np.ndarray, low: float, high: float) -> str:
+    """What was measured, in words that claim no more than the interval allows."""
+    if means.max() < LEARNT:
+        return "Neither network learnt its task in these few steps, so nothing can be said about the start"
+    if low > 0:
+        return "In this run the shipped start helped"
+    if high < 0:
+        return "In this run the shipped start did harm"
+    return "No gain from the shipped start could be shown: the interval includes zero"
 
 
 def dice_of_images(path: Path) -> dict[str, float]:
-    """Image -> Dice, averaged over its classes."""
+    """Image -> Dice, averaged over its classes; empty where nothing was scored."""
+    return mean_of_images(path, "dice")
+
+
+def psnr_of_images(path: Path) -> dict[str, float]:
+    """Image -> PSNR of what the network restored."""
+    return mean_of_images(path, "psnr", method="enhanced")
+
+
+def mean_of_images(path: Path, column: str, **wanted: str) -> dict[str, float]:
+    """Image -> mean of a column over the rows that have the wanted values; empty without the table."""
     values: dict[str, list[float]] = defaultdict(list)
-    with open(path, newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            values[row["image"]].append(float(row["dice"]))
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if all(row[name] == value for name, value in wanted.items()):
+                    values[row["image"]].append(float(row[column]))
     return {image: float(np.mean(found)) for image, found in values.items()}
 
 
-def paired_effect(pairs: np.ndarray, draws: int = 2000) -> dict[str, float]:
-    """Mean difference (first minus second column) and its 95 % percentile bootstrap interval over the rows.
-
-    Raises:
-        SystemExit: when there is no row.
-    """
-    if not len(pairs):
-        raise SystemExit("the two evaluations share no test image; run scripts/quickstart.sh again.")
-    difference = pairs[:, 0] - pairs[:, 1]
-    chosen = np.random.default_rng(0).integers(0, len(difference), (draws, len(difference)))
-    low, high = np.quantile(difference[chosen].mean(axis=1), [0.025, 0.975])
-    first, second = pairs.mean(axis=0)
-    return {
-        "pretrained": float(first),
-        "scratch": float(second),
-        "difference": float(difference.mean()),
-        "low": float(low),
-        "high": float(high),
-    }
+def patients(items: list[dict], images: list[str]) -> list[str]:
+    """The patient of each image; the image itself where none is known."""
+    known = {str(item["image"]): str(item.get("patient", item["image"])) for item in items}
+    return [known.get(image, image) for image in images]
 
 
-def describe(effect: dict[str, float], images: str) -> str:
-    """What was measured, in words that claim no more than the interval allows."""
-    if max(effect["pretrained"], effect["scratch"]) < LEARNT:
-        verdict = "Neither segmentation learnt its task in these few steps, so nothing can be said about pretraining"
-    elif effect["low"] > 0:
-        verdict = "In this run pretraining helped"
-    elif effect["high"] < 0:
-        verdict = "In this run pretraining did harm"
-    else:
-        verdict = "No gain from pretraining could be shown: the interval includes zero"
-    return (
-        f"{verdict}. Mean Dice on the test section ({images}): {effect['pretrained']:.3f} with pretraining, "
-        f"{effect['scratch']:.3f} from scratch; difference {effect['difference']:+.3f} "
-        f"(95 % interval {effect['low']:+.3f} to {effect['high']:+.3f})."
-    )
+def interval(dice: dict[str, float]) -> str:
+    values = np.array(list(dice.values()))
+    low, high = bootstrap_ends(lambda rows: float(values[rows].mean()), list(dice))
+    return f"{low:.3f} to {high:.3f}"
 
 
-def draw_pictures(folder: Path) -> dict[str, Path]:
-    """Make the figures in ``report_pictures``; returned paths are relative to ``folder``."""
-    target = Path("report_pictures")
-    (folder / target).mkdir(exist_ok=True)
-    found = {"pretraining": target / "pretraining.png", "segmentation": target / "segmentation.png"}
-    pretraining = read_curve(folder / "pretraining" / "metrics.csv")
-    draw_curves(
-        folder / found["pretraining"],
-        {"loss": {"training": pretraining["train_loss"], "validation": pretraining.get("val_loss", {})}},
-        logarithmic=True,
-    )
-    curves = {title: read_curve(folder / f"segmentation_{name}" / "metrics.csv") for name, title in RUNS.items()}
-    draw_curves(
-        folder / found["segmentation"],
-        {
-            "training loss": {title: curve["train_loss"] for title, curve in curves.items()},
-            "validation Dice": {title: curve.get("val_mean_dice", {}) for title, curve in curves.items()},
-        },
-    )
-    reconstructions = sorted((folder / "pretraining" / "pictures").glob("reconstruction_epoch_*.png"))
-    if reconstructions:
-        found["reconstruction"] = target / "reconstruction.png"
-        enlarge(reconstructions[-1], folder / found["reconstruction"])
-    if draw_cases(folder, folder / target / "cases.png"):
-        found["cases"] = target / "cases.png"
-    return found
+def curve(folder: Path, column: str) -> dict[int, float]:
+    """Epoch -> value of a column of ``metrics.csv``; epochs without a value are left out."""
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as stream:
+        return {int(row["epoch"]): float(row[column]) for row in csv.DictReader(stream) if row.get(column)}
 
 
-def read_curve(path: Path) -> dict[str, dict[int, float]]:
-    """Column -> epoch -> value of ``metrics.csv``; epochs without a value are left out."""
-    curve: dict[str, dict[int, float]] = defaultdict(dict)
-    with open(path, newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            for name, value in row.items():
-                if value:
-                    curve[name][int(row["epoch"])] = float(value)
-    return curve
-
-
-def draw_curves(path: Path, panels: dict[str, dict[str, dict[int, float]]], logarithmic: bool = False) -> None:
-    """One panel per title, one line per name."""
-    figure = Figure(figsize=(4.8 * len(panels), 3.2), layout="constrained")
-    for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        for name, points in lines.items():
-            if points:
-                axes.plot(list(points), list(points.values()), marker="." if len(points) < 12 else "", label=name)
-        axes.set(xlabel="epoch", ylabel=title, yscale="log" if logarithmic else "linear")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
+def draw_curves(lines: dict[str, dict[int, float]], title: str) -> Image.Image:
+    figure = Figure(figsize=(7, 3), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(list(points), list(points.values()), marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel=title, ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    path.write_bytes(buffer.getvalue())
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
 
 
-def enlarge(source: Path, target: Path, width: int = 900) -> None:
-    with Image.open(source) as picture:
-        factor = max(1, width // picture.width)
-        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(target)
+def stem(item: dict) -> str:
+    name = Path(item["image"]).name
+    return name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def draw_cases(folder: Path, target: Path, side: int = 200) -> bool:
-    """Image, label and both predictions of the cases; False when there are none."""
-    names = sorted(path.stem for path in (folder / "cases" / "images").glob("*.png"))
-    files = {name: folder / f"segmentation_{name}" / "predictions" for name in RUNS}
-    names = [name for name in names if all((path / f"{name}_seg.png").is_file() for path in files.values())]
-    if not names:
-        return False
-
-    def read(path: Path, nearest: bool) -> torch.Tensor:
-        """``(1, side, side)``; grey values or class indices."""
-        with Image.open(path) as picture:
-            how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-            return torch.from_numpy(np.asarray(picture.convert("L").resize((side, side), how), dtype=np.float32))[None]
-
-    panels: dict[str, torch.Tensor] = {}
-    for run, title in RUNS.items():
-        output = [
-            {
-                "image": read(folder / "cases" / "images" / f"{name}.png", nearest=False) / 255,
-                "label": read(folder / "cases" / "labels" / f"{name}.png", nearest=True),
-                "pred": read(files[run] / f"{name}_seg.png", nearest=True),
-            }
-            for name in names
-        ]
-        number = 1 + int(max(float(item[key].max()) for item in output for key in ("label", "pred")))
-        shown = segmentation_panels(output, max(2, number))
-        panels |= {"image": shown["image"], "label": shown["label"], title: shown["prediction"]}
-    save_panels(target, panels, max_items=len(names))
-    return True
+def previews(output: Path, items: list[dict], number: int) -> list[tuple[Image.Image, str]]:
+    """Previews of images spread over the list, by their names below ``previews``."""
+    found = {path.stem: path for path in (output / "shipped" / "previews").rglob("*.jpg")}
+    chosen = [found[stem(item)] for item in items[:: max(1, len(items) // number)] if stem(item) in found][:number]
+    return [(Image.open(path).convert("RGB"), f"{path.stem}, segmented") for path in chosen]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def grid(pictures: list[tuple[Image.Image, str]], layout: str) -> str:
+    """Pictures with their captions, side by side as far as there is room; stored in the page."""
+    figures = []
+    for picture, caption in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=88)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        size = f'width="{picture.width}" height="{picture.height}"'
+        image = f'<img alt="{text(caption)}" src="data:image/jpeg;base64,{data}" {size}>'
+        figures.append(f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>")
+    return f'<div class="grid {layout}">' + "".join(figures) + "</div>"
+
+
+def as_table(rows: list[list[str]]) -> str:
+    head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def text(value: Any) -> str:
+    return html.escape(str(value), quote=True)

@@ -232,6 +232,29 @@ def test_evaluation_scores_the_masks_that_inference_writes(
     assert summary["class_1"]["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in table]), abs=1e-4)
 
 
+def test_every_frame_of_a_cine_is_segmented_as_a_still(bundle: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = UltrasoundSegmenter(usfm_vit("tiny", img_size=SIZE, **TINY), 2)
+    save_network(tmp_path / "weights.pt", network)
+    frames = np.stack([case((50, 70), seed)[0] for seed in range(3)])  # (t, y, x)
+    for folder in ("cine", "stills"):
+        (tmp_path / folder).mkdir()
+    nib.save(nib.Nifti1Image(frames.transpose(2, 1, 0)[:, :, None], np.eye(4)), tmp_path / "cine" / "cine.nii.gz")
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "stills" / f"{number}.png")
+    for folder, options in (("cine", {"frames": True}), ("stills", {})):
+        data = {"dataset_dir": str(tmp_path / folder), "output_dir": str(tmp_path / f"{folder}_out")}
+        options = {**options, "checkpoint": str(tmp_path / "weights.pt"), **INFER}
+        run(workflow(bundle, "infer", ["inference.json"], **data, **options))
+    found = np.asarray(nib.load(tmp_path / "cine_out" / "cine_seg.nii.gz").dataobj)
+    assert found.shape == (70, 50, 1, 3)
+    for number in range(3):
+        still = np.array(Image.open(tmp_path / "stills_out" / f"{number}_seg.png"))
+        assert (still == found[:, :, 0, number].T).mean() > 0.999
+    assert [row["frame"] for row in rows(tmp_path / "cine_out" / "statistics.csv")] == ["0", "1", "2"]
+    assert (tmp_path / "cine_out" / "previews" / "cine.mp4").is_file()
+
+
 def test_images_of_one_name_have_results_of_their_own(
     bundle: Path, images: Path, trained: Path, masks: Path, tmp_path: Path
 ) -> None:

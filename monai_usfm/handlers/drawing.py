@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import av
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from monai.utils import optional_import
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.files import whole_file
@@ -201,23 +201,14 @@ def tile(pictures: Sequence[Image.Image], columns: int, gap: int = 6) -> Image.I
     return whole
 
 
-def save_movie(stem: Path, frames: Iterable[Image.Image], fps: float = 12.0) -> Path:
-    """Write frames as ``stem.mp4`` where PyAV is installed (`pip install av`), else as ``stem.gif``."""
-    av, has_av = optional_import("av")
+def save_movie(path: Path, frames: Iterable[Image.Image], fps: float = 12.0) -> Path:
+    """Write frames of one size as H.264, which every viewer and browser plays."""
     pictures = list(frames)
-    if not has_av:
-        path = stem.with_name(f"{stem.name}.gif")
-        with whole_file(path) as part:
-            first, *rest = (p.quantize(64, dither=Image.Dither.NONE) for p in pictures)
-            first.save(part, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
-        return path
-    path = stem.with_name(f"{stem.name}.mp4")
-    width, height = (n - n % 2 for n in pictures[0].size)  # H.264 stores color at half the resolution
+    width, height = (n - n % 2 for n in pictures[0].size)  # color is stored at half the resolution
     with whole_file(path) as part, av.open(str(part), "w", format="mp4") as container:
         stream = container.add_stream("h264", rate=max(1, round(fps)))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pictures:
-            frame = av.VideoFrame.from_image(picture.crop((0, 0, width, height)))
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture.crop((0, 0, width, height)))))
         container.mux(stream.encode())
     return path

@@ -166,8 +166,8 @@ class SegmentationResults(CasePreviews):
         self, image: np.ndarray, labels: np.ndarray, spacing: list[float] | None, rows: list[dict], stem: Path
     ) -> Image.Image:
         plane = spacing and spacing[1:]
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        save_movie(stem, (draw_overlay(i, k, plane, 480) for i, k in zip(image, labels, strict=True)), self.fps)
+        frames = (draw_overlay(i, k, plane, 480) for i, k in zip(image, labels, strict=True))
+        save_movie(stem.with_name(f"{stem.name}.mp4"), frames, self.fps)
         areas = {name: [row["area"] for row in rows if row["name"] == name] for name in self.names[1:]}
         curve = draw_over_time(areas, rows[0]["unit"])
         legend = [
@@ -175,6 +175,7 @@ class SegmentationResults(CasePreviews):
             for number, (name, line) in enumerate(areas.items(), start=1)
         ]
         montage = draw_volume(image, labels, spacing, time=True)
+        curve = curve.resize((montage.width, round(curve.height * montage.width / curve.width)))
         return label_picture(tile([montage, curve], 1), stem.name, legend)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 
+import av
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_usfm.handlers import results
-from monai_usfm.handlers.drawing import COLORS, INK, draw_overlay, draw_volume, save_movie, tile
+from monai_usfm.handlers.drawing import COLORS, INK, draw_overlay, draw_volume, tile
 from monai_usfm.handlers.results import (
     ClassificationPreviews,
     EnhancementPreviews,
@@ -60,7 +61,6 @@ def test_rows_place_a_structure_where_the_upright_picture_shows_it(tmp_path):
 
 
 def test_every_frame_of_a_cine_has_a_row_and_a_picture_in_the_movie(tmp_path):
-    pytest.importorskip("av")
     frames = np.zeros((20, 24, 1, 5), dtype=np.uint8)
     nib.save(nib.Nifti1Image(frames, np.diag([0.5, 0.5, 1, 1])), tmp_path / "cine.nii.gz")
     prediction = np.zeros((1, 20, 24, 1, 5))
@@ -72,8 +72,6 @@ def test_every_frame_of_a_cine_has_a_row_and_a_picture_in_the_movie(tmp_path):
     assert [int(row["frame"]) for row in rows] == list(range(5))
     assert [float(row["area"]) for row in rows] == [(2 + 2 * t) * 5 * 0.25 for t in range(5)]
     assert {row["unit"] for row in rows} == {"mm"}
-    import av
-
     with av.open(str(tmp_path / "previews" / "cine.mp4")) as movie:
         assert sum(1 for _ in movie.decode(video=0)) == 5
     assert (tmp_path / "previews" / "cine.jpg").is_file()
@@ -148,13 +146,6 @@ def test_pixels_keep_the_proportions_of_the_body_and_the_bar_its_length():
 
 def test_a_volume_without_a_finding_is_drawn_too():
     assert draw_volume(np.zeros((6, 20, 30)), np.zeros((6, 20, 30), dtype=int), (2.0, 1.0, 1.0)).width > 600
-
-
-def test_without_a_codec_a_movie_is_a_gif(tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_usfm.handlers.drawing.optional_import", lambda name: (None, False))
-    shades = [Image.new("RGB", (16, 12), (40 * n, 0, 0)) for n in range(4)]
-    with Image.open(save_movie(tmp_path / "m", shades)) as movie:
-        assert movie.n_frames == 4
 
 
 def test_tiles_do_not_overlap():
