@@ -25,7 +25,6 @@ from monai.utils import ensure_tuple_rep
 
 import monai_usfm
 from monai_usfm.files import whole_file
-from monai_usfm.networks.heads import ATMHead, PyramidHead, UPerNetHead
 from monai_usfm.networks.nets import (
     FeatureExtractor,
     MaskedAutoencoder,
@@ -37,6 +36,8 @@ from monai_usfm.networks.nets import (
     UltrasoundViT,
     usfm_vit,
 )
+from monai_usfm.networks.nets.segmentation import HEADS
+from monai_usfm.networks.nets.task import module_path
 from monai_usfm.networks.nets.vit import SIZES
 from monai_usfm.networks.weights import (
     decoder_arguments,
@@ -90,7 +91,6 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "classification": UltrasoundClassifier,
     "enhancement": UltrasoundEnhancer,
 }
-HEADS: dict[str, type[nn.Module]] = {"pyramid": PyramidHead, "upernet": UPerNetHead, "segvit": ATMHead}
 OBJECTIVES: dict[str, type[nn.Module]] = {
     "usfm": MaskedImageModel,
     "mae": MaskedAutoencoder,
@@ -578,10 +578,15 @@ def _agree(path: str | os.PathLike, card: Mapping[str, Any], options: Mapping[st
             value = [value] * len(there)
         if name == "layer_scale":
             value, there = bool(value), bool(there)
+        if isinstance(value, nn.Module):  # a head or pool of the user's
+            value = module_path(value)
         value = list(value) if isinstance(value, tuple) else value
         there = list(there) if isinstance(there, tuple) else there
         if value != there:
             differing.append(f"{name} {given[name]} (the card says {ours[name]})")
+    for name in ("head", "pool"):
+        if name not in given and str(ours.get(name)).startswith("module "):
+            raise ValueError(f"{path} was trained with a {name} of its own, {ours[name]}: pass it as {name}.")
     if differing:
         raise ValueError(
             f"{', '.join(differing)} contradicts the card of {path}: leave the option out, or choose other weights."

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from monai_usfm import save_network
 from monai_usfm.files import whole_file
 from monai_usfm.networks import (
     UltrasoundViT,
@@ -26,14 +27,11 @@ from monai_usfm.networks import (
     load_pretrained,
     to_mae_state_dict,
     to_usfm_state_dict,
-    usfm_vit_base,
-    usfm_vit_small,
-    usfm_vit_tiny,
+    usfm_vit,
 )
 from monai_usfm.networks.nets.masked import MaskedAutoencoder
+from monai_usfm.networks.nets.vit import SIZES
 from monai_usfm.networks.weights import decoder_arguments
-
-SIZES = {"tiny": usfm_vit_tiny, "small": usfm_vit_small, "base": usfm_vit_base}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -79,7 +77,7 @@ def build(options: argparse.Namespace) -> torch.nn.Module:
             settings[name] = given[0] if len(given) == 1 else tuple(given)
     if options.in_channels is not None:
         settings["in_channels"] = options.in_channels
-    encoder = UltrasoundViT(**settings) if options.size is None else SIZES[options.size](**settings)
+    encoder = UltrasoundViT(**settings) if options.size is None else usfm_vit(options.size, **settings)
     decoder = decoder_arguments(options.source)
     return encoder if decoder is None or options.to == "usfm" else MaskedAutoencoder(encoder, **decoder)
 
@@ -94,22 +92,17 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(report)
         if options.to == "ours":
-            state = net.state_dict()
+            start = {"file": options.source.name, "layout": report.layout}
+            save_network(options.output, net, half=False, start=start)
         else:
             writer = to_usfm_state_dict if options.to == "usfm" else to_mae_state_dict
-            state = writer(net, imagenet_input=options.imagenet_input)
-        save(state, options.output)
+            with whole_file(options.output) as part:
+                torch.save(writer(net, imagenet_input=options.imagenet_input), part)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {len(state)} tensors to {options.output}")
+    print(f"wrote {options.output}{' and its card' if options.to == 'ours' else ''}")
     return 0
-
-
-def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write the file whole or not at all."""
-    with whole_file(path) as part:
-        torch.save(dict(state), part)
 
 
 if __name__ == "__main__":

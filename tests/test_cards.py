@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn as nn
 from monai.bundle import ConfigParser
 
 import monai_usfm
@@ -242,6 +243,45 @@ def test_a_config_builds_and_loads_by_name(tmp_path):
     )
     assert parser.get_parsed_content("spatial_size") == [32, 32]
     assert isinstance(parser.get_parsed_content("network_def"), UltrasoundSegmenter)
+
+
+class Head(nn.Module):
+    """A head of a user: one linear map of the last encoder map, enlarged."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(32, classes, 1)
+
+    def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [nn.functional.interpolate(self.linear(maps[-1]), image.shape[2:])]
+
+
+class Pool(nn.Module):
+    """A pool of a user: maximum over the last map."""
+
+    out_channels = 32
+
+    def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        return maps[-1].flatten(2).amax(2)
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "module"), [("segmentation", "head", Head), ("classification", "pool", Pool)]
+)
+def test_modules_of_the_user_are_used_and_asked_for_again(tmp_path, task, option, module):
+    network = build_network(task, **{option: module()}, **SMALL).eval()
+    image = torch.rand(1, 1, 32, 32)
+    maps = network.encoder.forward_intermediates(image, [0, 1, 2, 3])
+    if task == "segmentation":
+        torch.testing.assert_close(network(image), network.head(image, maps)[0])
+    else:
+        torch.testing.assert_close(network.forward_features(image), network.fc_norm(maps[-1].flatten(2).amax(2)))
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))
+    save_network(tmp_path / "x.pt", network, half=False)
+    again = load_network(tmp_path / "x.pt", **{option: module()})
+    torch.testing.assert_close(again(image), network(image))
+    with pytest.raises(ValueError, match=rf"a {option} of its own, module .*{module.__name__}: pass it as {option}"):
+        load_network(tmp_path / "x.pt")
 
 
 def test_cards_that_contradict_themselves_are_refused(tmp_path):

@@ -1043,7 +1043,7 @@ def test_the_script_goes_from_theirs_to_ours_and_back(convert, tmp_path, capsys)
     net, x = fresh(in_channels=3), images(1, 1, 64, 64)
     load_pretrained(net, back, strict=True, fold_normalization=False)
     assert_same(net(imagenet(x)), source(imagenet(x)), 3e-5)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pth", "ours.pt", "usfm.pth"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pth", "ours.json", "ours.pt", "usfm.pth"]
 
 
 def test_the_script_keeps_the_decoder_of_an_mae(convert, tmp_path):

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoder, pooling and one linear layer: a class for an image or volume."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
 
 from monai_usfm.networks.heads.pyramid import PyramidPool
-from monai_usfm.networks.nets.task import TaskNetwork, even_blocks, pad_to_patches
+from monai_usfm.networks.nets.task import TaskNetwork, even_blocks, module_path, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
 __all__ = ["UltrasoundClassifier"]
@@ -52,28 +52,36 @@ class UltrasoundClassifier(TaskNetwork):
             own norm is unused and frozen. ``"class"``: the class token after the encoder's norm. ``"attention"``: a
             learned query attends to all tokens after the encoder's norm, then ``fc_norm``. ``"pyramid"``: the decoder
             of the segmentation network, pooled at every level (:class:`PyramidPool`), then ``fc_norm``; it sees pixels
-            besides tokens, and starts from the weights of a segmentation network where they are given.
+            besides tokens, and starts from the weights of a segmentation network where they are given. Or a module of
+            your own: called with the image ``(B, C, *S)`` and the maps of four blocks ``(B, E, *grid)`` by depth, it
+            returns ``(B, out_channels)``, and has that attribute.
         dropout: rate of the dropout before the last layer.
 
     Raises:
         ValueError: for fewer than one class or an unknown ``pool``.
     """
 
-    def __init__(self, encoder: UltrasoundViT, num_classes: int, pool: str = "mean", dropout: float = 0.0) -> None:
+    def __init__(
+        self, encoder: UltrasoundViT, num_classes: int, pool: str | nn.Module = "mean", dropout: float = 0.0
+    ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-        if pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}.")
-        indices = even_blocks(encoder.num_layers, 4 if pool == "pyramid" else 1)
-        super().__init__(encoder, indices if pool in ("mean", "pyramid") else None)
+        own = isinstance(pool, nn.Module)
+        if not own and pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, or a module, got {pool!r}.")
+        indices = even_blocks(encoder.num_layers, 4 if own or pool == "pyramid" else 1)
+        super().__init__(encoder, indices if own or pool in ("mean", "pyramid") else None)
         self.num_classes = num_classes
-        self.pooling = pool
+        self.pooling = module_path(pool) if isinstance(pool, nn.Module) else pool
         self.indices = indices
         width = encoder.hidden_size
-        self.pyramid_pool: PyramidPool | None = None
-        if pool == "pyramid":
+        self.pyramid_pool: nn.Module | None = None  # or the user's, which is called in the same way
+        if isinstance(pool, nn.Module):
+            self.pyramid_pool = pool
+        elif pool == "pyramid":
             self.pyramid_pool = PyramidPool(width, encoder.in_channels, encoder.patch_size, len(indices))
-            width = self.pyramid_pool.out_channels
+        if self.pyramid_pool is not None:
+            width = int(cast(Any, self.pyramid_pool).out_channels)
         self.attention_pool = AttentionPool(width, encoder.num_heads) if pool == "attention" else None
         self.fc_norm = nn.LayerNorm(width, eps=1e-6) if pool != "class" else None
         self.dropout = nn.Dropout(dropout)

@@ -11,11 +11,12 @@ import torch.nn as nn
 from monai_usfm.networks.heads.atm import ATMHead
 from monai_usfm.networks.heads.pyramid import PyramidHead
 from monai_usfm.networks.heads.upernet import UPerNetHead
-from monai_usfm.networks.nets.task import TaskNetwork, crop_to, defaults_of, even_blocks, pad_to_patches
+from monai_usfm.networks.nets.task import TaskNetwork, crop_to, defaults_of, even_blocks, module_path, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
 __all__ = ["UltrasoundSegmenter"]
 
+HEADS: dict[str, Any] = {"pyramid": PyramidHead, "segvit": ATMHead, "upernet": UPerNetHead}
 MAPS = {"pyramid": 4, "segvit": 3, "upernet": 4}
 
 
@@ -36,44 +37,51 @@ class UltrasoundSegmenter(TaskNetwork):
     Args:
         encoder: the encoder.
         num_classes: output channels, background included; 1 for a single class decided by a sigmoid.
-        head: ``"pyramid"`` (light, full resolution; the choice for volumes), ``"upernet"`` or ``"segvit"`` (USFM's).
+        head: ``"pyramid"`` (light, full resolution; the choice for volumes), ``"upernet"`` or ``"segvit"`` (USFM's);
+            or a module of your own: called with the image ``(B, C, *S)`` and a list of maps ``(B, E, *grid)`` by depth,
+            it returns a list whose first entry is the prediction ``(B, num_classes, *S)``.
         indices: encoder blocks whose outputs the head takes, by depth. None takes, of 12 blocks, 2, 5, 8, 11
-            (pyramid), 3, 5, 7, 11 (UPerNet) or 5, 7, 11 (SegViT), and those at the same relative depth of others.
+            (pyramid, own modules), 3, 5, 7, 11 (UPerNet) or 5, 7, 11 (SegViT), and those at the same relative depth of
+            others.
         head_options: further keywords of :class:`PyramidHead`, :class:`UPerNetHead` or :class:`ATMHead`, such as
             ``width`` and ``dropout``.
 
     Raises:
-        ValueError: for fewer than one class, an unknown head, or blocks that the encoder does not have.
+        ValueError: for fewer than one class, an unknown head, options for a head that is built already, or blocks that
+            the encoder does not have.
     """
 
     def __init__(
         self,
         encoder: UltrasoundViT,
         num_classes: int,
-        head: str = "pyramid",
+        head: str | nn.Module = "pyramid",
         indices: Sequence[int] | None = None,
         **head_options: Any,
     ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-        if head not in MAPS:
-            raise ValueError(f"head must be one of {', '.join(MAPS)}, got {head!r}.")
+        named = isinstance(head, str)
+        if named and head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, or a module, got {head!r}.")
+        if head_options and not named:
+            raise ValueError(f"the head is a module already: {', '.join(head_options)} cannot be given too.")
+        maps = MAPS.get(head, 4) if isinstance(head, str) else 4
         chosen = _default_blocks(encoder.num_layers, head) if indices is None else [int(i) for i in indices]
-        if not chosen or (head != "pyramid" and len(chosen) != MAPS[head]):
-            raise ValueError(f"head {head!r} takes {MAPS[head]} maps, got {len(chosen)} block indices: {chosen}.")
+        if not chosen or (head in ("upernet", "segvit") and len(chosen) != maps):
+            raise ValueError(f"head {head!r} takes {maps} maps, got {len(chosen)} block indices: {chosen}.")
         super().__init__(encoder, chosen)
         self.indices = chosen
         self.num_classes = num_classes
-        self.head_name = head
+        self.head_name = head if isinstance(head, str) else module_path(head)
         self.head_options = head_options
         size, patch = encoder.hidden_size, encoder.patch_size
-        self.head: nn.Module
-        if head == "pyramid":
+        if isinstance(head, nn.Module):
+            self.head = head
+        elif head == "pyramid":
             self.head = PyramidHead(size, num_classes, encoder.in_channels, patch, len(chosen), **head_options)
-        elif head == "upernet":
-            self.head = UPerNetHead(size, num_classes, patch, **head_options)
         else:
-            self.head = ATMHead(size, num_classes, patch, **head_options)
+            self.head = HEADS[head](size, num_classes, patch, **head_options)
 
     def options(self) -> dict[str, Any]:
         """What beside the encoder builds this network, defaults included."""
@@ -81,7 +89,7 @@ class UltrasoundSegmenter(TaskNetwork):
             "num_classes": self.num_classes,
             "head": self.head_name,
             "indices": self.indices,
-            **defaults_of(type(self.head)),
+            **(defaults_of(type(self.head)) if self.head_name in HEADS else {}),
             **self.head_options,
         }
 
@@ -98,9 +106,9 @@ class UltrasoundSegmenter(TaskNetwork):
         return cropped[0]
 
 
-def _default_blocks(num_layers: int, head: str) -> list[int]:
+def _default_blocks(num_layers: int, head: str | nn.Module) -> list[int]:
     """Blocks of the published configurations, at the same relative depth in networks of another depth."""
-    if head == "pyramid" or num_layers < 5:
-        return even_blocks(num_layers, MAPS[head])
+    if head not in ("segvit", "upernet") or num_layers < 5:
+        return even_blocks(num_layers, MAPS.get(head, 4) if isinstance(head, str) else 4)
     middle = [num_layers // 2 - 1, 2 * num_layers // 3 - 1, num_layers - 1]
     return middle if head == "segvit" else [num_layers // 3 - 1, *middle]

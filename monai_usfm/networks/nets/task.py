@@ -12,13 +12,18 @@ import torch.nn.functional as F
 
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
-__all__ = ["TaskNetwork", "crop_to", "defaults_of", "even_blocks", "pad_to_patches"]
+__all__ = ["TaskNetwork", "crop_to", "defaults_of", "even_blocks", "module_path", "pad_to_patches"]
 
 
 def defaults_of(kind: type[nn.Module]) -> dict[str, Any]:
     """Arguments of a module that have a default, without ``num_maps``, which follows from other choices."""
     parameters = inspect.signature(kind).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "num_maps"}
+
+
+def module_path(module: nn.Module) -> str:
+    """How a card names a module of the user: ``"module package.Class"``."""
+    return f"module {type(module).__module__}.{type(module).__qualname__}"
 
 
 def even_blocks(num_layers: int, count: int) -> list[int]:
