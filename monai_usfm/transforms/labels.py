@@ -13,6 +13,8 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
 from monai.utils.misc import ImageMetaKey
 
+from monai_usfm.transforms.dictionary import TORCH
+
 __all__ = ["LabelIndices", "LabelIndicesd", "is_jpeg_label"]
 
 
@@ -40,6 +42,8 @@ class LabelIndices(Transform):
         ValueError: when ``values`` are not K different numbers, or a label has a value that is no class, or is a JPEG
             that does not tell its classes apart.
     """
+
+    backend = TORCH
 
     def __init__(self, num_classes: int, values: Sequence[int] | None = None) -> None:
         if values is not None and (len(values) != num_classes or len(set(values)) != num_classes):
@@ -95,6 +99,8 @@ class LabelIndicesd(MapTransform):
         image_key: image whose spatial shape the label must have; None checks nothing.
         allow_missing_keys: see :class:`monai.transforms.MapTransform`.
     """
+
+    backend = TORCH
 
     def __init__(
         self,

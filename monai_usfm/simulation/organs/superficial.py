@@ -138,7 +138,7 @@ def thyroid(p: Phantom, altered: bool) -> None:
     p.paint((below_skin > 0) & (strap < 0), "fat", echo=-7.0 + 1.5 * p.noise((1.0, 5.0, 5.0)))
     p.paint(strap >= 0, "muscle", echo=-9.0 + 4.0 * p.stripes(0.7), attenuation=0.6)
     p.sheet(strap, 0.15, 4.0)
-    # The trachea lies beside the middle, one lobe is centred; the other one is cut by the border of the view.
+    # The trachea lies beside the middle, one lobe is centered; the other one is cut by the border of the view.
     trachea_x, trachea_z = -side * p.uniform(0.35, 0.55) * p.width(15.0), p.uniform(14.0, 18.0)
     trachea_radius = p.uniform(7.0, 9.0)
     lobe_radii = (p.uniform(7.5, 10.0), p.uniform(6.5, 9.0), 20.0)
