@@ -94,7 +94,7 @@ class CNRMetric(_RegionMetric):
 
 
 class GeneralizedCNRMetric(_RegionMetric):
-    """Generalised CNR: ``1 - `` the common area of the two gray-level histograms; 0 = inseparable, 1 = separable.
+    """Generalized CNR: ``1 - `` the common area of the two gray-level histograms; 0 = inseparable, 1 = separable.
 
     Unlike CNR it cannot be raised by a change of the gray scale. The bins here hold equal shares of the pooled pixels
     (edges are pixel values, not interpolated), which makes this exact: every strictly increasing map of the image

@@ -68,10 +68,13 @@ class DictionaryForm(MapTransform):
             if name is not None and name not in d and not self.allow_missing_keys:
                 raise KeyError(f"{type(self).__name__}: there is no item {name!r}, which {item}_key names.")
             given[item] = d.get(name) if name is not None else None
-        for i, (key, *each) in enumerate(self.key_iterator(d, *self.each_values.values())):
-            arguments = given | dict(zip(self.each_values, each, strict=True))
+        numbers = range(len(self.keys))  # `key_iterator` gives tuples only beside something else
+        first = True
+        for key, number in self.key_iterator(d, numbers):
+            arguments = given | {name: choices[number] for name, choices in self.each_values.items()}
             if isinstance(self.transform, Randomizable):
-                arguments["randomize"] = i == 0
+                arguments["randomize"] = first
+            first = False
             self.store(d, key, self.transform(d[key], **arguments))
         return d
 
@@ -106,7 +109,8 @@ def dictionary_form(array: type, base: type[DictionaryForm] = DictionaryForm) ->
     for parameter in inspect.signature(array).parameters.values():
         if parameter.name not in base.each:
             parameters.append(parameter)
-            lines.append(known.get(parameter.name, f"{parameter.name}: see :class:`{array.__name__}`."))
+            line = known.get(parameter.name, f"{parameter.name}: see :class:`{array.__name__}`.")
+            lines += [line] if line not in lines else []  # one entry may document several
     extra: list[tuple[str, Any, str]] = [
         (name, default, f"``{name}`` of the array form: one value, or one for each key.")
         for name, default in base.each.items()

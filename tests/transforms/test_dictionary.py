@@ -56,7 +56,7 @@ def test_a_form_survives_pickling_with_its_state():
 
 
 def test_a_misspelled_option_is_refused_by_name():
-    with pytest.raises(TypeError, match="RandGaind: .*gain"):
+    with pytest.raises(TypeError, match=r"RandGaind: .*gain"):
         transforms.RandGaind("image", gain=3)
 
 
