@@ -87,7 +87,7 @@ def run_steps(plan: dict[str, Any], output: Path, options: argparse.Namespace) -
     if plan["labeled"] and plan["num_classes"] == 2:
         with step(output, plan, "Scoring them"):
             run_bundle("segmentation", "evaluate", **shipped, label_values=plan["label_values"])
-    epochs = 2 if options.quick else 40
+    epochs = 2 if options.quick else 20
     for name, start in (("start", {"pretrained": str(options.start)}), ("scratch", {"layer_decay": 1.0})):
         if not plan["labeled"]:
             break

@@ -67,8 +67,13 @@ class CasePreviews:
     def _start(self, engine: Engine) -> None:
         self.page, self.pages = [], 0
 
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to do for a case."""
+        return self.preview
+
     def _cases(self, engine: Engine) -> None:
-        for item in engine.state.output:
+        for item in engine.state.output if self.wanted else ():
             meta = item["image"].meta
             path = Path(str(meta["filename_or_obj"]))
             suffix = max((s for s in SUPPORTED_SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
@@ -78,7 +83,7 @@ class CasePreviews:
             # A plane of a volume or cine is the one the network saw.
             loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
             picture = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
-            if picture is not None and self.preview:
+            if picture is not None:
                 _save(picture, stem.with_name(f"{stem.name}.jpg"))
                 small = picture.copy()
                 small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
@@ -135,6 +140,10 @@ class SegmentationResults(CasePreviews):
         self.components = components
         self.time = time
         self.fps = fps
+
+    @property
+    def wanted(self) -> bool:
+        return self.preview or self.statistics
 
     def _start(self, engine: Engine) -> None:
         super()._start(engine)

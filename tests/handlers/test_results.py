@@ -26,12 +26,12 @@ from monai_usfm.handlers.results import (
 )
 
 
-def run(handler, items):
+def run(handler, items, frame=0):
     """An engine that gives one item after another, each as (path, prediction in the file's axes, dims of the image)."""
 
     def step(engine, item):
         path, prediction, dims = item
-        image = MetaTensor(torch.zeros(1, *[4] * dims), meta={"filename_or_obj": str(path), "frame": 0})
+        image = MetaTensor(torch.zeros(1, *[4] * dims), meta={"filename_or_obj": str(path), "frame": frame})
         return [{"image": image, "pred": torch.as_tensor(prediction)}]
 
     engine = Engine(step)
@@ -75,6 +75,14 @@ def test_every_frame_of_a_cine_has_a_row_and_a_picture_in_the_movie(tmp_path):
     with av.open(str(tmp_path / "previews" / "cine.mp4")) as movie:
         assert sum(1 for _ in movie.decode(video=0)) == 5
     assert (tmp_path / "previews" / "cine.jpg").is_file()
+
+
+def test_the_frame_that_a_2d_network_saw_is_drawn(tmp_path):
+    frames = np.arange(4, dtype=np.uint8) * 60 * np.ones((30, 40, 1, 1), dtype=np.uint8)
+    nib.save(nib.Nifti1Image(frames, np.eye(4)), tmp_path / "cine.nii.gz")
+    run(EnhancementPreviews(str(tmp_path)), [(tmp_path / "cine.nii.gz", np.zeros((1, 30, 40)), 2)], frame=2)
+    picture = np.asarray(Image.open(tmp_path / "previews" / "cine.jpg").convert("L"))
+    assert abs(int(picture[picture.shape[0] // 2, 100]) - 120) < 4
 
 
 def test_a_volume_is_measured_as_one(tmp_path):
