@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import DistributedSampler
-from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
+from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHandler
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
@@ -334,7 +334,8 @@ class TrainingRecords:
         self.network, self.optimizer, self.evaluator = network, optimizer, evaluator
         self.writer: SummaryWriter | None = None
         objects = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "best": best}
-        plain = as_plain(options)
+        plain = self.options = as_plain(options)
+        self.export_path = Path(export_path)
         self.handlers: list[Any] = [
             RunLock(output_dir),
             RunRecord(output_dir, plain),
@@ -353,6 +354,7 @@ class TrainingRecords:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._rates)
             engine.add_event_handler(Events.COMPLETED, self._tell)
+            engine.add_event_handler(Events.COMPLETED, self._to_mlflow)
 
     def _require_space(self, engine: Engine) -> None:
         """Refuse a disk too full for the checkpoints: weights and two moments in two files and a third, the best, the
@@ -380,6 +382,21 @@ class TrainingRecords:
             for name, rate in learning_rates(self.optimizer).items():
                 self.writer.add_scalar(f"rate/{name}", rate, engine.state.epoch)
             self.writer.add_scalar("train_loss/epoch", loss_of(engine), engine.state.epoch)
+
+    def _to_mlflow(self, engine: Engine) -> None:
+        """Under ``--tracking mlflow`` the run gets the options, the figures and the card of the weights too."""
+        registered = engine._event_handlers[Events.COMPLETED]
+        owners = [getattr(entry[0], "__self__", None) for entry in registered]
+        for tracker in (owner for owner in owners if isinstance(owner, MLFlowHandler) and owner.cur_run is not None):
+            run = tracker.cur_run.info.run_id
+            known = tracker.client.get_run(run).data.params
+            for name, value in self.options.items():
+                if name not in known:
+                    tracker.client.log_param(run, name, str(value)[:500])
+            files = [self.folder / "metrics.png", self.export_path, self.export_path.with_suffix(".json")]
+            for file in (*files, *sorted((self.folder / "pictures").glob("*.png"))[-1:]):
+                if file.is_file():
+                    tracker.client.log_artifact(run, str(file))
 
     def _tell(self, engine: Engine) -> None:
         if self.writer is not None:

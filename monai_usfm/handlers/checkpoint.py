@@ -155,6 +155,7 @@ class ResumableCheckpoint:
         self.interval = interval
         self.options = {name: value for name, value in (options or {}).items() if name not in FREE_OPTIONS}
         self.resume_anyway = resume_anyway
+        self.written: int | None = None  # epoch in the file: its end is not written twice, or both files were one
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
@@ -162,7 +163,7 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
-        if idist.get_rank() > 0:
+        if idist.get_rank() > 0 or engine.state.epoch == self.written:
             return
         state = {name: _plain(thing).state_dict() for name, thing in self.objects.items()}
         try:
@@ -182,6 +183,7 @@ class ResumableCheckpoint:
         with whole_file(self.path) as part:
             torch.save(state, part)
             _keep_copy(self.path, self.path.with_name("previous.pt"))
+        self.written = engine.state.epoch
 
     def _signed(self, engine: Engine) -> dict[str, Any]:
         return {**self.options, "steps_per_epoch": engine.state.epoch_length}
@@ -219,7 +221,7 @@ class ResumableCheckpoint:
                 f"{self.path} has reached epoch {progress['epoch']}, the last one: nothing is left to train. Raise "
                 "max_epochs to train longer."
             )
-        engine.state.epoch = progress["epoch"]
+        engine.state.epoch = self.written = progress["epoch"]
         engine.state.iteration = progress["iteration"]
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and "scaler" in state:

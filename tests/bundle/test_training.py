@@ -1,0 +1,92 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Parts that the trainings of all bundles share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
+from monai.transforms import Compose, RandGaussianNoised
+
+from monai_usfm.bundle import TrainingRecords, fingerprint, warmup_cosine
+from monai_usfm.data import SeededCacheDataset
+
+
+def rates(steps: int, warmup_steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup_cosine(optimizer, steps, warmup_steps, end_lr=0.0)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_first_step_learns_and_the_warmup_rises_evenly_to_the_peak() -> None:
+    found = rates(20, 4)
+    np.testing.assert_allclose(found[:5], [0.2, 0.4, 0.6, 0.8, 1.0])
+    progress = np.arange(16) / 16
+    np.testing.assert_allclose(found[4:], 0.5 * (1 + np.cos(np.pi * progress)), atol=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "warmup_steps"), [(1, 3), (2, 9), (5, 100)])
+def test_a_warmup_longer_than_the_training_is_cut(steps: int, warmup_steps: int) -> None:
+    found = rates(steps, warmup_steps)
+    assert max(found) == 1.0 and min(found) > 0
+
+
+def test_the_fingerprint_of_the_data_is_that_of_the_names_wherever_they_lie() -> None:
+    def items(root: str, *names: str) -> list[dict[str, str]]:
+        return [{"image": f"{root}/{name}"} for name in names]
+
+    first = fingerprint(items("/data", "a/1.png", "b/2.png"))
+    assert first == fingerprint(items("/mnt/other", "a/1.png", "b/2.png"))
+    assert first != fingerprint(items("/data", "a/1.png", "b/3.png"))
+
+
+def test_an_item_draws_by_seed_epoch_and_place_alone() -> None:
+    noise = Compose([RandGaussianNoised("image", prob=1.0)])
+    data = SeededCacheDataset([{"image": torch.zeros(4)}] * 3, noise, progress=False, seed=1)
+    seen = [data[i]["image"] for i in range(3)]
+    assert all(torch.equal(data[i]["image"], seen[i]) for i in (2, 0, 1))  # in another order, drawn before or not
+    assert not torch.equal(seen[0], seen[1])
+    data.epoch = 1
+    assert not torch.equal(data[0]["image"], seen[0])
+
+
+class Tracker(MLFlowHandler):
+    """MONAI's handler with a client that only notes what it is given."""
+
+    def __init__(self) -> None:
+        self.logged: dict[str, str] = {}
+        self.files: list[str] = []
+        self.cur_run = SimpleNamespace(info=SimpleNamespace(run_id="1"))
+        self.client = SimpleNamespace(
+            get_run=lambda _: SimpleNamespace(data=SimpleNamespace(params={"max_epochs": "1"})),
+            log_param=lambda _, name, value: self.logged.update({name: value}),
+            log_artifact=lambda _, file: self.files.append(Path(file).name),
+        )
+
+    def complete(self, engine: Engine) -> None:
+        pass
+
+
+def test_mlflow_gets_options_figures_and_the_card(tmp_path: Path) -> None:
+    for name in ("metrics.png", "model.pt", "model.json", "pictures/a_epoch_0001.png", "pictures/a_epoch_0002.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    records = TrainingRecords.__new__(TrainingRecords)
+    records.folder, records.export_path = tmp_path, tmp_path / "model.pt"
+    records.options = {"max_epochs": 1, "head": "pyramid"}
+    engine, tracker = Engine(lambda *_: None), Tracker()
+    engine.add_event_handler(Events.COMPLETED, tracker.complete)
+    records._to_mlflow(engine)
+    assert tracker.logged == {"head": "pyramid"}
+    assert tracker.files == ["metrics.png", "model.pt", "model.json", "a_epoch_0002.png"]
