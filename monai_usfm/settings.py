@@ -1,31 +1,30 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What scripts take on the command line: settings of a bundle, paths with a name."""
+"""What stands on a command line: literals, paths with a name."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_settings", "split_named_path"]
+__all__ = ["literal", "split_named_path"]
 
 
-def parse_settings(entries: Iterable[str]) -> dict[str, Any]:
-    """``["size=[96,96]", "train#name=small"] -> {"size": [96, 96], "train#name": "small"}``.
+def literal(value: Any) -> Any:
+    """The Python literal that a text stands for, ``true``, ``false`` and ``null`` too, or else the text.
 
-    A value is a Python literal, or else text. The parser of ``fire`` is not used: it takes what follows ``#`` for a
-    comment, which in a bundle separates the parts of a name.
+    ``"1e-3" -> 0.001``, ``"[96,96]" -> [96, 96]``, ``"small" -> "small"``. What is no text stays.
     """
-    settings: dict[str, Any] = {}
-    for entry in entries:
-        name, _, value = entry.partition("=")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value
-    return settings
+    if not isinstance(value, str):
+        return value
+    words = {"true": True, "false": False, "null": None}
+    if value.lower() in words:
+        return words[value.lower()]
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
 
 
 def split_named_path(entry: str) -> tuple[str, str]:

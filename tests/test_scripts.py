@@ -20,16 +20,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, run
-from monai.transforms import Resize
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-
-from monai_usfm import read_card, save_network
-from monai_usfm.evaluation import NetworkSpec
-from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, usfm_vit
-
-SIZE = 32
-TINY = {"network_size": "tiny", "img_size": SIZE}
 
 
 @pytest.fixture
@@ -45,28 +37,6 @@ def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., i
         return 0
 
     return call
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes, dark and bright tissue with a brighter disc as label; each patient has two images."""
-    folder = tmp_path_factory.mktemp("dataset")
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:40, :40]
-    lists: dict[str, list[dict]] = {}
-    for section, count in (("training", 12), ("validation", 4), ("test", 8)):
-        lists[section] = []
-        for i in range(count):
-            kind = i // 2 % 2
-            disc = (y - rng.integers(12, 28)) ** 2 + (x - rng.integers(12, 28)) ** 2 < 60
-            values = (60, 120)[kind] + 8 * gaussian_filter(rng.normal(size=(40, 40)), 1) / 0.28 + 60 * disc
-            names = f"{section}_{i}.png", f"{section}_{i}_mask.png"
-            Image.fromarray(values.clip(0, 240).astype(np.uint8)).save(folder / names[0])
-            Image.fromarray(disc.astype(np.uint8) * 255).save(folder / names[1])
-            patient = f"{section}-{i // 2}"
-            lists[section].append({"image": names[0], "label": names[1], "class": kind, "patient": patient})
-    (folder / "dataset.json").write_text(json.dumps(lists))
-    return folder
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -112,150 +82,6 @@ def test_regions_outside_the_image_and_other_sizes_are_refused(script, tmp_path,
     assert "is (40, 40)" in capsys.readouterr().err
     assert script("score_regions", *files, tmp_path / "a.png", *regions, "20,20") == 2
     assert "'20,20' is not ROW,COLUMN,RADIUS" in capsys.readouterr().err
-
-
-# audit_shortcuts
-
-
-class SeesWhite(torch.nn.Module):
-    """Calls an image positive when it holds pure white, which only burnt-in marks are."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        white = (x.flatten(1).amax(1) > 0.99).float()
-        return torch.stack([torch.zeros_like(white), 8 * white - 4], 1)
-
-
-def test_the_audit_of_a_classifier_that_reads_marks(script, dataset, tmp_path):
-    torch.jit.script(SeesWhite()).save(str(tmp_path / "model.ts"))
-    arguments = ["--model", tmp_path / "model.ts", "--datalist", dataset / "dataset.json", "--size", 96, 96]
-    assert script("audit_shortcuts", *arguments, "--output", tmp_path / "audit", "--device", "cpu") == 0
-    found = {row["alteration"]: row for row in rows(tmp_path / "audit" / "shortcuts.csv")}
-    assert float(found["text"]["flips"]) == 1 and float(found["mirrored"]["flips"]) == 0
-    assert found["text"]["images"] == "8"
-    # it calls all images class 0, half of which are: F1 of 2/3 and of 0
-    assert float(found["text"]["macro_f1_before"]) == pytest.approx(1 / 3, abs=1e-6)
-    assert "| text | 8 | 100.0 %" in (tmp_path / "audit" / "shortcuts.md").read_text()
-    assert Image.open(tmp_path / "audit" / "shortcuts.png").width > 96
-    with pytest.raises(ValueError, match=r"none"):
-        script("audit_shortcuts", *arguments, "--output", tmp_path / "audit", "--section", "none")
-
-
-# audit_robustness
-
-
-def test_the_robustness_of_a_bundle_is_that_of_its_network(script, repository, dataset, tmp_path, capsys):
-    torch.manual_seed(0)
-    network = UltrasoundSegmenter(usfm_vit(**TINY, pos_embed="relative", layer_scale=0.1), 2)
-    save_network(tmp_path / "model.pt", network, half=False)
-    arguments = [repository / "bundles" / "usfm_segmentation", "--datalist", dataset / "dataset.json", "--limit", 3]
-    arguments += ["--device", "cpu", "--output", tmp_path / "audit"]
-    assert script("audit_robustness", *arguments, "--checkpoint", tmp_path / "model.pt") == 0
-    found = {row["change"]: row for row in rows(tmp_path / "audit" / "robustness.csv")}
-    network.eval()
-    scores = []
-    for i in (0, 3, 6):  # evenly chosen of eight
-        image = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}.png"))) / 255
-        label = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}_mask.png"))) > 0
-        with torch.no_grad():
-            logits = network(Resize((SIZE, SIZE), mode="bilinear", anti_aliasing=True)(image[None]).as_tensor()[None])
-        # as inference.json: the probabilities are put back on the grid of the file
-        mask = torch.nn.functional.interpolate(logits.softmax(1), size=(40, 40), mode="bilinear").argmax(1)[0] > 0
-        scores.append((2 * (mask & label).sum() / (mask.sum() + label.sum())).item())
-    assert found["unchanged"]["images"] == "3"
-    assert float(found["unchanged"]["dice"]) == pytest.approx(np.mean(scores), abs=1e-3)
-    assert 0 < np.mean(scores) < 1
-    assert {"margins all around", "speckle"} < set(found)
-    assert "| unchanged | 3 |" in (tmp_path / "audit" / "robustness.md").read_text()
-    assert Image.open(tmp_path / "audit" / "robustness.png").width > 500
-    assert "no weights at" in script("audit_robustness", *arguments, "--checkpoint", tmp_path / "none.pt")
-    volumes = repository / "bundles" / "usfm_segmentation" / "models" / "simulated_volumes.pt"
-    assert "2D networks" in script("audit_robustness", *arguments, "--checkpoint", volumes)
-
-
-def test_the_robustness_of_a_classifier_is_that_of_its_classes(script, repository, dataset, tmp_path):
-    torch.manual_seed(0)
-    encoder = usfm_vit(**TINY, pos_embed="relative", layer_scale=0.1)
-    save_network(tmp_path / "model.pt", UltrasoundClassifier(encoder, 2, pool="pyramid"))
-    bundle, datalist = repository / "bundles" / "usfm_classification", dataset / "dataset.json"
-    arguments = [bundle, "--checkpoint", tmp_path / "model.pt"]
-    arguments += ["--device", "cpu", "--output", tmp_path / "audit", "--datalist"]
-    assert script("audit_robustness", *arguments, datalist) == 0
-    found = {row["change"]: row for row in rows(tmp_path / "audit" / "robustness.csv")}
-    assert found["unchanged"]["images"] == "8" and found["unchanged"]["flips"] == "0.0"
-    assert 0 <= float(found["closer"]["auc"]) <= 1
-    assert "| change | images | macro-F1 |" in (tmp_path / "audit" / "robustness.md").read_text()
-    items = json.loads(datalist.read_text())["test"]
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps({"test": [{**items[0], "class": None}, items[1]]}))
-    ending = script("audit_robustness", *arguments, other, "--dataset_dir", dataset)
-    assert "other.json: 1 items lack 'class'" in ending and items[0]["image"] in ending
-
-
-# probe, label_efficiency
-
-
-def test_a_random_encoder_tells_dark_from_bright(script, dataset, tmp_path, capsys):
-    arguments = ["--datalist", dataset / "dataset.json", "--size", SIZE, SIZE, "--output", tmp_path, "--device", "cpu"]
-    assert script("probe", *arguments, "--encoders", "random", "--probes", "linear", "dense") == 0
-    found = {(row["probe"], row["metric"]): row for row in rows(tmp_path / "probes.csv")}
-    assert float(found["linear", "auc"]["value"]) == 1.0
-    assert {row["patients"] for row in found.values()} == {"4"}
-    assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in found.values())
-    assert 0 <= float(found["dense", "dice"]["value"]) <= 1
-    assert (tmp_path / "probes.png").is_file() and "| random | linear | auc | 1.000" in (
-        tmp_path / "probes.md"
-    ).read_text()
-    assert script("probe", *arguments, "--encoders", "ours") == 2
-    assert "--encoders ours: write name=weights, or random." in capsys.readouterr().err
-
-
-def test_every_network_of_a_curve_has_its_cell(script, dataset, tmp_path):
-    arguments = ["--task", "segmentation", "--datalist", dataset / "dataset.json", "--size", SIZE, SIZE, "--steps", 2]
-    arguments += ["--batch_size", 4, "--fractions", 0.5, 1, "--seeds", 0, "--baselines", "unet", "--device", "cpu"]
-    assert script("label_efficiency", *arguments, "--output", tmp_path) == 0
-    found = {(row["initialisation"], row["fraction"]): row for row in rows(tmp_path / "cells.csv")}
-    assert set(found) == {(name, share) for name in ("scratch", "unet") for share in ("0.5", "1.0")}
-    assert [found["unet", share]["images"] for share in ("0.5", "1.0")] == ["8", "12"]  # 2 of 3 patients
-    assert (tmp_path / "label_efficiency.png").is_file()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    assert script("label_efficiency", *arguments, "--output", tmp_path) == 0  # nothing is computed anew
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    with pytest.raises(ValueError, match=r"seed0\.json"):  # other conditions must not stand in one table
-        script("label_efficiency", *arguments, "--output", tmp_path, "--learning_rate", "0.1")
-
-
-def test_a_baseline_of_a_curve_starts_from_weights(script, dataset, tmp_path):
-    torch.save(NetworkSpec("unet").build("segmentation", 2, (SIZE, SIZE)).state_dict(), tmp_path / "unet.pt")
-    arguments = ["--task", "segmentation", "--datalist", dataset / "dataset.json", "--size", SIZE, SIZE, "--steps", 1]
-    arguments += ["--batch_size", 4, "--fractions", 1, "--seeds", 0, "--device", "cpu", "--output", tmp_path / "out"]
-    weights = f"unet={tmp_path / 'unet.pt'}"
-    assert script("label_efficiency", *arguments, "--baselines", "unet", weights) == 0
-    found = {row["initialisation"]: row["weights"] for row in rows(tmp_path / "out" / "cells.csv")}
-    assert set(found) == {"scratch", "unet", "unet, pretrained"} and found["unet"] == ""
-    assert found["unet, pretrained"].startswith("sha256:")
-    assert "'unet, pretrained' twice" in script("label_efficiency", *arguments, "--baselines", weights, weights)
-
-
-# calibrate
-
-
-def test_the_temperature_of_a_network_that_says_one_thing(script, dataset, copy_bundle, tmp_path, capsys):
-    root = Path(shutil.copytree(copy_bundle("usfm_segmentation"), tmp_path / "usfm_segmentation"))
-    arguments = [root, "--dataset_dir", dataset, "--set", "device=cpu", "amp=fp32"]
-    assert "no weights at" in script("calibrate", *arguments)
-    net = UltrasoundSegmenter(usfm_vit(**TINY), 2)
-    with torch.no_grad():
-        net.head.to_pixels.weight.zero_()
-        net.head.to_pixels.bias.copy_(torch.tensor([5.0, 0.0]))
-    (root / "models").mkdir(exist_ok=True)
-    save_network(root / "models" / "model.pt", net)
-    assert script("calibrate", *arguments) == 0
-    # the likelihood of equal probabilities p for all pixels is highest where p is the share of the foreground
-    masks = [np.asarray(Image.open(dataset / f"validation_{i}_mask.png").resize((SIZE, SIZE), 0)) for i in range(4)]
-    share = (np.stack(masks) > 0).mean()
-    wanted = 5 / np.log((1 - share) / share)
-    assert json.loads(capsys.readouterr().out)["temperature"] == pytest.approx(wanted, rel=0.03)
-    assert read_card(root / "models" / "model.pt")["temperature"] == pytest.approx(wanted, rel=0.03)
 
 
 # pictures

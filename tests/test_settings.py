@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_usfm.settings import parse_settings, split_named_path
+from monai_usfm.settings import literal, split_named_path
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from monai_usfm.settings import parse_settings, split_named_path
         ("[96,96]", [96, 96]),
         ("1e-3", 0.001),
         ("None", None),
+        ("null", None),
+        ("true", True),
         ("small", "small"),
         ("a#b", "a#b"),
         ("$torch.device('cpu')", "$torch.device('cpu')"),
@@ -24,7 +26,7 @@ from monai_usfm.settings import parse_settings, split_named_path
     ],
 )
 def test_a_value_is_a_literal_or_text(text, value):
-    assert parse_settings([f"train#part={text}", "other=1"]) == {"train#part": value, "other": 1}
+    assert literal(text) == value
 
 
 def test_a_path_may_have_a_name_and_hold_the_sign(tmp_path):

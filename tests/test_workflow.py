@@ -8,6 +8,7 @@ import csv
 
 import pytest
 
+from monai_usfm.bundle import describe
 from monai_usfm.workflow import TASKS, find_bundle, load_bundle, run_bundle
 
 
@@ -27,9 +28,11 @@ def test_a_bundle_that_is_not_there_is_told_with_those_that_are(tmp_path):
 @pytest.mark.parametrize(
     ("option", "near"), [("max_epoch", "max_epochs"), ("learning_rates", "learning_rate"), ("bach_size", "batch_size")]
 )
-def test_a_misspelled_option_is_refused_with_the_right_one(option, near):
-    with pytest.raises(ValueError, match=f"did you mean '{near}'"):
-        load_bundle("segmentation", "train", **{option: 1})
+def test_a_misspelled_option_is_refused_with_the_right_one(option, near, tmp_path):
+    flow = load_bundle("segmentation", "train", output_dir=str(tmp_path), **{option: 1})
+    with pytest.raises(RuntimeError) as failure:
+        flow.initialize()
+    assert f"Did you mean --{near}" in describe(failure.value)
 
 
 def test_an_unknown_overlay_is_refused_with_those_of_the_bundle():

@@ -36,12 +36,27 @@ VERBS = {
     },
     "Networks": {
         "pretrain": ("monai_usfm.cli.bundles:pretrain", "Train an encoder on images without labels."),
-        "train": (
-            "monai_usfm.cli.bundles:train",
-            "Train a network for a task, from pretrained weights or from scratch.",
-        ),
+        "train": ("monai_usfm.cli.bundles:train", "Train a network for a task, pretrained or from scratch."),
         "evaluate": ("monai_usfm.cli.bundles:evaluate", "Score trained weights on a split of a datalist."),
         "predict": ("monai_usfm.cli.bundles:predict", "Apply trained weights to a folder of images."),
+        "calibrate": ("monai_usfm.cli.bundles:calibrate", "Fit the temperature of trained weights."),
+    },
+    "Evidence": {
+        "probe": ("monai_usfm.evaluation.probe:probe", "Probe frozen encoders: neighbors, linear, attentive, dense."),
+        "label-efficiency": (
+            "monai_usfm.evaluation.curves:label_efficiency",
+            "Compare networks on few and many labels.",
+        ),
+        "transfer-board": (
+            "monai_usfm.evaluation.transfer_board:transfer_board",
+            "Compare starts on several tasks and shares of the labels.",
+        ),
+        "audit": ("monai_usfm.evaluation.audit:audit", "Robustness to other scanners; shortcuts of a classifier."),
+    },
+    "Clients": {
+        "export": ("monai_usfm.cli.weights:export", "Write trained weights as TorchScript or ONNX."),
+        "pack": ("monai_usfm.cli.weights:pack", "Make a bundle of trained weights, for MONAI Label and Deploy."),
+        "serve-label": ("monai_usfm.cli.weights:serve_label", "Start MONAI Label with packed bundles."),
     },
 }
 for _group, _verbs in VERBS.items():
@@ -67,20 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:  # of a workflow; text is a message, as Python has it
         return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
     except Exception as error:
-        root = _root_cause(error)
+        from monai_usfm.bundle import describe, root_cause
+
+        root = root_cause(error)
         if root is not error or not isinstance(root, OSError | ValueError):
             traceback.print_exception(error)
-        return _fail(str(root) or type(root).__name__, 1)
+        return _fail(describe(error), 1)
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 
 def _fail(message: str, status: int) -> int:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return status
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """What raised first: MONAI wraps an error in one of its own for every level of a config or of a transform."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

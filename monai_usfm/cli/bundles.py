@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 from monai_usfm.cli.options import parse_options
 from monai_usfm.workflow import load_bundle, run_bundle
 
-__all__ = ["evaluate", "predict", "pretrain", "train"]
+__all__ = ["calibrate", "evaluate", "predict", "pretrain", "train"]
 
 Task = Literal["pretraining", "segmentation", "classification", "enhancement"]
 Options = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
@@ -109,6 +110,23 @@ def predict(
     _run(task or "", "predict", (*options, *given), overlays, bundle_root, list_options)
 
 
+def calibrate(*options: Options, checkpoint: str, bundle_root: str | None = None) -> None:
+    """Fit the temperature of trained weights on validation images and put it on their card.
+
+    ``evaluate``, ``predict``, MONAI Label and MONAI Deploy find it there. All options of the bundle's ``train.json``
+    are taken, for example::
+
+        monai-usfm calibrate --checkpoint output/classification/model.pt --dataset_dir DATA
+
+    Args:
+        checkpoint: weights with a card, of a segmentation or classification.
+        bundle_root: folder of the bundle; default: that of the package.
+    """
+    from monai_usfm.evaluation import calibrate
+
+    calibrate(checkpoint, bundle_root=bundle_root, **parse_options(options))
+
+
 def _task_of(checkpoint: str | None) -> Any:
     """Task on the card of a weight file."""
     if checkpoint is None:
@@ -132,12 +150,9 @@ def _run(
     options = parse_options(tokens)
     # a bundle writes below its own folder unless told otherwise, which in an installed package is the wrong place
     options.setdefault("output_dir", "output/predictions" if workflow == "predict" else f"output/{bundle}")
-    if workflow != "predict":
-        options.setdefault("export_path", f"{options['output_dir']}/model.pt")
     if not list_options:
         run_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options)
         return
     config = load_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options).parser.get()
-    for name, value in config.items():
-        if not name.startswith("_") and not isinstance(value, dict | list) and name not in ("imports", "bundle_root"):
-            print(f"--{name} {value}")
+    for name, meaning in config["_options_"].items():
+        print(f"--{name} {json.dumps(config.get(name), default=str)}\n    {meaning}")

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from typing import Any
+
+from monai_usfm.settings import literal
 
 __all__ = ["parse_options"]
 
@@ -38,11 +39,4 @@ def parse_options(tokens: Sequence[str]) -> dict[str, Any]:
 def _value(texts: list[str]) -> Any:
     if not texts:
         return True
-    if len(texts) > 1:
-        return [_value([text]) for text in texts]
-    if texts[0].lower() in ("true", "false", "null"):
-        return {"true": True, "false": False, "null": None}[texts[0].lower()]
-    try:
-        return ast.literal_eval(texts[0])
-    except (ValueError, SyntaxError):
-        return texts[0]
+    return literal(texts[0]) if len(texts) == 1 else [literal(text) for text in texts]

@@ -4,23 +4,17 @@
 
 from __future__ import annotations
 
+from monai_usfm.data import add_patients
 from monai_usfm.evaluation.bundle_runs import BundleTraining
-from monai_usfm.evaluation.cases import (
-    CaseSet,
-    add_patient_options,
-    add_patients,
-    load_cases,
-    patients_of,
-    restore_size,
-)
+from monai_usfm.evaluation.calibration import calibrate
 from monai_usfm.evaluation.features import extract_features
-from monai_usfm.evaluation.fine_tuning import FineTuning, NetworkSpec, Recipe, augment, choose_learning_rate
+from monai_usfm.evaluation.images import ImageSet, load_images, read_items
 from monai_usfm.evaluation.label_efficiency import (
     FRACTIONS,
     Cell,
     label_subsets,
     run_label_efficiency,
-    summarise_label_efficiency,
+    summarize_label_efficiency,
 )
 from monai_usfm.evaluation.leaks import Leak, LeakError, calibrated_distance, check_leaks, find_leaks
 from monai_usfm.evaluation.probes import (
@@ -69,32 +63,27 @@ __all__ = [
     "FRACTIONS",
     "L2_GRID",
     "BundleTraining",
-    "CaseSet",
     "Cell",
     "ClassRobustnessRow",
-    "FineTuning",
+    "ImageSet",
     "Interval",
     "Leak",
     "LeakError",
-    "NetworkSpec",
     "PairedTest",
     "ProbeResult",
-    "Recipe",
     "RobustnessAudit",
     "RobustnessRow",
     "ShortcutAudit",
     "ShortcutRow",
-    "add_patient_options",
     "add_patients",
     "attentive_probe",
     "audit_class_robustness",
     "audit_robustness",
     "audit_shortcuts",
-    "augment",
     "bootstrap_interval",
+    "calibrate",
     "calibrated_distance",
     "check_leaks",
-    "choose_learning_rate",
     "classification_scores",
     "crop_borders",
     "cut_sector",
@@ -106,18 +95,17 @@ __all__ = [
     "knn_probe",
     "label_subsets",
     "linear_probe",
-    "load_cases",
+    "load_images",
     "mean_interval",
     "overlap_scores",
     "paired_bootstrap",
     "paired_test",
     "patient_means",
-    "patients_of",
     "plant_calipers",
     "plant_text",
-    "restore_size",
+    "read_items",
     "run_label_efficiency",
-    "summarise_label_efficiency",
     "summarize_board",
+    "summarize_label_efficiency",
     "transfer_board",
 ]

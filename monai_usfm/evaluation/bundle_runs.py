@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import re
@@ -14,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 from monai.config import PathLike
 
 from monai_usfm.data import check_patient_leak
 from monai_usfm.evaluation.label_efficiency import Cell
 from monai_usfm.evaluation.report import file_digest
+from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.files import write_text_atomically
-from monai_usfm.workflow import run_bundle
+from monai_usfm.workflow import run_bundle, steps_within
 
 __all__ = ["BundleTraining"]
 
@@ -42,7 +44,8 @@ class BundleTraining:
         subsets: fraction -> training items, see :func:`~monai_usfm.evaluation.label_subsets`.
         output_dir: folder for the runs; of each the tables of the evaluation stay, weights go.
         overlays: names of further configs of the bundle.
-        options: options of the bundle for all networks, such as ``steps`` and ``spatial_size``.
+        options: options of the bundle for all networks, such as ``steps`` and ``spatial_size``; ``seconds`` instead of
+            ``steps`` gives every training the same computing time.
 
     Raises:
         ValueError: for a patient in two splits.
@@ -93,11 +96,14 @@ class BundleTraining:
             "export_path": str(folder / "model.pt"),
             "seed": seed,
         }
+        seconds = shared.pop("seconds", None)
         logging.disable(logging.INFO)  # a table of hundreds of cells, not of thousands of lines
         try:
+            if seconds:
+                shared["steps"] = steps_within(seconds, self.bundle, overlays=self.overlays, **shared)
             started = time.process_time()
             run_bundle(self.bundle, overlays=self.overlays, **shared)
-            seconds = time.process_time() - started
+            spent = time.process_time() - started
             run_bundle(
                 self.bundle, "evaluate", overlays=self.overlays, **{k: v for k, v in shared.items() if k != "steps"}
             )
@@ -107,20 +113,24 @@ class BundleTraining:
         for file in (*folder.glob("*.pt"), *folder.glob("checkpoints/*.pt")):
             file.unlink()
         patients = {item.get("patient", item["image"]) for item in part}
-        details = {"images": len(part), "patients": len(patients), "seconds": round(seconds)}
+        steps = {"steps": shared["steps"]} if "steps" in shared else {}
+        details = {**steps, "images": len(part), "patients": len(patients), "seconds": round(spent)}
         return Cell(metrics=metrics, cases=cases, details=details)
 
     def _read(self, folder: Path) -> tuple[dict[str, float], dict[str, list[Any]]]:
-        """Means over the cases, and the columns of the cases; Dice over the classes of a case first."""
-        with open(folder / "cases.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        """Scores of the test split, and the columns of its cases."""
         patient = {str(item["image"]): item.get("patient", item["image"]) for item in self.splits["test"]}
-        cases: dict[str, list[Any]] = {"name": [], "patient": [], "dice": []}
-        by_image: dict[str, list[float]] = {}
-        for row in rows:
-            by_image.setdefault(row["image"], []).append(float(row["dice"]))
-        for image, dice in by_image.items():
-            cases["name"].append(Path(image).name)
-            cases["patient"].append(patient[image])
-            cases["dice"].append(sum(dice) / len(dice))
-        return {"dice": sum(cases["dice"]) / len(cases["dice"])}, cases
+        if (folder / "cases.csv").is_file():  # Dice, the mean over the classes of a case first
+            dice = pd.read_csv(folder / "cases.csv").groupby("image", sort=False)["dice"].mean()
+            cases = {"name": [Path(image).name for image in dice.index], "dice": dice.tolist()}
+            return {"dice": float(dice.mean())}, {**cases, "patient": [patient[image] for image in dice.index]}
+        table = pd.read_csv(folder / "images.csv", dtype={"class": str})
+        columns = [column for column in table if column.startswith("p_")]
+        labels = [columns.index(f"p_{name}") for name in table["class"]]
+        probabilities = torch.from_numpy(table[columns].to_numpy(copy=True))
+        return classification_scores(probabilities, torch.tensor(labels)), {
+            "name": [Path(image).name for image in table["image"]],
+            "patient": [patient[image] for image in table["image"]],
+            "label": labels,
+            **{f"probability_{i}": table[column].tolist() for i, column in enumerate(columns)},
+        }

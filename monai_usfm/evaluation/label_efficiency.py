@@ -1,8 +1,8 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Label-efficiency curves: score against the fraction of labelled patients, with intervals and paired tests.
+"""Label-efficiency curves: score against the fraction of labeled patients, with intervals and paired tests.
 
-A cell is one initialisation, one fraction and one seed. Each finished cell is one file, so a run can be stopped,
+A cell is one initialization, one fraction and one seed. Each finished cell is one file, so a run can be stopped,
 continued, or spread over processes; tables and the plot are made from whatever cells there are.
 """
 
@@ -32,15 +32,15 @@ from monai_usfm.evaluation.statistics import (
 )
 from monai_usfm.files import write_csv, write_text_atomically
 
-__all__ = ["FRACTIONS", "Cell", "label_subsets", "run_label_efficiency", "summarise_label_efficiency"]
+__all__ = ["FRACTIONS", "Cell", "label_subsets", "run_label_efficiency", "summarize_label_efficiency"]
 
 FRACTIONS: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Fractions of the labelled patients that are compared."""
+"""Fractions of the labeled patients that are compared."""
 
 
 @dataclass
 class Cell:
-    """Result of one initialisation, fraction and seed.
+    """Result of one initialization, fraction and seed.
 
     Args:
         metrics: scores on the test split.
@@ -113,7 +113,7 @@ def label_subsets(
 def run_label_efficiency(
     train_fn: Callable[[float, int, str], Cell],
     output_dir: PathLike,
-    initialisations: Mapping[str, Mapping[str, Any]],
+    initializations: Mapping[str, Mapping[str, Any]],
     fractions: Sequence[float] = FRACTIONS,
     seeds: Sequence[int] = (0, 1, 2),
     conditions: Mapping[str, Any] | None = None,
@@ -123,10 +123,10 @@ def run_label_efficiency(
     """Fill the cells that are not there yet, smallest fraction first.
 
     Args:
-        train_fn: (fraction, seed, initialisation) -> the scores of one trained network.
+        train_fn: (fraction, seed, initialization) -> the scores of one trained network.
         output_dir: cells are kept in its folder ``cells``, one JSON file each.
-        initialisations: name -> its settings, which stand in the table.
-        fractions: of the labelled patients.
+        initializations: name -> its settings, which stand in the table.
+        fractions: of the labeled patients.
         seeds: of training; the parts of the data are the same for all.
         conditions: settings shared by all cells.
         device: for the record.
@@ -135,21 +135,21 @@ def run_label_efficiency(
     Raises:
         ValueError: when a cell that is there was made under other settings: they must not stand in one table.
     """
-    total = len(fractions) * len(seeds) * len(initialisations)
+    total = len(fractions) * len(seeds) * len(initializations)
     done = 0
     for fraction in sorted(fractions):
         for seed in seeds:
-            for name, settings in initialisations.items():
+            for name, settings in initializations.items():
                 done += 1
                 expected = _json_ready({**settings, **(conditions or {})})
                 file = Path(output_dir) / "cells" / f"{name}-{_percent(fraction)}pct-seed{seed}.json"
                 if file.is_file():
-                    _check_conditions(file, json.loads(file.read_text(encoding="utf-8"))["conditions"], expected)
+                    _check_conditions(file, read_cell(file)["conditions"], expected)
                     continue
                 started = time.perf_counter()
                 cell = train_fn(fraction, seed, name)
                 content = {
-                    "initialisation": name,
+                    "initialization": name,
                     "fraction": fraction,
                     "seed": seed,
                     "metrics": cell.metrics,
@@ -167,43 +167,43 @@ def run_label_efficiency(
                 )
 
 
-def summarise_label_efficiency(output_dir: PathLike, primary: str, reference: str, title: str = "") -> str:
+def summarize_label_efficiency(output_dir: PathLike, primary: str, reference: str, title: str = "") -> str:
     """Make the tables and the plot from the cells in ``output_dir``; returns the Markdown.
 
     Writes ``cells.csv`` (one row per cell, with every setting), ``label_efficiency.csv`` (mean and 95 % Student-t
-    interval over seeds for each initialisation, fraction and metric; for the primary metric also the paired test),
+    interval over seeds for each initialization, fraction and metric; for the primary metric also the paired test),
     ``label_efficiency.md`` and ``label_efficiency.png``.
 
-    The paired test compares ``reference`` with each other initialisation at equal fractions, on the seeds both have, by
+    The paired test compares ``reference`` with each other initialization at equal fractions, on the seeds both have, by
     patient: signed ranks of the scores averaged over seeds where each image has one, else a bootstrap of the difference
     of the metric (mean over seeds). p-values are corrected for their number in the table (Holm).
 
     Args:
         output_dir: folder of :func:`run_label_efficiency`.
         primary: metric of the plot and of the tests.
-        reference: initialisation that the others are compared with.
+        reference: initialization that the others are compared with.
         title: of the table and the plot.
 
     Raises:
         ValueError: for no cells, or a ``primary`` or ``reference`` that they do not have.
     """
     folder = Path(output_dir)
-    cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cells").glob("[!.]*.json"))]
+    cells = [read_cell(file) for file in sorted((folder / "cells").glob("[!.]*.json"))]
     if not cells:
         raise ValueError(f"{folder / 'cells'} holds no finished cell.")
-    names = list(dict.fromkeys(cell["initialisation"] for cell in cells))
+    names = list(dict.fromkeys(cell["initialization"] for cell in cells))
     if reference not in names:
         raise ValueError(f"no cell of the reference {reference!r}; there are {', '.join(names)}.")
     names = [reference, *(name for name in names if name != reference)]
     if any(primary not in cell["metrics"] for cell in cells):
         raise ValueError(f"the cells have no metric {primary!r}; they have {', '.join(cells[0]['metrics'])}.")
-    cells.sort(key=lambda c: (names.index(c["initialisation"]), c["fraction"], c["seed"]))
+    cells.sort(key=lambda c: (names.index(c["initialization"]), c["fraction"], c["seed"]))
     write_csv(folder / "cells.csv", [_flat(cell) for cell in cells])
 
     fractions = sorted({cell["fraction"] for cell in cells})
     grid: dict[tuple[str, float], list[dict]] = {(name, f): [] for name in names for f in fractions}
     for cell in cells:
-        grid[cell["initialisation"], cell["fraction"]].append(cell)
+        grid[cell["initialization"], cell["fraction"]].append(cell)
     tests: dict[tuple[str, float], PairedTest] = {}
     for (name, fraction), group in grid.items():
         ours = grid[reference, fraction]
@@ -217,7 +217,7 @@ def summarise_label_efficiency(output_dir: PathLike, primary: str, reference: st
         for metric in group[0]["metrics"] if group else ():
             interval = mean_interval([_number(cell["metrics"][metric]) for cell in group])
             row = {
-                "initialisation": name,
+                "initialization": name,
                 "fraction": fraction,
                 "images": group[0]["details"].get("images", ""),
                 "patients": group[0]["details"].get("patients", ""),
@@ -246,6 +246,13 @@ def summarise_label_efficiency(output_dir: PathLike, primary: str, reference: st
     return text
 
 
+def read_cell(file: Path) -> dict[str, Any]:
+    """A finished cell of :func:`run_label_efficiency`; those of version 0.6 spell its name otherwise."""
+    cell = json.loads(file.read_text(encoding="utf-8"))
+    cell.setdefault("initialization", cell.pop("initialisation", None))
+    return cell
+
+
 def _compare(ours: Sequence[dict], others: Sequence[dict], primary: str) -> PairedTest:
     """First against second at one fraction, on common seeds, by patient."""
     seeds = sorted({c["seed"] for c in ours} & {c["seed"] for c in others})
@@ -255,8 +262,8 @@ def _compare(ours: Sequence[dict], others: Sequence[dict], primary: str) -> Pair
         for cell in pair:
             if cell["cases"]["patient"] != patients or cell["cases"].get("name") != pairs[0][0]["cases"].get("name"):
                 raise ValueError(
-                    f"{cell['initialisation']}, seed {cell['seed']}: scored on other test images than "
-                    f"{pairs[0][0]['initialisation']}; make its cells again."
+                    f"{cell['initialization']}, seed {cell['seed']}: scored on other test images than "
+                    f"{pairs[0][0]['initialization']}; make its cells again."
                 )
     if primary in pairs[0][0]["cases"]:
         first, second = (np.mean([pair[side]["cases"][primary] for pair in pairs], axis=0) for side in (0, 1))
@@ -264,9 +271,13 @@ def _compare(ours: Sequence[dict], others: Sequence[dict], primary: str) -> Pair
     labels = torch.tensor(pairs[0][0]["cases"]["label"])
     probabilities = [[_probabilities(cell) for cell in pair] for pair in pairs]
 
+    bins = 15 if primary == "ece" else None
+
     def difference(rows: np.ndarray) -> float:
         index = torch.from_numpy(rows)
-        values = [[classification_scores(p[index], labels[index])[primary] for p in pair] for pair in probabilities]
+        values = [
+            [classification_scores(p[index], labels[index], bins)[primary] for p in pair] for pair in probabilities
+        ]
         return float(np.mean([first - second for first, second in values]))
 
     return paired_bootstrap(difference, patients, resamples=1000)
@@ -290,7 +301,7 @@ def _markdown(
     for fraction in fractions:
         details = next(group[0]["details"] for (_, f), group in grid.items() if f == fraction and group)
         counts[fraction] = f" ({details['patients']} patients)" if "patients" in details else ""
-    heads = ["initialisation", *(f"{_percent(f)} %{counts[f]}" for f in fractions)]
+    heads = ["initialization", *(f"{_percent(f)} %{counts[f]}" for f in fractions)]
     rows = []
     for name in names:
         row = [name]
@@ -340,7 +351,7 @@ def _plot(path: Path, rows: Sequence[dict], names: Sequence[str], primary: str, 
     axes = figure.add_subplot()
     fractions = sorted({row["fraction"] for row in rows})
     for place, name in enumerate(names):
-        curve = [row for row in rows if row["initialisation"] == name and row["metric"] == primary]
+        curve = [row for row in rows if row["initialization"] == name and row["metric"] == primary]
         # a few per cent apart, so that intervals do not cover each other
         x = [100 * row["fraction"] * (1 + 0.025 * (place - (len(names) - 1) / 2)) for row in curve]
         y = np.array([row["mean"] for row in curve])
@@ -349,7 +360,7 @@ def _plot(path: Path, rows: Sequence[dict], names: Sequence[str], primary: str, 
     axes.set_xscale("log")
     axes.set_xticks([100 * f for f in fractions], [str(_percent(f)) for f in fractions])
     axes.minorticks_off()
-    axes.set_xlabel("labelled training patients (%)")
+    axes.set_xlabel("labeled training patients (%)")
     axes.set_ylabel(f"test {primary.replace('_', ' ')} (mean, 95 % interval over seeds)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
@@ -365,7 +376,7 @@ def _check_conditions(file: Path, found: Mapping[str, Any], expected: Mapping[st
 
 
 def _flat(cell: Mapping[str, Any]) -> dict[str, Any]:
-    head = {key: cell[key] for key in ("initialisation", "fraction", "seed")}
+    head = {key: cell[key] for key in ("initialization", "fraction", "seed")}
     return {**head, **cell["metrics"], **cell["details"], **cell["conditions"], **cell["run"]}
 
 

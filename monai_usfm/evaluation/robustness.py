@@ -322,7 +322,7 @@ def _class_row(
     seed: int,
 ) -> ClassRobustnessRow:
     def lost(chosen: np.ndarray) -> float:
-        f1 = [classification_scores(p[chosen], truth[chosen])["macro_f1"] for p in (before, after)]
+        f1 = [classification_scores(p[chosen], truth[chosen], bins=None)["macro_f1"] for p in (before, after)]
         return f1[0] - f1[1]
 
     scores = [classification_scores(p, truth) for p in (before, after)]

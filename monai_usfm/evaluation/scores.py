@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 __all__ = ["classification_scores", "overlap_scores"]
 
 
-def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict[str, float]:
+def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bins: int | None = 15) -> dict[str, float]:
     """Accuracy, balanced accuracy, macro-F1, AUC and expected calibration error of predicted class probabilities.
 
     Balanced accuracy is the mean recall over the classes that occur in ``labels``; macro-F1 is the mean over the
@@ -24,7 +24,7 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
     Args:
         probabilities: ``(M, K)``, rows sum to one.
         labels: ``(M,)`` class indices.
-        bins: confidence bins of the calibration error.
+        bins: confidence bins of the calibration error; None leaves it out, for a bootstrap of another score.
 
     Raises:
         ValueError: unless there is one label in ``[0, K)`` for each row.
@@ -43,16 +43,18 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
     seen, either = actual > 0, actual + claimed > 0
 
     correct = predicted == y
-    # one image whose pixels are the cases, one class: whether the prediction is right
-    calibration = CalibrationErrorMetric(num_bins=bins, right=True)  # bins (0, 1/bins], ... as in the paper's code
-    calibration(y_pred=torch.from_numpy(confidence)[None, None], y=torch.from_numpy(correct)[None, None].double())
-    return {
+    scores = {
         "accuracy": float(correct.mean()),
         "balanced_accuracy": float((hits[seen] / actual[seen]).mean()),
         "macro_f1": float((2 * hits[either] / (actual + claimed)[either]).mean()),
         "auc": _auc(p, y, actual),
-        "ece": torch.as_tensor(calibration.aggregate()).item(),
     }
+    if bins is None:
+        return scores
+    # one image whose pixels are the cases, one class: whether the prediction is right
+    calibration = CalibrationErrorMetric(num_bins=bins, right=True)  # bins (0, 1/bins], ... as in the paper's code
+    calibration(y_pred=torch.from_numpy(confidence)[None, None], y=torch.from_numpy(correct)[None, None].double())
+    return {**scores, "ece": torch.as_tensor(calibration.aggregate()).item()}
 
 
 def _auc(probabilities: np.ndarray, labels: np.ndarray, actual: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from monai.config import PathLike
 
 from monai_usfm.data import load_datalist
 from monai_usfm.evaluation.bundle_runs import BundleTraining
-from monai_usfm.evaluation.label_efficiency import label_subsets, run_label_efficiency
+from monai_usfm.evaluation.label_efficiency import label_subsets, read_cell, run_label_efficiency
 from monai_usfm.evaluation.report import markdown_table, save_figure
 from monai_usfm.evaluation.statistics import PairedTest, bootstrap_interval, holm_adjust
 from monai_usfm.files import write_csv, write_text_atomically
@@ -162,8 +162,8 @@ def _read(folder: Path) -> dict[tuple[str, float, str], tuple[list[Any], dict[in
     """(task, fraction, start) -> patients of the test cases, and their scores by seed."""
     scores: dict[tuple[str, float, str], tuple[list[Any], dict[int, list[float]]]] = {}
     for file in sorted(folder.glob("*/cells/[!.]*.json")):
-        cell = json.loads(file.read_text(encoding="utf-8"))
-        key = (file.parent.parent.name, cell["fraction"], cell["initialisation"])
+        cell = read_cell(file)
+        key = (file.parent.parent.name, cell["fraction"], cell["initialization"])
         patients, seeds = scores.setdefault(key, (cell["cases"]["patient"], {}))
         if patients != cell["cases"]["patient"]:
             raise ValueError(f"{file}: other test cases than the cells before it; make it again.")

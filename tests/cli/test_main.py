@@ -73,4 +73,5 @@ def test_the_options_of_a_bundle_are_listed_as_they_would_be(capsys):
     assert main(["train", "--task", "segmentation", "--max-epochs", "7", "--list_options"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "--max_epochs 7" in lines
-    assert "--export_path output/segmentation/model.pt" in lines
+    assert '--output_dir "output/segmentation"' in lines
+    assert "Passes" in lines[lines.index("--max_epochs 7") + 1]

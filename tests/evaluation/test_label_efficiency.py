@@ -17,7 +17,7 @@ from monai_usfm.evaluation import (
     add_patients,
     label_subsets,
     run_label_efficiency,
-    summarise_label_efficiency,
+    summarize_label_efficiency,
 )
 
 PATIENTS = [f"p{i // 2}" for i in range(24)]
@@ -53,8 +53,8 @@ def read(path) -> list[dict]:
 
 def test_the_table_holds_mean_interval_and_the_paired_test_by_patient(tmp_path):
     fill(tmp_path)
-    summarise_label_efficiency(tmp_path, "dice", "pretrained")
-    rows = {(r["initialisation"], float(r["fraction"])): r for r in read(tmp_path / "label_efficiency.csv")}
+    summarize_label_efficiency(tmp_path, "dice", "pretrained")
+    rows = {(r["initialization"], float(r["fraction"])): r for r in read(tmp_path / "label_efficiency.csv")}
     row = rows["scratch", 0.1]
     means = [segmentation_cell(0.1, s, "scratch").metrics["dice"] for s in range(3)]
     low, high = stats.t.interval(0.95, 2, np.mean(means), stats.sem(means))
@@ -72,9 +72,9 @@ def test_the_table_holds_mean_interval_and_the_paired_test_by_patient(tmp_path):
 def test_classifiers_are_compared_by_a_bootstrap_of_their_f1(tmp_path):
     pytest.importorskip("sklearn")
     fill(tmp_path, classification_cell)
-    summarise_label_efficiency(tmp_path, "macro_f1", "pretrained")
+    summarize_label_efficiency(tmp_path, "macro_f1", "pretrained")
     rows = read(tmp_path / "label_efficiency.csv")
-    row = next(r for r in rows if r["initialisation"] == "scratch" and r["fraction"] == "0.1")
+    row = next(r for r in rows if r["initialization"] == "scratch" and r["fraction"] == "0.1")
     expected = np.mean(
         [
             classification_cell(0.1, s, "pretrained").metrics["macro_f1"]
@@ -122,7 +122,7 @@ def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
 
 def test_each_number_carries_its_conditions(tmp_path):
     fill(tmp_path, conditions={"steps": 100, "size": "128x128"})
-    summarise_label_efficiency(tmp_path, "dice", "scratch")
+    summarize_label_efficiency(tmp_path, "dice", "scratch")
     row = read(tmp_path / "cells.csv")[0]
     for column in ("seed", "steps", "size", "network", "torch", "monai", "monai_usfm", "commit", "device", "images"):
         assert column in row
@@ -134,7 +134,7 @@ def test_markdown_and_plot_are_written_also_while_cells_are_missing(tmp_path):
     (tmp_path / "cells" / "scratch-100pct-seed1.json").unlink()
     for seed in (0, 1, 2):
         (tmp_path / "cells" / f"pretrained-10pct-seed{seed}.json").unlink()
-    text = summarise_label_efficiency(tmp_path, "dice", "pretrained", "Breast")
+    text = summarize_label_efficiency(tmp_path, "dice", "pretrained", "Breast")
     assert "| pretrained | - |" in text and text == (tmp_path / "label_efficiency.md").read_text()
     assert (tmp_path / "label_efficiency.png").stat().st_size > 5000
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
@@ -149,7 +149,7 @@ def test_cells_scored_on_other_images_are_refused(tmp_path):
 
     fill(tmp_path, other)
     with pytest.raises(ValueError, match="other test images"):
-        summarise_label_efficiency(tmp_path, "dice", "pretrained")
+        summarize_label_efficiency(tmp_path, "dice", "pretrained")
 
 
 def test_parts_drawn_here_are_nested_and_keep_patients_together():
@@ -183,6 +183,6 @@ def test_published_parts_that_split_a_patient_are_refused(tmp_path):
 
 def test_a_half_written_cell_is_no_cell(tmp_path):
     fill(tmp_path)
-    before = summarise_label_efficiency(tmp_path, "dice", "pretrained")
+    before = summarize_label_efficiency(tmp_path, "dice", "pretrained")
     (tmp_path / "cells" / ".123.scratch-10pct-seed9.json").write_text('{"half')
-    assert summarise_label_efficiency(tmp_path, "dice", "pretrained") == before
+    assert summarize_label_efficiency(tmp_path, "dice", "pretrained") == before

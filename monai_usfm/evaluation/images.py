@@ -1,0 +1,117 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A split in memory for probes and audits, read and resized as the bundles do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Compose, Resized
+from torch.utils.data import Dataset
+
+from monai_usfm.data import LoadUltrasoundd, add_patients, load_datalist
+from monai_usfm.transforms import LabelIndicesd
+
+__all__ = ["ImageSet", "load_images", "read_items"]
+
+
+@dataclass
+class ImageSet(Dataset):
+    """Images of one size; indexing gives a dictionary with ``image``.
+
+    Args:
+        images: ``(M, 1, *S)`` in [0, 1].
+        patients: the patient of each image.
+        names: file name of each image.
+        classes: class index of each image (M,), or None where not all have one.
+        labels: class index of each pixel ``(M, *S)``, or None.
+    """
+
+    images: torch.Tensor
+    patients: list[Any]
+    names: list[str]
+    classes: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": self.images[index]}
+
+
+def read_items(
+    datalist: str,
+    split: str,
+    dataset_dir: str | None = None,
+    patient_table: str | None = None,
+    patient_column: str = "patient_id",
+    patient_pattern: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Items of a split of a datalist with absolute paths and ``patient``.
+
+    Args:
+        datalist: JSON file.
+        split: ``training``, ``validation`` or ``test``.
+        dataset_dir: folder its paths start from; default: that of the file.
+        patient_table: CSV file with a column ``image`` and one of patients, for items that name none.
+        patient_column: the column of patients.
+        patient_pattern: regular expression of the image's path, whose first group is the patient.
+        limit: take only so many items, evenly chosen.
+    """
+    folder = Path(dataset_dir) if dataset_dir else Path(datalist).parent
+    items = load_datalist(datalist, folder, split)
+    if limit and limit < len(items):
+        items = items[:: -(-len(items) // limit)]
+    return add_patients(items, folder, patient_table, patient_column, patient_pattern)
+
+
+def load_images(
+    items: Sequence[dict[str, Any]],
+    spatial_size: Sequence[int],
+    num_classes: int = 0,
+    label_values: Sequence[int] | None = None,
+) -> ImageSet:
+    """Read items into memory.
+
+    Args:
+        items: with ``image``, ``patient`` and where wanted ``label`` and ``class``, as :func:`read_items` gives them.
+        spatial_size: (H, W) or (D, H, W) of the images.
+        num_classes: classes of the label maps, including background; 0 reads none.
+        label_values: file values of the classes, see :class:`~monai_usfm.transforms.LabelIndices`.
+
+    Raises:
+        ValueError: for no items, or items without ``label`` where label maps are wanted.
+    """
+    if not items:
+        raise ValueError("there are no items to load.")
+    lacking = [item["image"] for item in items if num_classes and not item.get("label")]
+    if lacking:
+        raise ValueError(f"{len(lacking)} items lack the key 'label', the first is {lacking[0]}; give all of them one.")
+    keys = ["image", "label"] if num_classes else ["image"]
+    modes, scales = (["bilinear", "nearest"], ["auto", None]) if num_classes else (["bilinear"], ["auto"])
+    read = Compose(
+        [
+            LoadUltrasoundd(keys, spatial_dims=len(spatial_size), dtype=[torch.float32] * len(keys), scale=scales),
+            *([LabelIndicesd("label", num_classes, label_values)] if num_classes else []),
+            Resized(keys, spatial_size, mode=modes, anti_aliasing=[mode == "bilinear" for mode in modes]),
+        ]
+    )
+    loaded = [read({key: item[key] for key in (*keys, "frame") if key in item}) for item in items]
+    has_class = all(isinstance(item.get("class"), int) for item in items)
+    return ImageSet(
+        images=torch.stack([_plain(data["image"]) for data in loaded]),
+        patients=[item["patient"] for item in items],
+        names=[str(item["image"]) for item in items],
+        classes=torch.tensor([item["class"] for item in items]) if has_class else None,
+        labels=torch.stack([_plain(data["label"])[0].long() for data in loaded]) if num_classes else None,
+    )
+
+
+def _plain(image: Any) -> torch.Tensor:
+    return torch.as_tensor(image).as_subclass(torch.Tensor)

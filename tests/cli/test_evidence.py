@@ -1,0 +1,176 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs that measure trained weights or hand them on, on images made here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Resize
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from monai_usfm import build_network, load_network, read_card, save_network
+from monai_usfm.cli import main
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, dark and bright tissue with a brighter disc as label; each patient has two images."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:40, :40]
+    lists: dict[str, list[dict]] = {}
+    for section, count in (("training", 12), ("validation", 4), ("test", 8)):
+        lists[section] = []
+        for i in range(count):
+            kind = i // 2 % 2
+            disc = (y - rng.integers(12, 28)) ** 2 + (x - rng.integers(12, 28)) ** 2 < 60
+            values = (60, 120)[kind] + 8 * gaussian_filter(rng.normal(size=(40, 40)), 1) / 0.28 + 60 * disc
+            names = f"{section}_{i}.png", f"{section}_{i}_mask.png"
+            Image.fromarray(values.clip(0, 240).astype(np.uint8)).save(folder / names[0])
+            Image.fromarray(disc.astype(np.uint8) * 255).save(folder / names[1])
+            patient = f"{section}-{i // 2}"
+            lists[section].append({"image": names[0], "label": names[1], "class": kind, "patient": patient})
+    (folder / "dataset.json").write_text(json.dumps(lists))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Untrained weights with a card, by task."""
+    folder, files = tmp_path_factory.mktemp("weights"), {}
+    for task in ("segmentation", "classification"):
+        torch.manual_seed(0)
+        files[task] = folder / f"{task}.pt"
+        save_network(files[task], build_network(task, spatial_size=[SIZE, SIZE], num_classes=2), half=False)
+    return files
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def call(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_robustness_of_weights_is_that_of_their_network(dataset, weights, tmp_path):
+    arguments = ["--datalist", dataset / "dataset.json", "--limit", 3, "--device", "cpu", "--output_dir", tmp_path]
+    assert call("audit", "--checkpoint", weights["segmentation"], *arguments) == 0
+    found = {row["change"]: row for row in rows(tmp_path / "robustness.csv")}
+    network, scores = load_network(weights["segmentation"]), []
+    for i in (0, 3, 6):  # evenly chosen of eight
+        image = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}.png"))) / 255
+        label = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}_mask.png"))) > 0
+        with torch.no_grad():
+            logits = network(Resize((SIZE, SIZE), mode="bilinear", anti_aliasing=True)(image[None]).as_tensor()[None])
+        # as inference.json: the probabilities are put back on the grid of the file
+        mask = torch.nn.functional.interpolate(logits.softmax(1), size=(40, 40), mode="bilinear").argmax(1)[0] > 0
+        scores.append((2 * (mask & label).sum() / (mask.sum() + label.sum())).item())
+    assert found["unchanged"]["images"] == "3"
+    assert float(found["unchanged"]["dice"]) == pytest.approx(np.mean(scores), abs=1e-3)
+    assert {"margins all around", "speckle"} < set(found)
+    assert "| unchanged | 3 |" in (tmp_path / "robustness.md").read_text()
+    assert Image.open(tmp_path / "robustness.png").width > 500
+
+
+@pytest.mark.parametrize("kind", [pytest.param("robustness", marks=pytest.mark.slow), "shortcuts"])
+def test_a_classifier_is_audited_on_every_image(dataset, weights, tmp_path, kind):
+    arguments = ["--datalist", dataset / "dataset.json", "--device", "cpu", "--output_dir", tmp_path, "--kind", kind]
+    assert call("audit", weights["classification"], *arguments) == 0
+    table = rows(tmp_path / f"{kind}.csv")
+    assert {row["images"] for row in table} <= set("012345678") and table[-1]["images"] == "8"
+    assert all(not float(row["images"]) or 0 <= float(row["flips"]) <= 1 for row in table)
+    assert (tmp_path / f"{kind}.md").is_file()
+
+
+def test_an_audit_says_what_it_cannot_take(dataset, weights, tmp_path, capsys):
+    arguments = ["--datalist", dataset / "dataset.json", "--output_dir", tmp_path]
+    assert call("audit", weights["segmentation"], *arguments, "--kind", "shortcuts") == 1
+    assert "is for segmentation; the audit of shortcuts takes 2D classification" in capsys.readouterr().err
+    items = json.loads((dataset / "dataset.json").read_text())["test"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"test": [{**items[0], "class": None}, items[1]]}))
+    assert call("audit", weights["classification"], "--datalist", other, "--dataset_dir", dataset) == 1
+    assert "1 items lack 'class'" in capsys.readouterr().err
+
+
+def test_a_random_encoder_tells_dark_from_bright(dataset, tmp_path):
+    arguments = ["--datalist", dataset / "dataset.json", "--spatial_size", SIZE, SIZE, "--output_dir", tmp_path]
+    assert call("probe", *arguments, "--device", "cpu", "--encoders", "random", "--probes", "linear", "dense") == 0
+    found = {(row["probe"], row["metric"]): row for row in rows(tmp_path / "probes.csv")}
+    assert float(found["linear", "auc"]["value"]) == 1.0
+    assert {row["patients"] for row in found.values()} == {"4"}
+    assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in found.values())
+    assert 0 <= float(found["dense", "dice"]["value"]) <= 1
+    assert (tmp_path / "probes.png").is_file()
+    assert "| random | linear | auc | 1.000" in (tmp_path / "probes.md").read_text()
+
+
+def test_every_network_of_a_curve_is_trained_by_the_bundle_and_has_its_cell(dataset, tmp_path, capsys):
+    arguments = ["label-efficiency", "--datalist", dataset / "dataset.json", "--fractions", 0.5, "--seeds", 0]
+    arguments += ["--steps", 2, "--baselines", "scratch", "unet", "--output_dir", tmp_path]
+    arguments += [f"--options.spatial_size=[{SIZE},{SIZE}]", "--options.batch_size=4", "--options.device=cpu"]
+    arguments += ["--options.max_epochs=1", "--options.picture_interval=0"]
+    assert call(*arguments) == 0
+    found = {row["initialization"]: row for row in rows(tmp_path / "cells.csv")}
+    assert set(found) == {"scratch", "unet"}
+    assert {row["images"] for row in found.values()} == {"8"}  # 2 of 3 patients of each class
+    assert {row["steps"] for row in found.values()} == {"2"}
+    assert (tmp_path / "label_efficiency.png").is_file()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert call(*arguments) == 0  # nothing is computed anew
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert call(*arguments, "--learning_rate", 0.1) == 1  # other conditions must not stand in one table
+    assert "seed0.json" in capsys.readouterr().err
+
+
+def test_the_temperature_of_a_network_that_says_one_thing_goes_to_its_card(dataset, tmp_path):
+    network = build_network("segmentation", spatial_size=[SIZE, SIZE], num_classes=2)
+    with torch.no_grad():
+        network.head.to_pixels.weight.zero_()
+        network.head.to_pixels.bias.copy_(torch.tensor([5.0, 0.0]))
+    save_network(tmp_path / "model.pt", network, half=False, class_names=["background", "disc"])
+    arguments = ["--dataset_dir", dataset, "--device", "cpu", "--amp", "fp32"]
+    assert call("calibrate", "--checkpoint", tmp_path / "model.pt", *arguments) == 0
+    # the likelihood of equal probabilities p for all pixels is highest where p is the share of the foreground
+    masks = [np.asarray(Image.open(dataset / f"validation_{i}_mask.png").resize((SIZE, SIZE), 0)) for i in range(4)]
+    share = (np.stack(masks) > 0).mean()
+    card = read_card(tmp_path / "model.pt")
+    assert card["temperature"] == pytest.approx(5 / np.log((1 - share) / share), rel=0.03)
+    assert card["calibration"]["samples"] == 4 * SIZE**2
+    assert card["class_names"] == ["background", "disc"]
+
+
+def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path):
+    assert call("export", weights["segmentation"], tmp_path / "model.ts") == 0
+    image = torch.rand(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = load_network(weights["segmentation"])(image)
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_an_export_of_another_kind_is_refused(weights, tmp_path, capsys):
+    assert call("export", weights["segmentation"], tmp_path / "model.pth") == 1
+    assert "must be .ts" in capsys.readouterr().err
+
+
+def test_a_packed_bundle_has_the_weights_their_card_and_their_size(weights, tmp_path, capsys):
+    target = tmp_path / "apps" / "lesions"
+    assert call("pack", weights["segmentation"], target) == 0
+    assert [path.name for path in target.parent.iterdir()] == ["lesions"]
+    assert read_card(target / "models" / "model.pt") == read_card(weights["segmentation"])
+    metadata = json.loads((target / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [SIZE, SIZE]
+    assert metadata["eval_metrics"] == {}
+    assert call("pack", weights["segmentation"], target) == 1
+    assert "is there already" in capsys.readouterr().err
