@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert ultrasound DICOM files to NIfTI or PNG with their spacing in mm.
 
-    python scripts/convert_dicom.py SCANS --output converted --format png --crop --deidentify strip
+    python scripts/convert_dicom.py SCANS --output converted --format png --crop --deidentify strip --key key.txt
 
-Folders are searched; the outputs lie below --output as the inputs did. A file that cannot be converted is named with
-the reason, and the others go on.
+Folders are searched; the outputs lie below --output as the inputs did, with strip under pseudonyms. A file that cannot
+be converted is named with the reason, and the others go on.
 """
 
 from __future__ import annotations
@@ -14,51 +14,29 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 
-import pydicom
-
-from monai_usfm.data import UnreadableImageError, convert_dicom
+from monai_usfm.data import convert_dicom_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    done, failed, taken = 0, 0, set()
-    for argument in map(Path, options.inputs):
-        if not argument.exists():
-            print(f"{argument}: no such file or folder", file=sys.stderr)
-            failed += 1
-            continue
-        files = [argument] if argument.is_file() else sorted(p for p in argument.rglob("*") if _is_dicom(p))
-        for file in files:
-            below = Path(file.name) if argument.is_file() else file.relative_to(argument)
-            # a UID as a name has points, of which none begins an ending
-            name = below.stem if below.suffix.lower() in (".dcm", ".dicom", ".ima") else below.name
-            target = Path(options.output) / below.with_name(f"{name}.{options.format}")
-            try:
-                if target in taken:
-                    raise UnreadableImageError(file, f"{target} was already written from another input.")
-                convert_dicom(
-                    file,
-                    target,
-                    region=None if options.region == "none" else _region(options.region),
-                    crop=options.crop,
-                    frame=options.frame,
-                    gray=not options.colour,
-                    deidentify=options.deidentify,
-                )
-                taken.add(target)
-                done += 1
-            except Exception as error:  # a damaged file must not end a long conversion
-                failed += 1
-                print(f"not converted: {error if isinstance(error, UnreadableImageError) else f'{file}: {error!r}'}")
-    print(f"{done} converted, {failed} not.")
-    return 1 if failed or not done else 0
-
-
-def _is_dicom(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 132 and pydicom.misc.is_dicom(path)
+    if options.deidentify == "strip" and options.key is None:
+        print("--deidentify strip needs --key FILE, the key of the pseudonyms; it is made if missing.", file=sys.stderr)
+        return 2
+    failed = convert_dicom_folder(
+        options.inputs,
+        options.output,
+        format=options.format,
+        key=options.key,
+        region=None if options.region == "none" else _region(options.region),
+        crop=options.crop,
+        frame=options.frame,
+        gray=not options.color,
+        deidentify=options.deidentify,
+        no_regions=options.no_regions,
+    )
+    return 1 if failed else 0
 
 
 def _region(text: str) -> str | int:
@@ -73,11 +51,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--region", default="largest_tissue", help="largest_tissue, an index, or none")
     parser.add_argument("--crop", action="store_true", help="cut to the region")
     parser.add_argument("--frame", type=int, help="write this frame; default: all (NIfTI) or the middle one (PNG)")
-    parser.add_argument("--colour", action="store_true", help="keep RGB instead of luma")
+    parser.add_argument("--color", "--colour", action="store_true", help="keep RGB instead of luma")
     parser.add_argument(
         "--deidentify",
         choices=("check", "strip"),
-        help="refuse or strip what names a person; text burnt into a region stays: look at the output",
+        help="refuse or strip what names a person; text burned into a region stays: look at the output",
+    )
+    parser.add_argument("--key", help="file with the key of the pseudonyms, made if missing; keep it")
+    parser.add_argument(
+        "--no_regions",
+        choices=("refuse", "blacken"),
+        default="refuse",
+        help="with strip, a file without ultrasound regions: refuse it, or keep its field of view alone",
     )
     return parser
 

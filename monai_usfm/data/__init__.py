@@ -7,16 +7,19 @@ from __future__ import annotations
 from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
 
 from .classes import class_weights, load_class_sections, load_class_splits
+from .convert import convert_dicom, convert_dicom_folder
 from .datalist import check_patient_leak, join_table, label_fraction, load_datalist, read_datalist
 from .dataset import UltrasoundDataset
-from .dicom import UltrasoundDicomReader, UltrasoundRegion, convert_dicom, frame_times, ultrasound_regions
+from .deidentify import Pseudonyms
+from .dicom import UltrasoundDicomReader
+from .dicom_geometry import UltrasoundRegion, frame_times, ultrasound_regions
 from .folders import mark_results
 from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, unreadable_reason
 from .joint import JointBatch, JointLabeld, joint_classes, joint_splits, joint_weights
 from .listing import UnknownPatientsError, make_datalist
 from .loading import LoadUltrasound, LoadUltrasoundd
 from .patients import add_patients
-from .reader import UltrasoundReader
+from .reader import UltrasoundReader, dataset_full_scale
 from .sampler import OrganBalancedSampler, organ_balanced_weights
 from .seeded import SeededCacheDataset
 from .splits import list_images, load_sections, load_splits, result_name, results_root
@@ -29,6 +32,7 @@ __all__ = [
     "LoadUltrasound",
     "LoadUltrasoundd",
     "OrganBalancedSampler",
+    "Pseudonyms",
     "SeededCacheDataset",
     "SyntheticUltrasound",
     "UltrasoundDataset",
@@ -43,6 +47,8 @@ __all__ = [
     "check_patient_leak",
     "class_weights",
     "convert_dicom",
+    "convert_dicom_folder",
+    "dataset_full_scale",
     "frame_times",
     "join_table",
     "joint_classes",

@@ -32,6 +32,8 @@ class Decoded:
         cine: whether the last axis is time, so that frames lie at one place.
         frame_time: seconds from frame to frame; 0 where unknown.
         turn: EXIF orientation that was applied, 1 for none.
+        place: where the file says it lies: "" for nowhere, "ras" or "lps" for what writers of NIfTI or of MetaImage and
+            NRRD put down without knowing it (axes along those of the space, origin 0), else "world".
         file_shape: the shape stored in the file, where ``values`` lacks some of its axes of size 1.
         more: further metadata of a format, for pipelines that look at it.
     """
@@ -45,6 +47,7 @@ class Decoded:
     cine: bool = False
     frame_time: float = 0.0
     turn: int = 1
+    place: str = ""
     file_shape: tuple[int, ...] = ()
     more: dict[str, Any] = field(default_factory=dict)
 

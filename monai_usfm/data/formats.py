@@ -24,7 +24,8 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "picture": (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
     "video": (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"),
     "nifti": (".nii", ".nii.gz"),
-    "itk": (".mha", ".mhd", ".nrrd", ".nhdr"),
+    "metaimage": (".mha", ".mhd"),
+    "nrrd": (".nrrd", ".nhdr"),
     "dicom": (".dcm", ".dicom", ".ima"),
 }
 SUPPORTED_SUFFIXES: tuple[str, ...] = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
@@ -62,7 +63,9 @@ class UnreadableImageError(RuntimeError):
 
 
 def file_format(path: PathLike) -> str:
-    """``"picture"``, ``"video"``, ``"nifti"``, ``"itk"`` or ``"dicom"``, by the file's ending or the mark inside it.
+    """The format by the file's ending or the mark inside it.
+
+    One of ``"picture"``, ``"video"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"`` and ``"dicom"``.
 
     Raises:
         UnreadableImageError: when the file is missing, a folder, a pipe or device, empty, or of another type.

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import deprecated_arg, ensure_tuple_rep
 
 from monai_usfm.data.decoded import FramePicker, frame_picker
-from monai_usfm.data.grids import check_one_grid
+from monai_usfm.data.grids import check_one_grid, on_one_grid, resampled
 from monai_usfm.data.reader import UltrasoundReader
 from monai_usfm.data.upright import UprightGray
 
@@ -41,6 +41,8 @@ class LoadUltrasound(Transform):
         dtype: of the result; ``torch.uint8`` gives 0 to 255 instead of 0 to 1.
         scale: ``"auto"``, ``"minmax"`` or ``None``.
         full_scale: value of white, for files whose type and header do not tell.
+        region: of DICOM, the ultrasound region that gives the spacing, see
+            :class:`~monai_usfm.data.UltrasoundDicomReader`.
 
     Raises:
         ValueError: on an unknown option.
@@ -59,9 +61,10 @@ class LoadUltrasound(Transform):
         dtype: torch.dtype = torch.float32,
         scale: str | None = "auto",
         full_scale: float | None = None,
+        region: str | int | None = "largest_tissue",
     ) -> None:
         self.frame = frame
-        self.reader = UltrasoundReader(gray=gray, label=scale is None)
+        self.reader = UltrasoundReader(gray, scale is None, region)
         self.upright = UprightGray(
             spatial_dims, "middle" if frame == "random" else frame, gray, dtype, scale, full_scale
         )
@@ -118,7 +121,7 @@ class LoadUltrasoundd(MapTransform):
     An item may fix what its files cannot tell: ``item["frame"]`` (an index or ``"middle"``), ``item["spacing"]``
     (mm, in the order of ``S``) and ``item["full_scale"]`` (value of white of its images). With ``frame="random"`` one
     draw serves all keys, so image and label keep together. All keys must lie on one grid: of one size, at one place as
-    far as both files say where they lie, and turned alike by EXIF.
+    far as both files say where they lie (:func:`~monai_usfm.data.grids.check_one_grid`), and turned alike by EXIF.
 
     Args:
         keys: items to load.
@@ -128,6 +131,9 @@ class LoadUltrasoundd(MapTransform):
         dtype: see :class:`LoadUltrasound`; one, or one per key.
         scale: see :class:`LoadUltrasound`; one, or one per key: ``("auto", None)`` for image and label.
         full_scale: see :class:`LoadUltrasound`.
+        region: see :class:`LoadUltrasound`.
+        resample: bring what lies elsewhere onto the grid of the first key, where both files have geometry: labels by
+            nearest neighbor, images linearly. Without it such items are an error.
         allow_missing_keys: do not raise when an item lacks a key.
     """
 
@@ -146,13 +152,16 @@ class LoadUltrasoundd(MapTransform):
         dtype: torch.dtype | Sequence[torch.dtype] = torch.float32,
         scale: str | Sequence[str | None] | None = "auto",
         full_scale: float | None = None,
+        region: str | int | None = "largest_tissue",
+        resample: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.frame = frame
+        self.resample = resample
         still = "middle" if frame == "random" else frame  # the draw for all keys is made here, not in the loaders
         self.loaders = [
-            LoadUltrasound(spatial_dims, still, gray, one_dtype, one_scale, full_scale)
+            LoadUltrasound(spatial_dims, still, gray, one_dtype, one_scale, full_scale, region)
             for one_dtype, one_scale in zip(
                 ensure_tuple_rep(dtype, len(self.keys)), ensure_tuple_rep(scale, len(self.keys)), strict=True
             )
@@ -168,7 +177,11 @@ class LoadUltrasoundd(MapTransform):
             d[key] = loader.load(d[key], pick, d.get("spacing"), d.get("full_scale"))
         keys = [key for key in self.keys if key in d]
         for key in keys[1:]:
-            check_one_grid(str(data[key]), d[key], str(data[keys[0]]), d[keys[0]])
+            names = str(data[key]), str(data[keys[0]])
+            if self.resample and not on_one_grid(d[key], d[keys[0]]):
+                label = self.loaders[self.keys.index(key)].upright.scale is None
+                d[key] = resampled(names[0], d[key], names[1], d[keys[0]], label)
+            check_one_grid(names[0], d[key], names[1], d[keys[0]])
         return d
 
 

@@ -34,8 +34,10 @@ def decode_picture(path: str, pick: FramePicker | None, gray: bool, label: bool)
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-        with Image.open(path) as img:
-            count = getattr(img, "n_frames", 1) if img.format in _PAGED else 1
+        # from a stream: of a named TIFF turned by a quarter Pillow would map the pixels with height and width swapped
+        with open(path, "rb") as stream, Image.open(stream) as img:
+            pages_of_file = _whole_pages(img)
+            count = len(pages_of_file)
             check_size(path, *img.size, count)
             # 8-bit pages need no common scale, so one page can be read alone
             alone = count == 1 or (pick is not None and img.mode in _EIGHT_BIT_MODES)
@@ -49,8 +51,8 @@ def decode_picture(path: str, pick: FramePicker | None, gray: bool, label: bool)
             turn = _turn(img)
             pages = []
             for index in wanted:
-                if count > 1:
-                    img.seek(index)
+                if pages_of_file[index] != img.tell():
+                    img.seek(pages_of_file[index])
                     check_size(path, *img.size)
                 pages.append(_label_values(path, img) if label else _image_values(img, gray))
     if len({page.shape for page in pages}) > 1:
@@ -74,6 +76,20 @@ def decode_picture(path: str, pick: FramePicker | None, gray: bool, label: bool)
         frame_time=frame_time,
         turn=turn,
     )
+
+
+def _whole_pages(img: Any) -> list[int]:
+    """Numbers of the pages that are frames: without the reduced copies and masks that TIFF may hold as pages."""
+    count = getattr(img, "n_frames", 1) if img.format in _PAGED else 1
+    if count == 1 or img.format != "TIFF":
+        return list(range(count))
+    whole = []
+    for index in range(count):
+        img.seek(index)
+        if not int(img.tag_v2.get(254, 0)) & 0b101:  # NewSubfileType: bit 0 a reduced copy, bit 2 a mask
+            whole.append(index)
+    img.seek(0)
+    return whole or [0]
 
 
 def _turn(img: Image.Image) -> int:
@@ -118,7 +134,7 @@ def _label_values(path: str, img: Image.Image) -> np.ndarray:
         return color
     if (color == color[:1, :1]).all():  # one color all over: the mask is the opacity
         return alpha
-    if (color[alpha == 0] == 0).all():  # transparent where black: both say the same
+    if len(np.unique(alpha)) == 2 and (color[alpha == 0] == 0).all():  # transparent where black: both say the same
         return color
     raise UnreadableImageError(
         path, "both its colors and its opacity vary, so it is unclear which is the label; store one class per pixel."

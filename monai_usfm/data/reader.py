@@ -17,22 +17,23 @@ from monai.utils.misc import ImageMetaKey
 
 from monai_usfm.data.decoded import Decoded, FramePicker
 from monai_usfm.data.formats import UnreadableImageError, file_format
+from monai_usfm.data.upright import guess_full_scale
 
-__all__ = ["UltrasoundReader"]
+__all__ = ["UltrasoundReader", "dataset_full_scale"]
 
 
 class UltrasoundReader(ImageReader):
     """Read one ultrasound file of any supported format, for MONAI's ``LoadImage``.
 
     PNG, JPEG, BMP, TIFF, GIF and WebP are read by Pillow, AVI, MP4 and other videos by PyAV, NIfTI by nibabel,
-    MetaImage and NRRD by ITK, DICOM by pydicom. ``get_data`` returns stored values with MONAI's axes
+    MetaImage by ITK, NRRD by pynrrd, DICOM by pydicom. ``get_data`` returns stored values with MONAI's axes
     ``(x, y[, z or frame])``, colored ones with a last axis of 3 or 4, and metadata of the same keys for every format:
     ``affine`` and ``original_affine`` (mm, RAS), ``spacing_known``, ``spatial_shape``, ``file_shape``, ``num_frames``,
     ``frame``, ``cine``, ``frame_time`` (s), ``full_scale`` (the value of white, 0 where type and header do not tell),
     ``turn`` (EXIF orientation that was applied). :class:`~monai_usfm.data.UprightGrayd` makes them upright and [0, 1].
 
-    A size of pixels that the file cannot hold is read from the file of the same name with ``.json`` added, which
-    :func:`~monai_usfm.data.convert_dicom` writes.
+    A size of pixels, a value of white or a frame rate that the file cannot hold is read from the file of the same name
+    with ``.json`` added, which :func:`~monai_usfm.data.convert_dicom` writes.
 
     Nothing is refused before ``get_data``, so that ``LoadImage`` shows the reason and tries no other reader.
 
@@ -40,14 +41,17 @@ class UltrasoundReader(ImageReader):
         gray: make luma of colored pictures at decoding, where it is cheapest; other formats keep their channels.
         label: read label maps: no luma, stored numbers, see :func:`~monai_usfm.data.pictures.decode_picture`. Several
             files are masks of one image and are joined: the largest value of each pixel.
+        region: of DICOM, the ultrasound region that gives the spacing, see
+            :class:`~monai_usfm.data.UltrasoundDicomReader`.
 
     Raises:
         UnreadableImageError: from ``get_data``, naming the file, when it is missing, empty, truncated, too large, or of
             another type.
     """
 
-    def __init__(self, gray: bool = True, label: bool = False) -> None:
+    def __init__(self, gray: bool = True, label: bool = False, region: str | int | None = "largest_tissue") -> None:
         super().__init__()
+        self.region = region
         self.gray = gray
         self.label = label
 
@@ -106,17 +110,21 @@ class UltrasoundReader(ImageReader):
                 from monai_usfm.data.volumes import decode_nifti
 
                 return decode_nifti(path, pick)
-            if kind == "itk":
-                from monai_usfm.data.volumes import decode_itk
+            if kind == "metaimage":
+                from monai_usfm.data.volumes import decode_metaimage
 
-                return decode_itk(path)
+                return decode_metaimage(path)
+            if kind == "nrrd":
+                from monai_usfm.data.volumes import decode_nrrd
+
+                return decode_nrrd(path)
             if kind == "video":
                 from monai_usfm.data.videos import decode_video
 
                 return decode_video(path, pick, self.gray)
             from monai_usfm.data.dicom import decode_dicom
 
-            return decode_dicom(path, pick)
+            return decode_dicom(path, pick, self.label, self.region)
         except (UnreadableImageError, MemoryError):
             raise
         except Exception as error:  # every library has its own exceptions for damaged files
@@ -128,14 +136,40 @@ class UltrasoundReader(ImageReader):
             ) from error
 
 
+def dataset_full_scale(files: Sequence[PathLike], sample: int = 64) -> float | None:
+    """One value of white for a whole data set, where neither data type nor header of its files tells it.
+
+    Of files spread evenly over the list, the largest of the values that
+    :func:`~monai_usfm.data.upright.guess_full_scale` gives, so that a dark image of 12 bits is not taken for one of 8
+    beside a bright one. To be written to the datalist (``full_scale`` of each item) and reported.
+
+    Args:
+        files: images; ones that cannot be read are passed over.
+        sample: how many are read at most.
+
+    Returns:
+        The value, or None where every file tells its own (8 bits, DICOM ...).
+    """
+    step = max(1, len(files) // max(1, sample))
+    reader, found = UltrasoundReader(), []
+    for file in list(files)[::step][:sample]:
+        try:
+            values, meta = reader.load(file)
+        except UnreadableImageError:
+            continue
+        if not meta["full_scale"] and np.isfinite(values).all() and values.min() >= 0:
+            found.append(guess_full_scale(values))
+    return max(found, default=None)
+
+
 def _metadata(path: str, decoded: Decoded) -> dict[str, Any]:
     affine, known = decoded.affine.astype(np.float64), decoded.spacing_known
-    frame_time = decoded.frame_time
-    if not known:
-        spacing, rate = _sidecar(path)
-        if spacing is not None:
-            affine, known = np.diag([spacing[1], spacing[0], 1.0, 1.0]), True
-        frame_time = frame_time or (1 / rate if rate else 0.0)
+    frame_time, white = decoded.frame_time, decoded.full_scale
+    note = _sidecar(path)
+    if note.get("spacing_mm") and file_format(path) in ("picture", "video"):
+        affine, known = np.diag([note["spacing_mm"][1], note["spacing_mm"][0], 1.0, 1.0]), True
+    white = white or note.get("full_scale", 0.0)
+    frame_time = frame_time or (1 / note["frame_rate_hz"] if "frame_rate_hz" in note else 0.0)
     shape = decoded.values.shape[:-1]
     return {
         ImageMetaKey.FILENAME_OR_OBJ: path,
@@ -150,27 +184,32 @@ def _metadata(path: str, decoded: Decoded) -> dict[str, Any]:
         "frame": -1 if decoded.frame is None else decoded.frame,
         "cine": decoded.cine,
         "frame_time": frame_time,
-        "full_scale": decoded.full_scale,
+        "full_scale": white,
         "turn": decoded.turn,
+        "place": decoded.place,
         **decoded.more,
     }
 
 
-def _sidecar(path: str) -> tuple[list[float] | None, float | None]:
-    """``(mm along rows and columns, frames a second)`` from the file beside it, as far as that tells."""
+def _sidecar(path: str) -> dict[str, Any]:
+    """What the file beside it tells, as far as it is usable: the keys of ``_NOTED``."""
     note = Path(f"{path}.json")
     if not note.is_file():
-        return None, None
+        return {}
     try:
         content = json.loads(note.read_text(encoding="utf-8"))
-        spacing, rate = content.get("spacing_mm"), content.get("frame_rate_hz")
-        spacing = None if spacing is None else [float(mm) for mm in spacing]
-        rate = None if rate is None else float(rate)
-    except (ValueError, TypeError, AttributeError, UnicodeDecodeError):
-        return None, None  # some other program's file
-    if spacing is not None and not (len(spacing) == 2 and all(np.isfinite(mm) and mm > 0 for mm in spacing)):
-        spacing = None
-    return spacing, rate if rate and np.isfinite(rate) and rate > 0 else None
+        found = {key: np.atleast_1d(np.asarray(content[key], float)) for key in _NOTED if content.get(key) is not None}
+    except (ValueError, TypeError, AttributeError):  # some other program's file
+        return {}
+    good = {key: value for key, value in found.items() if np.isfinite(value).all() and (value > 0).all()}
+    return {
+        key: value.tolist() if n == 2 else float(value[0])
+        for key, value in good.items()
+        if (n := _NOTED[key]) == len(value)
+    }
+
+
+_NOTED = {"spacing_mm": 2, "full_scale": 1, "frame_rate_hz": 1}  # numbers of each; the two are along rows and columns
 
 
 def _rows_first(meta: dict[str, Any]) -> tuple[int, ...]:

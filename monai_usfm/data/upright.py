@@ -291,6 +291,8 @@ class UprightGray(InvertibleTransform):
                 "num_frames": count,
                 "frame_time": float(meta.get("frame_time", 0.0)),
                 "turn": int(meta.get("turn", 1)),
+                "place": str(meta.get("place", "")),
+                "spacing_box": np.asarray(meta.get("spacing_box", (0, img.shape[-2], 0, img.shape[-1]))),
                 "full_scale": float(white),
             },
         )

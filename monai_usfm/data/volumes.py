@@ -1,10 +1,12 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI by nibabel, MetaImage and NRRD by ITK: stored values, affine in mm (RAS), and which axis is what."""
+"""NIfTI by nibabel, MetaImage by ITK, NRRD by pynrrd: stored values, affine in mm (RAS), and which axis is what."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +17,9 @@ from monai.utils import optional_import
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
-__all__ = ["decode_itk", "decode_nifti"]
+__all__ = ["decode_metaimage", "decode_nifti", "decode_nrrd"]
 
+nrrd, _ = optional_import("nrrd")
 itk, _ = optional_import("itk")  # as MONAI does: importing it takes long, and most lists need none of it
 
 
@@ -25,6 +28,9 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
     reader = NibabelReader()
     img = reader.read(path)
     affine = np.array(img.affine, dtype=np.float64)
+    place = _place(affine, "ras")
+    if isinstance(img, nib.Nifti1Pair) and not img.header["sform_code"] and not img.header["qform_code"]:
+        place = ""
     if isinstance(img, nib.Nifti1Pair):
         affine[:3] *= {"meter": 1e3, "micron": 1e-3}.get(img.header.get_xyzt_units()[0], 1.0)
     file_shape = tuple(int(n) for n in img.shape)
@@ -43,7 +49,7 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
         axes.remove(spare)
         affine[:, :3] = affine[:, [axis if axis < 3 else spare for axis in axes]]
     shape = [file_shape[axis] for axis in axes] + [1] * (2 - len(axes))
-    check_size(path, *_plane(shape), frames=int(np.prod(shape)) // max(1, int(np.prod(_plane(shape)))))
+    _check_frames(path, shape)
     count, frame = (file_shape[wide[2]] if len(wide) == 3 else 1), None
     unscaled = (getattr(img.dataobj, "slope", 1), getattr(img.dataobj, "inter", 0)) == (1, 0)
     stored = img.get_data_dtype()
@@ -59,7 +65,7 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
     if frame is not None:
         values = values.squeeze(axes.index(wide[2]))
     if not np.isfinite(affine).all() or (affine_to_spacing(affine, suppress_zeros=False) == 0).any():
-        affine, known = np.eye(4), False
+        affine, known, place = np.eye(4), False, ""
     else:  # pixels of 1 mm in a file that names no unit: nobody said so
         unit = img.header.get_xyzt_units()[0] if isinstance(img, nib.Nifti1Pair) else "mm"
         known = unit != "unknown" or not np.allclose(affine_to_spacing(affine), 1)
@@ -73,6 +79,7 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
         full_scale=255.0 if values.dtype == np.uint8 and unscaled else 0.0,
         cine=cine,
         frame_time=_frame_seconds(img) if cine else 0.0,
+        place=place,
         file_shape=file_shape,
     )
 
@@ -89,8 +96,15 @@ def _frame_seconds(img: nib.Nifti1Image) -> float:
     return step * scale if np.isfinite(step) and step > 0 else 0.0
 
 
-def decode_itk(path: str) -> Decoded:
-    """Read MetaImage or NRRD. A first axis that NRRD calls list or time, or that is no color by size, holds frames."""
+def _place(affine: np.ndarray, space: str) -> str:
+    """See :class:`Decoded`; ``affine`` in that space."""
+    axes = affine[:3, :3]
+    plain = np.allclose(axes, np.diag(np.diag(axes))) and (np.diag(axes) > 0).all() and np.allclose(affine[:3, 3], 0)
+    return space if plain else "world"
+
+
+def decode_metaimage(path: str) -> Decoded:
+    """Read MetaImage. It does not tell color from other channels: three or four of 8 bits are taken for color."""
     check_data_file(path)
     header = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
     if header is None:
@@ -98,9 +112,8 @@ def decode_itk(path: str) -> Decoded:
     header.SetFileName(path)
     header.ReadImageInformation()
     channels, kind = header.GetNumberOfComponents(), header.GetComponentTypeAsString(header.GetComponentType())
-    spatial = header.GetNumberOfDimensions()
-    sizes = [header.GetDimensions(axis) for axis in range(spatial)]
-    check_size(path, *_plane(sizes), frames=int(np.prod(sizes)) // max(1, int(np.prod(_plane(sizes)))))
+    sizes = [header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())]
+    _check_frames(path, sizes)
     options = {}
     if channels > 1:  # ITK's Python build holds color pixels of 8 bits, but no vectors of them
         if channels not in (3, 4) or kind != "unsigned_char":
@@ -112,19 +125,111 @@ def decode_itk(path: str) -> Decoded:
     values, meta = reader.get_data(reader.read(path, **options))
     values = np.array(values)  # a copy: the array is a view of memory that ITK owns
     spatial = len(meta["spatial_shape"])
-    if spatial not in (2, 3):
-        raise UnreadableImageError(path, f"has {spatial} spatial axes; expected 2 or 3.")
     if values.ndim == spatial:
         values = values[..., None]
+    elif (np.ptp(values[..., :3], axis=-1) > 8).mean() > 0.5:
+        warnings.warn(
+            f"{path}: its {channels} channels are taken for colors, though they differ in most pixels. If they are "
+            "frames, store them as a third axis.",
+            stacklevel=2,
+        )
+    affine = to_affine_nd(3, np.asarray(meta["affine"]))
+    return _axes_named(path, values, affine, _place(_LPS @ affine, "lps"), True)
+
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_COLORS = ("rgb-color", "rgba-color", "3-color", "4-color", "hsv-color", "xyz-color")
+
+
+def decode_nrrd(path: str) -> Decoded:
+    """Read NRRD. Its kinds and directions decide which axis is color and which holds frames.
+
+    An axis of kind list, time or vector, or without a direction where others have one, holds frames. So does a first
+    axis of 3 or 4 where nothing says what it is.
+    """
+    check_data_file(path)
+    header = nrrd.read_header(path)
+    sizes = [int(n) for n in header["sizes"]]
+    kinds = [str(kind or "").lower() for kind in (header.get("kinds") or [""] * len(sizes))]
+    directions = header.get("space directions")
+    placed = directions is not None
+    vectors = [None] * len(sizes) if not placed else [None if v is None else np.asarray(v, float) for v in directions]
+    vectors = [None if v is None or not np.isfinite(v).all() else v for v in vectors]
+    told = placed or any(kinds)
+
+    def no_direction(axis: int) -> bool:
+        return placed and vectors[axis] is None and sizes[axis] > 1
+
+    color = [axis for axis, kind in enumerate(kinds) if kind in _COLORS]
+    frames = [
+        axis
+        for axis, kind in enumerate(kinds)
+        if axis not in color and (kind not in ("", "domain", "space", "none", "???") or no_direction(axis))
+    ]
+    if not told and len(sizes) == 3 and sizes[0] in (3, 4):
+        frames = [0]
+    if len(color) > 1 or len(frames) > 1:
+        raise UnreadableImageError(path, f"has axes of kinds {', '.join(kinds)}; store one cine or volume in a file.")
+    domains = [axis for axis in range(len(sizes)) if axis not in color + frames]
+    _check_frames(path, [sizes[axis] for axis in domains + frames])
+    values = np.asarray(nrrd.read(path, index_order="F")[0]).transpose(*domains, *frames, *color)
+    values = values if color else values[..., None]
+    affine, known = _nrrd_affine(header, domains, vectors)
+    flip = np.diag([-1.0 if "left" in _space(header) else 1.0, -1.0 if "posterior" in _space(header) else 1.0, 1, 1])
+    place = _place(affine, "lps" if "left" in _space(header) else "ras") if placed else ""
+    return _axes_named(path, values, flip @ affine, place, known, bool(frames))
+
+
+def _space(header: dict[str, Any]) -> str:
+    space = str(header.get("space") or "").lower()
+    return {"lps": "left-posterior-superior", "las": "left-anterior-superior"}.get(space, space)
+
+
+def _nrrd_affine(header: dict[str, Any], domains: list[int], vectors: list[Any]) -> tuple[np.ndarray, bool]:
+    """4x4 matrix in the file's space, and whether it states the size of a pixel."""
+    affine = np.eye(4)
+    steps = np.asarray(header.get("spacings", [np.nan] * len(vectors)), float)
+    known = False
+    for column, axis in enumerate(domains[:3]):
+        vector = vectors[axis]
+        if vector is not None and np.linalg.norm(vector) > 0:
+            affine[:3, column] = np.pad(vector, (0, 3 - len(vector)))
+            known = True
+        elif np.isfinite(steps[axis]) and steps[axis] > 0:
+            affine[column, column] = steps[axis]
+            known = True
+    if len(domains) == 2 and known:  # across the plane
+        across = np.cross(affine[:3, 0], affine[:3, 1])
+        affine[:3, 2] = across / max(float(np.linalg.norm(across)), 1e-12)
+    origin = np.nan_to_num(np.asarray(header.get("space origin", [0, 0, 0]), float))
+    affine[: len(origin), 3] = origin
+    return affine, known
+
+
+def _axes_named(
+    path: str, values: np.ndarray, affine: np.ndarray, place: str, known: bool, cine: bool = False
+) -> Decoded:
+    spatial = values.ndim - 1
+    if spatial > 3:
+        values = values.squeeze(tuple(axis for axis in range(2, spatial) if values.shape[axis] == 1))
+    if values.ndim - 1 not in (2, 3):
+        raise UnreadableImageError(path, f"has {spatial} spatial axes; expected 2 or 3.")
     wide = [n for n in values.shape[:-1] if n > 1]
     return Decoded(
         values,
-        to_affine_nd(3, np.asarray(meta["affine"])),
-        spacing_known=True,
+        affine,
+        spacing_known=known,
         num_frames=wide[2] if len(wide) == 3 else 1,
         full_scale=255.0 if values.dtype == np.uint8 else 0.0,
+        cine=cine,
+        place=place,
         file_shape=values.shape[:-1],
     )
+
+
+def _check_frames(path: str, sizes: list[int]) -> None:
+    plane = _plane(sizes)
+    check_size(path, *plane, frames=int(np.prod(sizes)) // max(1, int(np.prod(plane))))
 
 
 def check_data_file(path: str) -> None:
@@ -134,17 +239,21 @@ def check_data_file(path: str) -> None:
     machine, whose bytes would come out as an image.
     """
     with open(path, "rb") as stream:
-        start = stream.read(65536)
-    folder = Path(path).parent
-    for line in start.split(b"\n\n")[0].splitlines():
-        field, _, value = line.decode("latin-1").replace(":=", "=").replace(":", "=", 1).partition("=")
+        lines = stream.read(65536).split(b"\n\n")[0].decode("latin-1").splitlines()
+    for number, line in enumerate(lines):
+        field, _, value = line.replace(":=", "=").replace(":", "=", 1).partition("=")
         if field.strip().lower() not in ("elementdatafile", "data file", "datafile"):
             continue
-        name = value.strip()
-        if name.upper() in ("LOCAL", "LIST") or name.upper().startswith("LIST "):
-            break
-        if Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
-            raise UnreadableImageError(
-                path, f"names {name!r} as its data, which is no file beside or below it; put both into one folder."
-            )
-        break
+        names = [value.strip()]
+        if names[0].upper() == "LOCAL":
+            return
+        if names[0].upper().startswith("LIST"):
+            names = [name.strip() for name in lines[number + 1 :] if name.strip()]
+        for name in names:
+            elsewhere = Path(name).is_absolute() or ".." in Path(name).parts
+            if elsewhere or not (Path(path).parent / name).is_file():
+                raise UnreadableImageError(
+                    path,
+                    f"names {name!r} as its data, which is no file beside or below it; put both into one folder.",
+                )
+        return

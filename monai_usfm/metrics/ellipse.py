@@ -20,7 +20,7 @@ class Ellipse:
     """An ellipse in the plane of a 2D image.
 
     Args:
-        center: of the ellipse along (H, W), from the centre of the first pixel.
+        center: of the ellipse along (H, W), from the center of the first pixel.
         semi_axes: half the long and half the short axis.
         angle: from the W axis to the long axis, towards the H axis, in degrees in (-90, 90].
 
@@ -45,7 +45,7 @@ class Ellipse:
 
 
 def fit_ellipse(mask: torch.Tensor, spacing: float | Sequence[float] = 1.0) -> Ellipse | None:
-    """The ellipse with the centre, orientation and second moments of a 2D mask.
+    """The ellipse with the center, orientation and second moments of a 2D mask.
 
     Head circumference is that of an ellipse drawn around the skull (van den Heuvel et al. 2018,
     https://doi.org/10.1371/journal.pone.0200412). A filled ellipse with semi-axes ``a`` and ``b`` has the variances

@@ -32,7 +32,7 @@ __all__ = [
 def to_envelope(image: torch.Tensor, dynamic_range_db: float | None) -> torch.Tensor:
     """Echo amplitude (1 = white) of a log-compressed image in [0, 1]; ``None`` means it is an amplitude already.
 
-    A grey level ``v`` shows ``(v - 1) * dynamic_range_db`` dB below white, so black is ``-dynamic_range_db`` dB.
+    A gray level ``v`` shows ``(v - 1) * dynamic_range_db`` dB below white, so black is ``-dynamic_range_db`` dB.
     """
     if dynamic_range_db is None:
         return image
@@ -45,7 +45,7 @@ def _check_dynamic_range(dynamic_range_db: float | None) -> None:
 
 
 class _RegionMetric(RegressionMetric):
-    """A number per item and channel from the grey levels inside binary masks; NaN where a mask is too small for one."""
+    """A number per item and channel from the gray levels inside binary masks; NaN where a mask is too small for one."""
 
     regions: tuple[str, ...] = ("region of interest", "background")
 
@@ -75,7 +75,7 @@ class _RegionMetric(RegressionMetric):
 class CNRMetric(_RegionMetric):
     """Contrast-to-noise ratio ``|m1 - m2| / sqrt(s1^2 + s2^2)`` of a region against its background.
 
-    ``m`` and ``s^2`` are mean and (population) variance of the grey levels. Two flat regions of different level give
+    ``m`` and ``s^2`` are mean and (population) variance of the gray levels. Two flat regions of different level give
     infinity, two equal flat ones 0. Patterson and Foster,
     Ultrasonic Imaging 5:195, 1983.
 
@@ -94,9 +94,9 @@ class CNRMetric(_RegionMetric):
 
 
 class GeneralizedCNRMetric(_RegionMetric):
-    """Generalised CNR: ``1 - `` the common area of the two grey-level histograms; 0 = inseparable, 1 = separable.
+    """Generalized CNR: ``1 - `` the common area of the two gray-level histograms; 0 = inseparable, 1 = separable.
 
-    Unlike CNR it cannot be raised by a change of the grey scale. The bins here hold equal shares of the pooled pixels
+    Unlike CNR it cannot be raised by a change of the gray scale. The bins here hold equal shares of the pooled pixels
     (edges are pixel values, not interpolated), which makes this exact: every strictly increasing map of the image
     leaves the value unchanged. Rodriguez-Molares et al. 2020, https://doi.org/10.1109/TUFFC.2019.2956855. Number and
     kind of bins as advised by Schlunk and Byram, IEEE TUFFC 70, 2023: too many bins for the region size pretend a
@@ -142,7 +142,7 @@ class SpeckleSNRMetric(_RegionMetric):
     NaN where the region has fewer than two pixels; a flat region gives infinity.
 
     Args:
-        dynamic_range_db: display range that maps grey levels in [0, 1] to amplitude; ``None`` if they are amplitudes.
+        dynamic_range_db: display range that maps gray levels in [0, 1] to amplitude; ``None`` if they are amplitudes.
         reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
 
     Raises:
@@ -169,7 +169,7 @@ class SpeckleSNRMetric(_RegionMetric):
 
 
 class LocalNCCMetric(RegressionMetric):
-    """Local normalised cross-correlation: Pearson's r of two images in every window that fits, averaged; in [-1, 1].
+    """Local normalized cross-correlation: Pearson's r of two images in every window that fits, averaged; in [-1, 1].
 
     Windows slide by one pixel and never reach over the border. Where both images are constant (black margins) there is
     nothing to correlate and the window does not count; where one of them is, r is 0: structure was lost or made up.
@@ -229,7 +229,7 @@ class FWHMMetric(_RegionMetric):
     Args:
         axis: spatial axis along which the width is measured; 0 is the first axis of S.
         spacing: size of a pixel along that axis: mm for a width in mm, 1 for pixels.
-        dynamic_range_db: display range that maps grey levels in [0, 1] to amplitude; ``None`` if they are amplitudes.
+        dynamic_range_db: display range that maps gray levels in [0, 1] to amplitude; ``None`` if they are amplitudes.
         reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
 
     Raises:

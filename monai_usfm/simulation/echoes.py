@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
+from monai_usfm.physics.beam import BeamGeometry
 from monai_usfm.simulation.phantoms import SOFT_TISSUE_ATTENUATION
-from monai_usfm.transforms.beam import BeamGeometry
 
 __all__ = ["Device", "backscatter", "detect", "display", "draw_device", "scatterers", "to_beams", "to_image"]
 
@@ -348,5 +348,5 @@ def detect(intensity: torch.Tensor, device: Device) -> torch.Tensor:
 
 
 def display(level: torch.Tensor, device: Device) -> torch.Tensor:
-    """Grey value in [0, 1] of ``level`` in dB."""
+    """Gray value in [0, 1] of ``level`` in dB."""
     return (device.level + level / device.dynamic_range).clamp(0, 1) ** device.gamma

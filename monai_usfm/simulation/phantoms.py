@@ -195,6 +195,12 @@ class Phantom:
         column = int(np.abs(x_axis - point[0]).argmin())
         return float(values[(*(n // 2 for n in self.shape[:-2]), row, column)])
 
+    def beam_position(self) -> np.ndarray:
+        """Lateral position of each pixel between the outermost visible beams, -1 to 1; constant along a beam."""
+        widths = np.array([self.width(float(z)) for z in self.axes[-2]], np.float32)
+        shape = (1,) * (len(self.shape) - 2) + (-1, 1)
+        return np.broadcast_to(self.x / np.maximum(widths, 1e-3).reshape(shape), self.shape)
+
     def point(self, where: np.ndarray) -> tuple[float, float]:
         """A random point (x, z) in mm of the mask ``where``, in the middle slice or else anywhere."""
         middle = where[tuple(n // 2 for n in self.shape[:-2])]

@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 
 from monai_usfm.files import whole_file, write_text_atomically
+from monai_usfm.physics.beam import BeamGeometry
 from monai_usfm.simulation.echoes import (
     Device,
     backscatter,
@@ -38,7 +39,6 @@ from monai_usfm.simulation.echoes import (
 )
 from monai_usfm.simulation.organs import CLASS_NAMES, ORGANS, build_phantom
 from monai_usfm.simulation.phantoms import STRUCTURES, Phantom
-from monai_usfm.transforms.beam import BeamGeometry
 
 __all__ = ["SyntheticUltrasound", "write_synthetic_dataset"]
 

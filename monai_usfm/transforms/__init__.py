@@ -4,6 +4,15 @@
 
 from __future__ import annotations
 
+from monai_usfm.physics.spectrum import (
+    apply_band_stop,
+    draw_rings,
+    equal_rings,
+    frequency_radius,
+    random_ring_masks,
+    ring_mask,
+    usfm_rings,
+)
 from monai_usfm.transforms.acquisition import (
     RandDepthAttenuation,
     RandDepthAttenuationd,
@@ -49,13 +58,6 @@ from monai_usfm.transforms.band_stop import (
     FourierBandStopd,
     RandFourierBandStop,
     RandFourierBandStopd,
-    apply_band_stop,
-    draw_rings,
-    equal_rings,
-    frequency_radius,
-    random_ring_masks,
-    ring_mask,
-    usfm_rings,
 )
 from monai_usfm.transforms.batch import BatchAugmentation
 from monai_usfm.transforms.beam import (
@@ -68,6 +70,7 @@ from monai_usfm.transforms.beam import (
     ToBeamSpace,
     ToBeamSpaced,
 )
+from monai_usfm.transforms.dictionary import add_aliases
 from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
 from monai_usfm.transforms.labels import LabelIndices, LabelIndicesd, is_jpeg_label
 from monai_usfm.transforms.noise_recovery import NoiseRecovery, gaussian_blur
@@ -187,3 +190,5 @@ __all__ = [
     "wavelet_denoise",
     "zoomed_geometry",
 ]
+
+__all__ += add_aliases(globals())  # RandGainD and RandGainDict beside RandGaind, as in MONAI

@@ -13,16 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
 
-from monai_usfm.transforms.beam import BeamGeometry
+from monai_usfm.physics.beam import BeamGeometry, beam_coordinates
+from monai_usfm.physics.display import check_dynamic_range
+from monai_usfm.transforms.dictionary import dictionary_form
 from monai_usfm.transforms.effect import (
     RandEffect,
-    RandEffectd,
+    RandEffectForm,
     Range,
-    beam_coordinates,
     blend,
-    check_dynamic_range,
     check_range,
     checked,
     depth_mm,
@@ -127,7 +126,7 @@ def recompress(
     """Show an image compressed to ``dynamic_range_db`` at a display range of ``target_db``; white stays white.
 
     ``v -> 1 + (v - 1) * dynamic_range_db / target_db``, clamped at black: a smaller range is harder and blacker, a
-    larger one greyer. What lay below the old range is not known and becomes a flat grey. Other arguments as in
+    larger one grayer. What lay below the old range is not known and becomes a flat gray. Other arguments as in
     :func:`apply_gain`.
     """
     image = checked(img)
@@ -142,16 +141,16 @@ class RandGain(RandEffect):
 
     Args:
         prob: chance that an image is changed.
-        gain_db: range of the gain, dB.
+        gain_db: range of the gain, dB; one number ``g`` stands for ``(-g, g)``.
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
     """
 
     def __init__(
-        self, prob: float = 0.1, gain_db: Range = (-10.0, 10.0), dynamic_range_db: float | None = 60.0
+        self, prob: float = 0.1, gain_db: float | Range = (-10.0, 10.0), dynamic_range_db: float | None = 60.0
     ) -> None:
         super().__init__(prob)
         check_dynamic_range(dynamic_range_db)
-        self.gain_db, self.dynamic_range_db = check_range("gain_db", gain_db), dynamic_range_db
+        self.gain_db, self.dynamic_range_db = check_range("gain_db", gain_db, symmetric=True), dynamic_range_db
 
     def _draw(self, img: torch.Tensor) -> dict[str, Any]:
         return {"gain_db": self.R.uniform(*self.gain_db)}
@@ -160,20 +159,7 @@ class RandGain(RandEffect):
         return apply_gain(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
 
 
-class RandGaind(RandEffectd):
-    """Dictionary form of :class:`RandGain`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        gain_db: Range = (-10.0, 10.0),
-        dynamic_range_db: float | None = 60.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, RandGain(prob, gain_db, dynamic_range_db), fov_key, geometry_key, allow_missing_keys)
+RandGaind = dictionary_form(RandGain, RandEffectForm)
 
 
 class RandDepthAttenuation(RandEffect):
@@ -189,7 +175,7 @@ class RandDepthAttenuation(RandEffect):
         loss_db: range of the two-way loss from the face to full depth, dB. Negative values brighten.
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
         coefficient: range in dB/cm/MHz of attenuation that TGC leaves over; replaces ``loss_db``.
-        frequency_mhz: centre frequency, used with ``coefficient``.
+        frequency_mhz: center frequency, used with ``coefficient``.
 
     Raises:
         ValueError: for empty ranges; with ``coefficient``, for an image without spacing.
@@ -198,9 +184,9 @@ class RandDepthAttenuation(RandEffect):
     def __init__(
         self,
         prob: float = 0.1,
-        loss_db: Range = (3.0, 15.0),
+        loss_db: float | Range = (3.0, 15.0),
         dynamic_range_db: float | None = 60.0,
-        coefficient: Range | None = None,
+        coefficient: float | Range | None = None,
         frequency_mhz: float = 5.0,
     ) -> None:
         super().__init__(prob)
@@ -221,23 +207,7 @@ class RandDepthAttenuation(RandEffect):
         return attenuate(img, loss_db, self.dynamic_range_db, fov, geometry)
 
 
-class RandDepthAttenuationd(RandEffectd):
-    """Dictionary form of :class:`RandDepthAttenuation`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        loss_db: Range = (3.0, 15.0),
-        dynamic_range_db: float | None = 60.0,
-        coefficient: Range | None = None,
-        frequency_mhz: float = 5.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandDepthAttenuation(prob, loss_db, dynamic_range_db, coefficient, frequency_mhz)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandDepthAttenuationd = dictionary_form(RandDepthAttenuation, RandEffectForm)
 
 
 class RandTimeGain(RandEffect):
@@ -247,7 +217,7 @@ class RandTimeGain(RandEffect):
 
     Args:
         prob: chance that an image is changed.
-        gain_db: range from which each slider is drawn, dB.
+        gain_db: range from which each slider is drawn, dB; one number ``g`` stands for ``(-g, g)``.
         sliders: number of sliders from face to full depth, at least 2; scanners have 6 to 10.
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
     """
@@ -255,7 +225,7 @@ class RandTimeGain(RandEffect):
     def __init__(
         self,
         prob: float = 0.1,
-        gain_db: Range = (-6.0, 6.0),
+        gain_db: float | Range = (-6.0, 6.0),
         sliders: int = 8,
         dynamic_range_db: float | None = 60.0,
     ) -> None:
@@ -263,7 +233,7 @@ class RandTimeGain(RandEffect):
         check_dynamic_range(dynamic_range_db)
         if sliders < 2:
             raise ValueError(f"sliders must be at least 2, got {sliders}; for one gain use RandGain.")
-        self.gain_db, self.sliders = check_range("gain_db", gain_db), sliders
+        self.gain_db, self.sliders = check_range("gain_db", gain_db, symmetric=True), sliders
         self.dynamic_range_db = dynamic_range_db
 
     def _draw(self, img: torch.Tensor) -> dict[str, Any]:
@@ -273,22 +243,7 @@ class RandTimeGain(RandEffect):
         return time_gain(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
 
 
-class RandTimeGaind(RandEffectd):
-    """Dictionary form of :class:`RandTimeGain`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        gain_db: Range = (-6.0, 6.0),
-        sliders: int = 8,
-        dynamic_range_db: float | None = 60.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandTimeGain(prob, gain_db, sliders, dynamic_range_db)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandTimeGaind = dictionary_form(RandTimeGain, RandEffectForm)
 
 
 class RandDynamicRange(RandEffect):
@@ -300,7 +255,9 @@ class RandDynamicRange(RandEffect):
         dynamic_range_db: display range of the image as it is, dB.
     """
 
-    def __init__(self, prob: float = 0.1, target_db: Range = (45.0, 75.0), dynamic_range_db: float = 60.0) -> None:
+    def __init__(
+        self, prob: float = 0.1, target_db: float | Range = (45.0, 75.0), dynamic_range_db: float = 60.0
+    ) -> None:
         super().__init__(prob)
         check_dynamic_range(dynamic_range_db)
         self.target_db, self.dynamic_range_db = check_range("target_db", target_db, above=0), dynamic_range_db
@@ -312,18 +269,4 @@ class RandDynamicRange(RandEffect):
         return recompress(img, self.dynamic_range_db, **self.params, fov=fov, geometry=geometry)
 
 
-class RandDynamicRanged(RandEffectd):
-    """Dictionary form of :class:`RandDynamicRange`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        target_db: Range = (45.0, 75.0),
-        dynamic_range_db: float = 60.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandDynamicRange(prob, target_db, dynamic_range_db)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandDynamicRanged = dictionary_form(RandDynamicRange, RandEffectForm)

@@ -1,27 +1,30 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of what was written over the tissue: text, calipers, dotted lines, coloured marks, logos."""
+"""Removal of what was written over the tissue: text, calipers, dotted lines, colored marks, logos."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
-from monai.transforms import CropForeground, MapTransform, Transform
-from monai.utils import OptionalImportError, convert_to_dst_type, convert_to_tensor, optional_import
+from monai.transforms import Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor, optional_import
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, cKDTree
 
+from monai_usfm.transforms.dictionary import NUMPY, DictionaryForm, dictionary_form
+from monai_usfm.transforms.effect import needs
 from monai_usfm.transforms.field_of_view import field_of_view
 
 __all__ = ["AnnotationReport", "RemoveAnnotations", "RemoveAnnotationsd"]
 
+_FILLERS = {"telea": "cv2", "biharmonic": "skimage.restoration"}
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -30,7 +33,7 @@ class AnnotationReport:
     """What was found in one image.
 
     Attributes:
-        kinds: ``"text"``, ``"caliper"``, ``"dotted line"``, ``"colour"`` or ``"screen"`` (outside the field of view),
+        kinds: ``"text"``, ``"caliper"``, ``"dotted line"``, ``"color"`` or ``"screen"`` (outside the field of view),
             one per mark.
         boxes: ``(frame, top, left, bottom, right)`` per mark in pixels, last row and column excluded; frame 0 in 2D.
         area_fraction: share of all pixels that the marks, with their blurred rims, take up.
@@ -47,19 +50,19 @@ class AnnotationReport:
 
 
 class RemoveAnnotations(Transform):
-    """Find burnt-in marks, report them, and fill them in from their surroundings: ``(C, *S) -> (C, *S)``.
+    """Find burned-in marks, report them, and fill them in from their surroundings: ``(C, *S) -> (C, *S)``.
 
     A mark is told from tissue by what a beam cannot draw:
 
-    - **text**: thin bright strokes that form at least three neighbouring shapes with the same top and bottom row, as
-      capitals and digits have, and the same grey level; two such shapes, or one alone, where they look painted: dark
+    - **text**: thin bright strokes that form at least three neighboring shapes with the same top and bottom row, as
+      capitals and digits have, and the same gray level; two such shapes, or one alone, where they look painted: dark
       all around, even along the strokes, sharp; and the signs that continue such a line;
     - **calipers**: upright or diagonal crosses with four bright arms, even and of equal length, darker on both sides
       (the number of the caliper may touch one) and darker between and beyond them;
     - **dotted lines**: at least six bright dots of equal level on a straight line at equal distances;
-    - **colour** (three channels only): pixels that are not grey, unless they cover more than a twentieth of the image,
+    - **color** (three channels only): pixels that are not gray, unless they cover more than a twentieth of the image,
       which is Doppler and left alone;
-    - **screen**: anything bright outside the field of view, such as logos, rulers and grey bars.
+    - **screen**: anything bright outside the field of view, such as logos, rulers and gray bars.
 
     The input is never changed where nothing is found. Marks much fainter than the tissue around them, about a
     third of single letters, handwriting and filled shapes are missed. Volumes and cines ``(C, D, H, W)`` are
@@ -72,7 +75,7 @@ class RemoveAnnotations(Transform):
     Args:
         contrast: least difference between a mark and its surroundings, as a fraction of the image range. Lower values
             find fainter marks and more tissue.
-        method: ``"telea"`` or ``"biharmonic"``.
+        method: ``"telea"`` or ``"biharmonic"``; ``None`` needs no library, for :meth:`detect` alone.
 
     Attributes:
         report: :class:`AnnotationReport` of the last image.
@@ -80,38 +83,44 @@ class RemoveAnnotations(Transform):
     Raises:
         ValueError: for a contrast outside (0, 1), an unknown method, or an image that is not ``(C, H, W)`` or
             ``(C, D, H, W)`` with one, three or four channels.
-        OptionalImportError: if the library of ``method`` is missing when the first mark has to be filled.
+        OptionalImportError: if the library of ``method`` is missing.
     """
 
-    backend = CropForeground.backend
+    backend = NUMPY
 
-    def __init__(self, contrast: float = 0.2, method: str = "telea") -> None:
+    def __init__(self, contrast: float = 0.2, method: str | None = "telea") -> None:
         if not 0 < contrast < 1:
             raise ValueError(f"contrast is a fraction of the image range in (0, 1), got {contrast}.")
-        if method not in ("telea", "biharmonic"):
-            raise ValueError(f"method must be 'telea' or 'biharmonic', got {method!r}.")
-        self.contrast = contrast
-        self.method = method
+        if method not in (*_FILLERS, None):
+            raise ValueError(f"method must be 'telea', 'biharmonic' or None, got {method!r}.")
+        if method is not None:
+            package = {"telea": "opencv-python-headless", "biharmonic": "scikit-image"}[method]
+            needs(optional_import(_FILLERS[method])[1], f"RemoveAnnotations(method={method!r})", package)
+        self.contrast, self.method = contrast, method
         self.report = AnnotationReport()
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         image = convert_to_tensor(img, track_meta=get_track_meta())
+        if self.method is None:
+            raise ValueError(
+                "RemoveAnnotations(method=None) only detects; choose 'telea' or 'biharmonic' to fill marks."
+            )
         mask, self.report = self.detect(image)
         if not mask.any():
             return image.clone()
         plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-        colours = min(plain.shape[0], 3)
-        values = plain[:colours].detach().to(torch.float32).cpu().numpy().copy()  # filled in place
-        frames = values.reshape(colours, -1, *values.shape[-2:])
+        colors = min(plain.shape[0], 3)
+        values = plain[:colors].detach().to(torch.float32).cpu().numpy().copy()  # filled in place
+        frames = values.reshape(colors, -1, *values.shape[-2:])
         spots = mask[0].cpu().numpy().reshape(-1, *values.shape[-2:])
         for frame in np.flatnonzero(spots.any(axis=(1, 2))):
-            for channel in range(colours):
+            for channel in range(colors):
                 frames[channel, frame] = _inpaint(frames[channel, frame], spots[frame], self.method)
         filled = torch.as_tensor(frames.reshape(values.shape), device=plain.device)
         if not plain.dtype.is_floating_point:
             filled = filled.round()
         out = plain.clone()
-        out[:colours] = torch.where(mask.to(plain.device), filled.to(plain.dtype), plain[:colours])
+        out[:colors] = torch.where(mask.to(plain.device), filled.to(plain.dtype), plain[:colors])
         return convert_to_dst_type(out, dst=image, dtype=out.dtype)[0]
 
     def detect(self, img: NdarrayOrTensor) -> tuple[torch.Tensor, AnnotationReport]:
@@ -138,57 +147,31 @@ class RemoveAnnotations(Transform):
         return torch.as_tensor(mask.reshape(1, *image.shape[1:]), device=image.device), report
 
 
-class RemoveAnnotationsd(MapTransform):
-    """Dictionary form of :class:`RemoveAnnotations`; the report on ``key`` is stored under ``{key}_{postfix}``.
+class _AnnotationForm(DictionaryForm):
+    options: ClassVar = {"postfix": ("annotations", "appended to the key, after an underscore.")}
+    note = "The report on ``key`` is stored under ``{key}_{postfix}``: a dictionary of count, kinds and area fraction."
+    postfix: str
 
-    It is stored as a dictionary of its count, kinds (joined by ``"; "``) and area fraction, which loaders can collate.
-
-    Args:
-        keys: images to clean.
-        contrast: see :class:`RemoveAnnotations`.
-        method: see :class:`RemoveAnnotations`.
-        postfix: appended to the key, after an underscore.
-        allow_missing_keys: do not raise when a key is missing.
-    """
-
-    backend = RemoveAnnotations.backend
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        contrast: float = 0.2,
-        method: str = "telea",
-        postfix: str = "annotations",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.remove = RemoveAnnotations(contrast, method)
-        self.postfix = postfix
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.remove(d[key])
-            report = self.remove.report
-            d[f"{key}_{self.postfix}"] = {
-                "count": report.count,
-                "kinds": "; ".join(report.kinds),
-                "area_fraction": report.area_fraction,
-            }
-        return d
+    def store(self, d: MutableMapping[Hashable, Any], key: Hashable, result: Any) -> None:
+        report: AnnotationReport = self.transform.report  # type: ignore[attr-defined]
+        d[key] = result
+        d[f"{key}_{self.postfix}"] = {
+            "count": report.count,
+            "kinds": "; ".join(report.kinds),
+            "area_fraction": report.area_fraction,
+        }
 
 
-def _inpaint(grey: np.ndarray, mask: np.ndarray, method: str) -> np.ndarray:
+RemoveAnnotationsd = dictionary_form(RemoveAnnotations, _AnnotationForm)
+
+
+def _inpaint(gray: np.ndarray, mask: np.ndarray, method: str) -> np.ndarray:
     """Fill ``mask`` in one float32 plane."""
     if mask.all():
-        return grey
-    name = {"telea": "cv2", "biharmonic": "skimage.restoration"}[method]
-    library, found = optional_import(name)
-    if not found:
-        package = {"telea": "opencv-python-headless", "biharmonic": "scikit-image"}[method]
-        raise OptionalImportError(f"RemoveAnnotations(method={method!r}) needs {package}: pip install {package}.")
-    usable = np.isfinite(grey)
-    clean = np.where(usable, grey, 0).astype(np.float32)
+        return gray
+    library, _ = optional_import(_FILLERS[method])
+    usable = np.isfinite(gray)
+    clean = np.where(usable, gray, 0).astype(np.float32)
     if method == "telea":
         # as 16-bit counts: OpenCV adds one half for rounding, to floating-point images too
         low, high = float(clean[~mask].min()), float(clean[~mask].max())
@@ -215,18 +198,18 @@ class _Marks:
         marks = cls(np.zeros(frame.shape[1:], bool))
         if min(frame.shape[1:]) < 12:  # no room for a mark and its surroundings
             return marks
-        grey = frame.mean(axis=0)
-        inside = field_of_view(grey)
-        marks.add_screen(grey, inside, contrast)
+        gray = frame.mean(axis=0)
+        inside = field_of_view(gray)
+        marks.add_screen(gray, inside, contrast)
         if len(frame) == 3:
-            marks.add_colour(frame)
-        ridge = _ridge(grey)
-        levels = np.linspace(0.95, 0.4, 10) * np.quantile(grey, 0.9995)
-        shapes = [_Shapes.of(grey, level, contrast, ridge) for level in levels]
-        marks.add_text(grey, shapes, [line for s in shapes for line in s.words(contrast)])
-        marks.add_crosses(grey, contrast)
-        marks.add_dotted_lines(grey, contrast)
-        marks.add_text(grey, shapes, [line for s in shapes for line in s.letters(contrast, marks.mask)])
+            marks.add_color(frame)
+        ridge = _ridge(gray)
+        levels = np.linspace(0.95, 0.4, 10) * np.quantile(gray, 0.9995)
+        shapes = [_Shapes.of(gray, level, contrast, ridge) for level in levels]
+        marks.add_text(gray, shapes, [line for s in shapes for line in s.words(contrast)])
+        marks.add_crosses(gray, contrast)
+        marks.add_dotted_lines(gray, contrast)
+        marks.add_text(gray, shapes, [line for s in shapes for line in s.letters(contrast, marks.mask)])
         return marks
 
     def add(self, kind: str, mask: np.ndarray) -> None:
@@ -235,50 +218,50 @@ class _Marks:
         self.kinds.append(kind)
         self.boxes.append((int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1))
 
-    def add_screen(self, grey: np.ndarray, inside: np.ndarray, contrast: float) -> None:
+    def add_screen(self, gray: np.ndarray, inside: np.ndarray, contrast: float) -> None:
         # a margin keeps the blurred rim of the sector
         outside = ~ndimage.binary_dilation(inside, _EIGHT, iterations=3)
         if not outside.any():
             return
-        floor = np.median(grey[outside])
-        bright = outside & (grey > floor + contrast / 2)
+        floor = np.median(gray[outside])
+        bright = outside & (gray > floor + contrast / 2)
         # tissue that a shadow cuts off from the rest lies within the convex hull of the field of view, marks do not
         bright &= ~_within_hull(bright, inside)
         for region in _regions(ndimage.binary_dilation(bright, _EIGHT, iterations=2) & outside):
             height, width = (np.ptp(np.flatnonzero(region.any(axis=axis))) + 1 for axis in (1, 0))
-            small = min(height / grey.shape[0], width / grey.shape[1]) < 0.12
+            small = min(height / gray.shape[0], width / gray.shape[1]) < 0.12
             # a mark stands on a flat screen, tissue fades into it
             ring = ndimage.binary_dilation(region, _EIGHT, iterations=3) & ~ndimage.binary_dilation(region, _EIGHT)
-            flat = (abs(grey[ring] - floor) < 1.5 / 255).mean() > 0.9 if ring.any() else False
-            clear = grey[region].max() > floor + 2 * contrast
+            flat = (abs(gray[ring] - floor) < 1.5 / 255).mean() > 0.9 if ring.any() else False
+            clear = gray[region].max() > floor + 2 * contrast
             if small and flat and clear and (region & bright).sum() >= 4:
                 self.add("screen", region)
 
-    def add_colour(self, frame: np.ndarray) -> None:
-        coloured = (frame.max(axis=0) - frame.min(axis=0)) > 0.15
-        if 0 < coloured.mean() <= 0.05:
-            for region in _regions(ndimage.binary_dilation(coloured, _EIGHT)):
-                if (region & coloured).sum() >= 4:
-                    self.add("colour", region)
+    def add_color(self, frame: np.ndarray) -> None:
+        colored = (frame.max(axis=0) - frame.min(axis=0)) > 0.15
+        if 0 < colored.mean() <= 0.05:
+            for region in _regions(ndimage.binary_dilation(colored, _EIGHT)):
+                if (region & colored).sum() >= 4:
+                    self.add("color", region)
 
-    def add_text(self, grey: np.ndarray, shapes: list[_Shapes], lines: list[_Line]) -> None:
+    def add_text(self, gray: np.ndarray, shapes: list[_Shapes], lines: list[_Line]) -> None:
         if not lines:
             return
-        # what continues a line may stand out at another grey level than its letters
+        # what continues a line may stand out at another gray level than its letters
         for _ in range(2):
             for line in lines:
                 for s in shapes:
                     line.grow(s)
-        rims = [ndimage.binary_dilation(line.pixels | line.strokes(grey), _EIGHT) for line in lines]
+        rims = [ndimage.binary_dilation(line.pixels | line.strokes(gray), _EIGHT) for line in lines]
         for rim in _joined(rims):
             self.add("text", rim)
 
-    def add_crosses(self, grey: np.ndarray, contrast: float) -> None:
-        for row, column, arm, cross in _crosses(grey, contrast, self.mask):
-            self.add("caliper", cross | _number_beside(grey, row, column, arm, contrast))
+    def add_crosses(self, gray: np.ndarray, contrast: float) -> None:
+        for row, column, arm, cross in _crosses(gray, contrast, self.mask):
+            self.add("caliper", cross | _number_beside(gray, row, column, arm, contrast))
 
-    def add_dotted_lines(self, grey: np.ndarray, contrast: float) -> None:
-        for mask in _dotted_lines(grey, contrast, self.mask):
+    def add_dotted_lines(self, gray: np.ndarray, contrast: float) -> None:
+        for mask in _dotted_lines(gray, contrast, self.mask):
             self.add("dotted line", mask)
 
 
@@ -302,22 +285,22 @@ def _regions(mask: np.ndarray) -> list[np.ndarray]:
 
 @dataclass
 class _Shapes:
-    """Connected shapes above one grey level, thin and contrasted enough to be letters or signs."""
+    """Connected shapes above one gray level, thin and contrasted enough to be letters or signs."""
 
     labels: np.ndarray
     index: np.ndarray  # (N,) label of each shape
     box: np.ndarray  # (N, 4) top, left, bottom, right
-    level: np.ndarray  # (N,) mean grey
-    contrast: np.ndarray  # (N,) mean grey less that of the surroundings
+    level: np.ndarray  # (N,) mean gray
+    contrast: np.ndarray  # (N,) mean gray less that of the surroundings
     clarity: np.ndarray  # (N, 5) see _clarity
 
     @classmethod
-    def of(cls, grey: np.ndarray, threshold: float, contrast: float, ridge: np.ndarray | None = None) -> _Shapes:
-        """Shapes of ``grey > threshold``; with ``ridge``, from :func:`_ridge`, their clarity is measured too."""
-        labels, count = ndimage.label(grey > threshold, _EIGHT)
-        tallest = max(0.12 * grey.shape[0], 24)
+    def of(cls, gray: np.ndarray, threshold: float, contrast: float, ridge: np.ndarray | None = None) -> _Shapes:
+        """Shapes of ``gray > threshold``; with ``ridge``, from :func:`_ridge`, their clarity is measured too."""
+        labels, count = ndimage.label(gray > threshold, _EIGHT)
+        tallest = max(0.12 * gray.shape[0], 24)
         # a cheap look at all shapes first: speckle makes thousands
-        relief = ndimage.mean(grey - ndimage.uniform_filter(grey, 15), labels, np.arange(1, count + 1))
+        relief = ndimage.mean(gray - ndimage.uniform_filter(gray, 15), labels, np.arange(1, count + 1))
         kept = []
         for label, window in enumerate(ndimage.find_objects(labels), start=1):
             height, width = (s.stop - s.start for s in window)
@@ -326,8 +309,8 @@ class _Shapes:
             shape = labels[window] == label
             wide = tuple(slice(max(s.start - 2, 0), s.stop + 2) for s in window)
             around = ~ndimage.binary_dilation(labels[wide] == label, _EIGHT)
-            mean = float(grey[window][shape].mean())
-            rise = mean - float(grey[wide][around].mean()) if around.any() else 0.0
+            mean = float(gray[window][shape].mean())
+            rise = mean - float(gray[wide][around].mean()) if around.any() else 0.0
             if rise < contrast:
                 continue
             # strokes are thin: a letter loses most of its pixels to an erosion by a fifth of its height
@@ -336,14 +319,14 @@ class _Shapes:
                 continue
             clarity = _NO_CLARITY
             if ridge is not None and height >= 5 and width >= 2:
-                clarity = _clarity(labels, label, window, grey, ridge)
+                clarity = _clarity(labels, label, window, gray, ridge)
             box = window[0].start, window[1].start, window[0].stop, window[1].stop
             kept.append((label, *box, mean, rise, *clarity))
         table = np.array(kept, dtype=float).reshape(-1, 7 + len(_NO_CLARITY))
         return cls(labels, table[:, 0].astype(int), table[:, 1:5], table[:, 5], table[:, 6], table[:, 7:])
 
     def words(self, contrast: float) -> list[_Line]:
-        """Neighbouring letters with equal top, bottom and grey level: three, or two clear ones."""
+        """Neighbouring letters with equal top, bottom and gray level: three, or two clear ones."""
         groups = self._rows(np.ones(len(self.index), bool), 3)
         groups += self._rows(self._clear(1.5 * contrast, 0.6, 0.3, 2.0, 0.8), 2)
         return [_Line(self, members) for members in groups]
@@ -379,14 +362,14 @@ class _Shapes:
 _NO_CLARITY = (0.0, 0.0, np.inf, np.inf, np.inf)
 
 
-def _ridge(grey: np.ndarray) -> np.ndarray:
-    """Pixels that no neighbour exceeds along at least one of the four directions: the middle of thin strokes."""
-    pairs = [(_shift(grey, y, x), _shift(grey, -y, -x)) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1))]
-    return np.any([(grey >= a) & (grey >= b) for a, b in pairs], axis=0)
+def _ridge(gray: np.ndarray) -> np.ndarray:
+    """Pixels that no neighbor exceeds along at least one of the four directions: the middle of thin strokes."""
+    pairs = [(_shift(gray, y, x), _shift(gray, -y, -x)) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1))]
+    return np.any([(gray >= a) & (gray >= b) for a, b in pairs], axis=0)
 
 
 def _clarity(
-    labels: np.ndarray, label: int, window: tuple[slice, slice], grey: np.ndarray, ridge: np.ndarray
+    labels: np.ndarray, label: int, window: tuple[slice, slice], gray: np.ndarray, ridge: np.ndarray
 ) -> tuple[float, float, float, float, float]:
     """How far a shape looks painted rather than scanned.
 
@@ -397,7 +380,7 @@ def _clarity(
         contrast; the share of the bounding box that it fills.
     """
     wide = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in window)
-    shape, cut = labels[wide] == label, grey[wide]
+    shape, cut = labels[wide] == label, gray[wide]
     near = ndimage.binary_dilation(shape, _EIGHT)
     ring = cut[ndimage.binary_dilation(near, _EIGHT) & ~near]
     strokes = cut[shape & ridge[wide]]
@@ -416,7 +399,7 @@ def _clarity(
 
 
 class _Line:
-    """One line of text: its letters' common rows, grey level and contrast, and the pixels found so far."""
+    """One line of text: its letters' common rows, gray level and contrast, and the pixels found so far."""
 
     def __init__(self, shapes: _Shapes, members: np.ndarray) -> None:
         box = shapes.box[members]
@@ -444,11 +427,11 @@ class _Line:
             candidates &= ~near
             self.left, self.right = min(self.left, left[near].min()), max(self.right, right[near].max())
 
-    def strokes(self, grey: np.ndarray) -> np.ndarray:
+    def strokes(self, gray: np.ndarray) -> np.ndarray:
         """Everything in the box of the line that is more like its letters than like what surrounds them."""
         out = np.zeros_like(self.pixels)
         box = slice(int(self.top), int(self.bottom)), slice(int(self.left), int(self.right))
-        out[box] = grey[box] > self.level - 0.55 * self.contrast
+        out[box] = gray[box] > self.level - 0.55 * self.contrast
         return out
 
 
@@ -459,11 +442,11 @@ def _joined(masks: list[np.ndarray]) -> list[np.ndarray]:
     return [np.any([m for m, own in zip(masks, group, strict=True) if own == g], axis=0) for g in np.unique(group)]
 
 
-def _shift(grey: np.ndarray, row: int, column: int) -> np.ndarray:
-    """``out[y, x] = grey[y + row, x + column]``, continued past the border by its nearest pixel."""
+def _shift(gray: np.ndarray, row: int, column: int) -> np.ndarray:
+    """``out[y, x] = gray[y + row, x + column]``, continued past the border by its nearest pixel."""
     pad = max(abs(row), abs(column))
-    wide = np.pad(grey, pad, mode="edge")
-    height, width = grey.shape
+    wide = np.pad(gray, pad, mode="edge")
+    height, width = gray.shape
     return wide[pad + row : pad + row + height, pad + column : pad + column + width]
 
 
@@ -473,13 +456,13 @@ def _second_largest(parts: list[np.ndarray]) -> np.ndarray:
     return np.maximum(np.minimum(np.maximum(a, b), np.maximum(c, d)), np.maximum(np.minimum(a, b), np.minimum(c, d)))
 
 
-def _crosses(grey: np.ndarray, contrast: float, taken: np.ndarray) -> list[tuple[int, int, int, np.ndarray]]:
+def _crosses(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[tuple[int, int, int, np.ndarray]]:
     """Row, column, arm length and pixels of crosses: four arms brighter than the quadrants and than what is beyond."""
-    height, width = grey.shape
-    best = np.zeros_like(grey)
-    kind = np.zeros(grey.shape, int)
-    # only pixels that stand out can be the centre; most do not, which is what makes this search affordable
-    bright = np.argwhere((grey - ndimage.uniform_filter(grey, 11) > contrast / 2) & ~taken)
+    height, width = gray.shape
+    best = np.zeros_like(gray)
+    kind = np.zeros(gray.shape, int)
+    # only pixels that stand out can be the center; most do not, which is what makes this search affordable
+    bright = np.argwhere((gray - ndimage.uniform_filter(gray, 11) > contrast / 2) & ~taken)
     variants = [(arm, diagonal) for arm in range(3, 9) for diagonal in (False, True)]
     for number, (arm, diagonal) in enumerate(variants, start=1):
         margin = arm + 2  # a cross that the border cuts is not to be told from other things
@@ -489,21 +472,21 @@ def _crosses(grey: np.ndarray, contrast: float, taken: np.ndarray) -> list[tuple
         axes = [(0, 1), (1, 0), (0, -1), (-1, 0)]
         corners = [(1, 1), (1, -1), (-1, -1), (-1, 1)]
         along, between = (corners, axes) if diagonal else (axes, corners)
-        strokes = [np.stack([grey[row + s * y, column + s * x] for s in range(1, arm + 1)]) for y, x in along]
+        strokes = [np.stack([gray[row + s * y, column + s * x] for s in range(1, arm + 1)]) for y, x in along]
         arms = [stroke.mean(axis=0) for stroke in strokes]
         fade = np.max([stroke.std(axis=0) for stroke in strokes], axis=0)
         quadrants = [
-            np.mean([grey[row + s * y, column + s * x] for s in range(2, arm + 1)], axis=0) for y, x in between
+            np.mean([gray[row + s * y, column + s * x] for s in range(2, arm + 1)], axis=0) for y, x in between
         ]
         # strokes: brighter than what lies two pixels beside them, but for one that may touch the number
         flanks = [
             np.mean(
-                [grey[row + s * y + t * v, column + s * x + t * u] for s in range(2, arm + 1) for t in (-2, 2)], axis=0
+                [gray[row + s * y + t * v, column + s * x + t * u] for s in range(2, arm + 1) for t in (-2, 2)], axis=0
             )
             for (y, x), (v, u) in zip(along, [*along[1:], along[0]], strict=True)
         ]
         relief = np.sort([a - f for a, f in zip(arms, flanks, strict=True)], axis=0)[1]
-        tips = [grey[row + margin * y, column + margin * x] for y, x in along]
+        tips = [gray[row + margin * y, column + margin * x] for y, x in along]
         # the second brightest quadrant and tip: the number of the caliper may fill one of them
         score = np.min(arms, axis=0) - np.maximum(_second_largest(quadrants), _second_largest(tips))
         # resampling splits a stroke between two rows of pixels, which dims both arms of that stroke alike
@@ -523,34 +506,34 @@ def _crosses(grey: np.ndarray, contrast: float, taken: np.ndarray) -> list[tuple
     return found
 
 
-def _number_beside(grey: np.ndarray, row: int, column: int, arm: int, contrast: float) -> np.ndarray:
-    """The digit that scanners write beside a caliper: a thin shape of its grey level and about its size, very close."""
+def _number_beside(gray: np.ndarray, row: int, column: int, arm: int, contrast: float) -> np.ndarray:
+    """The digit that scanners write beside a caliper: a thin shape of its gray level and about its size, very close."""
     reach = 3 * arm + 3
     window = tuple(slice(max(c - reach, 0), c + reach + 1) for c in (row, column))
-    out = np.zeros(grey.shape, bool)
-    cut = grey[window]
-    centre = row - window[0].start, column - window[1].start
-    colour = float(grey[row, column])
+    out = np.zeros(gray.shape, bool)
+    cut = gray[window]
+    center = row - window[0].start, column - window[1].start
+    color = float(gray[row, column])
     for fraction in (0.9, 0.75, 0.6):
-        shapes = _Shapes.of(cut, fraction * colour, contrast)
+        shapes = _Shapes.of(cut, fraction * color, contrast)
         for label, box, level in zip(shapes.index, shapes.box, shapes.level, strict=True):
             top, left, bottom, right = box
-            apart = max(top - centre[0], centre[0] - bottom, left - centre[1], centre[1] - right)
+            apart = max(top - center[0], center[0] - bottom, left - center[1], center[1] - right)
             digit = 4 <= bottom - top <= 2 * arm + 3 and right - left <= bottom - top
-            if digit and apart <= 2 * arm and abs(level - colour) < 0.25:
+            if digit and apart <= 2 * arm and abs(level - color) < 0.25:
                 out[window] |= ndimage.binary_dilation(shapes.labels == label, _EIGHT)
     return out
 
 
-def _dotted_lines(grey: np.ndarray, contrast: float, taken: np.ndarray) -> list[np.ndarray]:
-    """Straight lines of at least six equally spaced dots of one grey level."""
-    ring = np.max([_shift(grey, y, x) for y in (-2, 0, 2) for x in (-2, 0, 2) if (y, x) != (0, 0)], axis=0)
-    dots = (grey == ndimage.maximum_filter(grey, size=3)) & (grey - ring > contrast) & ~taken
+def _dotted_lines(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[np.ndarray]:
+    """Straight lines of at least six equally spaced dots of one gray level."""
+    ring = np.max([_shift(gray, y, x) for y in (-2, 0, 2) for x in (-2, 0, 2) if (y, x) != (0, 0)], axis=0)
+    dots = (gray == ndimage.maximum_filter(gray, size=3)) & (gray - ring > contrast) & ~taken
     points = np.argwhere(dots)
-    points = points[np.argsort(-grey[tuple(points.T)], kind="stable")][:400]
+    points = points[np.argsort(-gray[tuple(points.T)], kind="stable")][:400]
     if len(points) < 6:
         return []
-    level = grey[tuple(points.T)]
+    level = gray[tuple(points.T)]
     tree = cKDTree(points)
     found, used = [], np.zeros(len(points), bool)
     for i, j in sorted(tree.query_pairs(16)):

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.utils import optional_import
 
-from monai_usfm.transforms.beam import BeamGeometry
-from monai_usfm.transforms.effect import RandEffect, RandEffectd, Range, blend, check_range, checked
+from monai_usfm.physics.beam import BeamGeometry
+from monai_usfm.transforms.dictionary import NUMPY, dictionary_form
+from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_range, checked, needs
 
-pywt, _ = optional_import("pywt")
-exposure, _ = optional_import("skimage", name="exposure")
+pywt, _has_pywt = optional_import("pywt")
+exposure, _has_skimage = optional_import("skimage", name="exposure")
 
 __all__ = [
     "RandCLAHE",
@@ -113,7 +113,7 @@ def clahe(
     fov: torch.Tensor | None = None,
     geometry: BeamGeometry | None = None,
 ) -> torch.Tensor:
-    """Contrast-limited adaptive histogram equalisation by scikit-image, in 2D and 3D.
+    """Contrast-limited adaptive histogram equalization by scikit-image, in 2D and 3D.
 
     Pizer et al. 1987, https://doi.org/10.1016/S0734-189X(87)80186-X.
 
@@ -139,10 +139,10 @@ def clahe(
     out = np.empty(image.shape, dtype=np.float64)
     for channel, pixels in enumerate(image.detach().double().clamp(0, 1).cpu().numpy()):
         low, high = pixels.min(), pixels.max()
-        if low == high:  # nothing to equalise
+        if low == high:  # nothing to equalize
             out[channel] = pixels
             continue
-        # the axis of one keeps scikit-image from taking a volume with 3 or 4 columns for a colour picture
+        # the axis of one keeps scikit-image from taking a volume with 3 or 4 columns for a color picture
         equalized = exposure.equalize_adapthist(pixels[..., None], (*kernel, 1), clip_limit / bins, bins)
         out[channel] = equalized[..., 0]
     return blend(img, image, torch.as_tensor(out, dtype=image.dtype, device=image.device), fov, geometry)
@@ -192,14 +192,17 @@ class RandWaveletDenoise(RandEffect):
         levels: number of levels that are thresholded.
     """
 
+    backend = NUMPY
+
     def __init__(
         self,
         prob: float = 0.1,
-        alpha: Range = (2.5, 3.5),
+        alpha: float | Range = (2.5, 3.5),
         wavelets: Sequence[str] = ("db2", "db5"),
         levels: int = 2,
     ) -> None:
         super().__init__(prob)
+        needs(_has_pywt, "RandWaveletDenoise", "PyWavelets")
         if not wavelets or levels < 1:
             raise ValueError(f"wavelets and levels must not be empty or 0, got {tuple(wavelets)} and {levels}.")
         self.alpha, self.wavelets, self.levels = check_range("alpha", alpha, above=0), tuple(wavelets), levels
@@ -211,26 +214,11 @@ class RandWaveletDenoise(RandEffect):
         return wavelet_denoise(img, **self.params, levels=self.levels, fov=fov, geometry=geometry)
 
 
-class RandWaveletDenoised(RandEffectd):
-    """Dictionary form of :class:`RandWaveletDenoise`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        alpha: Range = (2.5, 3.5),
-        wavelets: Sequence[str] = ("db2", "db5"),
-        levels: int = 2,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandWaveletDenoise(prob, alpha, wavelets, levels)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandWaveletDenoised = dictionary_form(RandWaveletDenoise, RandEffectForm)
 
 
 class RandCLAHE(RandEffect):
-    """Equalise with a random clip limit; see :func:`clahe`.
+    """Equalize with a random clip limit; see :func:`clahe`.
 
     VanBerlo et al. 2025, https://arxiv.org/abs/2504.07904, draw limits of 5 to 10, which turn fully developed speckle
     almost black and white; the default here is what scanners show.
@@ -241,8 +229,13 @@ class RandCLAHE(RandEffect):
         tiles: number of tiles along each axis.
     """
 
-    def __init__(self, prob: float = 0.1, clip_limit: Range = (1.5, 4.0), tiles: int | Sequence[int] = 6) -> None:
+    backend = NUMPY
+
+    def __init__(
+        self, prob: float = 0.1, clip_limit: float | Range = (1.5, 4.0), tiles: int | Sequence[int] = 6
+    ) -> None:
         super().__init__(prob)
+        needs(_has_skimage, "RandCLAHE", "scikit-image")
         self.clip_limit, self.tiles = check_range("clip_limit", clip_limit, above=0), tiles
 
     def _draw(self, img: torch.Tensor) -> dict[str, Any]:
@@ -252,20 +245,7 @@ class RandCLAHE(RandEffect):
         return clahe(img, **self.params, tiles=self.tiles, fov=fov, geometry=geometry)
 
 
-class RandCLAHEd(RandEffectd):
-    """Dictionary form of :class:`RandCLAHE`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        clip_limit: Range = (1.5, 4.0),
-        tiles: int | Sequence[int] = 6,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, RandCLAHE(prob, clip_limit, tiles), fov_key, geometry_key, allow_missing_keys)
+RandCLAHEd = dictionary_form(RandCLAHE, RandEffectForm)
 
 
 class RandSaltAndPepper(RandEffect):
@@ -276,7 +256,7 @@ class RandSaltAndPepper(RandEffect):
         fraction: range from which the fractions of white and of black pixels are drawn, each alone; at most 0.5.
     """
 
-    def __init__(self, prob: float = 0.1, fraction: Range = (0.001, 0.005)) -> None:
+    def __init__(self, prob: float = 0.1, fraction: float | Range = (0.001, 0.005)) -> None:
         super().__init__(prob)
         self.fraction = check_range("fraction", fraction)
         if not 0 <= self.fraction[0] <= self.fraction[1] <= 0.5:
@@ -290,16 +270,4 @@ class RandSaltAndPepper(RandEffect):
         return salt_and_pepper(img, **self.params, fov=fov, geometry=geometry)
 
 
-class RandSaltAndPepperd(RandEffectd):
-    """Dictionary form of :class:`RandSaltAndPepper`; the keys must share a shape."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        fraction: Range = (0.001, 0.005),
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, RandSaltAndPepper(prob, fraction), fov_key, geometry_key, allow_missing_keys)
+RandSaltAndPepperd = dictionary_form(RandSaltAndPepper, RandEffectForm)

@@ -12,26 +12,20 @@ import math
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
 
+from monai_usfm.physics.beam import BeamGeometry, beam_coordinates, beam_grid, beams_of, sample_pixels
+from monai_usfm.physics.display import check_dynamic_range, from_power, to_power
+from monai_usfm.physics.speckle import speckle_intensity
 from monai_usfm.transforms.acquisition import apply_gain
-from monai_usfm.transforms.beam import BeamGeometry
+from monai_usfm.transforms.dictionary import dictionary_form
 from monai_usfm.transforms.effect import (
     RandEffect,
-    RandEffectd,
+    RandEffectForm,
     Range,
-    beam_coordinates,
-    beam_grid,
-    beams_of,
     blend,
-    check_dynamic_range,
     check_range,
     checked,
-    from_power,
-    sample_pixels,
-    to_power,
 )
-from monai_usfm.transforms.speckle import speckle_intensity
 
 __all__ = [
     "RandAcousticShadow",
@@ -196,9 +190,9 @@ class RandAcousticShadow(RandEffect):
     def __init__(
         self,
         prob: float = 0.1,
-        loss_db: Range = (6.0, 20.0),
-        start: Range = (0.0, 0.6),
-        width: Range = (0.05, 0.25),
+        loss_db: float | Range = (6.0, 20.0),
+        start: float | Range = (0.0, 0.6),
+        width: float | Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
     ) -> None:
         super().__init__(prob)
@@ -221,23 +215,7 @@ class RandAcousticShadow(RandEffect):
         return acoustic_shadow(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
 
 
-class RandAcousticShadowd(RandEffectd):
-    """Dictionary form of :class:`RandAcousticShadow`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        loss_db: Range = (6.0, 20.0),
-        start: Range = (0.0, 0.6),
-        width: Range = (0.05, 0.25),
-        dynamic_range_db: float | None = 60.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandAcousticShadow(prob, loss_db, start, width, dynamic_range_db)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandAcousticShadowd = dictionary_form(RandAcousticShadow, RandEffectForm)
 
 
 class RandPosteriorEnhancement(RandAcousticShadow):
@@ -252,32 +230,16 @@ class RandPosteriorEnhancement(RandAcousticShadow):
     def __init__(
         self,
         prob: float = 0.1,
-        gain_db: Range = (3.0, 9.0),
-        start: Range = (0.2, 0.6),
-        width: Range = (0.1, 0.3),
+        gain_db: float | Range = (3.0, 9.0),
+        start: float | Range = (0.2, 0.6),
+        width: float | Range = (0.1, 0.3),
         dynamic_range_db: float | None = 60.0,
     ) -> None:
         low, high = check_range("gain_db", gain_db)
         super().__init__(prob, (-high, -low), start, width, dynamic_range_db)
 
 
-class RandPosteriorEnhancementd(RandEffectd):
-    """Dictionary form of :class:`RandPosteriorEnhancement`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        gain_db: Range = (3.0, 9.0),
-        start: Range = (0.2, 0.6),
-        width: Range = (0.1, 0.3),
-        dynamic_range_db: float | None = 60.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandPosteriorEnhancement(prob, gain_db, start, width, dynamic_range_db)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandPosteriorEnhancementd = dictionary_form(RandPosteriorEnhancement, RandEffectForm)
 
 
 class RandReverberation(RandEffect):
@@ -294,8 +256,8 @@ class RandReverberation(RandEffect):
     def __init__(
         self,
         prob: float = 0.1,
-        spacing: Range = (0.1, 0.3),
-        loss_db: Range = (6.0, 15.0),
+        spacing: float | Range = (0.1, 0.3),
+        loss_db: float | Range = (6.0, 15.0),
         echoes: int = 3,
         dynamic_range_db: float | None = 60.0,
     ) -> None:
@@ -313,23 +275,7 @@ class RandReverberation(RandEffect):
         )
 
 
-class RandReverberationd(RandEffectd):
-    """Dictionary form of :class:`RandReverberation`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        spacing: Range = (0.1, 0.3),
-        loss_db: Range = (6.0, 15.0),
-        echoes: int = 3,
-        dynamic_range_db: float | None = 60.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandReverberation(prob, spacing, loss_db, echoes, dynamic_range_db)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandReverberationd = dictionary_form(RandReverberation, RandEffectForm)
 
 
 class RandHaze(RandEffect):
@@ -346,9 +292,9 @@ class RandHaze(RandEffect):
     def __init__(
         self,
         prob: float = 0.1,
-        level_db: Range = (-52.0, -40.0),
-        center: Range = (0.1, 0.6),
-        extent: Range = (0.05, 0.25),
+        level_db: float | Range = (-52.0, -40.0),
+        center: float | Range = (0.1, 0.6),
+        extent: float | Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
     ) -> None:
         super().__init__(prob)
@@ -372,20 +318,4 @@ class RandHaze(RandEffect):
         return add_haze(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
 
 
-class RandHazed(RandEffectd):
-    """Dictionary form of :class:`RandHaze`; the keys must share a shape."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        level_db: Range = (-52.0, -40.0),
-        center: Range = (0.1, 0.6),
-        extent: Range = (0.05, 0.25),
-        dynamic_range_db: float | None = 60.0,
-        fov_key: str | None = None,
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandHaze(prob, level_db, center, extent, dynamic_range_db)
-        super().__init__(keys, effect, fov_key, geometry_key, allow_missing_keys)
+RandHazed = dictionary_form(RandHaze, RandEffectForm)

@@ -1,406 +1,75 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Band-stop filtering: rings of the spectrum are removed, the rest of the image is kept.
-
-This is the frequency corruption of the spatial-frequency dual masking of USFM (Jiao et al. 2024,
-https://doi.org/10.1016/j.media.2024.103202), for 1D, 2D and 3D images. Three choices differ from the public code: the
-transform is a half-spectrum one, the result is the real signal with its sign (not its absolute value), and radii are
-fractions of the Nyquist frequency, so that a ring means the same at every image size.
-"""
+"""Band-stop filtering as transforms: rings of the spectrum are removed; see :mod:`monai_usfm.physics.spectrum`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any
+from collections.abc import Hashable, MutableMapping, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor, get_track_meta
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.config import NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import RandomizableTransform, Transform
+from monai.utils import convert_to_dst_type
 
-__all__ = [
-    "FourierBandStop",
-    "FourierBandStopd",
-    "RandFourierBandStop",
-    "RandFourierBandStopd",
-    "apply_band_stop",
-    "draw_rings",
-    "equal_rings",
-    "frequency_radius",
-    "random_ring_masks",
-    "ring_mask",
-    "usfm_rings",
-]
+from monai_usfm.physics.spectrum import (
+    Rings,
+    apply_band_stop,
+    check_center,
+    check_ratio,
+    check_rings,
+    draw_rings,
+    filter_spectrum,
+    look_up_rings,
+    ring_candidates,
+    ring_mask,
+    ring_samples,
+)
+from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
+from monai_usfm.transforms.effect import as_tensor
 
-Rings = Sequence[tuple[float, float]]
-
-# Radii are computed in float64; a sample that lies on the edge of a ring in exact arithmetic must fall on the same
-# side whatever the rounding. The gap between two different radii of one grid is above 1e-8 up to 8192 samples per axis.
-_EDGE = 1e-10
-_COUNT_MARGIN = 1e-5  # ratio * count may fall short of a whole number by rounding, as 0.29 * 100 does
-
-
-def frequency_radius(
-    spatial_shape: Sequence[int], *, spacing: Sequence[float] | None = None, device: torch.device | str | None = None
-) -> torch.Tensor:
-    """Distance of every sample of the half spectrum of ``torch.fft.rfftn`` (un-shifted) from the zero frequency.
-
-    Without ``spacing``, each axis counts in fractions of its own Nyquist frequency:
-    ``r = sqrt(sum((f_i / 0.5) ** 2))`` with ``f_i`` in cycles per sample. The corner of a 2D spectrum is at
-    ``sqrt(2)``. On a square image of ``S`` samples, ``r * S / 2`` is the distance in pixels of the centred spectrum.
-
-    With ``spacing``, frequencies are physical, ``f_i / spacing_i`` (cycles per mm), and 1 is the Nyquist frequency of
-    the coarsest axis, ``0.5 / max(spacing)``: rings are isotropic in the patient, and finer axes reach beyond 1.
-
-    Args:
-        spatial_shape: samples per axis, ``S``.
-        spacing: distance between samples per axis, in any one unit; ``None`` for relative frequencies.
-        device: where the result is to live.
-
-    Returns:
-        float64 tensor of shape ``(*S[:-1], S[-1] // 2 + 1)``, 0 at the zero frequency.
-
-    Raises:
-        ValueError: for an empty shape, an axis without samples, or a spacing that does not fit or is not positive.
-    """
-    shape = _check_shape(spatial_shape)
-    scale = np.ones(len(shape))
-    if spacing is not None:
-        step = np.asarray(spacing, dtype=float)
-        if step.shape != (len(shape),) or not np.all(np.isfinite(step) & (step > 0)):
-            raise ValueError(f"spacing must hold {len(shape)} positive numbers, one per spatial axis, got {spacing}.")
-        scale = step.max() / step
-    square = np.zeros(())
-    for axis, size in enumerate(shape):
-        frequency = np.fft.rfftfreq(size) if axis == len(shape) - 1 else np.fft.fftfreq(size)
-        square = square[..., None] + (2 * frequency * scale[axis]) ** 2
-    return torch.from_numpy(np.sqrt(square)).to(device)
-
-
-def ring_mask(
-    spatial_shape: Sequence[int],
-    rings: Rings,
-    *,
-    center_radius: float = 0.0,
-    spacing: Sequence[float] | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """What a set of rings leaves of the half spectrum: 0 where ``low < r <= high`` for a ring, 1 elsewhere.
-
-    Args:
-        spatial_shape: samples per axis, ``S``.
-        rings: ``(low, high)`` radii as of :func:`frequency_radius`; rings may touch or overlap, and with
-            ``low == high`` one is empty, as the first of the official layout can be.
-        center_radius: samples with ``r <= center_radius`` are kept whatever the rings say. The zero frequency (the mean
-            of the image) is always kept.
-        spacing: as in :func:`frequency_radius`.
-        device: where the result is to live.
-
-    Returns:
-        float32 tensor of shape ``(*S[:-1], S[-1] // 2 + 1)``.
-
-    Raises:
-        ValueError: for a ring that is not ``0 <= low <= high``, or a negative ``center_radius``.
-    """
-    rings = _check_rings(rings)
-    _check_center(center_radius)
-    radius = frequency_radius(spatial_shape, spacing=spacing, device=device)
-    stop = torch.zeros_like(radius, dtype=torch.bool)
-    for low, high in rings:
-        stop |= (radius > low + _EDGE) & (radius <= high + _EDGE)
-    stop &= radius > center_radius + _EDGE  # at least 0: keeps the zero frequency
-    return (~stop).to(torch.float32)
-
-
-def apply_band_stop(image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Multiply the spectrum of ``image`` by ``keep`` and transform back.
-
-    Args:
-        image: ``(..., *S)``; 1D, 2D or 3D. A volume needs a leading axis, ``(C, D, H, W)``: without one it cannot be
-            told from a batch of lines ``(B, C, L)``, and is taken for that.
-        keep: factors for the half spectrum: either ``(*half)`` with ``half = (*S[:-1], S[-1] // 2 + 1)``, one for all
-            leading axes of the image, or, with as many axes as a batch ``(B, C, *S)``, ``(B or 1, C or 1, *half)``.
-
-    Returns:
-        Real tensor of the shape of ``image`` with its sign kept, in its dtype if that is a floating one and else in
-        float32. Where ``keep`` is all 1 it is the image up to rounding.
-
-    Raises:
-        ValueError: when ``keep`` does not fit the image.
-    """
-    dims = keep.ndim if keep.ndim < image.ndim or image.ndim <= 2 else keep.ndim - 2
-    shape = tuple(image.shape[image.ndim - dims :]) if 0 < dims <= image.ndim else ()
-    half = (*shape[:-1], shape[-1] // 2 + 1) if shape else ()
-    if not shape or 0 in shape or tuple(keep.shape[keep.ndim - dims :]) != half:
-        raise ValueError(
-            f"keep {tuple(keep.shape)} does not fit image {tuple(image.shape)}: it must be (*half) or (B, C, *half), "
-            "half being the image's spatial shape with its last size S replaced by S // 2 + 1."
-        )
-    one_for_all = keep.ndim <= dims or keep.shape[keep.ndim - dims - 1] == 1
-    return _filter(image, dims, lambda spectrum: _multiply(spectrum, keep), one_for_all)
-
-
-def _filter(
-    image: torch.Tensor, dims: int, change: Callable[[torch.Tensor], torch.Tensor], channels_alike: bool = True
-) -> torch.Tensor:
-    """``change`` the half spectrum of ``image`` (..., *S) and transform back."""
-    channel = image.ndim - dims - 1
-    grey = channels_alike and channel >= 0 and image.shape[channel] > 1 and image.stride(channel) == 0
-    once = image.narrow(channel, 0, 1) if grey else image  # grey, expanded: transform it once
-    dtype = image.dtype if image.dtype.is_floating_point else torch.float32
-    work = once.to(torch.promote_types(dtype, torch.float32))  # no FFT in half precision on the CPU
-    axes = tuple(range(-dims, 0))
-    out = torch.fft.irfftn(change(torch.fft.rfftn(work, dim=axes)), s=image.shape[image.ndim - dims :], dim=axes)
-    return out.to(dtype).expand(image.shape) if grey else out.to(dtype)
-
-
-def _multiply(spectrum: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    return spectrum * keep if spectrum.requires_grad else spectrum.mul_(keep.to(spectrum.real.dtype))
-
-
-def equal_rings(num_rings: int, center_radius: float = 0.1) -> list[tuple[float, float]]:
-    """``num_rings`` touching rings of equal width from ``center_radius`` to 1, the Nyquist frequency.
-
-    Raises:
-        ValueError: unless ``num_rings >= 1`` and ``0 <= center_radius < 1``.
-    """
-    if int(num_rings) != num_rings or num_rings < 1:
-        raise ValueError(f"num_rings must be a positive integer, got {num_rings}.")
-    if not 0 <= center_radius < 1:
-        raise ValueError(f"center_radius must be in [0, 1) to leave room for rings, got {center_radius}.")
-    edges = np.linspace(center_radius, 1.0, int(num_rings) + 1).tolist()
-    return list(pairwise(edges))
-
-
-def usfm_rings(
-    image_size: int, base_bandwidth: float, increase_factor: float, max_increase: float, center_protect: float
-) -> list[tuple[float, float]]:
-    """Rings of the official USFM code, in pixels of the centred spectrum of a square image; none includes its ``low``.
-
-    The radii are ``center_protect, base_bandwidth`` and then ``r + min(int(r * increase_factor), max_increase)`` as
-    long as they fit in ``int(image_size / 2)``. Divide by ``image_size / 2`` for the fractions of Nyquist that the
-    transforms take. The five parameters of the weights that were released are not published; 224, 45, 0.7, 36, 15
-    give the rings drawn in the official figure.
-
-    Args:
-        image_size: pixels per side.
-        base_bandwidth: outer radius of the first ring (``BaseBW``).
-        increase_factor: growth of the radius from ring to ring (``IncreaseFactor``).
-        max_increase: largest growth in pixels (``MaxIncrease``).
-        center_protect: radius of the disc that is always kept (``CenterProtect``).
-
-    Returns:
-        ``[(low, high), ...]``, each ring being ``low < distance <= high``.
-
-    Raises:
-        ValueError: for values for which the official code never ends, amplifies part of the spectrum, removes the mean
-            of the image, or builds no ring.
-    """
-    values = (image_size, base_bandwidth, increase_factor, max_increase, center_protect)
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"all ring parameters must be finite, got {values}.")
-    limit = int(image_size / 2)
-    if center_protect < 0:
-        raise ValueError(f"center_protect must not be negative (the mean would be removed), got {center_protect}.")
-    if center_protect > base_bandwidth:
-        raise ValueError(
-            f"center_protect {center_protect} exceeds base_bandwidth {base_bandwidth}: the official code then "
-            "amplifies the frequencies between them. Lower center_protect."
-        )
-    if base_bandwidth > limit:
-        raise ValueError(f"base_bandwidth {base_bandwidth} exceeds half of image_size {image_size}: there is no ring.")
-    if min(int(base_bandwidth * increase_factor), max_increase) <= 0:
-        raise ValueError(
-            f"the radius never grows: int(base_bandwidth * increase_factor) = {int(base_bandwidth * increase_factor)} "
-            f"and max_increase = {max_increase} must both be positive (the official code hangs)."
-        )
-    radii = [center_protect, base_bandwidth]
-    while (radius := radii[-1] + min(int(radii[-1] * increase_factor), max_increase)) <= limit:
-        radii.append(radius)
-    return list(pairwise(radii))
-
-
-def draw_rings(
-    random_state: np.random.RandomState, rings: Rings, stop_ratio: float | tuple[float, float] = 0.5
-) -> list[tuple[float, float]]:
-    """Choose the rings to stop: ``floor(ratio * len(rings))`` of them, at least one, every subset equally likely.
-
-    Args:
-        random_state: source of the draw.
-        rings: the candidates.
-        stop_ratio: share of the rings to stop, in (0, 1]; a pair ``(low, high)`` draws it uniformly.
-
-    Returns:
-        The chosen rings, in the order of ``rings``.
-    """
-    low, high = _check_ratio(stop_ratio)
-    ratio = low if low == high else random_state.uniform(low, high)
-    chosen = random_state.permutation(len(rings))[: _count(ratio, len(rings))]
-    return [rings[index] for index in sorted(chosen)]
-
-
-def random_ring_masks(
-    batch: int,
-    spatial_shape: Sequence[int],
-    *,
-    num_rings: int = 8,
-    stop_ratio: float | tuple[float, float] = 0.5,
-    center_radius: float = 0.1,
-    rings: Rings | None = None,
-    spacing: Sequence[float] | None = None,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """One random set of rings per image of a batch, drawn and built on the device: what :func:`draw_rings` followed by
-    :func:`ring_mask` does for one image.
-
-    Args:
-        batch: number of images, ``B``.
-        spatial_shape: samples per axis, ``S``.
-        num_rings: number of rings of equal width between ``center_radius`` and 1.
-        stop_ratio: share of the rings that is removed, in (0, 1]; a pair draws it uniformly per image.
-        center_radius: radius of the disc that is always kept.
-        rings: candidates to draw from instead of ``num_rings`` equal ones; they must not overlap.
-        spacing: as in :func:`frequency_radius`.
-        generator: source of the draw, on ``device``; the global one if ``None``.
-        device: where the result is to live.
-
-    Returns:
-        float32 tensor of shape ``(B, 1, *S[:-1], S[-1] // 2 + 1)``, to be handed to :func:`apply_band_stop`.
-    """
-    low, high = _check_ratio(stop_ratio)
-    candidates = _candidates(rings, num_rings, center_radius)
-    count = len(candidates)
-    rank = torch.rand(batch, count, generator=generator, device=device).argsort(1).argsort(1)
-    ratio = low + (high - low) * torch.rand(batch, 1, generator=generator, device=device)
-    stopped = (ratio * count + _COUNT_MARGIN).floor().clamp(1, count)
-    return _look_up_rings(rank >= stopped, spatial_shape, candidates, center_radius, spacing)
-
-
-def _look_up_rings(
-    kept: torch.Tensor,
-    spatial_shape: Sequence[int],
-    rings: tuple[tuple[float, float], ...],
-    center_radius: float,
-    spacing: Sequence[float] | None,
-) -> torch.Tensor:
-    """``(B, number of rings) -> (B, 1, *half)``: spread one flag per ring over the half spectrum."""
-    shape = _check_shape(spatial_shape)
-    step = None if spacing is None else tuple(float(value) for value in spacing)
-    index = _ring_index(shape, rings, float(center_radius), step, kept.device)
-    table = F.pad(kept.float(), (1, 0), value=1.0)  # entry 0: what no ring can remove
-    return table.index_select(1, index).view(len(kept), 1, *shape[:-1], shape[-1] // 2 + 1)
-
-
-def _candidates(rings: Rings | None, num_rings: int, center_radius: float) -> tuple[tuple[float, float], ...]:
-    _check_center(center_radius)
-    candidates = tuple(_check_rings(equal_rings(num_rings, center_radius) if rings is None else rings))
-    if not candidates:
-        raise ValueError("rings must hold at least one (low, high) pair.")
-    for before, after in pairwise(sorted(candidates)):
-        if after[0] < before[1] - _EDGE:
-            raise ValueError(f"rings to draw from must not overlap, got {before} and {after}.")
-    return candidates
-
-
-@lru_cache(maxsize=32)
-def _ring_index(
-    shape: tuple[int, ...],
-    rings: tuple[tuple[float, float], ...],
-    center_radius: float,
-    spacing: tuple[float, ...] | None,
-    device: torch.device,
-) -> torch.Tensor:
-    """Number of the ring of every sample of the half spectrum, flat; 0 where no ring can remove it."""
-    radius = frequency_radius(shape, spacing=spacing)
-    index = torch.zeros(radius.shape, dtype=torch.int32)
-    for number, (low, high) in enumerate(rings, start=1):
-        index[(radius > low + _EDGE) & (radius <= high + _EDGE)] = number
-    index[radius <= center_radius + _EDGE] = 0
-    return index.flatten().to(device)
-
-
-@lru_cache(maxsize=8)
-def _ring_samples(
-    shape: tuple[int, ...],
-    rings: tuple[tuple[float, float], ...],
-    center_radius: float,
-    spacing: tuple[float, ...] | None,
-    device: torch.device,
-) -> dict[tuple[float, float], torch.Tensor]:
-    """Which samples of the half spectrum, flat, each ring removes."""
-    index = _ring_index(shape, rings, center_radius, spacing, device)
-    return {ring: (index == number).nonzero().flatten() for number, ring in enumerate(rings, start=1)}
-
-
-def _count(ratio: float, total: int) -> int:
-    return min(total, max(1, math.floor(ratio * total + _COUNT_MARGIN)))
-
-
-def _check_shape(spatial_shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in spatial_shape)
-    if not shape or min(shape) < 1:
-        raise ValueError(
-            f"spatial_shape must hold at least one size, all of them positive, got {tuple(spatial_shape)}."
-        )
-    return shape
-
-
-def _check_rings(rings: Rings) -> list[tuple[float, float]]:
-    pairs = [(float(low), float(high)) for low, high in rings]
-    for low, high in pairs:
-        if not 0 <= low <= high:
-            raise ValueError(f"a ring must be (low, high) with 0 <= low <= high, got ({low}, {high}).")
-    return pairs
-
-
-def _check_center(center_radius: float) -> None:
-    if not center_radius >= 0:
-        raise ValueError(f"center_radius must not be negative, got {center_radius}.")
-
-
-def _check_ratio(stop_ratio: float | tuple[float, float]) -> tuple[float, float]:
-    low, high = (stop_ratio, stop_ratio) if isinstance(stop_ratio, (int, float)) else stop_ratio
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"stop_ratio must be in (0, 1], or a pair (low, high) in it, got {stop_ratio}.")
-    return float(low), float(high)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+__all__ = ["FourierBandStop", "FourierBandStopd", "RandFourierBandStop", "RandFourierBandStopd"]
 
 
 class FourierBandStop(Transform):
     """Remove rings of the spectrum of an image, the same ones every time.
 
-    The mean of the image is kept, so are the sign and the scale: nothing is clamped, and an image in [0, 1] may leave
-    that range a little. After a call, ``keep`` holds the factors that the half spectrum was multiplied by.
+    The mean of the image is kept, so are the sign and the scale. An image in [0, 1] may leave that range a little;
+    transforms that ask for it, such as ``RandGain``, then need ``clip=True``. After a call, ``keep`` holds the
+    factors that the half spectrum was multiplied by.
 
     Args:
         rings: ``(low, high)`` radii in fractions of the Nyquist frequency: ``low < r <= high`` is removed. Divide what
             :func:`usfm_rings` returns by half the image size.
         center_radius: ``r <= center_radius`` is kept whatever the rings say.
         spacing: distance between samples per axis, to count physical frequency (see :func:`frequency_radius`).
+        clip: clamp the result to [0, 1], which brings back a little of the removed frequencies.
 
     Raises:
         ValueError: for a ring that is not ``0 <= low <= high``; when called, for an image that is empty, not finite or
             not ``(C, *S)`` with 1 to 3 spatial axes.
     """
 
-    def __init__(self, rings: Rings, center_radius: float = 0.0, spacing: Sequence[float] | None = None) -> None:
-        _check_center(center_radius)
-        self.rings, self.center_radius, self.spacing = _check_rings(rings), center_radius, spacing
+    backend = TORCH
+
+    def __init__(
+        self,
+        rings: Rings,
+        center_radius: float = 0.0,
+        spacing: Sequence[float] | None = None,
+        clip: bool = False,
+    ) -> None:
+        check_center(center_radius)
+        self.clip = clip
+        self.rings, self.center_radius, self.spacing = check_rings(rings), center_radius, spacing
         self.keep: torch.Tensor | None = None
         self._made_for: tuple[tuple[int, ...], torch.device] | None = None
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Apply to ``img`` (C, *S); integers become float32."""
-        image = _as_tensor(img)
+        image = as_tensor(img)
         plain = image.as_subclass(torch.Tensor)
         _check_image(plain)
         made_for = (tuple(plain.shape[1:]), plain.device)
@@ -410,7 +79,8 @@ class FourierBandStop(Transform):
                 made_for[0], self.rings, center_radius=self.center_radius, spacing=self.spacing, device=made_for[1]
             )
         keep = self.keep
-        out = _filter(plain, plain.ndim - 1, lambda spectrum: _multiply(spectrum, keep))
+        out = apply_band_stop(plain, keep)
+        out = out.clamp(0, 1) if self.clip else out
         return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
 
 
@@ -428,10 +98,13 @@ class RandFourierBandStop(RandomizableTransform):
         center_radius: radius of the disc that is always kept, in fractions of the Nyquist frequency.
         rings: candidates in place of the equal ones, disjoint ``(low, high)`` pairs.
         spacing: distance between samples per axis, to count physical frequency (see :func:`frequency_radius`).
+        clip: clamp the result to [0, 1], which brings back a little of the removed frequencies.
 
     Raises:
         ValueError: for values out of range or rings that overlap; when called, as :class:`FourierBandStop`.
     """
+
+    backend = TORCH
 
     def __init__(
         self,
@@ -441,10 +114,12 @@ class RandFourierBandStop(RandomizableTransform):
         center_radius: float = 0.1,
         rings: Rings | None = None,
         spacing: Sequence[float] | None = None,
+        clip: bool = False,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
-        _check_ratio(stop_ratio)
-        self.candidates = _candidates(rings, num_rings, center_radius)
+        self.clip = clip
+        check_ratio(stop_ratio)
+        self.candidates = ring_candidates(rings, num_rings, center_radius)
         self.stop_ratio, self.center_radius, self.spacing = stop_ratio, center_radius, spacing
         self.rings: list[tuple[float, float]] = []
         self._seen: tuple[tuple[int, ...], torch.device] | None = None
@@ -456,7 +131,7 @@ class RandFourierBandStop(RandomizableTransform):
             return None
         shape, device = self._seen
         kept = torch.tensor([[ring not in self.rings for ring in self.candidates]], device=device)
-        return _look_up_rings(kept, shape, self.candidates, self.center_radius, self.spacing)[0]
+        return look_up_rings(kept, shape, self.candidates, self.center_radius, self.spacing)[0]
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to act, and which rings to remove."""
@@ -467,14 +142,14 @@ class RandFourierBandStop(RandomizableTransform):
         """Apply to ``img`` (C, *S); integers become float32. ``randomize=False`` repeats the last draw."""
         if randomize:
             self.randomize()
-        image = _as_tensor(img)
+        image = as_tensor(img)
         plain = image.as_subclass(torch.Tensor)
         self._seen = (tuple(plain.shape[1:]), plain.device)
+        _check_image(plain)
         if not self._do_transform:
             return image if plain.dtype.is_floating_point else image.to(torch.float32)
-        _check_image(plain)
         step = None if self.spacing is None else tuple(float(value) for value in self.spacing)
-        samples = _ring_samples(self._seen[0], self.candidates, float(self.center_radius), step, plain.device)
+        samples = ring_samples(self._seen[0], self.candidates, float(self.center_radius), step, plain.device)
 
         def stop(spectrum: torch.Tensor) -> torch.Tensor:
             flat = spectrum.flatten(1)
@@ -482,90 +157,25 @@ class RandFourierBandStop(RandomizableTransform):
                 flat.index_fill_(1, samples[ring], 0)
             return flat.view_as(spectrum)
 
-        out = _filter(plain, plain.ndim - 1, stop)
+        out = filter_spectrum(plain, plain.ndim - 1, stop)
+        out = out.clamp(0, 1) if self.clip else out
         return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
 
 
-class FourierBandStopd(MapTransform):
-    """Dictionary form of :class:`FourierBandStop`.
+class _BandForm(DictionaryForm):
+    options: ClassVar = {
+        "keep_band": (False, "store the factors of the half spectrum, ``(1, *half)``, as ``{key}_band``.")
+    }
+    keep_band: bool
 
-    Args:
-        keys: images.
-        rings: ``(low, high)`` radii in fractions of the Nyquist frequency.
-        center_radius: radius of the disc that is always kept.
-        spacing: distance between samples per axis, to count physical frequency.
-        allow_missing_keys: do not raise when a key is absent.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        rings: Rings,
-        center_radius: float = 0.0,
-        spacing: Sequence[float] | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        self.band_stop = FourierBandStop(rings, center_radius, spacing)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.band_stop(d[key])
-        return d
+    def store(self, d: MutableMapping[Hashable, Any], key: Hashable, result: Any) -> None:
+        d[key] = result
+        if self.keep_band:
+            d[f"{key}_band"] = self.transform.keep  # type: ignore[attr-defined]
 
 
-class RandFourierBandStopd(Randomizable, MapTransform):
-    """Dictionary form of :class:`RandFourierBandStop`. One draw serves every key.
-
-    Args:
-        keys: images.
-        prob: see :class:`RandFourierBandStop`, as the next five.
-        num_rings: number of candidate rings.
-        stop_ratio: share of them to remove.
-        center_radius: radius of the disc that is always kept.
-        rings: candidates in place of equal ones.
-        spacing: distance between samples per axis, to count physical frequency.
-        keep_band: store the factors of the half spectrum, ``(1, *half)``, as ``{key}_band``.
-        allow_missing_keys: do not raise when a key is absent.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        num_rings: int = 8,
-        stop_ratio: float | tuple[float, float] = 0.5,
-        center_radius: float = 0.1,
-        rings: Rings | None = None,
-        spacing: Sequence[float] | None = None,
-        keep_band: bool = False,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        self.band_stop = RandFourierBandStop(prob, num_rings, stop_ratio, center_radius, rings, spacing)
-        self.keep_band = keep_band
-
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandFourierBandStopd:
-        super().set_random_state(seed, state)
-        self.band_stop.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        self.band_stop.randomize()
-        for key in self.key_iterator(d):
-            d[key] = self.band_stop(d[key], randomize=False)
-            if self.keep_band:
-                d[f"{key}_band"] = self.band_stop.keep
-        return d
-
-
-def _as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
-    """A tensor as it is, with or without metadata; anything else as MONAI converts it."""
-    return img if isinstance(img, torch.Tensor) else convert_to_tensor(img, track_meta=get_track_meta())
+FourierBandStopd = dictionary_form(FourierBandStop)
+RandFourierBandStopd = dictionary_form(RandFourierBandStop, _BandForm)
 
 
 def _check_image(image: torch.Tensor) -> None:

@@ -19,10 +19,10 @@ class BatchAugmentation:
 
     Used as ``prepare_batch`` of a MONAI trainer: without ``label_key`` it makes the (image, target) pair of
     self-supervised learning, both the same augmented image; with it, labels that are images follow the geometry by
-    nearest neighbour, and other labels (a class per image) are passed on.
+    nearest neighbor, and other labels (a class per image) are passed on.
 
     Per image, a crop of a random share and aspect ratio is resized to ``spatial_size`` after a rotation about the
-    crop's centre, mirrored along the last axis with probability ``flip``, and its values are raised to a random power.
+    crop's center, mirrored along the last axis with probability ``flip``, and its values are raised to a random power.
     With probability ``shrink_prob`` the whole image is made smaller instead of being cropped, each axis by a factor
     of its own, and set somewhere on black: as a deeper scan or a screen with wide margins shows it.
     Draws come from PyTorch's global generator of the device. 2D and 3D: in 3D the rotation is in the plane of the last
@@ -39,7 +39,7 @@ class BatchAugmentation:
         shrink: largest factor by which a side of the image is shrunk.
         key: item of the batch that is the image.
         label_key: item of the batch that is the label: ``(B, C, *S)``, or one value or vector per image.
-        continuous_label: resample the label like an image (for enhancement), instead of by nearest neighbour.
+        continuous_label: resample the label like an image (for enhancement), instead of by nearest neighbor.
 
     Raises:
         ValueError: for ranges that are empty or out of bounds.
@@ -114,7 +114,7 @@ class BatchAugmentation:
         if self.shrink_prob > 0:
             shrunk = torch.rand(batch, 1, device=device) < self.shrink_prob
             extent = torch.where(shrunk, self.shrink ** torch.rand(batch, dims, device=device), extent)
-        centre = (1 - extent) * (2 * torch.rand(batch, dims, device=device) - 1)
+        center = (1 - extent) * (2 * torch.rand(batch, dims, device=device) - 1)
         angle = torch.deg2rad(uniform(-self.rotate, self.rotate))
         mirror = 1.0 - 2.0 * (torch.rand(batch, device=device) < self.flip).float()
         theta = torch.zeros(batch, dims, dims + 1, device=device)
@@ -126,9 +126,9 @@ class BatchAugmentation:
         theta[:, 1, 1] = extent[:, 1] * angle.cos()
         for axis in range(2, dims):
             theta[:, axis, axis] = extent[:, axis]
-        theta[:, :, -1] = centre
+        theta[:, :, -1] = center
         grid = F.affine_grid(theta, [batch, 1, *size], align_corners=False)
-        # Half a pixel of the edge lies beyond the centres of its pixels: it repeats them, and only what is farther out
+        # Half a pixel of the edge lies beyond the centers of its pixels: it repeats them, and only what is farther out
         # is black; with zero padding a crop at the edge would get a dark line there.
         inside = (grid.abs() <= 1).all(dim=-1).unsqueeze(1)
         out = inside * F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
-from monai.transforms import CropForeground, CropForegroundd, MapTransform, Transform
+from monai.transforms import CropForeground, CropForegroundd, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
+
+from monai_usfm.transforms.dictionary import NUMPY, DictionaryForm, dictionary_form
 
 __all__ = ["CropFieldOfView", "CropFieldOfViewd", "FieldOfView", "FieldOfViewd"]
 
@@ -21,7 +24,7 @@ class FieldOfView(Transform):
     """Mask of the insonified part of an image: ``(C, *S) -> (1, *S)``, bool, 2D or 3D.
 
     The screen around a scan is dark and flat, tissue is not. The image is thresholded just above its darkest blocks;
-    what remains is closed (speckle zeros), opened (text, rulers, grey bars), reduced to its largest connected part
+    what remains is closed (speckle zeros), opened (text, rulers, gray bars), reduced to its largest connected part
     (other windows, logos), and its holes (cysts, vessels) are filled. The sizes of closing and opening grow with the
     image, so that the result does not depend on its resolution.
 
@@ -33,13 +36,13 @@ class FieldOfView(Transform):
     ``FitBeam()(image).mask(shape)`` follows the geometry instead and includes them.
 
     Args:
-        threshold: grey level above which a pixel is tissue, as a fraction of the image range; estimated if ``None``.
+        threshold: gray level above which a pixel is tissue, as a fraction of the image range; estimated if ``None``.
 
     Raises:
         ValueError: if ``threshold`` is not in [0, 1), or the image is not ``(C, H, W)`` or ``(C, D, H, W)``.
     """
 
-    backend = CropForeground.backend
+    backend = NUMPY
 
     def __init__(self, threshold: float | None = None) -> None:
         if threshold is not None and not 0 <= threshold < 1:
@@ -50,38 +53,25 @@ class FieldOfView(Transform):
         image = convert_to_tensor(img, track_meta=get_track_meta())
         if image.ndim not in (3, 4) or image.numel() == 0:
             raise ValueError(f"the image must be (C, H, W) or (C, D, H, W) and not empty, got {tuple(image.shape)}.")
-        mask = field_of_view(_grey(image), self.threshold)
+        mask = field_of_view(_gray(image), self.threshold)
         return convert_to_dst_type(mask[None], dst=image[:1], dtype=torch.bool)[0]
 
 
-class FieldOfViewd(MapTransform):
-    """Dictionary form of :class:`FieldOfView`; the mask of ``key`` is stored under ``{key}_{postfix}``.
+class StoredForm(DictionaryForm):
+    """Base of dictionary forms that leave the key alone and store what was found beside it."""
 
-    Args:
-        keys: images to look at.
-        threshold: see :class:`FieldOfView`.
-        postfix: appended to the key, after an underscore.
-        allow_missing_keys: do not raise when a key is missing.
-    """
+    note = "What was found in ``key`` is stored under ``{key}_{postfix}``."
+    postfix: str
 
-    backend = FieldOfView.backend
+    def store(self, d: MutableMapping[Hashable, Any], key: Hashable, result: Any) -> None:
+        d[f"{key}_{self.postfix}"] = result
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        threshold: float | None = None,
-        postfix: str = "fov",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.field_of_view = FieldOfView(threshold)
-        self.postfix = postfix
 
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[f"{key}_{self.postfix}"] = self.field_of_view(d[key])
-        return d
+class _FieldOfViewForm(StoredForm):
+    options: ClassVar = {"postfix": ("fov", "appended to the key, after an underscore.")}
+
+
+FieldOfViewd = dictionary_form(FieldOfView, _FieldOfViewForm)
 
 
 class CropFieldOfView(CropForeground):
@@ -133,7 +123,7 @@ class CropFieldOfViewd(CropForegroundd):
         )
 
 
-def _grey(image: torch.Tensor) -> np.ndarray:
+def _gray(image: torch.Tensor) -> np.ndarray:
     """``(C, *S) -> (*S,)`` float32 in [0, 1]: the brightest of the rescaled channels; NaN where not finite."""
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
     values = plain.detach().to(torch.float32).cpu().numpy()
@@ -146,19 +136,19 @@ def _grey(image: torch.Tensor) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         scaled = (values / 2 - low.reshape(shape) / 2) / np.where(span > 0, span, 1).reshape(shape)
     scaled[~finite] = -np.inf
-    grey = scaled.max(axis=0)
-    grey[np.isinf(grey)] = np.nan
-    return grey
+    gray = scaled.max(axis=0)
+    gray[np.isinf(gray)] = np.nan
+    return gray
 
 
-def field_of_view(grey: np.ndarray, threshold: float | None = None) -> np.ndarray:
-    """Field of view of a grey image ``(*S,)`` in [0, 1] as a bool array; the work of :class:`FieldOfView`."""
-    outside = np.isnan(grey)
-    tissue = grey > (_background_level(grey) if threshold is None else threshold)
+def field_of_view(gray: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """Field of view of a gray image ``(*S,)`` in [0, 1] as a bool array; the work of :class:`FieldOfView`."""
+    outside = np.isnan(gray)
+    tissue = gray > (_background_level(gray) if threshold is None else threshold)
     if not tissue.any() or (tissue | outside).all():  # no screen to be told apart, or nothing but screen
         return ~outside if not outside.all() else np.ones_like(tissue)
 
-    # closing would join a word or a grey bar a few pixels off the sector; where the sector is one piece without it,
+    # closing would join a word or a gray bar a few pixels off the sector; where the sector is one piece without it,
     # which speckle and shadows may prevent, nothing has to be joined
     mask, whole = _solid(_largest(tissue)), _solid(tissue)
     if mask.sum() < 0.98 * whole.sum():
@@ -178,12 +168,12 @@ def _solid(tissue: np.ndarray) -> np.ndarray:
     return _fill(_closing(_fill(mask), 0.04))
 
 
-def _background_level(grey: np.ndarray) -> float:
+def _background_level(gray: np.ndarray) -> float:
     """Grey level just above the empty screen, from the darkest blocks of the image."""
-    block = tuple(min(8, n) for n in grey.shape)
-    cut = grey[tuple(slice(0, n // b * b) for n, b in zip(grey.shape, block, strict=True))]
+    block = tuple(min(8, n) for n in gray.shape)
+    cut = gray[tuple(slice(0, n // b * b) for n, b in zip(gray.shape, block, strict=True))]
     split = [v for n, b in zip(cut.shape, block, strict=True) for v in (n // b, b)]
-    order = list(range(0, 2 * grey.ndim, 2)) + list(range(1, 2 * grey.ndim, 2))
+    order = list(range(0, 2 * gray.ndim, 2)) + list(range(1, 2 * gray.ndim, 2))
     blocks = np.nan_to_num(cut.reshape(split).transpose(order).reshape(-1, int(np.prod(block))))
     means = blocks.mean(axis=1)
     darkest = blocks[means <= np.quantile(means, 0.02)]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
 from monai.utils.misc import ImageMetaKey
+
+from monai_usfm.transforms.dictionary import TORCH
 
 __all__ = ["LabelIndices", "LabelIndicesd", "is_jpeg_label"]
 
@@ -28,8 +31,13 @@ def _file_name(label: torch.Tensor) -> str:
 class LabelIndices(Transform):
     """Map the values of a label image to class indices 0 .. K - 1, and refuse any other value.
 
+    Values within a thousandth of an integer are that integer, as resampling and scaled NIfTI leave them.
+
     JPEG does not keep values: such a label (by the file name in its metadata) takes the nearest class, if the classes
-    are at least 32 grey levels apart and nine pixels of ten lie within a quarter of that distance of one.
+    are at least 32 gray levels apart and nine pixels of ten lie within a quarter of that distance of one. A mask of
+    zeros and ones alone is taken as it is.
+
+    A file with other values than background of which no pixel is left for a class gives a warning.
 
     Args:
         num_classes: K, background included.
@@ -41,6 +49,8 @@ class LabelIndices(Transform):
             that does not tell its classes apart.
     """
 
+    backend = TORCH
+
     def __init__(self, num_classes: int, values: Sequence[int] | None = None) -> None:
         if values is not None and (len(values) != num_classes or len(set(values)) != num_classes):
             raise ValueError(f"label_values must be {num_classes} different values, one per class, got {list(values)}.")
@@ -50,10 +60,16 @@ class LabelIndices(Transform):
     def __call__(self, label: torch.Tensor) -> torch.Tensor:
         """``(1, *S) -> (1, *S)`` uint8 class indices."""
         label = convert_to_tensor(label, track_meta=True)
-        values = self.values
+        if label.is_floating_point():
+            whole = label.round()
+            label = torch.where((label - whole).abs() <= 1e-3, whole, label)
+        values, stored = self.values, label
         if is_jpeg_label(label):
-            values = values or ([0, 255] if self.num_classes == 2 else list(range(self.num_classes)))
-            label = self._nearest(label, values)
+            bits = self.num_classes == 2 and values is None and bool((label <= 1).all())
+            values = (
+                [0, 1] if bits else values or ([0, 255] if self.num_classes == 2 else list(range(self.num_classes)))
+            )
+            label = label if bits else self._nearest(label, values)
         found = label.unique().tolist()
         if values is None:
             binary_mask = self.num_classes == 2 and 255 in found and set(found) <= {0, 255}
@@ -69,6 +85,12 @@ class LabelIndices(Transform):
         index = torch.zeros_like(label, dtype=torch.uint8)
         for number, value in enumerate(values):
             index[label == value] = number
+        if not index.any() and bool((stored != values[0]).any()):
+            warnings.warn(
+                f"{_file_name(stored) or 'a label'}: has values up to {float(stored.max()):g}, but no pixel of a class "
+                "other than background; set label_values to the file values of the classes.",
+                stacklevel=2,
+            )
         return index
 
     def _nearest(self, label: torch.Tensor, values: list[int]) -> torch.Tensor:
@@ -76,7 +98,10 @@ class LabelIndices(Transform):
         step = float(levels.diff().min())
         middles = (levels[1:] + levels[:-1]) / 2
         nearest = levels[torch.bucketize(label.float(), middles)]
-        near = float(((label - nearest).abs() <= step / 4).float().mean())
+        if not (nearest != values[0]).any() and (label != values[0]).any():
+            near = 0.0  # nothing reaches a class: another scale, such as 0 and 1, which JPEG does not keep
+        else:
+            near = float(((label - nearest).abs() <= step / 4).float().mean())
         if step < 32 or near < 0.9:
             raise ValueError(
                 f"{_file_name(label)}: JPEG does not keep the values of a label map, and this one does not tell the "
@@ -95,6 +120,8 @@ class LabelIndicesd(MapTransform):
         image_key: image whose spatial shape the label must have; None checks nothing.
         allow_missing_keys: see :class:`monai.transforms.MapTransform`.
     """
+
+    backend = TORCH
 
     def __init__(
         self,

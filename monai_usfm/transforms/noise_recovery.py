@@ -13,8 +13,8 @@ import torch
 from monai.networks.layers.convutils import gaussian_1d
 from monai.networks.layers.simplelayers import separable_filtering
 
+from monai_usfm.physics.speckle import add_speckle, speckle_intensity
 from monai_usfm.transforms.batch import BatchAugmentation
-from monai_usfm.transforms.speckle import add_speckle, speckle_intensity
 
 __all__ = ["NoiseRecovery", "gaussian_blur"]
 
@@ -41,9 +41,9 @@ class NoiseRecovery:
 
     Per image are drawn: a Gaussian blur, then fully developed speckle
     (:func:`~monai_usfm.transforms.speckle_intensity`) with a number of looks, one point-spread width per axis and a
-    strength, added in decibels. The speckle is centred: its mean in decibels, ``4.343 * (psi(L) - ln L)``, is taken
-    off, so that what is learnt is the texture and not a change of brightness. Black pixels stay exactly black, since no
-    echo can speckle: so does all that lies outside the field of view. Channels share one draw. Draws come from
+    strength, added in decibels. The speckle is centered: its mean in decibels, ``4.343 * (psi(L) - ln L)``, is taken
+    off, so that what is learned is the texture and not a change of brightness. Black pixels stay exactly black, since
+    no echo can speckle: so does all that lies outside the field of view. Channels share one draw. Draws come from
     PyTorch's global generators, which :class:`~monai_usfm.handlers.EpochSeed` seeds.
 
     Args:

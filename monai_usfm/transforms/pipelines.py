@@ -64,7 +64,7 @@ def semantics_preserving_pipeline(
     Args:
         keys: images ``(C, *S)`` in [0, 1], all of one field of view (one draw serves them).
         spatial_size: S of the images.
-        label_keys: masks that follow every change of geometry, by nearest neighbour.
+        label_keys: masks that follow every change of geometry, by nearest neighbor.
         fov_key: item with the field of view ``(1, *S)``, which follows too; found by ``FieldOfViewd`` if ``None``.
         geometry_key: item with the :class:`BeamGeometry` (``FitBeamd`` stores it), removed at the end because flips and
             rotations outdate it. Without it the probe changes take the image for a linear probe's, so they are left
@@ -133,7 +133,7 @@ def distilled_pipeline(
     Args:
         keys: images ``(C, *S)`` in [0, 1], all of one field of view.
         spatial_size: S of the result; crops are resized to it.
-        label_keys: masks that follow every change of geometry, by nearest neighbour.
+        label_keys: masks that follow every change of geometry, by nearest neighbor.
         fov_key: item with the field of view, which follows too; found by ``FieldOfViewd`` if ``None``.
         geometry_key: item with the :class:`BeamGeometry`, removed at the end.
         crop_scale: smallest side of a crop as a fraction of the image; 0.63 is 40 % of the area in 2D.

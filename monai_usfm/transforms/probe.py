@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What another depth setting or another probe would have shown: an image resampled from one beam geometry to another.
 
-All changes are one function, :func:`change_geometry`: each pixel of the new sector takes the grey level that the old
+All changes are one function, :func:`change_geometry`: each pixel of the new sector takes the gray level that the old
 one has at the same place along the same beam. Labels follow with ``mode="nearest"``, and both directions are
 invertible. Without a :class:`BeamGeometry` the image is taken for a linear probe that fills it.
 """
@@ -10,24 +10,19 @@ invertible. Without a :class:`BeamGeometry` the image is taken for a linear prob
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta, to_affine_nd
-from monai.transforms import (
-    InvertibleTransform,
-    MapTransform,
-    RandGaussianNoise,
-    Randomizable,
-    RandomizableTransform,
-)
-from monai.utils import TraceKeys, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+from monai.transforms import InvertibleTransform, RandomizableTransform
+from monai.utils import TraceKeys, convert_to_dst_type, convert_to_tensor
 
-from monai_usfm.transforms.beam import BeamGeometry
-from monai_usfm.transforms.effect import Range, beams_of, check_range, sample_pixels, stored_geometry
+from monai_usfm.physics.beam import BeamGeometry, beams_of, sample_pixels
+from monai_usfm.transforms.dictionary import TORCH, InvertibleForm, dictionary_form
+from monai_usfm.transforms.effect import Range, as_geometry, check_range
 
 __all__ = [
     "RandConvexityChange",
@@ -66,13 +61,9 @@ def change_geometry(
         raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}.")
     if source.spatial_dims != target.spatial_dims:
         raise ValueError(f"cannot resample from a {source.kind} to a {target.kind} geometry: 2D and 3D differ.")
-    if img.ndim not in (3, 4) or 0 in img.shape:
-        raise ValueError(f"an image must be (C, H, W) or (C, D, H, W) and not empty, got shape {tuple(img.shape)}.")
+    values = _values(img)
     beams_of(img, source)
     image = img.as_subclass(torch.Tensor)
-    values = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("the image contains NaN or infinity; clean it first, e.g. with torch.nan_to_num.")
     size = image.shape[-source.spatial_dims :]
     axes = [torch.arange(n, device=image.device, dtype=torch.float64) for n in size]
     beam = target.pixel_to_beam(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
@@ -80,12 +71,23 @@ def change_geometry(
     inside = ((beam >= -1e-6) & (beam <= 1 + 1e-6)).all(-1)
     if mode == "nearest":
         out = sample_pixels(values, pixel, mode)
-    else:  # a mean of the neighbours that lie in the old beams: the black around them must not darken the edge
+    else:  # a mean of the neighbors that lie in the old beams: the black around them must not darken the edge
         known = source.mask(size, image.device).to(values.dtype)
         share = sample_pixels(known, pixel, mode)[0]
         out = sample_pixels(values * known, pixel, mode) / share.clamp(min=1e-3)
     out = torch.where(inside, out, 0)
     return convert_to_dst_type(out, img, dtype=img.dtype)[0]
+
+
+def _values(img: torch.Tensor) -> torch.Tensor:
+    """The values of an image or label (C, *S) as floating numbers, or one error that says what is wrong with it."""
+    if img.ndim not in (3, 4) or 0 in img.shape:
+        raise ValueError(f"an image must be (C, H, W) or (C, D, H, W) and not empty, got shape {tuple(img.shape)}.")
+    image = img.as_subclass(torch.Tensor)
+    values = image if image.dtype in (torch.float32, torch.float64) else image.float()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("the image contains NaN or infinity; clean it first, e.g. with torch.nan_to_num.")
+    return values
 
 
 # ---------------------------------------------------------------------- other probes and settings
@@ -192,7 +194,7 @@ class RandGeometryChange(RandomizableTransform, InvertibleTransform):
     After a call ``geometry`` holds the beams of the result: the new ones, or the old ones if nothing was changed.
     """
 
-    backend = RandGaussianNoise.backend
+    backend = TORCH
 
     def __init__(self, prob: float) -> None:
         RandomizableTransform.__init__(self, prob)
@@ -214,15 +216,16 @@ class RandGeometryChange(RandomizableTransform, InvertibleTransform):
     def __call__(
         self,
         img: NdarrayOrTensor,
-        geometry: BeamGeometry | None = None,
+        geometry: BeamGeometry | Mapping[str, Any] | None = None,
         mode: str = "bilinear",
         randomize: bool = True,
     ) -> torch.Tensor:
         """Apply to ``img`` (C, *S) with the beams ``geometry``; ``mode="nearest"`` for labels."""
         image: torch.Tensor = convert_to_tensor(img, track_meta=get_track_meta())
+        _values(image)  # also where the draw leaves it alone
         if randomize:
             self.randomize()
-        self.geometry = geometry
+        self.geometry = geometry = as_geometry(geometry)
         if not self._do_transform:
             out, info, affine = convert_to_tensor(image, track_meta=get_track_meta()), {}, None
         else:
@@ -248,45 +251,18 @@ class RandGeometryChange(RandomizableTransform, InvertibleTransform):
         return out
 
 
-class RandGeometryChanged(Randomizable, MapTransform, InvertibleTransform):
+class RandGeometryForm(InvertibleForm):
     """Base of the dictionary forms: one draw serves all keys, each in its own ``mode``; the geometry item follows."""
 
-    backend = RandGaussianNoise.backend
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        effect: RandGeometryChange,
-        mode: str | Sequence[str] = "bilinear",
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        self.effect, self.geometry_key = effect, geometry_key
-        self.mode = ensure_tuple_rep(mode, len(self.keys))
-
-    def set_random_state(self, seed: int | None = None, state: Any = None) -> RandGeometryChanged:
-        """Seed the owned array transform."""
-        self.effect.set_random_state(seed, state)
-        return self
+    items = ("geometry",)
+    each: ClassVar = {"mode": "bilinear"}
+    geometry_key: str | None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Apply one draw to every key; ``geometry_key``, if given, then holds the new beams."""
-        d = dict(data)
-        geometry = stored_geometry(d, self.geometry_key)
-        first = True
-        for key, mode in self.key_iterator(d, self.mode):
-            d[key] = self.effect(d[key], geometry, mode, randomize=first)
-            first = False
-        if self.geometry_key is not None and not first:
-            d[self.geometry_key] = self.effect.geometry
-        return d
-
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Bring every key back to the beams it had."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.effect.inverse(d[key])
+        d = super().__call__(data)
+        if self.geometry_key is not None and any(key in d for key in self.keys):
+            d[self.geometry_key] = self.transform.geometry  # type: ignore[attr-defined]
         return d
 
 
@@ -312,7 +288,7 @@ class RandDepthZoom(RandGeometryChange):
         factor: range of new depth over old depth; below 1 zooms in.
     """
 
-    def __init__(self, prob: float = 0.1, factor: Range = (0.7, 1.1)) -> None:
+    def __init__(self, prob: float = 0.1, factor: float | Range = (0.7, 1.1)) -> None:
         super().__init__(prob)
         self.factor = check_range("factor", factor, above=0)
 
@@ -323,19 +299,7 @@ class RandDepthZoom(RandGeometryChange):
         return zoomed_geometry(geometry, **self.params)
 
 
-class RandDepthZoomd(RandGeometryChanged):
-    """Dictionary form of :class:`RandDepthZoom`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        factor: Range = (0.7, 1.1),
-        mode: str | Sequence[str] = "bilinear",
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, RandDepthZoom(prob, factor), mode, geometry_key, allow_missing_keys)
+RandDepthZoomd = dictionary_form(RandDepthZoom, RandGeometryForm)
 
 
 class RandProbeTypeChange(RandGeometryChange):
@@ -351,7 +315,7 @@ class RandProbeTypeChange(RandGeometryChange):
     """
 
     def __init__(
-        self, prob: float = 0.1, width_fraction: Range = (0.5, 1.0), radius_factor: Range = (1.01, 2.0)
+        self, prob: float = 0.1, width_fraction: float | Range = (0.5, 1.0), radius_factor: float | Range = (1.01, 2.0)
     ) -> None:
         super().__init__(prob)
         self.width_fraction = check_range("width_fraction", width_fraction, above=0)
@@ -373,21 +337,7 @@ class RandProbeTypeChange(RandGeometryChange):
         return geometry, straight_geometry(geometry, self.params["width_fraction"])
 
 
-class RandProbeTypeChanged(RandGeometryChanged):
-    """Dictionary form of :class:`RandProbeTypeChange`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        width_fraction: Range = (0.5, 1.0),
-        radius_factor: Range = (1.01, 2.0),
-        mode: str | Sequence[str] = "bilinear",
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        effect = RandProbeTypeChange(prob, width_fraction, radius_factor)
-        super().__init__(keys, effect, mode, geometry_key, allow_missing_keys)
+RandProbeTypeChanged = dictionary_form(RandProbeTypeChange, RandGeometryForm)
 
 
 class RandConvexityChange(RandGeometryChange):
@@ -402,7 +352,7 @@ class RandConvexityChange(RandGeometryChange):
         top_fraction: range of the ratio of the widths, 0 (a point) to below 1.
     """
 
-    def __init__(self, prob: float = 0.1, top_fraction: Range = (0.0, 0.75)) -> None:
+    def __init__(self, prob: float = 0.1, top_fraction: float | Range = (0.0, 0.75)) -> None:
         super().__init__(prob)
         self.top_fraction = check_range("top_fraction", top_fraction)
         if not 0 <= self.top_fraction[0] <= self.top_fraction[1] < 1:
@@ -417,16 +367,4 @@ class RandConvexityChange(RandGeometryChange):
         return geometry, curved_geometry(geometry, **self.params)
 
 
-class RandConvexityChanged(RandGeometryChanged):
-    """Dictionary form of :class:`RandConvexityChange`."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        top_fraction: Range = (0.0, 0.75),
-        mode: str | Sequence[str] = "bilinear",
-        geometry_key: str | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, RandConvexityChange(prob, top_fraction), mode, geometry_key, allow_missing_keys)
+RandConvexityChanged = dictionary_form(RandConvexityChange, RandGeometryForm)

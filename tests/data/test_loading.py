@@ -487,7 +487,7 @@ def test_both_forms_have_the_same_defaults():
     array = inspect.signature(LoadUltrasound.__init__).parameters
     dictionary = inspect.signature(LoadUltrasoundd.__init__).parameters
     assert {name: p.default for name, p in array.items()} == {
-        name: p.default for name, p in dictionary.items() if name not in ("keys", "allow_missing_keys")
+        name: p.default for name, p in dictionary.items() if name not in ("keys", "resample", "allow_missing_keys")
     }
 
 

@@ -117,7 +117,7 @@ def test_the_drawn_sliders_are_the_ones_applied():
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: RandGain(gain_db=(3.0, 1.0)), "gain_db must be a range"),
+        (lambda: RandGain(gain_db=(3.0, 1.0)), "gain_db must be a number or a range"),
         (lambda: RandDynamicRange(target_db=(0.0, 50.0)), "above 0"),
         (lambda: RandGain(dynamic_range_db=-60.0), "dynamic_range_db must be positive"),
         (lambda: RandTimeGain(sliders=1), "sliders"),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from monai_usfm.transforms.band_stop import (
+from monai_usfm.transforms import (
     FourierBandStop,
     FourierBandStopd,
     RandFourierBandStop,

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 import monai_usfm.transforms as transforms
+from monai_usfm.physics.beam import sample_pixels
+from monai_usfm.physics.display import from_power, to_power
 from monai_usfm.transforms import BeamGeometry
-from monai_usfm.transforms.effect import acting_region, depth_mm, from_power, sample_pixels, to_power
+from monai_usfm.transforms.effect import acting_region, depth_mm
 
 EFFECTS = [
     "RandGain",
@@ -105,8 +107,7 @@ def test_probability_is_the_share_of_images_that_change(name):
 @pytest.mark.parametrize("name", EFFECTS + PROBES)
 def test_dictionary_form_has_the_same_defaults_and_the_same_result(name):
     array, dictionary = getattr(transforms, name), getattr(transforms, name + "d")
-    mine = inspect.signature(array.__init__).parameters
-    theirs = inspect.signature(dictionary.__init__).parameters
+    mine, theirs = inspect.signature(array).parameters, inspect.signature(dictionary).parameters
     assert {k: p.default for k, p in mine.items()}.items() <= {k: p.default for k, p in theirs.items()}.items()
     image = sector()
     item = {"a": image, "b": image, "beam": CONVEX, "other": 3}

@@ -161,7 +161,7 @@ def test_dictionary_form_moves_labels_by_nearest_and_stores_the_new_beams():
     effect = RandProbeTypeChanged(["image", "label"], 1.0, mode=["bilinear", "nearest"], geometry_key="beam")
     effect.set_random_state(0)
     out = effect({"image": 0.5 * CONVEX.mask(SIZE).float(), "label": label, "beam": CONVEX})
-    assert out["beam"].kind == "linear" and out["beam"] == effect.effect.geometry
+    assert out["beam"].kind == "linear" and out["beam"] == effect.transform.geometry
     assert set(out["label"].unique().tolist()) == {0.0, 1.0}
     expected = change_geometry(label, CONVEX, out["beam"], "nearest")
     assert torch.equal(out["label"].as_tensor(), expected)

@@ -15,8 +15,8 @@ from monai_usfm.networks.blocks.position import TokenPositions
 from monai_usfm.networks.blocks.token_mask import TokenMask
 from monai_usfm.networks.blocks.transformer import TransformerBlock
 from monai_usfm.networks.nets.vit import UltrasoundViT
-from monai_usfm.transforms.band_stop import apply_band_stop, random_ring_masks
-from monai_usfm.transforms.speckle import add_speckle, speckle_intensity
+from monai_usfm.physics.speckle import add_speckle, speckle_intensity
+from monai_usfm.physics.spectrum import apply_band_stop, random_ring_masks
 
 __all__ = ["Corruption", "MaskedAutoencoder", "MaskedImageModel", "RandomBandStop"]
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from monai_usfm.simulation.organs.abdomen import kidney, liver
-from monai_usfm.simulation.organs.chest import heart
-from monai_usfm.simulation.organs.pelvis import fetal_head
-from monai_usfm.simulation.organs.superficial import breast, muscle, thyroid
+from monai_usfm.simulation.organs.abdomen import gallbladder, kidney, liver
+from monai_usfm.simulation.organs.chest import heart, lung
+from monai_usfm.simulation.organs.pelvis import bladder, fetal_head, prostate
+from monai_usfm.simulation.organs.superficial import breast, muscle, nerve, thyroid
 from monai_usfm.simulation.phantoms import Phantom
 
 __all__ = ["CLASS_NAMES", "ORGANS", "Organ", "build_phantom"]
@@ -60,6 +60,13 @@ ORGANS: dict[str, Organ] = {
     "fetal_head": Organ(fetal_head, (80, 150), ("convex",), ("normal ventricles", "wide ventricles"), "fetal head"),
     "kidney": Organ(kidney, (100, 135), ("convex",), ("normal collecting system", "hydronephrosis"), "kidney"),
     "muscle": Organ(muscle, (30, 70), ("linear",), ("normal muscle", "bright, fibrous muscle"), "aponeurosis"),
+    "nerve": Organ(nerve, (20, 45), ("linear",), ("normal nerve", "thick, dark nerve"), "nerve"),
+    "lung": Organ(lung, (50, 120), ("linear", "convex"), ("A-lines", "B-lines"), "pleura"),
+    "prostate": Organ(prostate, (45, 70), ("convex",), ("no nodule", "nodules"), "prostate"),
+    "gallbladder": Organ(
+        gallbladder, (75, 130), ("convex",), ("clear gallbladder", "stones, sludge or polyps"), "gallbladder"
+    ),
+    "bladder": Organ(bladder, (90, 150), ("convex",), ("clear bladder", "mass on the wall"), "bladder"),
 }
 
 CLASS_NAMES = {name: organ.classes for name, organ in ORGANS.items()}

@@ -84,3 +84,53 @@ def kidney(p: Phantom, altered: bool) -> None:
         urine = (pelvis < 1) & (rho < 0.9)
         p.paint(urine, "fluid", **FLUID)
     p.mark_target(kidney)
+
+
+def gallbladder(p: Phantom, altered: bool) -> None:
+    """A pear of bile in front of the liver's hilum; stones with their shadows, sludge or polyps if ``altered``."""
+    wall = abdominal_wall(p, p.uniform(5, 12), p.uniform(5, 9))
+    tissue = wall >= 0
+    p.paint(tissue, "liver", echo=0.7 * p.noise((4.0, 4.0, 4.0)) + 0.8 * p.noise((30.0, 30.0, 30.0)))
+    for _ in range(int(p.rng.integers(1, 4))):
+        root = (p.uniform(-0.7, 0.7) * p.width(0.5 * p.depth), p.uniform(0.3, 0.8) * p.depth, p.uniform(-6, 6))
+        tubes = branch(p, root, p.uniform(0, 2 * np.pi), 0.16 * p.depth, p.uniform(2.0, 4.5))
+        vessels(p, tubes, tissue, walled=p.rng.random() < 0.6)
+    long, short = p.uniform(18, 42), p.uniform(8, 19)
+    center = p.inside_view(p.uniform(0.35, 0.6), 0.8 * long)
+    angle = p.uniform(-1.2, 1.2)
+    rho = p.ellipse(center, (long, short, short), angle, [(1, p.uniform(0.1, 0.3)), (3, p.uniform(0, 0.06))])
+    lumen = (rho < 1) & tissue
+    thick = p.uniform(0.8, 2.0) * (p.uniform(1.0, 3.0) if altered else 1.0)
+    p.paint((rho < 1 + thick / short) & tissue, "liver", echo=p.uniform(2.0, 6.0))
+    p.paint(lumen, "gallbladder", **FLUID)
+    p.sheet((rho - 1) * short, 0.3 * thick, p.uniform(2.0, 8.0), 0.8, 1.0 * tissue)
+    gas = p.ellipse(
+        (center[0] + p.uniform(-1, 1) * long, center[1] + 1.6 * short + 12.0), (20.0, 9.0), 0, p.irregular(0.2)
+    )
+    if p.rng.random() < 0.5:  # bowel: a bright face, and a dirty shadow
+        p.paint((gas < 1) & (rho > 1.1), "airway", echo=-8.0 + 3.0 * p.noise((2.0, 3.0, 3.0)), attenuation=2.5)
+        p.sheet(
+            np.where(rho > 1.1, (gas - 1) * 9.0, 50.0),
+            0.5,
+            9.0,
+            1.2,
+            np.clip((center[1] + 1.6 * short - p.z) / 8, 0, 1),
+        )
+    if altered:
+        kind = p.rng.random()
+        if kind < 0.3:  # sludge settles
+            level = p.z - (center[1] + p.uniform(-0.1, 0.6) * short)
+            p.paint(lumen & (level > 0), echo=-14.0 + 2.0 * p.noise((2.0, 3.0, 3.0)))
+        for _ in range(int(p.rng.integers(1, 6)) if kind > 0.2 else 0):
+            size = p.uniform(0.12, 0.4) * short
+            spot, along = p.point(lumen & (rho < 0.85)), p.uniform(0.8, 1.4)
+            lowest = center[1] + 0.6 * short if kind < 0.8 else spot[1]  # stones lie, polyps hang
+            rim = p.ellipse((spot[0], max(spot[1], lowest - size)), (along * size, size), 0, p.irregular(0.06))
+            stone = (rim < 1) & lumen
+            if kind < 0.8:
+                p.paint(stone, "stone", echo=7.0, attenuation=9.0, impedance=0.8)
+            else:
+                p.paint(stone, "lesion", echo=p.uniform(-2.0, 6.0), attenuation=0.5)
+            p.instance(stone)
+    p.mark_target(lumen)
+    p.instance(lumen & (p.instances == 0))

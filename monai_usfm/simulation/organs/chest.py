@@ -70,3 +70,60 @@ def heart(p: Phantom, altered: bool) -> None:
     p.mark_target(p.structures == structure_code("left ventricle"))
     # A cine contracts towards the middle of the left ventricle.
     p.beat = (place(half * 0.6, 0.5 * length), scale * (half + wall), p.uniform(0.05, 0.09) if altered else 0.22)
+
+
+def lung(p: Phantom, altered: bool) -> None:
+    """Chest wall, ribs and the pleural line; below it A-lines, or B-lines and consolidations if ``altered``.
+
+    What is seen below the pleura is reverberation, not tissue: lines are painted where echoes would seem to come from.
+    """
+    below_skin = p.skin(p.uniform(1.0, 2.5))
+    pleura_depth = p.uniform(0.12, 0.35) * p.depth
+    pleura = p.surface(pleura_depth, 0.015 * p.depth, 40.0) - np.float32(p.uniform(-0.12, 0.12)) * p.x
+    pleura = np.broadcast_to(pleura, p.shape)
+    wall = (below_skin > 0) & (pleura < 0)
+    streak = p.fibers(wall, p.uniform(0.8, 1.6), p.uniform(10, 20), p.uniform(-0.2, 0.2))
+    p.paint(wall, "muscle", echo=p.uniform(-8.0, -1.0) + 4.0 * streak, attenuation=0.6)
+    for _ in range(int(p.rng.integers(1, 4))):
+        p.sheet(p.surface(p.uniform(0.3, 0.9) * pleura_depth, 0.5, 20.0), 0.25, p.uniform(0.0, 7.0))
+    inside = pleura >= 0
+    fade = np.clip((p.z - pleura_depth) / (p.depth - pleura_depth), 0, 1)
+    veil = p.uniform(-22.0, -10.0) - p.uniform(4.0, 18.0) * fade + 2.0 * p.noise((3.0, 6.0, 6.0))
+    p.paint(inside, "lung", echo=np.broadcast_to(veil, p.shape).astype(np.float32), attenuation=0.5)
+    beam = p.beam_position()  # lateral position between the outer beams, -1 to 1
+    lines = int(p.rng.integers(0, 2)) if altered else int(p.rng.integers(1, 5))
+    for number in range(1, lines + 1):
+        level = p.uniform(2.0, 6.0) - 5.0 * number
+        seen = np.clip(p.noise((p.depth, 0.3 * p.depth, 30.0)) + 0.5, 0, 1)
+        p.sheet(pleura - number * pleura_depth, 0.4, level, 0.5 / number, seen)
+    if altered:
+        for _ in range(int(p.rng.integers(1, 7))):
+            width, at = p.uniform(0.015, 0.12), p.uniform(-0.9, 0.9)
+            column = np.exp(-np.square((beam - at) / width)) * inside
+            ripple = 1.0 + 0.3 * p.noise((2.0, 60.0, 60.0))
+            bright = (p.uniform(0.0, 9.0) - p.uniform(2.0, 10.0) * fade) * ripple
+            p.echo += (column * np.maximum(bright - p.echo, 0)).astype(np.float32)
+        if p.rng.random() < 0.4:  # a consolidation under the pleura
+            size = p.uniform(0.03, 0.1) * p.depth
+            spot = p.ellipse((p.uniform(-0.6, 0.6) * p.width(pleura_depth), pleura_depth), (1.4 * size, size), 0)
+            patch = (spot < 1) & inside
+            p.paint(patch, "lesion", echo=p.uniform(-12.0, -4.0) + 2.0 * p.noise((1.5, 2.0, 2.0)))
+            p.instance(patch)
+    half = p.uniform(0.006, 0.014) * p.depth
+    thick = half * (p.uniform(1.0, 2.0) if altered else 1.0)
+    broken = np.clip(1.2 + (0.9 if altered else 0.3) * p.noise((20.0, 6.0, 6.0)), 0, 1)
+    p.sheet(pleura, thick, p.uniform(8.0, 14.0), 1.5, broken)
+    line = np.abs(pleura) < max(thick, 0.8 * p.spacing)
+    p.paint(line, "pleura")
+    for side in (-1.0, 1.0):
+        if p.rng.random() < 0.6:  # a rib takes what lies behind it
+            top = pleura_depth * p.uniform(0.55, 0.9)
+            center = (side * p.uniform(0.45, 1.0) * p.width(top), top)
+            size = p.uniform(0.025, 0.06) * p.depth
+            rho = p.ellipse(center, (size * p.uniform(1.2, 2.0), size, 60.0), 0.3 * side)
+            p.paint(rho < 1, "bone", echo=-12.0, attenuation=9.0)
+            p.sheet((rho - 1) * size, 0.3, 9.0, 1.3, np.clip((center[1] - p.z) / size + 0.3, 0, 1))
+            reach = 1.3 * size / max(p.width(top), 1.0)
+            line = line & ~((np.abs(beam - center[0] / p.width(top)) < reach) & (p.z > center[1]))
+    p.mark_target(line & (p.structures == structure_code("pleura")))
+    p.instance(p.target > 0)

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from monai_usfm.simulation.organs.lesions import lesions
 from monai_usfm.simulation.organs.tissue import FLUID, abdominal_wall
-from monai_usfm.simulation.phantoms import Phantom
+from monai_usfm.simulation.phantoms import Phantom, structure_code
 
 
 def fetal_head(p: Phantom, altered: bool) -> None:
@@ -115,3 +116,68 @@ def fetal_head(p: Phantom, altered: bool) -> None:
         p.sheet((cavum - 1) * 0.06 * half_short, 0.3, 0.0, 0.5)
     p.mark_target(head < 1)
     p.instance((head < 1) & (p.instances == 0))
+
+
+def prostate(p: Phantom, altered: bool) -> None:
+    """The prostate from the rectum: capsule, inner gland and peripheral zone; nodules if ``altered``."""
+    wall = p.surface(p.uniform(0.04, 0.12) * p.depth, 0.01 * p.depth, 25.0)
+    p.paint(wall < 0, "muscle", echo=p.uniform(-6.0, 6.0) + 3.0 * p.noise((0.8, 12.0, 12.0)), attenuation=0.5)
+    grain = 2.0 * p.noise((1.5, 5.0, 5.0)) + 3.0 * p.noise((5.0, 12.0, 12.0))
+    p.paint(wall >= 0, "fat", echo=p.uniform(-6.0, 3.0) + grain)
+    p.sheet(wall, 0.3, 6.0, 0.8)
+    half_wide = p.uniform(0.35, 0.6) * p.width(0.5 * p.depth)
+    half_tall = min(half_wide * p.uniform(0.55, 0.85), 0.4 * p.depth)
+    center = (p.uniform(-0.1, 0.1) * p.depth, max(p.uniform(0.35, 0.5) * p.depth, 1.1 * half_tall + 0.1 * p.depth))
+    tilt = p.uniform(-0.15, 0.15)
+    rho = p.ellipse(center, (half_wide, half_tall, half_wide), tilt, [(2, 0.03), (3, p.uniform(0, 0.06))])
+    gland = (rho < 1) & (wall >= 0)
+    zone = p.uniform(-5.0, 1.0)
+    p.paint(gland, "prostate", echo=zone + 1.2 * p.noise((1.5, 2.0, 2.0)), attenuation=0.55, impedance=0.15)
+    at = (center[0], center[1] + 0.2 * half_tall)
+    inner = p.ellipse(at, (p.uniform(0.5, 0.8) * half_wide, 0.72 * half_tall, 0.7 * half_wide), tilt, p.irregular(0.06))
+    mixed = zone - p.uniform(1.0, 6.0) + 2.5 * p.noise((2.0, 3.0, 3.0)) + 2.0 * p.noise((5.0, 6.0, 6.0))
+    p.paint((inner < 1) & gland, echo=mixed)
+    p.sheet(np.where(gland, (inner - 1) * half_tall, 50.0), 0.3, zone - p.uniform(0, 6), 0.3)
+    if p.rng.random() < 0.5:
+        urethra = p.ellipse((center[0], at[1]), (0.05 * half_wide, 0.12 * half_tall, 60.0), tilt)
+        p.paint((urethra < 1) & gland, "fluid", **FLUID)
+    p.sheet((rho - 1) * half_tall, 0.3, p.uniform(-2.0, 7.0), 0.7, 1.0 * (wall >= 0))
+    if altered:
+        lesions(p, True, 0.0, p.depth, within=gland, core=gland & (rho < 0.85), median=0.012, largest=0.06)
+        p.target[:] = 0
+    p.mark_target(gland)
+    p.instance(gland & (p.instances == 0))
+
+
+def bladder(p: Phantom, altered: bool) -> None:
+    """The bladder through the abdominal wall, of any filling; a mass on its wall if ``altered``."""
+    wall = abdominal_wall(p, p.uniform(5, 14), p.uniform(4, 9))
+    grain = 2.5 * p.noise((4.0, 9.0, 9.0)) + 2.5 * p.noise((10.0, 20.0, 20.0))
+    tissue = p.uniform(-8.0, 1.0)
+    p.paint(wall >= 0, "background", echo=tissue + grain)
+    half_wide = p.uniform(0.35, 0.95) * p.width(0.5 * p.depth)
+    half_tall = min(half_wide * p.uniform(0.45, 0.9), 0.33 * p.depth)
+    center = (p.uniform(-0.1, 0.1) * p.depth, half_tall + p.uniform(0.2, 0.32) * p.depth)
+    ripples = [(2, p.uniform(0, 0.06)), (3, p.uniform(0, 0.08)), (4, p.uniform(0, 0.05))]
+    rho = p.ellipse(center, (half_wide, half_tall, half_wide), p.uniform(-0.2, 0.2), ripples)
+    thick = p.uniform(2.0, 6.0) / half_tall
+    p.paint((rho < 1 + thick) & (wall >= 0), "muscle", echo=tissue + p.uniform(-4.0, 4.0), attenuation=0.5)
+    lumen = (rho < 1) & (wall >= 0)
+    p.paint(lumen, "bladder", **FLUID)
+    p.sheet((rho - 1) * half_tall, 0.4, p.uniform(0.0, 7.0), 0.9, 1.0 * (wall >= 0))
+    if p.rng.random() < 0.6:  # prostate or uterus behind it
+        size = p.uniform(0.1, 0.2) * p.depth
+        at = (center[0] + p.uniform(-0.3, 0.3) * half_wide, center[1] + half_tall + 0.9 * size)
+        below = p.ellipse(at, (1.4 * size, size, size), p.uniform(-0.3, 0.3), p.irregular(0.05))
+        p.paint((below < 1) & (rho > 1 + thick), echo=tissue - 2.0 + 1.5 * p.noise((3.0, 3.0, 3.0)))
+        p.sheet(np.where(rho > 1 + thick, (below - 1) * size, 50.0), 0.4, tissue + 5.0, 0.5)
+    if altered and not p.healthy:
+        turn = p.uniform(0.1, 0.9) * np.pi
+        edge = (center[0] + 0.85 * half_wide * np.cos(turn), center[1] + 0.85 * half_tall * np.sin(turn))
+        size = p.uniform(0.15, 0.45) * half_tall
+        mass = p.ellipse(edge, (size, size * p.uniform(0.6, 1.0)), 0, p.irregular(0.15))
+        grown = (mass < 1) & (rho < 1 + thick) & (wall >= 0)
+        p.paint(grown, "lesion", echo=tissue + p.uniform(-3.0, 5.0) + 1.5 * p.noise((2.0, 2.0, 2.0)), attenuation=0.6)
+        p.instance(grown)
+    p.mark_target(p.structures == structure_code("bladder"))
+    p.instance(p.structures == structure_code("bladder"))

@@ -138,7 +138,7 @@ def thyroid(p: Phantom, altered: bool) -> None:
     p.paint((below_skin > 0) & (strap < 0), "fat", echo=-7.0 + 1.5 * p.noise((1.0, 5.0, 5.0)))
     p.paint(strap >= 0, "muscle", echo=-9.0 + 4.0 * p.stripes(0.7), attenuation=0.6)
     p.sheet(strap, 0.15, 4.0)
-    # The trachea lies beside the middle, one lobe is centred; the other one is cut by the border of the view.
+    # The trachea lies beside the middle, one lobe is centered; the other one is cut by the border of the view.
     trachea_x, trachea_z = -side * p.uniform(0.35, 0.55) * p.width(15.0), p.uniform(14.0, 18.0)
     trachea_radius = p.uniform(7.0, 9.0)
     lobe_radii = (p.uniform(7.5, 10.0), p.uniform(6.5, 9.0), 20.0)
@@ -172,3 +172,43 @@ def thyroid(p: Phantom, altered: bool) -> None:
     spine = p.surface(trachea_z + trachea_radius + p.uniform(6.0, 9.0), 1.0, 18.0)
     p.paint(spine > 0, "bone", echo=-12.0, attenuation=6.0)
     p.sheet(spine, 0.3, 9.0, 1.2)
+
+
+def nerve(p: Phantom, altered: bool) -> None:
+    """A nerve across the image plane, a honeycomb beside artery and vein; thick and dark if ``altered``."""
+    below_skin = p.skin(p.uniform(0.8, 1.8))
+    fascia = p.surface(p.uniform(0.1, 0.25) * p.depth, 0.02 * p.depth, 15.0)
+    _fat(p, (below_skin > 0) & (fascia < 0), p.uniform(-14.0, -7.0))
+    deep = fascia >= 0
+    streak = p.fibers(deep, p.uniform(0.6, 1.2), p.uniform(5, 15), p.uniform(-0.3, 0.3))
+    p.paint(deep, "muscle", echo=p.uniform(-14.0, -7.0) + 3.0 * streak, attenuation=0.6)
+    p.sheet(fascia, 0.2, p.uniform(2.0, 9.0))
+    for _ in range(int(p.rng.integers(1, 4))):  # intermuscular septa
+        p.sheet(p.surface(p.uniform(0.3, 0.9) * p.depth, 0.04 * p.depth, 12.0), 0.2, p.uniform(-2.0, 6.0))
+    if p.rng.random() < 0.4:
+        bone = p.surface(p.uniform(0.7, 1.0) * p.depth, 0.04 * p.depth, 12.0)
+        p.paint(bone > 0, "bone", echo=-14.0, attenuation=6.0)
+        p.sheet(bone, 0.3, 10.0, 1.3)
+    size = p.uniform(0.05, 0.12) * p.depth * (1.4 if altered else 1.0)
+    center = p.inside_view(p.uniform(0.3, 0.65), 2 * size)
+    aspect = p.uniform(1.0, 2.2)
+    side = float(p.rng.choice([-1.0, 1.0]))
+    for number in range(int(p.rng.integers(0, 4))):  # artery, then veins
+        radius = size * p.uniform(0.5, 1.3)
+        away = side * (size * np.sqrt(aspect) + radius * p.uniform(1.1, 1.8)) * (1 if number < 2 else -1)
+        flat = 1.0 if number == 0 else p.uniform(0.4, 0.9)
+        at = (center[0] + away, center[1] + p.uniform(-0.8, 0.8) * size + (1.6 * radius if number == 1 else 0.0))
+        rho = p.ellipse(at, (radius, flat * radius, 200.0), p.uniform(-0.3, 0.3))
+        p.paint(rho < 1, "vessel", **BLOOD)
+        p.instance(rho < 1)
+        p.sheet((rho - 1) * radius, 0.15, p.uniform(-2.0, 5.0), 0.9 if number == 0 else 0.4)
+    radii = (size * np.sqrt(aspect), size / np.sqrt(aspect), 60.0)
+    rho = p.ellipse(center, radii, p.uniform(-0.5, 0.5), p.irregular(0.08))
+    inside = rho < 1
+    rim = p.uniform(0.0, 7.0) - (4.0 if altered else 0.0)
+    grain = p.uniform(0.25, 0.5) * size
+    holes = np.clip(p.noise((grain, grain, 20.0)) + 0.3, 0, 1)  # fascicles are dark in a bright sheath
+    p.paint(inside, "nerve", echo=rim - p.uniform(6.0, 14.0) * holes, attenuation=0.6, impedance=0.2)
+    p.sheet((rho - 1) * size, 0.15, rim + 2.0, 0.6)
+    p.mark_target(inside)
+    p.instance(inside)

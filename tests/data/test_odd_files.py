@@ -1,0 +1,327 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that look ordinary and were once read wrongly without a word; expected values are literals."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image, TiffImagePlugin
+
+from monai_usfm.data import (
+    LoadUltrasound,
+    LoadUltrasoundd,
+    UnreadableImageError,
+    dataset_full_scale,
+    unreadable_reason,
+)
+from monai_usfm.data.formats import MAX_PIXELS
+from monai_usfm.transforms import LabelIndices
+
+GRAY = (np.arange(48 * 64).reshape(48, 64) // 13 % 256).astype(np.uint8)
+MASK = np.zeros((48, 64), np.uint8)
+MASK[4:20, 10:50] = 1
+PAIR = LoadUltrasoundd(["image", "label"], scale=("auto", None))
+
+
+def values(path: Path, **options) -> np.ndarray:
+    return LoadUltrasound(dtype=torch.uint8, **options)(path).numpy()[0]
+
+
+def label(path: Path) -> np.ndarray:
+    return LoadUltrasound(scale=None)(path).numpy()[0]
+
+
+# more than one image in a file
+
+
+def test_a_phones_jpeg_gives_its_primary_image(tmp_path):
+    small = Image.fromarray(np.full((12, 16), 200, np.uint8))
+    Image.fromarray(GRAY).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[small], quality=98)
+    img = LoadUltrasound()(tmp_path / "a.jpg")
+    assert img.meta["num_frames"] == 1
+    np.testing.assert_allclose(img.numpy()[0] * 255, GRAY, atol=6)
+
+
+def test_a_tiff_with_a_preview_is_a_still(tmp_path):
+    reduced = TiffImagePlugin.ImageFileDirectory_v2()
+    reduced[254] = 1
+    preview = Image.fromarray(GRAY[::4, ::4])
+    preview.encoderinfo = {"tiffinfo": reduced}
+    Image.fromarray(GRAY).save(tmp_path / "a.tif", save_all=True, append_images=[preview])
+    assert np.array_equal(values(tmp_path / "a.tif"), GRAY)
+
+
+# EXIF
+
+
+def turned(path: Path, array: np.ndarray, turn: int, **options) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(array).save(path, exif=exif, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
+def test_every_container_is_turned_by_exif(tmp_path, name):
+    options = {"a.jpg": {"quality": 98}, "a.webp": {"lossless": True}}.get(name, {})
+    found = values(turned(tmp_path / name, np.rot90(GRAY).copy(), 6, **options))
+    np.testing.assert_allclose(found.astype(int), GRAY, atol=6 if name == "a.jpg" else 0)
+
+
+@pytest.mark.parametrize("turn", [2, 3, 4])
+def test_a_mask_of_stored_pixels_beside_a_turned_image_is_refused(tmp_path, turn):
+    turned(tmp_path / "a.jpg", GRAY, turn)
+    Image.fromarray(MASK).save(tmp_path / "mask.png")
+    with pytest.raises(UnreadableImageError, match=rf"mask\.png: has EXIF orientation 1, but .*a\.jpg {turn}"):
+        PAIR({"image": str(tmp_path / "a.jpg"), "label": str(tmp_path / "mask.png")})
+
+
+def test_a_mask_that_was_drawn_upright_is_taken(tmp_path):
+    turned(tmp_path / "a.jpg", np.rot90(GRAY).copy(), 6)  # 64 x 48 stored, 48 x 64 seen
+    Image.fromarray(MASK).save(tmp_path / "mask.png")
+    item = PAIR({"image": str(tmp_path / "a.jpg"), "label": str(tmp_path / "mask.png")})
+    assert np.array_equal(item["label"].numpy()[0], MASK)
+
+
+# masks
+
+
+def test_a_mask_in_the_opacity_is_found(tmp_path):
+    for color in (255, 0):
+        Image.fromarray(np.dstack([np.full((48, 64, 3), color, np.uint8), MASK * 255])).save(tmp_path / "a.png")
+        assert np.array_equal(label(tmp_path / "a.png"), MASK * 255)
+
+
+def test_a_mask_on_transparent_ground_is_its_color(tmp_path):
+    Image.fromarray(np.dstack([MASK * 255] * 4)).save(tmp_path / "a.png")
+    assert np.array_equal(label(tmp_path / "a.png"), MASK * 255)
+
+
+def test_a_mask_whose_colors_and_opacity_differ_is_refused(tmp_path):
+    Image.fromarray(np.dstack([MASK * 255] * 3 + [GRAY])).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match="both its colors and its opacity vary"):
+        label(tmp_path / "a.png")
+
+
+def test_a_black_and_white_palette_with_white_first_is_no_inverted_mask(tmp_path):
+    img = Image.fromarray(1 - MASK, mode="P")
+    img.putpalette([255, 255, 255, 0, 0, 0])
+    img.save(tmp_path / "a.png", bits=1)
+    found = LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "a.png"))
+    assert np.array_equal(found.numpy()[0], MASK)
+
+
+def test_zeros_and_ones_as_jpeg_are_a_mask(tmp_path):
+    Image.fromarray(MASK).save(tmp_path / "a.jpg", quality=95)
+    found = LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "a.jpg")).numpy()[0]
+    assert (found != MASK).mean() < 0.02 and found.any()
+
+
+@pytest.mark.parametrize("scale", [3, 20])
+def test_a_jpeg_mask_of_another_scale_is_no_empty_label(tmp_path, scale):
+    Image.fromarray(MASK * scale).save(tmp_path / "a.jpg", quality=95)
+    with pytest.raises(ValueError, match=r"a\.jpg: JPEG does not keep the values"):
+        LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "a.jpg"))
+
+
+def test_nearly_whole_labels_are_whole(tmp_path):
+    array = np.where(MASK, np.float32(0.99999994), np.float32(1e-7))
+    array[0, 0] = 1.0000001
+    nib.save(nib.Nifti1Image(array.T, np.eye(4)), tmp_path / "a.nii")
+    found = LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "a.nii")).numpy()[0]
+    assert found.sum() == MASK.sum() + 1
+    with pytest.raises(ValueError, match="stand for no class"):
+        LabelIndices(2)(torch.tensor([[[0.0, 0.4, 1.0]]]))
+
+
+# places
+
+
+def placed(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    """An array with axes (x, y, z) and its matrix in RAS."""
+    if path.name.endswith((".nii", ".nii.gz")):
+        nib.save(nib.Nifti1Image(array, affine), path)
+        return path
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    img = itk.image_from_array(np.ascontiguousarray(array.T))
+    img.SetSpacing(spacing.tolist())
+    img.SetOrigin(lps[:3, 3].tolist())
+    img.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
+    itk.imwrite(img, str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "mha", "nii.gz"])
+@pytest.mark.parametrize("origin", [(0, 0, 0), (5, -7, 3)])
+def test_a_label_stored_backwards_is_refused_or_resampled_in_every_type(tmp_path, kind, origin):
+    image = np.random.default_rng(0).integers(0, 255, (6, 7, 5)).astype(np.uint8)
+    mask = (image > 128).astype(np.uint8)
+    affine = np.diag([0.5, 0.4, 1.0, 1.0])
+    affine[:3, 3] = origin
+    back = affine.copy()
+    back[:3, 0], back[:3, 3] = -affine[:3, 0], affine[:3, 3] + affine[:3, 0] * 5
+    item = {
+        "image": str(placed(tmp_path / "image.nii", image, affine)),
+        "label": str(placed(tmp_path / f"label.{kind}", mask[::-1].copy(), back)),
+    }
+    load = LoadUltrasoundd(["image", "label"], 3, scale=("auto", None))
+    with pytest.raises(UnreadableImageError, match=r"label\..*lies up to .* mm from the grid of .*image\.nii"):
+        load(item)
+    fixed = LoadUltrasoundd(["image", "label"], 3, scale=("auto", None), resample=True)(item)
+    assert np.array_equal(fixed["label"].numpy()[0], mask.T)
+    # the same place, the same order
+    item["label"] = str(placed(tmp_path / f"same.{kind}", mask, affine))
+    assert np.array_equal(load(item)["label"].numpy()[0], mask.T)
+
+
+def test_another_size_is_resampled_where_both_say_where_they_lie(tmp_path):
+    image, mask = np.zeros((8, 8, 8), np.uint8), np.zeros((4, 4, 4), np.uint8)
+    mask[2:] = 1
+    coarse = np.diag([2.0, 2, 2, 1])
+    coarse[:3, 3] = 0.5
+    item = {
+        "image": str(placed(tmp_path / "a.nii", image, np.eye(4))),
+        "label": str(placed(tmp_path / "b.nii", mask, coarse)),
+    }
+    found = LoadUltrasoundd(["image", "label"], 3, scale=("auto", None), resample=True)(item)["label"].numpy()[0]
+    assert found.shape == (8, 8, 8) and not found[..., :4].any() and found[..., 5:].all()
+
+
+# axes of NRRD
+
+
+def nrrd_file(path: Path, array: np.ndarray, **fields) -> Path:
+    """``array`` with the slowest axis first."""
+    kind = {"uint8": "uchar", "uint16": "ushort"}[array.dtype.name]
+    lines = ["NRRD0005", f"type: {kind}", f"dimension: {array.ndim}", f"sizes: {' '.join(map(str, array.shape[::-1]))}"]
+    lines += [f"{name.replace('_', ' ')}: {value}" for name, value in fields.items()]
+    path.write_bytes("\n".join([*lines, "endian: little", "encoding: raw", "", ""]).encode() + array.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("kind", ["list", "time", "vector"])
+def test_frames_of_nrrd_are_not_taken_for_colors(tmp_path, count, kind):
+    cine = np.random.default_rng(0).integers(0, 255, (count, 6, 8), dtype=np.uint8)
+    path = nrrd_file(tmp_path / "a.nrrd", np.ascontiguousarray(np.moveaxis(cine, 0, -1)), kinds=f"{kind} domain domain")
+    found = LoadUltrasound(3, dtype=torch.uint8)(path)
+    assert np.array_equal(found.numpy()[0], cine)
+    assert np.array_equal(values(path, frame=1), cine[1])
+    path = nrrd_file(tmp_path / "b.nrrd", cine, kinds=f"domain domain {kind}")
+    assert np.array_equal(values(path, frame=1), cine[1])
+
+
+def test_colors_of_nrrd_are_colors(tmp_path):
+    color = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    path = nrrd_file(tmp_path / "a.nrrd", color, kinds="RGB-color domain domain")
+    np.testing.assert_allclose(values(path), color @ [0.299, 0.587, 0.114], atol=0.51)
+
+
+def test_a_first_axis_of_three_of_which_nothing_is_said_holds_frames(tmp_path):
+    cine = np.random.default_rng(0).integers(0, 255, (3, 6, 8), dtype=np.uint8)
+    path = nrrd_file(tmp_path / "a.nrrd", np.ascontiguousarray(np.moveaxis(cine, 0, -1)))
+    assert np.array_equal(values(path, frame=2), cine[2])
+
+
+# gray scale
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_one_pixel_beyond_eight_bits_does_not_darken_the_image(tmp_path, dtype):
+    array = GRAY.astype(dtype)
+    found = []
+    for top in (255, 256):
+        array[0, 0] = top
+        nib.save(nib.Nifti1Image(array.T, np.eye(4)), tmp_path / f"{top}.nii")
+        found.append(LoadUltrasound()(tmp_path / f"{top}.nii").numpy())
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+def test_a_data_set_has_one_scale(tmp_path):
+    files = []
+    for number, top in enumerate((200, 3000)):
+        array = np.linspace(0, top, 48 * 64).reshape(48, 64).astype(np.uint16)
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+        files.append(tmp_path / f"{number}.png")
+    scale = dataset_full_scale(files)
+    assert scale == 4095
+    item = LoadUltrasoundd("image")({"image": str(files[0]), "full_scale": scale})
+    assert item["image"].max().item() == pytest.approx(200 / 4095)
+    Image.fromarray(GRAY).save(tmp_path / "eight.png")
+    assert dataset_full_scale([tmp_path / "eight.png"]) is None
+    assert LoadUltrasound(full_scale=4095)(tmp_path / "eight.png").max().item() == GRAY.max() / np.float32(
+        255
+    )  # its type decides
+
+
+# millimeters
+
+
+def test_the_size_of_a_pixel_comes_from_png_and_from_the_file_beside_it(tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / "a.png", dpi=(25.4 / 0.0291, 25.4 / 0.0291))
+    img = LoadUltrasound()(tmp_path / "a.png")
+    assert img.meta["spacing"].tolist() == pytest.approx([0.0291] * 2, rel=1e-3) and img.meta["spacing_known"] is True
+    (tmp_path / "a.png.json").write_text(json.dumps({"spacing_mm": [0.2, 0.1], "full_scale": None}))
+    assert LoadUltrasound()(tmp_path / "a.png").meta["spacing"].tolist() == pytest.approx([0.2, 0.1])
+    (tmp_path / "a.png.json").write_text("[1, 2]")  # some other program's
+    assert LoadUltrasound()(tmp_path / "a.png").meta["spacing"].tolist() == pytest.approx([0.0291] * 2, rel=1e-3)
+    Image.fromarray(GRAY).save(tmp_path / "b.png", dpi=(96, 96))  # what programs write by default
+    assert LoadUltrasound()(tmp_path / "b.png").meta["spacing_known"] is False
+
+
+# what is refused
+
+
+def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", Path("/dev/zero")):
+        with pytest.raises(UnreadableImageError, match="is a pipe, socket or device"):
+            LoadUltrasound()(path)
+        assert unreadable_reason(path) is not None
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.raw", "LIST\n../secret.raw"])
+@pytest.mark.parametrize("kind", ["mhd", "nhdr"])
+def test_a_header_that_names_data_elsewhere_is_refused(tmp_path, name, kind):
+    (tmp_path / "secret.raw").write_bytes(bytes(100))
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / f"a.{kind}"
+    if kind == "mhd":
+        text = f"ObjectType = Image\nNDims = 2\nDimSize = 10 10\nElementType = MET_UCHAR\nElementDataFile = {name}\n"
+    else:
+        text = f"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 10 10\nencoding: raw\ndata file: {name}\n"
+    path.write_text(text)
+    with pytest.raises(UnreadableImageError, match="no file beside or below it"):
+        LoadUltrasound()(path)
+
+
+def test_a_huge_image_is_refused_by_name_before_it_is_decoded(tmp_path):
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"a\.png: has 12000 x 9000 pixels, more than the 50,000,000"):
+        LoadUltrasound()(tmp_path / "a.png")
+    header = nib.Nifti1Header()
+    header.set_data_shape((30_000, 30_000, 100))
+    header.set_data_dtype(np.uint8)
+    (tmp_path / "b.nii").write_bytes(header.binaryblock + bytes(1000))
+    with pytest.raises(UnreadableImageError, match=r"b\.nii: has 30000 x 30000 pixels in 100 frames"):
+        LoadUltrasound()(tmp_path / "b.nii")
+    assert MAX_PIXELS == 50_000_000
+
+
+def test_a_plain_file_warns_of_nothing(tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LoadUltrasound()(tmp_path / "a.png")
+    assert unreadable_reason(tmp_path / "a.png") is None
