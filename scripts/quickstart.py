@@ -88,7 +88,10 @@ def run_steps(plan: dict[str, Any], output: Path, options: argparse.Namespace) -
         with step(output, plan, "Scoring them"):
             run_bundle("segmentation", "evaluate", **shipped, label_values=plan["label_values"])
     epochs = 2 if options.quick else 20
-    for name, start in (("start", {"pretrained": str(options.start)}), ("scratch", {"layer_decay": 1.0})):
+    for name, start in (
+        ("start", {"pretrained": str(options.start)}),
+        ("scratch", {"pretrained": None, "layer_decay": 1.0}),
+    ):
         if not plan["labeled"]:
             break
         folder = {"output_dir": str(output / name)}

@@ -40,7 +40,7 @@ QUICK = {
     "amp": "fp32",
     "device": "$torch.device('cpu')",
 }
-TRAIN = {**QUICK, **{f"plan#{key}": value for key, value in TINY.items()}}
+TRAIN = {**QUICK, "pretrained": None, **{f"plan#{key}": value for key, value in TINY.items()}}
 INFER = {"device": "$torch.device('cpu')"}
 VOLUME = {"spatial_dims": 3, "spatial_size": [16, 32, 32], "batch_size": 1, "crops_per_volume": 1}
 

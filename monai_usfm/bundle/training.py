@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_usfm.bundle.start import as_plain
-from monai_usfm.cards import ENCODER, WIDTHS, build_network
+from monai_usfm.cards import ENCODER, WIDTHS, build_network, read_card
 from monai_usfm.data import OrganBalancedSampler, label_fraction, load_splits
 from monai_usfm.handlers import (
     BestCheckpoint,
@@ -57,12 +58,15 @@ __all__ = [
     "on_device",
     "prepare_network",
     "rank",
+    "start_weights",
     "training_items",
     "training_sampler",
     "validation_sampler",
     "warmup_cosine",
     "window_inferer",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def rank() -> int:
@@ -82,6 +86,31 @@ def on_device(network: torch.nn.Module, device: torch.device | str) -> torch.nn.
         return network
     ids = [torch.device(device)] if torch.device(device).type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
+
+
+def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> Any:
+    """Weights to start from: a file as it is given, or for ``"shipped"`` the start that comes with the bundle.
+
+    The shipped start is left out, and the log says so, where an option asks for another encoder or there is no such
+    file. Options that resize it (image size, patch size, volumes) keep it.
+
+    Args:
+        pretrained: a file, ``"shipped"``, or None for none.
+        bundle_root: folder of the bundle; the start lies in its ``models/foundation.pt``.
+        options: of the encoder that is asked for; None stands for "as in the start".
+    """
+    if pretrained != "shipped":
+        return pretrained
+    path = Path(bundle_root, "models", "foundation.pt")
+    if not path.is_file():
+        logger.warning("there is no shipped start at %s: training starts from scratch.", path)
+        return None
+    network = read_card(path)["network"]
+    other = [name for name, value in options.items() if value is not None and value != network.get(name)]
+    if other:
+        logger.warning("%s: not that of the shipped start, so training starts from scratch.", ", ".join(other))
+        return None
+    return str(path)
 
 
 def encoder_of(plan: Mapping[str, Any], pretrained: Any = None) -> torch.nn.Module:

@@ -101,10 +101,11 @@ def label_efficiency(
         _add(networks, name or "pretrained", {"pretrained": path, "learning_rate": learning_rate})
     for name in baselines:
         if name == "scratch":
-            _add(networks, name, {"layer_decay": 1.0, "learning_rate": learning_rate})
+            _add(networks, name, {"pretrained": None, "layer_decay": 1.0, "learning_rate": learning_rate})
         elif name in BASELINES:
             settings = {
                 "network_def": _baseline(name, task, given),
+                "pretrained": None,
                 "layer_decay": 1.0,
                 "learning_rate": baseline_learning_rate,
             }

@@ -14,7 +14,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.transforms import Compose, RandGaussianNoised
 
-from monai_usfm.bundle import TrainingRecords, fingerprint, warmup_cosine
+from monai_usfm.bundle import TrainingRecords, fingerprint, start_weights, warmup_cosine
+from monai_usfm.cards import build_network, save_network
 from monai_usfm.data import SeededCacheDataset
 
 
@@ -90,3 +91,18 @@ def test_mlflow_gets_options_figures_and_the_card(tmp_path: Path) -> None:
     records._to_mlflow(engine)
     assert tracker.logged == {"head": "pyramid"}
     assert tracker.files == ["metrics.png", "model.pt", "model.json", "a_epoch_0002.png"]
+
+
+def test_the_shipped_start_is_taken_unless_an_option_asks_for_another_encoder(tmp_path: Path, caplog) -> None:
+    assert start_weights("shipped", str(tmp_path)) is None
+    assert f"no shipped start at {tmp_path}" in caplog.text
+    file = tmp_path / "models" / "foundation.pt"
+    file.parent.mkdir()
+    small = {"hidden_size": 48, "mlp_dim": 96, "num_layers": 2, "num_heads": 3, "spatial_size": 32}
+    save_network(file, build_network("segmentation", **small, pos_embed="sincos"))
+    assert start_weights("shipped", str(tmp_path), pos_embed=None) == str(file)
+    assert start_weights("shipped", str(tmp_path), pos_embed="sincos") == str(file)
+    assert start_weights("shipped", str(tmp_path), pos_embed="relative") is None
+    assert "pos_embed: not that of the shipped start" in caplog.text
+    assert start_weights(None, str(tmp_path)) is None
+    assert start_weights("other.pt", str(tmp_path)) == "other.pt"
