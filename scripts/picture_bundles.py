@@ -91,7 +91,7 @@ def masks(items: Items, folder: Path) -> Panels:
 
 def draw_simulated(items: Items, infer: Infer) -> Panels:
     """Image, label and the mask of weights that have seen no label of a real image."""
-    weights = "$@bundle_root + '/models/simulated.pt'"
+    weights = "$@bundle_root + '/models/foundation.pt'"
     return masks(items, infer(checkpoint=weights))
 
 

@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("quickstart"), help="folder to write; a former one is replaced"
     )
-    parser.add_argument("--start", type=Path, default=SEGMENTATION / "simulated.pt", help="weights to fine-tune from")
+    parser.add_argument("--start", type=Path, default=SEGMENTATION / "foundation.pt", help="weights to fine-tune from")
     parser.add_argument("--quick", action="store_true", help="a few steps only: everything runs, nothing is learnt")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)  # of the arguments alone
     options = parser.parse_args(arguments)

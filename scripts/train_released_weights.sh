@@ -75,7 +75,6 @@ files = {
     "mae": "usfm_pretraining/models/mae.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
-    "simulated": "usfm_segmentation/models/simulated.pt",
     "simulated_volumes": "usfm_segmentation/models/simulated_volumes.pt",
     "classification": "usfm_classification/models/model.pt",
     "enhancement": "usfm_enhancement/models/model.pt",

@@ -125,7 +125,7 @@ def test_pictures_of_bundles_hold_test_images_at_equal_distances(script, reposit
     bundle, stem = ("segmentation", "simulated") if picture == "simulated" else (picture, "example")
     root = copy_bundle(f"usfm_{bundle}").parent
     if picture in ("simulated", "pretraining"):
-        weights = Path(f"usfm_{bundle}", "models", "simulated.pt" if picture == "simulated" else "mae.pt")
+        weights = Path(f"usfm_{bundle}", "models", "foundation.pt" if picture == "simulated" else "mae.pt")
         shutil.copy(repository / "bundles" / weights, root / weights)
     (example := root / f"usfm_{bundle}" / "docs" / f"{stem}.png").unlink()
     greys = {}
