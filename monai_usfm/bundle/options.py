@@ -173,8 +173,11 @@ def _arguments(component: Mapping[str, Any], locator: ComponentLocator) -> set[s
 
 
 def _signatures(thing: Any) -> list[Callable[..., Any]]:
-    """The function; of a class its constructor and those of its bases, which may take what it passes on."""
-    if not inspect.isclass(thing):
+    """The function, or a class that states its signature; of others the constructors of it and of its bases.
+
+    A constructor may pass on to a base what it does not name.
+    """
+    if not inspect.isclass(thing) or "__signature__" in vars(thing):
         return [thing]
     return [vars(base)["__init__"] for base in thing.__mro__ if base is not object and "__init__" in vars(base)]
 

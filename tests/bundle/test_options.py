@@ -116,3 +116,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as error:
         workflow(tmp_path).initialize()
     assert "--output_dir: nothing can be written" in str(error.value.__cause__)
+
+
+def test_arguments_of_generated_dictionary_forms_are_known() -> None:
+    appearance = [{"_target_": "monai_usfm.transforms.RandSpeckleNoised", "keys": "image", "prob": 0.2}]
+    run = {"run": ["$print(@appearance)"]}
+    check_names({**CONFIG, **run, "appearance": appearance})
+    with pytest.raises(ValueError, match="no option --appearance#0#probb"):
+        check_names({**CONFIG, **run, "appearance": [{**appearance[0], "probb": 1.0}]})
