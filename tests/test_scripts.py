@@ -9,17 +9,13 @@ import json
 import re
 import runpy
 import shutil
-import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, run
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -146,110 +142,3 @@ def test_pictures_of_bundles_hold_test_images_at_equal_distances(script, reposit
     second = "fetal_head_hc18" if picture in ("pretraining", "simulated", "enhancement") else "busbra"
     wanted = {greys["busbra", 2], greys[second, 7]}
     assert all(min(abs(grey - value) for value in shown) <= 3 for grey in wanted)
-
-
-# deploy_app
-
-
-class Port:
-    """One side of an operator of MONAI Deploy: gives what it holds, keeps what it is given."""
-
-    def __init__(self, value=None):
-        self.value = value
-
-    def receive(self, name):
-        return self.value
-
-    def emit(self, value, name):
-        self.value = value
-
-
-class Held:
-    """Stands for the SDK's Image: an array and its metadata."""
-
-    def __init__(self, array, metadata):
-        self.array, self.meta = array, metadata
-
-    def asnumpy(self):
-        return self.array
-
-    def metadata(self):
-        return self.meta
-
-
-@pytest.fixture
-def application(repository, monkeypatch) -> dict:
-    """The application's operators, on a stand-in for the SDK: its Operator and Image are all that they need of it."""
-    base = type("Base", (), {"__init__": lambda self, *args, **kwargs: None})
-    names = {
-        "monai.deploy": {},
-        "monai.deploy.conditions": {"CountCondition": base},
-        "monai.deploy.core": {
-            **dict.fromkeys(("AppContext", "Application", "Fragment", "IOType", "Operator", "OperatorSpec"), base),
-            "Image": Held,
-        },
-        "monai.deploy.operators": {},
-        "monai.deploy.operators.monai_bundle_inference_operator": dict.fromkeys(
-            ("BundleConfigNames", "IOMapping", "MonaiBundleInferenceOperator", "get_bundle_config"), base
-        ),
-    }
-    for name, content in names.items():
-        module = types.ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name, module)
-    return runpy.run_path(str(repository / "scripts" / "deploy_app.py"))
-
-
-def test_deploy_reads_and_writes_a_volume_on_its_grid(application, tmp_path):
-    values = np.random.default_rng(0).integers(0, 255, (5, 6, 7), np.uint8)
-    affine = np.array([[0.0, -0.5, 0, 3], [0.4, 0, 0, -2], [0, 0, 0.7, 9], [0, 0, 0, 1]])
-    nib.save(nib.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
-    port = Port()
-    application["FileToImage"](None, path=tmp_path / "a.nii.gz").compute(None, port, None)
-    read = port.value.asnumpy().reshape(values.shape)
-    np.testing.assert_array_equal(read, values)
-    # what the SDK hands on: axes (z, y, x), the metadata of the input
-    result = Held(read.T, port.value.metadata())
-    application["ResultToFile"](None, folder=tmp_path / "out").compute(Port(result), None, None)
-    written = nib.load(tmp_path / "out" / "pred.nii.gz")
-    np.testing.assert_array_equal(np.asarray(written.dataobj), values)
-    np.testing.assert_allclose(written.affine, affine, atol=1e-6)
-
-
-def test_deploy_reads_and_writes_a_picture_upright(application, tmp_path):
-    values = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    port = Port()
-    application["FileToImage"](None, path=tmp_path / "a.png").compute(None, port, None)
-    read = port.value.asnumpy().reshape(8, 6)  # as MONAI's readers give it: (x, y)
-    result = Held(read, port.value.metadata())
-    application["ResultToFile"](None, folder=tmp_path).compute(Port(result), None, None)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "pred.png")), values)
-
-
-def test_deploy_writes_probabilities_and_embeddings(application, tmp_path):
-    sink = application["ResultToFile"](None, folder=tmp_path)
-    found = {"result": ["a"], "probabilities": np.array([0.25, 0.75], np.float32)}
-    sink.compute(Port(found), None, None)
-    sink.compute(Port(np.arange(3.0)), None, None)
-    assert json.loads((tmp_path / "pred.json").read_text()) == {"probabilities": [0.25, 0.75]}
-    assert np.load(tmp_path / "pred.npy").tolist() == [0, 1, 2]
-
-
-def test_deploy_segments_as_the_bundle_does(copy_bundle, repository, tmp_path):
-    pytest.importorskip("monai.deploy", reason="the MONAI Deploy SDK is not installed")
-    root = Path(shutil.copytree(copy_bundle("usfm_segmentation"), tmp_path / "usfm_segmentation"))
-    config = root / "configs" / "inference.json"
-    torch.manual_seed(0)
-    network = ConfigParser(ConfigParser.load_config_file(config)).get_parsed_content("network_def")
-    (root / "models").mkdir(exist_ok=True)
-    torch.save(network.state_dict(), root / "models" / "model.pt")
-    (tmp_path / "images").mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60), np.uint8)).save(tmp_path / "images" / "a.png")
-    run(config_file=str(config), bundle_root=str(root), dataset_dir=str(tmp_path / "images"), output_dir=str(tmp_path))
-    command = [sys.executable, str(repository / "scripts" / "deploy_app.py"), "-i", str(tmp_path / "images" / "a.png")]
-    done = subprocess.run([*command, "-o", str(tmp_path / "out"), "-m", str(root)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    wanted = np.asarray(Image.open(tmp_path / "a_seg.png"))
-    assert 0.01 < wanted.mean() < 0.99
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "pred.png")), wanted)

@@ -120,7 +120,7 @@ def serve_label(
 ) -> int:
     """Start MONAI Label with packed bundles.
 
-    Needs ``pip install monailabel`` (docs/label_and_deploy.md says which versions). Its app ``monaibundle`` is put
+    Needs ``pip install monailabel`` (docs/INTEGRATIONS.md says which versions). Its app ``monaibundle`` is put
     into ``app`` and the bundles into the app's folder ``model``.
 
     Args:
@@ -137,7 +137,7 @@ def serve_label(
         ModuleNotFoundError: without MONAI Label.
     """
     if find_spec("monailabel") is None:
-        raise ModuleNotFoundError("MONAI Label is not installed: pip install monailabel, see docs/label_and_deploy.md.")
+        raise ModuleNotFoundError("MONAI Label is not installed: pip install monailabel, see docs/INTEGRATIONS.md.")
     folders = [find_bundle(bundle) for bundle in bundles]
     label = [sys.executable, "-m", "monailabel.main"]
     home = Path(app) / "monaibundle"
