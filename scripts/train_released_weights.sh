@@ -3,16 +3,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Trains the weights that the bundles ship, on the openly licensed development images.
 #
-#   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [SETTING...]
+#   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [OPTION...]
 #
 # About ten hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
-# Settings go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in a quarter of an hour.
+# Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in a quarter of an hour.
 set -euo pipefail
 data=$(cd "$1" && pwd)
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
 shift 2
-settings=("$@")
+options=("$@")
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 bundle() { # bundle, name, then options
@@ -21,19 +21,19 @@ bundle() { # bundle, name, then options
     [ -f "$out/$name/model.pt" ] && return
     python -W ignore -m monai.bundle run --config_file "$root/configs/train.json" --bundle_root "$root" \
         --output_dir "$out/$name" --spatial_size "[192,192]" --network_size tiny --resume true "$@" \
-        ${settings[@]+"${settings[@]}"}
+        ${options[@]+"${options[@]}"}
 }
 
-unlabelled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" --batch_size 64 --learning_rate 0.001
+unlabeled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" --batch_size 64 --learning_rate 0.001
     --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --plan#decoder_hidden_size 192
     --plan#decoder_num_layers 3 --plan#decoder_num_heads 3)
-bundle usfm_pretraining pretraining --objective sparse "${unlabelled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
-# The fine-tuned weights below start from the encoder above; the shipped one has a second cycle.
-bundle usfm_pretraining pretraining_second --objective sparse "${unlabelled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
+bundle usfm_pretraining pretraining --objective sparse "${unlabeled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
+# The fine-tuned weights below start from the encoder above; the shipped one has a second training stage.
+bundle usfm_pretraining pretraining_second --objective sparse "${unlabeled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
     --pretrained "$out/pretraining/model.pt" --seed 1 --cache_dir "$out/cache"
-bundle usfm_pretraining mae --objective mae "${unlabelled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
-# Three cycles of the learning rate, each from encoder and decoder of the one before; the last one with the augmentation of
-# train.json, those before it with crops, rotation, mirroring and gamma alone.
+bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
+# Three training stages, each from encoder and decoder of the one before; the last one with the augmentation of
+# train.json, those before it with crops, rotation, flips and gamma alone.
 plain=(--augmentation#shrink_prob 0 --appearance "[]")
 bundle usfm_segmentation segmentation_first --dataset_dir "$data/busbra" --pretrained "$out/pretraining/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 "${plain[@]}"
@@ -41,7 +41,8 @@ bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pret
     --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1 "${plain[@]}"
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
-# No labels: structures in simulated images and volumes, as a start for other organs.
+# No labels: structures in simulated images, then in volumes, as a start for other volumes. For images the shipped start is
+# usfm_segmentation/models/foundation.pt; docs/results/foundation.md has its command.
 bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 15 \
     --warmup_epochs 1 --val_interval 5 --synthetic#num_training 2400 --synthetic#num_validation 48
 bundle usfm_segmentation simulated --pretrained "$out/simulated_first/model.pt" --spatial_size "[128,128]" --max_epochs 7 \
@@ -58,7 +59,7 @@ bundle usfm_segmentation fetal_head_first --dataset_dir "$data/fetal_head_hc18" 
     --pretrained "$out/pretraining/model.pt" --max_epochs 24 --warmup_epochs 2 --val_interval 3 "${plain[@]}"
 bundle usfm_segmentation fetal_head --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \
     --pretrained "$out/fetal_head_first/model.pt" --max_epochs 20 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0007 --seed 1
-# Starts from the network that has learnt to outline lesions.
+# Starts from the network that has learned to segment lesions.
 bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/segmentation/model.pt" \
     --max_epochs 20 --warmup_epochs 1 --learning_rate 0.0003
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -18,9 +17,12 @@ from monai.data import load_net_with_metadata
 from monai.transforms import Compose, Resize
 from PIL import Image
 
+from monai_usfm import load_network
 from monai_usfm.bundle import MixedBatch, describe, root_cause
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
+from monai_usfm.evaluation import calibration
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, to_usfm_state_dict, usfm_vit
+from monai_usfm.workflow import load_bundle
 
 SIZE = [32, 48]
 SETTINGS = {"batch_size": 4, "num_workers": 0, "device": "cpu", "amp": "fp32"}
@@ -120,7 +122,7 @@ def test_inference_gives_the_calibrated_probabilities_of_the_checkpoint_in_the_o
     assert not (root / "eval" / "summary.json").exists()
 
 
-def test_uncertainty_takes_the_mean_over_mirror_images_and_dropout_masks(root, network, tmp_path):
+def test_uncertainty_takes_the_mean_over_flips_and_dropout_masks(root, network, tmp_path):
     settings = SETTINGS | {"dataset_dir": str(root / "data"), "datalist": str(root / "data" / "dataset.json")}
     settings |= {"temperature": 1.0, "uncertainty": True, "checkpoint": str(root / "output" / "model.pt")}
     names = files(root, "inference")
@@ -333,25 +335,21 @@ def test_an_unreadable_file_costs_no_other_its_result(root, tmp_path):
     assert isinstance(root_cause(error.value), UnreadableImageError) and "01.png" in describe(error.value)
 
 
-def test_calibration_finds_the_temperature_that_was_hidden(repository):
-    spec = importlib.util.spec_from_file_location("calibrate", repository / "scripts" / "calibrate.py")
-    calibrate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(calibrate)
+def test_calibration_finds_the_temperature_that_was_hidden():
     torch.manual_seed(0)
     logits = torch.randn(4000, 3)
     labels = torch.multinomial(logits.softmax(1), 1).squeeze(1)
-    result = calibrate.report(2.5 * logits, labels)
+    result = calibration._fit(2.5 * logits, labels)
     assert result["temperature"] == pytest.approx(2.5, rel=0.1)
     assert result["ece_after"] < result["ece_before"] and result["nll_after"] < result["nll_before"]
 
 
-def test_calibration_scores_the_validation_images_of_the_bundle(root, network, repository):
-    spec = importlib.util.spec_from_file_location("calibrate", repository / "scripts" / "calibrate.py")
-    calibrate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(calibrate)
-    weights = root / "output" / "model.pt"
-    arguments = ["--dataset_dir", str(root / "data"), "--checkpoint", str(weights), "--set", "device=cpu", "amp=fp32"]
-    logits, labels = calibrate.collect(calibrate.configure(calibrate.parse([str(root), *arguments])), weights)
+def test_calibration_scores_the_validation_images_of_the_bundle(root, network):
+    weights = str(root / "output" / "model.pt")
+    options = {"dataset_dir": str(root / "data"), "device": "cpu", "amp": "fp32", "pretrained": weights}
+    flow = load_bundle("classification", "train", bundle_root=str(root), **options)
+    flow.parser.parse(reset=True)
+    logits, labels = calibration._collect(flow.parser, load_network(weights))
     np.testing.assert_allclose(logits.softmax(1).numpy(), expected(network, root, "validation"), atol=2e-5)
     assert labels.tolist() == [0, 0, 1, 1]
 

@@ -34,7 +34,7 @@ def train(
 
     Args:
         task: what the network is for.
-        overlays: names of further configs of the bundle, for example ``volume``.
+        overlays: names of further configs of the bundle, for example ``demo``.
         bundle_root: folder of the bundle; default: that of the package.
         list_options: only list the options and their values.
     """
@@ -52,7 +52,7 @@ def pretrain(
         monai-usfm pretrain --dataset_dir DATA --network_size small --max_epochs 100
 
     Args:
-        overlays: names of further configs of the bundle, for example ``mae`` or ``volume``.
+        overlays: names of further configs of the bundle, for example ``foundation`` or ``demo``.
         bundle_root: folder of the bundle; default: that of the package.
         list_options: only list the options and their values.
     """
