@@ -21,7 +21,7 @@ def write_cell(folder: Path, task: str, start: str, seed: int, dice: list[float]
     file = folder / task / "cells" / f"{start}-5pct-seed{seed}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     cases = {"patient": patients, "dice": dice}
-    file.write_text(json.dumps({"initialisation": start, "fraction": 0.05, "seed": seed, "cases": cases}))
+    file.write_text(json.dumps({"initialization": start, "fraction": 0.05, "seed": seed, "cases": cases}))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def plan(tmp_path: Path) -> Path:
 def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(plan: Path, tmp_path: Path) -> None:
     table = transfer_board(str(plan), str(tmp_path / "out"))
     cells = [json.loads(file.read_text()) for file in sorted((tmp_path / "out/square/cells").glob("*.json"))]
-    assert {(c["initialisation"], c["fraction"], c["details"]["images"]) for c in cells} == {
+    assert {(c["initialization"], c["fraction"], c["details"]["images"]) for c in cells} == {
         ("scratch", 0.5, 2), ("scratch", 1.0, 4), ("unet", 0.5, 2), ("unet", 1.0, 4),
     }  # fmt: skip
     assert all(cell["cases"]["patient"] == ["p6", "p7"] for cell in cells)
