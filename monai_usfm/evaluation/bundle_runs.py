@@ -34,8 +34,8 @@ class BundleTraining:
 
     Calling it gives one cell; pass it to :func:`~monai_usfm.evaluation.run_label_efficiency` as ``train_fn``. The
     validation split chooses the weights, as in any training of the bundle; the test split is scored once, at the size
-    of its files. Networks differ by options of the bundle alone: ``{"pretrained": "a.pt"}``, or for a network of MONAI
-    ``{"network_def": {"_target_": "UNet", ...}, "layer_decay": 1.0}``.
+    of its files. Networks differ by options of the bundle alone: ``{"pretrained": "a.pt"}``, ``{}`` from scratch, or
+    for one of MONAI ``{"network_def": {"_target_": "UNet", ...}, "layer_decay": 1.0}``.
 
     Args:
         bundle: task, name or folder, see :func:`~monai_usfm.workflow.find_bundle`.
@@ -89,6 +89,7 @@ class BundleTraining:
         datalist = folder / "datalist.json"
         write_text_atomically(datalist, json.dumps({**self.splits, "training": list(part)}))
         shared = {
+            "pretrained": None,  # a bundle's own default is its shipped start, which would pass for scratch here
             **self.options,
             **self.networks[name],
             "datalist": str(datalist),

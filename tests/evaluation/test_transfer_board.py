@@ -108,6 +108,7 @@ def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(plan:
     }  # fmt: skip
     assert all(cell["cases"]["patient"] == ["p6", "p7"] for cell in cells)
     assert "unet" in table.read_text()
+    assert all(cell["conditions"]["pretrained"] == "" for cell in cells)  # not the start that the bundle ships
     assert not list((tmp_path / "out").rglob("*.pt"))
 
 
