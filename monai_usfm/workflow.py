@@ -98,11 +98,11 @@ def load_bundle(
         workflow_type=WORKFLOWS[workflow],
         bundle_root=str(folder),
     )
-    if steps is not None:
-        options.setdefault("max_epochs", flow.parser["max_epochs"])
-        per_epoch = max(1, round(int(steps) / int(options["max_epochs"])))
-        options.update({"train#trainer#epoch_length": per_epoch, "steps_per_epoch": per_epoch})
     flow.parser.update(pairs=options)
+    if steps is not None:
+        epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")  # where the option is null, the default
+        per_epoch = max(1, round(int(steps) / int(epochs)))
+        flow.parser.update(pairs={"train#trainer#epoch_length": per_epoch, "steps_per_epoch": per_epoch})
     return flow
 
 

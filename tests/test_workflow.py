@@ -50,3 +50,10 @@ def test_training_for_steps_takes_so_many_in_equal_epochs(tmp_path):
     run_bundle("segmentation", "evaluate", overlays=["demo"], **options)
     with (tmp_path / "evaluation" / "cases.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 4
+
+
+def test_steps_are_parts_of_the_default_epochs_where_the_option_is_null():
+    flow = load_bundle("pretraining", steps=4000)
+    assert flow.parser["max_epochs"] is None
+    epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")
+    assert flow.parser["steps_per_epoch"] * epochs == 4000

@@ -6,7 +6,7 @@ A verb is a function of the package whose docstring is its help and whose argume
 underscores or dashes alike. Its module is imported when it is called, so that ``--help`` is quick.
 
 Exit status: 0 done; 1 the work failed, and the last line says why; 2 the command line is wrong; 3 done, but some inputs
-could not be read (``predict``); 130 interrupted.
+could not be read (``predict``, ``convert-dicom``); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ app = App(
 
 VERBS = {
     "Data": {
+        "convert-dicom": (
+            "monai_usfm.cli.convert:convert_dicom",
+            "Convert DICOM to NIfTI or PNG, also de-identified.",
+        ),
         "datalist": ("monai_usfm.data:make_datalist", "Make a datalist from folders of files, split by patient."),
         "join-table": ("monai_usfm.data:join_table", "Give the items of a datalist what a table knows of them."),
         "check-leaks": ("monai_usfm.evaluation:check_leaks", "Stop when test data stand in the training data."),
@@ -54,6 +58,7 @@ VERBS = {
         "audit": ("monai_usfm.evaluation.audit:audit", "Robustness to other scanners; shortcuts of a classifier."),
     },
     "Clients": {
+        "convert-weights": ("monai_usfm.cli.convert:convert_weights", "Convert weights from and to published layouts."),
         "export": ("monai_usfm.cli.weights:export", "Write trained weights as TorchScript or ONNX."),
         "pack": ("monai_usfm.cli.weights:pack", "Make a bundle of trained weights, for MONAI Label and Deploy."),
         "serve-label": ("monai_usfm.cli.weights:serve_label", "Start MONAI Label with packed bundles."),

@@ -8,7 +8,9 @@ import json
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from monai.bundle import ConfigWorkflow
 
+from monai_usfm.bundle.inference import FAILED
 from monai_usfm.cli.options import parse_options
 from monai_usfm.workflow import load_bundle, run_bundle
 
@@ -89,7 +91,7 @@ def predict(
     overlays: tuple[str, ...] = (),
     bundle_root: str | None = None,
     list_options: bool = False,
-) -> None:
+) -> int:
     """Apply trained weights to a folder of images.
 
     Writes one result for each image to ``--output_dir``, by default ``output/predictions``. All options of the bundle's
@@ -103,11 +105,15 @@ def predict(
         overlays: names of further configs of the bundle.
         bundle_root: folder of the bundle; default: that of the package.
         list_options: only list the options and their values.
+
+    Returns:
+        The exit status: 3 where files could not be read, which ``failed.csv`` lists.
     """
     if task is None and bundle_root is None:
         task = _task_of(checkpoint)
     given = () if checkpoint is None else ("--checkpoint", checkpoint)
-    _run(task or "", "predict", (*options, *given), overlays, bundle_root, list_options)
+    flow = _run(task or "", "predict", (*options, *given), overlays, bundle_root, list_options)
+    return FAILED if flow is not None and flow.parser.get_parsed_content("evaluator").failures else 0
 
 
 def calibrate(*options: Options, checkpoint: str, bundle_root: str | None = None) -> None:
@@ -146,13 +152,13 @@ def _run(
     overlays: tuple[str, ...],
     bundle_root: str | None,
     list_options: bool,
-) -> None:
+) -> ConfigWorkflow | None:
     options = parse_options(tokens)
     # a bundle writes below its own folder unless told otherwise, which in an installed package is the wrong place
     options.setdefault("output_dir", "output/predictions" if workflow == "predict" else f"output/{bundle}")
     if not list_options:
-        run_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options)
-        return
+        return run_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options)
     config = load_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options).parser.get()
     for name, meaning in config["_options_"].items():
         print(f"--{name} {json.dumps(config.get(name), default=str)}\n    {meaning}")
+    return None

@@ -31,6 +31,7 @@ from .list_report import ListReport
 from .loading import LoadUltrasound
 from .pairing import IMAGE_WORDS, SPLIT_WORDS, Masks, says_something, words_of
 from .patients import patient_by_pattern, patient_by_rule, patient_key
+from .reader import dataset_full_scale
 from .tables import Table, value_of
 
 __all__ = ["UnknownPatientsError", "make_datalist", "split_groups"]
@@ -58,6 +59,7 @@ class Entry:
     digest: str = ""
     hashes: np.ndarray | None = None
     num_frames: int = 1
+    tells_white: bool = True  # data type or header gives the value of white
     unreadable: str = ""
 
     @property
@@ -148,6 +150,11 @@ def make_datalist(
     groups = joined_groups(len(readable), copies, keys)
     splits = _splits_by_folders(readable, groups, seed) if shares is None else _drawn(readable, groups, shares, seed)
 
+    if white := dataset_full_scale([entry.path for entry in readable if not entry.tells_white]):
+        for entry in readable:
+            if not entry.tells_white:
+                entry.extra.setdefault("full_scale", white)
+
     report = ListReport(base)
     report.counts(readable, splits)
     report.groups(
@@ -157,6 +164,8 @@ def make_datalist(
     report.classes(readable, names)
     report.empty(splits, shares)
     report.folders_name_splits(readable, groups, shares)
+    if white:
+        print(f"Value of white of files that do not tell theirs: {white:g}, from the largest; in the list full_scale.")
     report.left_out("look like masks and belong to no image", dict.fromkeys(unpaired, ""))
     report.left_out("are unreadable", {entry.path: entry.unreadable for entry in entries if entry.unreadable})
     report.left_out("are no images", found.others)
@@ -275,6 +284,7 @@ def _inspect(entry: Entry) -> None:
                 if any(c.isalnum() for c in identity):
                     entry.patient, entry.rule = identity, "the Patient ID of DICOM"
         entry.num_frames = int(getattr(img, "meta", {}).get("num_frames", 1))
+        entry.tells_white = bool(getattr(img, "meta", {}).get("full_scale"))
         entry.digest = hashlib.sha256(repr(img.shape).encode() + img.numpy().tobytes()).hexdigest()
         entry.hashes = image_hashes(img)
     except UnreadableImageError as error:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -75,3 +76,16 @@ def test_the_options_of_a_bundle_are_listed_as_they_would_be(capsys):
     assert "--max_epochs 7" in lines
     assert '--output_dir "output/segmentation"' in lines
     assert "Passes" in lines[lines.index("--max_epochs 7") + 1]
+
+
+def test_a_prediction_that_left_files_out_ends_with_status_3(repository, tmp_path, capfd):
+    image = min((repository / "examples" / "breast" / "images").glob("*.png"))
+    (tmp_path / "in").mkdir()
+    arguments = ["predict", "--task", "segmentation", "--dataset_dir", str(tmp_path / "in"), "--device", "cpu"]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--preview", "false"]
+    shutil.copy(image, tmp_path / "in" / "whole.png")
+    assert main(arguments) == 0
+    (tmp_path / "in" / "half.png").write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    assert main(arguments) == 3
+    assert "half.png" in (tmp_path / "out" / "failed.csv").read_text()
+    assert (tmp_path / "out" / "whole_seg.png").is_file()

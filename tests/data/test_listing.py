@@ -16,6 +16,7 @@ from pydicom.data import get_testdata_file
 
 from monai_usfm.cli import main
 from monai_usfm.data import (
+    LoadUltrasoundd,
     UnknownPatientsError,
     check_patient_leak,
     load_datalist,
@@ -446,3 +447,15 @@ def test_the_command_takes_folders_and_options(tmp_path, capsys):
     assert [(item["organ"], item["patient"]) for item in items] == [("a", "a/1"), ("liver", "b/2")]
     assert main(["datalist", str(tmp_path / "none")]) == 1
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_files_that_do_not_tell_white_share_the_largest_of_the_data_set(make, tmp_path, capsys):
+    for number, top in enumerate((200, 3000)):
+        image = np.linspace(0, top, 48 * 64).reshape(48, 64).astype(np.uint16)
+        Image.fromarray(image).save(tmp_path / f"p0{number}.png")
+    picture(tmp_path / "p02.png", 2)
+    make(tmp_path, split="1/0/0")
+    items = {Path(item["image"]).name: item for item in load_datalist(tmp_path / "list.json", None, "training")}
+    assert [items[f"p0{number}.png"].get("full_scale") for number in range(3)] == [4095, 4095, None]
+    assert LoadUltrasoundd("image")(items["p00.png"])["image"].max().item() == pytest.approx(200 / 4095)
+    assert "Value of white" in capsys.readouterr().out

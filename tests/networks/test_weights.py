@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import warnings
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+from monai_usfm.cli import main
 from monai_usfm.networks import (
     LoadReport,
     UltrasoundViT,
@@ -1025,15 +1025,11 @@ def test_the_upright_resize_is_what_a_larger_network_gets():
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def convert(repository):
-    spec = importlib.util.spec_from_file_location("convert_weights", repository / "scripts" / "convert_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def convert(arguments):
+    return main(["convert-weights", *arguments])
 
 
-def test_the_script_goes_from_theirs_to_ours_and_back(convert, tmp_path, capsys):
+def test_the_verb_goes_from_theirs_to_ours_and_back(tmp_path, capsys):
     source = vit(in_channels=3)
     torch.save(plain(source), tmp_path / "usfm.pth")
     ours, back = tmp_path / "ours.pt", tmp_path / "back.pth"
@@ -1046,7 +1042,7 @@ def test_the_script_goes_from_theirs_to_ours_and_back(convert, tmp_path, capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pth", "ours.json", "ours.pt", "usfm.pth"]
 
 
-def test_the_script_keeps_the_decoder_of_an_mae(convert, tmp_path):
+def test_the_verb_keeps_the_decoder_of_an_mae(tmp_path):
     trained = randomised(autoencoder())
     torch.save(to_mae_state_dict(trained), tmp_path / "mae.pth")
     assert convert([str(tmp_path / "mae.pth"), str(tmp_path / "o.pt"), "--to", "ours"]) == 0
@@ -1055,14 +1051,15 @@ def test_the_script_keeps_the_decoder_of_an_mae(convert, tmp_path):
     assert before.keys() == after.keys() and all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
 
 
-def test_the_script_inflates(convert, tmp_path):
+def test_the_verb_inflates(tmp_path):
     torch.save(vit().state_dict(), tmp_path / "a.pt")
-    options = ["--to", "ours", "--spatial-dims", "3", "--img-size", "8", "64", "64", "--patch-size", "4", "16", "16"]
+    sizes = ["--spatial-size", "8", "64", "64", "--patch-size", "4", "16", "16"]
+    options = ["--to", "ours", "--spatial-dims", "3", *sizes]
     assert convert([str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), *options]) == 0
     assert torch.load(tmp_path / "b.pt")["patch_embed.proj.weight"].shape == (WIDTH, 1, 4, 16, 16)
 
 
-def test_the_script_fails_with_one_line_and_keeps_the_old_output(convert, tmp_path, capsys):
+def test_the_verb_fails_with_one_line_and_keeps_the_old_output(tmp_path, capsys):
     torch.save({"conv.weight": torch.ones(1)}, tmp_path / "other.pth")
     (tmp_path / "out.pt").write_bytes(b"old")
     assert convert([str(tmp_path / "other.pth"), str(tmp_path / "out.pt"), "--to", "ours"]) == 1

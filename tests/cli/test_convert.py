@@ -1,23 +1,23 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/convert_dicom.py as a user runs it."""
+"""``monai-usfm convert-dicom`` as a user runs it."""
 
 from __future__ import annotations
 
-import runpy
 import shutil
 from pathlib import Path
 
 from pydicom.data import get_testdata_file
 
+from monai_usfm.cli import main
 
-def test_dicom_files_are_converted_and_failures_named(repository, tmp_path, capsys):
+
+def test_dicom_files_are_converted_and_failures_named(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     shutil.copy(get_testdata_file("examples_palette.dcm"), tmp_path / "in" / "1.2.3")
     whole = Path(get_testdata_file("examples_rgb_color.dcm")).read_bytes()
     (tmp_path / "in" / "bad.dcm").write_bytes(whole[: len(whole) // 2])
-    main = runpy.run_path(str(repository / "scripts" / "convert_dicom.py"))["main"]
-    status = main([str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--format", "png"])
-    assert status == 1 and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.2.3.png", "1.2.3.png.json"]
+    status = main(["convert-dicom", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--format", "png"])
+    assert status == 3 and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.2.3.png", "1.2.3.png.json"]
     printed = capsys.readouterr().out
     assert "1 converted, 1 not." in printed and "bad.dcm" in printed
