@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast a pretraining step is next to what one would use instead: ``python benchmarks/pretraining.py``.
 
-A step is forward, backward and a fused AdamW update of one batch of 224 x 224 grey images. Candidates of a group have
-the same sizes (patch 16; 12 blocks; MAE: decoder of 8 blocks of width 512, 75 % hidden) and the same optimiser. They
+A step is forward, backward and a fused AdamW update of one batch of 224 x 224 gray images. Candidates of a group have
+the same sizes (patch 16; 12 blocks; MAE: decoder of 8 blocks of width 512, 75 % hidden) and the same optimizer. They
 take turns in one process on one thread, timed by CPU time (on a GPU: wall time between synchronisations). A ratio is
 taken within each round, and the tables show the median over the rounds with its quartiles, so that a change of the
 machine's speed between rounds cancels. Above 1 is faster than the first row. Peers that are not installed are skipped

@@ -69,7 +69,7 @@ def load_bundle(
             (``inference.json``).
         overlays: names of further configs of the bundle, laid over ``train.json`` or ``inference.json`` in this order.
         bundle_root: folder of the bundle, if ``bundle`` does not tell.
-        options: config entries by id, such as ``max_epochs=5`` or ``**{"network_def#width": 64}``. For training
+        options: config entries by id, such as ``max_epochs=5`` or ``**{"plan#width": 64}``. For training
             also ``steps``: the optimizer steps of the whole training, in ``max_epochs`` equal parts with a validation
             each, whatever the number of images.
 

@@ -89,7 +89,7 @@ def save(figure: plt.Figure, axes: np.ndarray, path: Path) -> None:
         axis.set_axis_off()
     figure.savefig(path, dpi=80)
     plt.close(figure)
-    # 64 greys and colours are enough for a page and halve the file
+    # 64 grays and colors are enough for a page and halve the file
     Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1000} kB")
 

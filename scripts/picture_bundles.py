@@ -130,7 +130,7 @@ def draw_classification(items: Items, infer: Infer) -> Panels:
 
 
 def draw_pretraining(items: Items, infer: Infer) -> Panels:
-    """Images, and the last patch features of both encoders: their first three principal components as colours."""
+    """Images, and the last patch features of both encoders: their first three principal components as colors."""
     block = 11
     panels = {"image": torch.stack([read(item["image"]) for item in items])}
     for weights in ("model.pt", "mae.pt"):
@@ -157,7 +157,7 @@ PICTURES: dict[str, tuple[str, str, Callable[[Items, Infer], Panels], tuple[str,
 
 
 def save_small(path: Path, panels: Panels) -> None:
-    """The panels as a PNG with as many colours as :data:`MAX_BYTES` allow."""
+    """The panels as a PNG with as many colors as :data:`MAX_BYTES` allow."""
     with tempfile.TemporaryDirectory() as folder:
         whole = Image.open(save_panels(Path(folder) / "panels.png", panels)).copy()
     for colours in (256, 128, 64, 32, 16, 8):

@@ -26,7 +26,7 @@ OUTLINE = (255, 210, 0)
 
 
 def tile(grey: np.ndarray, label: np.ndarray | None = None) -> Image.Image:
-    """A grey picture, fitted into a square without distortion; the outline of ``label`` in yellow."""
+    """A gray picture, fitted into a square without distortion; the outline of ``label`` in yellow."""
     colour = np.repeat((np.clip(grey, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
     if label is not None:
         mask = label > 0
@@ -43,7 +43,7 @@ def sheet(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             page.paste(picture, (c * step, r * step))
-    palette = Image.new("P", (1, 1))  # greys and the colour of outlines keep the files small
+    palette = Image.new("P", (1, 1))  # grays and the color of outlines keep the files small
     shades = [(round(255 * i / 95),) * 3 for i in range(96)]
     blends = [tuple(round(c * i / 8) for c in OUTLINE) for i in range(2, 9)]
     palette.putpalette([c for colour in (*shades, *blends) for c in colour])

@@ -81,7 +81,7 @@ def simulate(geometry: BeamGeometry, seed: int = 0) -> tuple[torch.Tensor, torch
 
 
 def panel(image: torch.Tensor, title: str, label: torch.Tensor | None = None) -> np.ndarray:
-    """Grey image with a title bar, the label outlined in colour."""
+    """Gray image with a title bar, the label outlined in color."""
     grey = (image[0].numpy().clip(0, 1) * 255).round().astype(np.uint8)
     rgb = np.repeat(grey[..., None], 3, axis=2)
     if label is not None:
@@ -93,7 +93,7 @@ def panel(image: torch.Tensor, title: str, label: torch.Tensor | None = None) ->
 
 
 def save(panels: list[np.ndarray], columns: int, path: Path) -> None:
-    """Tile the panels; 31 greys and one colour keep the file small."""
+    """Tile the panels; 31 grays and one color keep the file small."""
     blank = np.zeros_like(panels[0])
     panels = panels + [blank] * (-len(panels) % columns)
     rows = [np.concatenate(panels[i : i + columns], axis=1) for i in range(0, len(panels), columns)]

@@ -27,7 +27,7 @@ from monai_usfm.transforms import LabelIndices
 ADAPTATION = {"restored": "shipped", "adapted": "adapted"}
 RUNS = {"start": "from the shipped start", "scratch": "from scratch"}
 ROWS = 16 + 4 * (192 + 4)  # pixels of the header and of four rows in a picture of restored images
-LEARNT = 0.2  # mean Dice below which two networks are compared in what they have not learnt
+LEARNT = 0.2  # mean Dice below which two networks are compared in what they have not learned
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{font:16px/1.5 system-ui,sans-serif;margin:0;color:#1b1b1f;background:#fff}

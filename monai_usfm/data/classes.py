@@ -73,7 +73,7 @@ load_class_sections = deprecated("0.7", "0.8", "Use load_class_splits.", version
 def class_weights(items: Sequence[Item], num_classes: int) -> torch.Tensor:
     """Loss weights that make all classes count alike: inverse frequencies, 1 on average over ``items``.
 
-    A class without items gets weight 0: nothing is known about it, so label smoothing should not favour it either.
+    A class without items gets weight 0: nothing is known about it, so label smoothing should not favor it either.
 
     Args:
         items: training items with ``class``.

@@ -38,7 +38,7 @@ class UltrasoundRegion:
         index: position in the sequence.
         box: ``(top, bottom, left, right)`` in pixels, half-open, clamped to the matrix; ``None`` where nothing is left.
         spatial_format: Region Spatial Format: 1 is 2D, 2 M-mode, 3 spectral, 4 wave form, 5 graphics.
-        data_type: Region Data Type: 1 is tissue, 2 colour flow, 10 ECG ...
+        data_type: Region Data Type: 1 is tissue, 2 color flow, 10 ECG ...
         spacing: ``(row, column)`` in mm per pixel; ``None`` unless both axes are lengths.
     """
 

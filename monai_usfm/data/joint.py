@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Several data sets as one list for joint pretraining: labelled ones with classes of their own, and unlabelled ones."""
+"""Several data sets as one list for joint pretraining: labeled ones with classes of their own, and unlabeled ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Parts = Mapping[str, Mapping[str, Any] | None]
 
 
 def joint_classes(parts: Parts) -> dict[str, int]:
-    """Output layer -> classes of the labelled parts, in their order; see :func:`joint_splits`.
+    """Output layer -> classes of the labeled parts, in their order; see :func:`joint_splits`.
 
     Raises:
-        ValueError: when no part is labelled, or two parts share an output layer and differ in classes.
+        ValueError: when no part is labeled, or two parts share an output layer and differ in classes.
     """
     found: dict[str, int] = {}
     for name, part in parts.items():
@@ -34,19 +34,19 @@ def joint_classes(parts: Parts) -> dict[str, int]:
             if found.setdefault(output, part["num_classes"]) != part["num_classes"]:
                 raise ValueError(f"parts: {name!r} has other num_classes than the part it shares {output!r} with.")
     if not found:
-        raise ValueError("parts: none is labelled; give one of them num_classes.")
+        raise ValueError("parts: none is labeled; give one of them num_classes.")
     return found
 
 
 def joint_splits(parts: Parts) -> dict[str, list[dict[str, Any]]]:
     """The items of all parts, ``training`` and ``validation``.
 
-    A part is a mapping with ``dataset_dir`` or ``datalist`` (see :func:`load_splits`) and, if it is labelled,
+    A part is a mapping with ``dataset_dir`` or ``datalist`` (see :func:`load_splits`) and, if it is labeled,
     ``num_classes``, and where needed ``label_values``, ``label_key`` (default ``"label"``) and ``output``: the name of
     the output layer, by default that of the part, shared by parts that name the same. None leaves a part out, so that
     an overlay or the command line can. A part without a validation list validates on nothing.
 
-    Every item gets ``part``, ``dataset`` (place of its output layer in :func:`joint_classes`, -1 if unlabelled) and
+    Every item gets ``part``, ``dataset`` (place of its output layer in :func:`joint_classes`, -1 if unlabeled) and
     ``organ`` (by default the part's name).
 
     Raises:
@@ -122,7 +122,7 @@ def joint_weights(
 
 
 class JointLabeld(MapTransform):
-    """Class indices of a labelled item by its own data set; an empty label for an unlabelled one, so that all collate.
+    """Class indices of a labeled item by its own data set; an empty label for an unlabeled one, so that all collate.
 
     Args:
         keys: the label.

@@ -279,7 +279,7 @@ def _shared(
 
 
 def _cosine_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Centred on the mean of ``second``: features of one encoder share a large constant part."""
+    """Centered on the mean of ``second``: features of one encoder share a large constant part."""
     center = second.mean(dim=0)
     return 1 - F.normalize(first - center, dim=1) @ F.normalize(second - center, dim=1).T
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probes of frozen features: nearest neighbors, linear, dense linear and attentive.
 
-A probe says what an encoder has learnt without training it further. None of them looks at the test data before the
+A probe says what an encoder has learned without training it further. None of them looks at the test data before the
 scores: standardization, the strength of regularization and the weights come from the training data alone.
 """
 

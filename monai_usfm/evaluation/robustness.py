@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Robustness audit: how much worse is a network when a picture is shown as another scanner or screen would?
+"""Robustness audit: how much worse is a network when an image is shown as another scanner or screen would?
 
 Networks are tested on images that look like those they were trained on: the same margins, depth, gain and marks. Here
 each test image is altered in one such respect at a time, its label map along with it, and scored again. What remains
@@ -109,7 +109,7 @@ class RobustnessAudit:
     examples: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
     def save_picture(self, path: PathLike) -> None:
-        """For each change the image that lost most: outline of the label (green) and of the prediction (red)."""
+        """For each change the image that lost most: contour of the label (green) and of the prediction (red)."""
         from matplotlib.figure import Figure
 
         columns = 5
@@ -135,7 +135,7 @@ def _margins(image: torch.Tensor, label: torch.Tensor, top: float, bottom: float
 
 
 def _screen(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:
-    """A screenshot: margins with the lines of text and the depth scale that machines write beside the picture."""
+    """A screenshot: margins with the lines of text and the depth scale that machines write beside the image."""
     image, label = _margins(image, label, 0.12, 0.06, 0.06, 0.3)
     height, width = image.shape[-2:]
     canvas = Image.new("L", (width, height))
@@ -150,7 +150,7 @@ def _screen(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator
 
 
 def _closer(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:
-    """Seven tenths of each side, around the middle of what is labelled."""
+    """Seven tenths of each side, around the middle of what is labeled."""
     window = []
     for axis in (1, 2):
         length = label.shape[axis]
@@ -170,7 +170,7 @@ def _stretch(image: torch.Tensor, label: torch.Tensor, factor: float) -> Pair:
 
 
 def _appearance(change: Callable[[torch.Tensor, torch.Generator], NdarrayOrTensor]) -> Change:
-    """A change of grey values, which leaves the label map alone."""
+    """A change of gray values, which leaves the label map alone."""
 
     def altered(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:
         result = torch.as_tensor(change(image, generator)).as_subclass(torch.Tensor)
@@ -210,7 +210,7 @@ CHANGES: dict[str, Change] = {
     "calipers": _appearance(plant_calipers),
     "text": _appearance(plant_text),
 }
-"""Layout of the screen, scale, gain, texture and marks; none changes what there is to outline."""
+"""Layout of the screen, scale, gain, texture and annotations; none changes what there is to segment."""
 
 
 @torch.no_grad()

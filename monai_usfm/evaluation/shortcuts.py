@@ -113,7 +113,7 @@ def plant_calipers(image: torch.Tensor, generator: torch.Generator) -> torch.Ten
     height, width = image.shape[-2:]
     arm = max(2, round(0.015 * min(height, width)))
     draw = torch.rand(4, generator=generator).tolist()
-    # ends a quarter to a half of the image apart, around a centre in the middle third
+    # ends a quarter to a half of the image apart, around a center in the middle third
     row, column = (0.35 + 0.3 * draw[0]) * height, (0.35 + 0.3 * draw[1]) * width
     angle, half = np.pi * draw[2], (0.125 + 0.125 * draw[3]) * min(height, width)
     ends = [(round(row + side * half * np.sin(angle)), round(column + side * half * np.cos(angle))) for side in (-1, 1)]
@@ -269,5 +269,5 @@ def _burn(image: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
 
 
 def _slice(image: torch.Tensor) -> torch.Tensor:
-    """One grey picture (H, W) of an image or volume."""
+    """One gray image (H, W) of an image or volume."""
     return (image[0] if image.ndim == 3 else image[0, image.shape[1] // 2]).float().cpu()

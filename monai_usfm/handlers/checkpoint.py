@@ -97,7 +97,7 @@ class EpochSeed:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        # A large odd multiplier keeps the seeds of neighbouring runs and epochs apart.
+        # A large odd multiplier keeps the seeds of neighboring runs and epochs apart.
         epoch = 0 if self.fixed else engine.state.epoch
         seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % (2**31)
         set_determinism(seed=seed, use_deterministic_algorithms=None)

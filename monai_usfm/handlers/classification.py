@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a classifier after each validation, and the tables and picture of an evaluation."""
+"""Scores of a classifier after each validation, and the tables and figure of an evaluation."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def save_confusion(
     font = ImageFont.load_default(15)
     labels = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
     left = gap + max(int(font.getlength(label)) for label in [*labels, "true"]) + gap
-    # the picture is at least as wide as its title
+    # the figure is at least as wide as its title
     total = sum(map(sum, matrix))
     title = f"{total} {unit}; rows true, columns predicted"
     column = max(cell, *(int(font.getlength(label)) + gap for label in labels))
@@ -107,7 +107,7 @@ def save_confusion(
 
 
 class ClassificationReport(EvaluationReport):
-    """Tables of probabilities, scores and a picture of the confusion matrix, written after an evaluation.
+    """Tables of probabilities, scores and a figure of the confusion matrix, written after an evaluation.
 
     - ``images.csv``: a row per image with its file, patient, class, predicted class and the probability of each class;
       columns that no image has a value for are left out.

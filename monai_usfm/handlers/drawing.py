@@ -35,19 +35,19 @@ COLORS = ((255, 80, 60), (60, 200, 255), (255, 215, 40), (130, 255, 90), (230, 1
 """Of the classes after the background, repeated when there are more."""
 
 PAPER, INK = (20, 20, 24), (235, 235, 235)
-FILL = 0.25  # opacity of a class inside its outline: the texture must stay visible
+FILL = 0.25  # opacity of a class inside its contour: the texture must stay visible
 TEXT = 15
 
 
 def draw_overlay(
     image: np.ndarray, labels: np.ndarray, spacing: Sequence[float] | None = None, size: int = 560
 ) -> Image.Image:
-    """An image with the outline of every class and a transparent fill; with a scale bar where mm are known.
+    """An image with the contour of every class and a transparent fill; with a scale bar where mm are known.
 
     Args:
         image: ``(H, W)`` in [0, 1], upright.
         labels: class indices ``(H, W)``.
-        spacing: mm per pixel along (H, W): the picture then has the proportions of the body.
+        spacing: mm per pixel along (H, W): the figure then has the aspect ratio of the body.
         size: longer side in pixels; smaller images are enlarged.
     """
     height, width = image.shape[0] * (spacing[0] if spacing else 1), image.shape[1] * (spacing[1] if spacing else 1)

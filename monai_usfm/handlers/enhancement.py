@@ -141,7 +141,7 @@ def score_enhancement(
 
 
 def enhancement_panels(output: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Before | after | change (grey = none, four times magnified) | target, for :func:`save_panels`.
+    """Before | after | change (gray = none, four times magnified) | target, for :func:`save_panels`.
 
     Args:
         output: decollated items with ``image``, ``pred`` and, where there is one, ``label``, all ``(C, *S)``; of items
@@ -175,7 +175,7 @@ class EnhancementReport(EvaluationReport):
 
     The rows are the input, the enhanced image, and the input after two Gaussian blurs: one that changes it as much as
     the enhancement did (:func:`matched_blur`), and the one that comes nearest to the target (:func:`best_blur`), which
-    only an oracle can choose. CNR, gCNR and speckle SNR favour smoothing; ``blur_wins`` in the summary is the share of
+    only an oracle can choose. CNR, gCNR and speckle SNR favor smoothing; ``blur_wins`` in the summary is the share of
     images for which one of the blurs beats the network, per score in which more is better, so that a network which only
     smooths is found out.
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind for people: progress, a table of metrics, a record of the settings, pictures."""
+"""What a run leaves behind for people: progress, a table of metrics, a record of the options, figures."""
 
 from __future__ import annotations
 
@@ -304,11 +304,11 @@ def _versions() -> dict[str, str]:
 
 
 def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max_items: int = 8) -> Path:
-    """Save a picture with one row per sample and one titled column per panel, through a temporary file.
+    """Save a figure with one row per sample and one titled column per panel, through a temporary file.
 
     Args:
         path: PNG file.
-        panels: title -> ``(B, C, *S)`` in [0, 1]; C is 1 (grey) or 3 (RGB); of a volume the middle slice is shown.
+        panels: title -> ``(B, C, *S)`` in [0, 1]; C is 1 (gray) or 3 (RGB); of a volume the middle slice is shown.
         max_items: rows at most.
     """
     columns = []
@@ -336,14 +336,14 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
 
 
 class PictureHandler:
-    """Saves pictures of the last batch of an engine every few epochs.
+    """Saves figures of the last batch of an engine every few epochs.
 
     On an evaluator the epoch is that of the trainer which runs it. Of several processes the first saves.
 
     Args:
         output_dir: folder; files are named ``<prefix>_epoch_0001.png``.
         panels: called with the engine; gives the panels of :func:`save_panels`.
-        interval: epochs between pictures, 0 for none; epoch 1 has one too, if an evaluator runs in it.
+        interval: epochs between figures, 0 for none; epoch 1 has one too, if an evaluator runs in it.
         prefix: start of the file name.
         max_items: rows at most.
 

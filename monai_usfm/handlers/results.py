@@ -35,7 +35,7 @@ THUMBNAIL, COLUMNS, PAGE = (270, 300), 4, 24
 
 
 class CasePreviews:
-    """Saves a picture of each case under ``previews``, and small ones together as ``contact_sheet.jpg``.
+    """Saves a figure of each case under ``previews``, and small ones together as ``contact_sheet.jpg``.
 
     Attach it to an evaluator that decollates: ``pred`` has the axes of the file, ``image`` the metadata that
     tells which file it was. The file is read again, so that the preview has its full resolution. After every 24 cases
@@ -45,7 +45,7 @@ class CasePreviews:
         output_dir: folder of the results.
         data_root_dir: the folder whose subfolders the previews repeat, as in :class:`monai.transforms.SaveImaged`;
             empty puts all into one.
-        preview: draw pictures at all.
+        preview: draw figures at all.
     """
 
     def __init__(self, output_dir: str, data_root_dir: str = "", preview: bool = True) -> None:
@@ -61,7 +61,7 @@ class CasePreviews:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image | None:
-        """The picture of one case, or None for none; ``image`` ``(*S)`` is in [0, 1], upright."""
+        """The figure of one case, or None for none; ``image`` ``(*S)`` is in [0, 1], upright."""
         raise NotImplementedError
 
     def _start(self, engine: Engine) -> None:
@@ -113,7 +113,7 @@ class SegmentationResults(CasePreviews):
         num_classes: classes, background included.
         class_names: names of the classes, with or without the background.
         data_root_dir: see :class:`CasePreviews`.
-        preview: draw pictures.
+        preview: draw figures.
         statistics: write the tables.
         components: measure each connected part of a class.
         time: the first of three axes is time: every frame is measured by itself.
@@ -205,7 +205,7 @@ class ClassificationPreviews(CasePreviews):
         output_dir: folder of the results.
         class_names: names of the classes; default their indices.
         data_root_dir: see :class:`CasePreviews`.
-        preview: draw pictures.
+        preview: draw figures.
     """
 
     def __init__(

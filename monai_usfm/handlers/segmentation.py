@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A table of segmentation scores by case and class, in millimetres where the pixel size is known."""
+"""A table of segmentation scores by case and class, in mm where the pixel size is known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["DiceScore", "SegmentationReport", "published_circumferences", "score
 
 logger = logging.getLogger(__name__)
 
-# Colours of the classes after the background, repeated when there are more.
+# Colors of the classes after the background, repeated when there are more.
 COLOURS = ((1.0, 0.25, 0.2), (0.2, 0.8, 1.0), (1.0, 0.85, 0.1), (0.5, 1.0, 0.3), (0.9, 0.4, 1.0))
 
 
@@ -98,7 +98,7 @@ def segmentation_panels(output: Sequence[Mapping[str, Any]], num_classes: int) -
 
 
 def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Grey images ``(B, 1, *S)`` with coloured classes ``(B, 3, *S)``."""
+    """Gray images ``(B, 1, *S)`` with colored classes ``(B, 3, *S)``."""
     colour = image.expand(-1, 3, *image.shape[2:]).clone()
     for number in range(1, num_classes):
         tint = torch.tensor(COLOURS[(number - 1) % len(COLOURS)]).view(1, 3, *[1] * (image.dim() - 2))

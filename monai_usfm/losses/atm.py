@@ -27,7 +27,7 @@ class ATMLoss(_Loss):
     divided by their number in the batch (at least 1). Stages add up. Zhang et al. 2022,
     https://arxiv.org/abs/2210.05844; values as configured by USFM.
 
-    Pixels labelled ``ignore_index`` enter no term (in the published code they count as background of every mask).
+    Pixels labeled ``ignore_index`` enter no term (in the published code they count as background of every mask).
 
     Args:
         class_weight: weight of the cross-entropy.

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Biometry from outlines: the ellipse of a mask, and its circumference, as head circumference is measured."""
+"""Biometry from contours: the ellipse of a mask, and its circumference, as head circumference is measured."""
 
 from __future__ import annotations
 

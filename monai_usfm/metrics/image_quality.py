@@ -203,7 +203,7 @@ class LocalNCCMetric(RegressionMetric):
         def mean(x: torch.Tensor) -> torch.Tensor:
             return pool(x, self.window, 1)  # type: ignore[operator]
 
-        # float64 and a shared offset keep E[ab] - E[a]E[b] exact enough to recognise a constant window
+        # float64 and a shared offset keep E[ab] - E[a]E[b] exact enough to recognize a constant window
         a, b = _finite(y_pred, "y_pred"), _finite(y, "y")
         spatial = tuple(range(2, y.ndim))
         flat = 1e-12 * torch.maximum(_spread(a), _spread(b)).square().clamp(min=1e-30)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a reader measures on an outline: area or volume, diameters, circumference and position of each structure."""
+"""What a reader measures on a contour: area or volume, diameters, circumference and position of each structure."""
 
 from __future__ import annotations
 

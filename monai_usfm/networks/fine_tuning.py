@@ -33,7 +33,7 @@ def _find_encoder(net: nn.Module) -> tuple[str, UltrasoundViT]:
 def layer_decay_groups(
     net: nn.Module, learning_rate: float, weight_decay: float = 0.05, layer_decay: float = 0.65
 ) -> list[dict[str, Any]]:
-    """Parameter groups whose learning rate falls from the head to the embedding, for any ``torch.optim`` optimiser.
+    """Parameter groups whose learning rate falls from the head to the embedding, for any ``torch.optim`` optimizer.
 
     Layer 0 is the embedding with its positions, layers 1 to ``L`` are the blocks, layer ``L + 1`` is all else: head,
     norm and, as in BEiT, the relative position tables. Layer ``i`` learns at
@@ -49,7 +49,7 @@ def layer_decay_groups(
         net: a network that holds an :class:`UltrasoundViT`; with a ``layer_decay`` of 1, any network.
         learning_rate: rate of the head.
         weight_decay: decay of what is decayed.
-        layer_decay: ratio between the rates of neighbouring layers, in (0, 1]; 1 gives one rate.
+        layer_decay: ratio between the rates of neighboring layers, in (0, 1]; 1 gives one rate.
 
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``layer``, in the order of ``layer``.

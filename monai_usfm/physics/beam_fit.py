@@ -239,7 +239,7 @@ def _arc_start(outline: _Outline) -> np.ndarray | None:
 
 
 def _circumcenters(triples: np.ndarray) -> np.ndarray:
-    """Centres ``(N, 2)`` of the circles through ``(N, 3, 2)`` points; collinear ones are dropped."""
+    """Centers ``(N, 2)`` of the circles through ``(N, 3, 2)`` points; collinear ones are dropped."""
     a, b, c = triples[:, 0], triples[:, 1] - triples[:, 0], triples[:, 2] - triples[:, 0]
     cross = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
     keep = abs(cross) > 1e-9

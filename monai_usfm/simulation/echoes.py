@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From tissue to picture: the pulse-echo chain of a simulated ultrasound machine.
+"""From tissue to image: the pulse-echo chain of a simulated ultrasound machine.
 
 The chain works in beam space, ``(axial, lateral)`` or ``(elevation, axial, lateral)``, where a machine works:
 
@@ -55,7 +55,7 @@ class Device:
         noise: receiver noise at the far end of the beams in dB.
         clutter: side-lobe level in dB; ``haze``: near-field clutter in dB.
         falloff: decibels that are missing at the far end of the beams (gain sliders, poor contact); negative adds.
-        shading: standard deviation in dB of the slow changes of gain over the picture (contact, TGC sliders).
+        shading: standard deviation in dB of the slow changes of gain over the image (contact, TGC sliders).
     """
 
     frequency: float

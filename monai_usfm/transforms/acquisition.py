@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The knobs of the scanner and the loss in tissue: gain, time-gain compensation, attenuation, dynamic range.
+"""The controls of the scanner and the loss in tissue: gain, time-gain compensation, attenuation, dynamic range.
 
 Each effect is a function with explicit parameters, a random array transform that draws them and its dictionary form.
 What they share (decibels, beams, field of view) is described in :mod:`monai_usfm.transforms.effect`.

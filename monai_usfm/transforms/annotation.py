@@ -65,7 +65,7 @@ class RemoveAnnotations(Transform):
     - **screen**: anything bright outside the field of view, such as logos, rulers and gray bars.
 
     The input is never changed where nothing is found. Marks much fainter than the tissue around them, about a
-    third of single letters, handwriting and filled shapes are missed. Volumes and cines ``(C, D, H, W)`` are
+    third of single letters, handwriting and filled shapes are not found. Volumes and cines ``(C, D, H, W)`` are
     searched slice by slice along the first spatial axis. Of four channels the last counts as alpha: it is neither
     searched nor filled.
 
@@ -326,7 +326,7 @@ class _Shapes:
         return cls(labels, table[:, 0].astype(int), table[:, 1:5], table[:, 5], table[:, 6], table[:, 7:])
 
     def words(self, contrast: float) -> list[_Line]:
-        """Neighbouring letters with equal top, bottom and gray level: three, or two clear ones."""
+        """Neighboring letters with equal top, bottom and gray level: three, or two clear ones."""
         groups = self._rows(np.ones(len(self.index), bool), 3)
         groups += self._rows(self._clear(1.5 * contrast, 0.6, 0.3, 2.0, 0.8), 2)
         return [_Line(self, members) for members in groups]

@@ -6,7 +6,7 @@ Gray levels are decibels, see :mod:`monai_usfm.physics.display`. Results are cla
 black stays there, as on the display.
 
 Effects follow the beams of a :class:`BeamGeometry`. Without one, beams are the image columns from the first row to the
-last, i.e. a linear probe. They act inside the field of view only (:func:`acting_region`); the rest of the picture is
+last, i.e. a linear probe. They act inside the field of view only (:func:`acting_region`); the rest of the image is
 returned as it was. In volumes (C, D, H, W) a 2D geometry serves every slice.
 """
 

@@ -169,7 +169,7 @@ def _solid(tissue: np.ndarray) -> np.ndarray:
 
 
 def _background_level(gray: np.ndarray) -> float:
-    """Grey level just above the empty screen, from the darkest blocks of the image."""
+    """Gray level just above the empty screen, from the darkest blocks of the image."""
     block = tuple(min(8, n) for n in gray.shape)
     cut = gray[tuple(slice(0, n // b * b) for n, b in zip(gray.shape, block, strict=True))]
     split = [v for n, b in zip(cut.shape, block, strict=True) for v in (n // b, b)]

@@ -53,7 +53,7 @@ def semantics_preserving_pipeline(
     geometry_key: str | None = None,
     dynamic_range_db: float | None = 60.0,
 ) -> Compose:
-    """Changes that another scanner, probe or setting would have made, on the whole picture (AugUS-O).
+    """Changes that another scanner, probe or setting would have made, on the whole image (AugUS-O).
 
     In order: probe type, convexity and depth change, wavelet denoising, CLAHE, gamma, brightness, contrast, speckle,
     Gaussian noise, salt and pepper, reflection, shift and rotation. Ranges and probabilities are those of the authors'

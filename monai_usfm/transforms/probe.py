@@ -96,7 +96,7 @@ def _values(img: torch.Tensor) -> torch.Tensor:
 def zoomed_geometry(geometry: BeamGeometry, factor: float) -> tuple[BeamGeometry, BeamGeometry]:
     """Beams before and after the depth setting changes to ``factor`` times the old depth, on the same screen.
 
-    The probe stays where it is, the scale of the picture changes by ``1 / factor`` in all directions: its curvature and
+    The probe stays where it is, the scale of the image changes by ``1 / factor`` in all directions: its curvature and
     opening keep their size in mm, so the face looks larger at a small depth. A larger depth shows the old sector
     smaller: what lay below it was not seen.
 

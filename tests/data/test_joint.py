@@ -59,7 +59,7 @@ def test_a_shared_output_of_other_classes_is_refused(parts):
 
 
 def test_without_a_labelled_part_there_is_nothing_to_segment(parts):
-    with pytest.raises(ValueError, match="none is labelled"):
+    with pytest.raises(ValueError, match="none is labeled"):
         joint_classes({"unlabelled": parts["unlabelled"]})
 
 

@@ -90,7 +90,7 @@ def _second_derivatives(knots: list[float]) -> torch.Tensor:
     eye = torch.eye(n, dtype=torch.float64)
     # Rows 1 .. n - 2: step[i-1] m[i-1] + 2 (step[i-1] + step[i]) m[i] + step[i] m[i+1] = 6 (slope[i] - slope[i-1]).
     # Not-a-knot: the third derivative does not jump at the second and the last but one knot, which gives m[0] and
-    # m[n-1] in terms of their two neighbours; they are put into the first and the last row.
+    # m[n-1] in terms of their two neighbors; they are put into the first and the last row.
     first, last = step[0] / step[1], step[n - 2] / step[n - 3]
     diagonal = [2.0 * (step[i - 1] + step[i]) for i in range(1, n - 1)]
     lower = [step[i - 1] for i in range(1, n - 1)]
@@ -290,7 +290,7 @@ class RelativePositionBias(_GridTable):
             # A GPU assembles it quickly, and would have to wait for the comparison below.
             self.__dict__.pop("_cache", None)
             return self._full(grid)
-        # Compared by value: no counter tells of all ways to write to a parameter (`.data`, fused optimisers).
+        # Compared by value: no counter tells of all ways to write to a parameter (`.data`, fused optimizers).
         grid_then, table_then, bias = self.__dict__.get("_cache", (None, None, None))
         if grid_then != grid or table_then.dtype != table.dtype or not torch.equal(table_then, table):
             bias = self._full(grid)

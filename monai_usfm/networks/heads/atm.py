@@ -84,7 +84,7 @@ class ATMHead(nn.Module):
     stage, and those of the stages add up. Zhang et al. 2022, https://arxiv.org/abs/2210.05844.
 
     The prediction is ``log p``. ``p`` is the sum over queries of ``softmax(class logits)``, "no object" left out, times
-    ``sigmoid(mask logits)``, normalised over classes: its softmax is ``p``, its arg max the published one.
+    ``sigmoid(mask logits)``, normalized over classes: its softmax is ``p``, its arg max the published one.
 
     Args:
         hidden_size: channels of the encoder maps.

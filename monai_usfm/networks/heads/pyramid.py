@@ -42,7 +42,7 @@ def upsampling(spatial_dims: int, in_channels: int, out_channels: int, factor: S
 class _MapInput(nn.Module):
     """Encoder map to the coarsest decoder level, ``(B, E, *grid) -> (B, C, *grid)``: LayerNorm over E, linear map.
 
-    Block outputs are not normalised in the encoder, and their scale grows with depth.
+    Block outputs are not normalized in the encoder, and their scale grows with depth.
     """
 
     def __init__(self, hidden_size: int, channels: int) -> None:
@@ -63,7 +63,7 @@ class PyramidDecoder(nn.Module):
     https://arxiv.org/abs/2103.10504) upsamples early encoder maps to every level instead: all maps of a plain ViT have
     the resolution of the patches, so that this costs time without showing the decoder a pixel more.
 
-    Normalisation is per image and channel. With groups of channels instead, the same decoder stayed 0.07 Dice lower
+    Normalization is per image and channel. With groups of channels instead, the same decoder stayed 0.07 Dice lower
     after 300 steps on breast lesions: brightness and gain differ from scanner to scanner, and a group mixes contrast
     with them. The coarsest level has no norm, since a window of one patch has a single element there.
 
@@ -186,8 +186,8 @@ class PyramidPool(nn.Module):
     """One vector for an image from every level of a :class:`PyramidDecoder`: ``(B, 2 sum(channels))``.
 
     Of each level it takes a mean with learned weights over the positions (softmax of a linear map of the features;
-    equal weights at the start) and the maximum. The weights can follow what the decoder marks: with one that has learnt
-    to outline a lesion, the mean can be taken over the lesion.
+    equal weights at the start) and the maximum. The weights can follow what the decoder marks: with one that learned
+    to segment a lesion, the mean can be taken over the lesion.
 
     Args:
         hidden_size: channels of the encoder maps.

@@ -152,12 +152,12 @@ class UPerNetHead(nn.Module):
         In training, and with ``auxiliary``, the auxiliary logits follow.
 
         Raises:
-            ValueError: for one image in training with batch norm, which has nothing to normalise the pooled image by.
+            ValueError: for one image in training with batch norm, which has nothing to normalize the pooled image by.
         """
         if self.training and self.needs_two and image.shape[0] == 1:
             raise ValueError(
                 "UPerNet with batch norm cannot be trained on a batch of one image: use a batch_size of 2 or more, or "
-                "group norm (network_def#norm)."
+                "group norm (plan#norm)."
             )
         deepest = self.fpn4(maps[3])
         context = [deepest]

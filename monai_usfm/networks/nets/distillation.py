@@ -120,7 +120,7 @@ class TokenDistillation(nn.Module):
 
 
 class DistillationModel(nn.Module):
-    """A student that learns the tokens of a frozen teacher on unlabelled images, in 2D and 3D.
+    """A student that learns the tokens of a frozen teacher on unlabeled images, in 2D and 3D.
 
     The targets are the teacher's patch tokens and class token after its final norm (or those of an intermediate block,
     if it was built with fewer blocks). With ``mask_ratio`` the student sees part of the patches replaced by a learned

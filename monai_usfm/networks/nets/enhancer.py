@@ -21,7 +21,7 @@ class UltrasoundEnhancer(TaskNetwork):
 
     The network predicts a correction that is added to its input, and starts as the identity: the last layer is zero.
     In evaluation the sum is clamped to [0, 1], the range of images here; in training it is not, so that gradients reach
-    values beyond. There is no normalisation over the window in the decoder, so the mean brightness of the window
+    values beyond. There is no normalization over the window in the decoder, so the mean brightness of the window
     reaches a pixel through the attention of the encoder alone; sliding windows are blended.
 
     The design is ours (USFM publishes no enhancement network): residual restoration as in Zhang et al. 2017,

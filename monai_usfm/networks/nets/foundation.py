@@ -22,10 +22,10 @@ __all__ = ["FoundationModel"]
 
 
 class FoundationModel(nn.Module):
-    """One encoder and one pyramid decoder, pretrained on labelled and unlabelled images at once.
+    """One encoder and one pyramid decoder, pretrained on labeled and unlabeled images at once.
 
-    - Labelled images: segmentation, with an output layer for each data set on the shared decoder.
-    - Unlabelled images: distillation of a frozen teacher's tokens into the encoder, and USFM's restoration of speckle-
+    - Labeled images: segmentation, with an output layer for each data set on the shared decoder.
+    - Unlabeled images: distillation of a frozen teacher's tokens into the encoder, and USFM's restoration of speckle-
       filled patches and of missing frequencies, through encoder and decoder to the pixels.
 
     One pass through encoder and decoder serves all parts. A part whose weight is 0, or which has no images in a batch,
@@ -36,10 +36,10 @@ class FoundationModel(nn.Module):
         network: the network that is pretrained and exported, with the head ``"pyramid"``. Its own output layer serves
             the first data set of ``num_classes``.
         num_classes: data set -> classes, background included; an image names its data set by the place in this order.
-        teacher: encoder that unlabelled images are distilled from; None leaves distillation out.
+        teacher: encoder that unlabeled images are distilled from; None leaves distillation out.
         corruption: what restoration undoes; default :class:`Corruption` of half the patches.
         segmentation_weight, distillation_weight, restoration_weight: of the parts of the loss.
-        restored_share: share of the unlabelled images that the network sees corrupted.
+        restored_share: share of the unlabeled images that the network sees corrupted.
         teacher_scale: see :class:`FrozenTeacher`.
 
     Raises:
@@ -118,8 +118,8 @@ class FoundationModel(nn.Module):
 
         Args:
             image: ``(B, C, *S)`` in [0, 1], ``S`` a multiple of the patch size.
-            label: class indices ``(B, 1, *S)``; not looked at for unlabelled images.
-            dataset: ``(B,)``, which data set's classes the label has, -1 for unlabelled images; None is -1 for all.
+            label: class indices ``(B, 1, *S)``; not looked at for unlabeled images.
+            dataset: ``(B,)``, which data set's classes the label has, -1 for unlabeled images; None is -1 for all.
 
         Returns:
             ``loss``, and of the parts that the batch has ``segmentation``, ``distillation``, ``restoration`` (scalars),

@@ -27,7 +27,7 @@ class RandomBandStop(nn.Module):
     """Removes random rings of the spectrum of every image of a batch, on the device of the batch.
 
     Args:
-        num_rings: rings of equal width between the centre disc and the Nyquist frequency.
+        num_rings: rings of equal width between the center disc and the Nyquist frequency.
         stop_ratio: share of the rings that is removed; a pair (low, high) draws it per image.
         center_radius: radius of the disc that is always kept, in fractions of Nyquist.
     """
@@ -138,7 +138,7 @@ class Corruption(nn.Module):
 
 
 class MaskedImageModel(nn.Module):
-    """Spatial-frequency dual masked image modelling of USFM, in 2D and 3D.
+    """Spatial-frequency dual masked image modeling of USFM, in 2D and 3D.
 
     The image loses random rings of its spectrum (``band_stop``), then blocks of patches are overwritten (``fill``); the
     encoder sees all tokens; one linear layer maps each token to the pixels of its patch; the loss compares the result

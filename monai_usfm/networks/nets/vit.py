@@ -116,7 +116,7 @@ class UltrasoundViT(nn.Module):
             block.mlp.fc2.weight.div_(math.sqrt(2.0 * depth))
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters beyond biases and one-dimensional ones that optimisers should not decay."""
+        """Names of the parameters beyond biases and one-dimensional ones that optimizers should not decay."""
         return {"cls_token", "register_tokens", "pos_embed.table"}
 
     def token_grid(self, x: torch.Tensor) -> list[int]:
@@ -144,7 +144,7 @@ class UltrasoundViT(nn.Module):
         return torch.cat(parts, dim=1), bias
 
     def encode(self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Embedded patches ``(B, K, E)`` of a token grid -> normalised tokens ``(B, 1 + K, E)``, class token first.
+        """Embedded patches ``(B, K, E)`` of a token grid -> normalized tokens ``(B, 1 + K, E)``, class token first.
 
         ``keep`` (B, K) says which tokens of the grid they are; None means all, in row-major order.
         """
@@ -156,7 +156,7 @@ class UltrasoundViT(nn.Module):
         return self.norm(x)
 
     def forward_features(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalised tokens, class token first.
+        """Normalized tokens, class token first.
 
         Args:
             x: images ``(B, C, *S)``, ``S`` a multiple of the patch size.

@@ -24,7 +24,7 @@ _PER_CLASS = ("conv_seg.weight", "conv_seg.bias", "q.weight", "class_embed.weigh
 def load_official_head(segmenter: UltrasoundSegmenter, state_dict: Mapping[str, Any]) -> LoadReport:
     """Fill the head of a segmenter from an official UPerNet or SegViT checkpoint (mmsegmentation names).
 
-    Recognised are ``decode_head.*``, ``auxiliary_head.*`` and ``backbone.fpn*.*``, also under ``model`` or
+    Recognized are ``decode_head.*``, ``auxiliary_head.*`` and ``backbone.fpn*.*``, also under ``model`` or
     ``state_dict``. The encoder is not touched: that is what
     :func:`monai_usfm.networks.load_pretrained` is for.
     Layers with one row per class keep their values when the number of classes differs, which the report says.
