@@ -59,7 +59,10 @@ VERBS = {
     },
     "Clients": {
         "convert-weights": ("monai_usfm.cli.convert:convert_weights", "Convert weights from and to published layouts."),
-        "export": ("monai_usfm.cli.weights:export", "Write trained weights as TorchScript or ONNX."),
+        "export": (
+            "monai_usfm.cli.export:export",
+            "Write trained weights as TorchScript, torch.export, ONNX or safetensors.",
+        ),
         "pack": ("monai_usfm.cli.weights:pack", "Make a bundle of trained weights, for MONAI Label and Deploy."),
         "serve-label": ("monai_usfm.cli.weights:serve_label", "Start MONAI Label with packed bundles."),
     },

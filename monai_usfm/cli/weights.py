@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs that hand trained weights on: to other runtimes, as a bundle, to MONAI Label."""
+"""Verbs that hand trained weights on: as a bundle, to MONAI Label."""
 
 from __future__ import annotations
 
@@ -15,45 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from monai_usfm.cards import card_path, load_network, read_card
-from monai_usfm.files import whole_file
+from monai_usfm.cards import card_path, read_card
 from monai_usfm.workflow import find_bundle
 
-__all__ = ["export", "pack", "serve_label"]
-
-
-def export(checkpoint: str, output: str) -> Path:
-    """Export trained weights as one file for other runtimes.
-
-    The network takes images ``(B, C, *S)`` in [0, 1] and gives logits, maps or features, as in Python.
-
-    Args:
-        checkpoint: weights with a card.
-        output: file to write: ``.ts`` (TorchScript) or ``.onnx``.
-
-    Returns:
-        The file.
-
-    Raises:
-        ValueError: for another ending.
-    """
-    import torch
-
-    target = Path(output)
-    if target.suffix not in (".ts", ".onnx"):
-        raise ValueError(f"{output}: the ending must be .ts (TorchScript) or .onnx.")
-    network = load_network(checkpoint)
-    options: dict[str, Any] = network.card["network"]  # type: ignore[index, assignment]
-    example = torch.zeros(1, options["in_channels"], *options["spatial_size"])
-    with whole_file(target) as part, torch.no_grad():
-        if target.suffix == ".ts":
-            torch.jit.script(network).save(str(part))
-        else:
-            program = torch.onnx.export(network, (example,), dynamo=True, input_names=["image"], output_names=["pred"])
-            assert program is not None  # it is None for a file name alone
-            program.save(str(part))
-    print(f"{target}: takes {tuple(example.shape)}, float32 in [0, 1]")
-    return target
+__all__ = ["pack", "serve_label"]
 
 
 def pack(checkpoint: str, output: str, *, bundle_root: str | None = None) -> Path:

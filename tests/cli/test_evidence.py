@@ -151,12 +151,34 @@ def test_the_temperature_of_a_network_that_says_one_thing_goes_to_its_card(datas
     assert card["class_names"] == ["background", "disc"]
 
 
-def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path):
-    assert call("export", weights["segmentation"], tmp_path / "model.ts") == 0
-    image = torch.rand(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("ending", ["ts", "pt2", "onnx", "safetensors"])
+def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path, capsys, ending):
+    if ending == "onnx":
+        pytest.importorskip("onnxruntime")
+    file = tmp_path / f"model.{ending}"
+    assert call("export", weights["segmentation"], file) == 0
+    assert capsys.readouterr().out.count("largest difference") == 2
+    image = torch.rand(5, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    network = load_network(weights["segmentation"])
     with torch.no_grad():
-        wanted = load_network(weights["segmentation"])(image)
-        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), wanted, atol=1e-4, rtol=1e-4)
+        wanted = network(image)
+        if ending == "ts":
+            given = torch.jit.load(file)(image)
+        elif ending == "pt2":
+            given = torch.export.load(file).module()(image)
+        elif ending == "onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(file))
+            given = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        else:
+            from safetensors.torch import load_file
+
+            for parameter in network.parameters():
+                parameter.zero_()
+            network.load_state_dict(load_file(file))
+            given = network(image)
+    torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_an_export_of_another_kind_is_refused(weights, tmp_path, capsys):
