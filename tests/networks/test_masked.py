@@ -198,9 +198,9 @@ def test_every_objective_overfits_one_image(dims, size, patch, make):
         model = MaskedAutoencoder(encoder, 32, 1, 2, band_stop=RandomBandStop(), frequency_weight=0.1, norm="l1")
     axes = [torch.linspace(0, 3.1, n) for n in size]
     image = torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0).sin().abs()[None, None]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(200):
+    for _ in range(300):
         loss = model(image)["loss"]
         optimizer.zero_grad()
         loss.backward()

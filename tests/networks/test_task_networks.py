@@ -279,7 +279,7 @@ def test_an_official_fine_tuned_classifier_gives_the_logits_of_the_official_netw
         48, in_channels=3, hidden_size=32, mlp_dim=64, num_layers=2, num_heads=2, pos_embed="relative_per_block"
     )
     net = UltrasoundClassifier(own, 3).eval()
-    report = load_pretrained(net, {"model": state})
+    report = load_pretrained(net, {"model": state}, fold_normalization=False)
     assert {"fc_norm.weight", "head.weight", "head.bias"} <= set(report.loaded)
     x = torch.rand(2, 3, 48, 48)
     with torch.no_grad():
@@ -405,14 +405,17 @@ def test_sliding_windows_leave_no_seam_in_a_uniform_image():
     ("call", "message"),
     [
         (lambda: UltrasoundSegmenter(encoder(), 0), "num_classes must be at least 1, got 0"),
-        (lambda: UltrasoundSegmenter(encoder(), 2, "unet"), "pyramid, segvit, upernet, got 'unet'"),
+        (lambda: UltrasoundSegmenter(encoder(), 2, "unet"), "pyramid, segvit, upernet, or a module, got 'unet'"),
         (lambda: UltrasoundSegmenter(encoder(), 2, indices=[0, 4]), r"block index 4 is outside 0\.\.3"),
         (lambda: UltrasoundSegmenter(encoder(), 2, indices=[-1]), r"outside 0\.\.3"),
         (lambda: UltrasoundSegmenter(encoder(), 2, indices=[]), "got 0 block indices"),
         (lambda: UltrasoundSegmenter(encoder(), 2, "upernet", indices=[0, 1]), "takes 4 maps, got 2"),
         (lambda: UltrasoundSegmenter(encoder(num_layers=2), 2, "segvit"), "takes 3 maps, got 2"),
         (lambda: UltrasoundClassifier(encoder(), 0), "num_classes must be at least 1, got 0"),
-        (lambda: UltrasoundClassifier(encoder(), 2, pool="max"), "mean, class, attention, pyramid, got 'max'"),
+        (
+            lambda: UltrasoundClassifier(encoder(), 2, pool="max"),
+            "mean, class, attention, pyramid, or a module, got 'max'",
+        ),
         (lambda: UltrasoundEnhancer(encoder(in_channels=3), 2), "1 or the 3 channel"),
         (lambda: UltrasoundEnhancer(encoder(), indices=[9]), r"outside 0\.\.3"),
         (lambda: UltrasoundEnhancer(encoder())(torch.rand(1, 3, 48, 64)), "1 channel"),
