@@ -415,8 +415,9 @@ class TrainingRecords:
     def _to_mlflow(self, engine: Engine) -> None:
         """Under ``--tracking mlflow`` the run gets the options, the figures and the card of the weights too."""
         registered = engine._event_handlers[Events.COMPLETED]
-        owners = [getattr(entry[0], "__self__", None) for entry in registered]
-        for tracker in (owner for owner in owners if isinstance(owner, MLFlowHandler) and owner.cur_run is not None):
+        for tracker in (getattr(entry[0], "__self__", None) for entry in registered):
+            if not isinstance(tracker, MLFlowHandler) or tracker.cur_run is None:
+                continue
             run = tracker.cur_run.info.run_id
             known = tracker.client.get_run(run).data.params
             for name, value in self.options.items():

@@ -94,7 +94,7 @@ class InvertibleForm(DictionaryForm, InvertibleTransform):
         return d
 
 
-def dictionary_form(array: type, base: type[DictionaryForm] = DictionaryForm) -> Any:
+def dictionary_form(array: type[Transform], base: type[DictionaryForm] = DictionaryForm) -> Any:
     """The dictionary form of the transform ``array``, a class named after it with a ``d``.
 
     Its constructor takes ``keys``, then what must be looked up, the arguments of ``array``, those that may differ from
