@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,8 +61,10 @@ def score_case(
         distances = {"hd95": float("nan"), "asd": float("nan")}
         if here.any() and there.any():
             pair: dict[str, Any] = {"y_pred": here, "y": there, "include_background": True, "spacing": spacing}
-            distances["hd95"] = compute_hausdorff_distance(**pair, percentile=95).item()
-            distances["asd"] = compute_average_surface_distance(**pair, symmetric=True).item()
+            with warnings.catch_warnings():  # MONAI 1.6 warns of an argument that it passes to itself, at every call
+                warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+                distances["hd95"] = compute_hausdorff_distance(**pair, percentile=95).item()
+                distances["asd"] = compute_average_surface_distance(**pair, symmetric=True).item()
         rows.append(
             {
                 "class": number,

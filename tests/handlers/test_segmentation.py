@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,12 @@ def test_dice_counts_empty_cases_as_the_report_does_and_has_another_name_without
     assert scored(pairs, True) == pytest.approx(2 / 3)
     assert "no case of this split" not in caplog.text
     assert scored([(disc, empty)], False) == 0 and "no case of this split shows any structure" in caplog.text
+
+
+def test_a_scored_case_prints_no_warning_of_monai():
+    square = torch.zeros(1, 16, 16)
+    square[:, 4:9, 4:9] = 1
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        score_case(square, square.roll(1, -1), 2)
+    assert not [str(one.message) for one in told]
