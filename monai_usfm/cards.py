@@ -5,6 +5,8 @@
 A card holds the task, every option that builds the network, what its outputs mean (class names, label values,
 temperature), how pixels are prepared, the origin of the weights, their scores, and the SHA-256 of the file that it
 describes. nnU-Net's ``plans.json`` and timm's ``pretrained_cfg`` are the models.
+
+Longer than other modules: options, building, reading and writing share one table of what a network is made of.
 """
 
 from __future__ import annotations

@@ -8,12 +8,10 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .datalist import SPLITS
-
-if TYPE_CHECKING:
-    from .listing import Entry
+from .entry import Entry
 
 __all__ = ["ListReport"]
 

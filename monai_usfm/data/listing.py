@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from monai_usfm.settings import split_named_path
 
 from .datalist import DATALIST_NAME, SPLITS, read_datalist
 from .duplicates import MAX_BITS, find_copies, image_hashes, joined_groups
+from .entry import Entry
 from .folders import FoundFiles, find_files
 from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, file_format
 from .list_report import ListReport
@@ -42,39 +42,6 @@ MAKER = "made by monai-usfm datalist"
 
 class UnknownPatientsError(ValueError):
     """Images would be split whose patients are not known."""
-
-
-@dataclass
-class Entry:
-    """An image file and what was found out about it."""
-
-    path: Path
-    root: Path  # the folder of the command line it lies in
-    organ: str
-    patient: str | None = None
-    rule: str = ""  # how the patient was found
-    labels: list[Path] = field(default_factory=list)  # several masks of one image are joined
-    fov: Path | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-    digest: str = ""
-    hashes: np.ndarray | None = None
-    num_frames: int = 1
-    tells_white: bool = True  # data type or header gives the value of white
-    unreadable: str = ""
-
-    @property
-    def below(self) -> str:
-        """The path below the folder of the command line."""
-        return self.path.relative_to(self.root).as_posix()
-
-    @property
-    def named_split(self) -> str | None:
-        """The split that a folder's name gives the file, the nearest folder first; that of the command line counts."""
-        for part in (self.root.name, *self.path.relative_to(self.root).parts[:-1])[::-1]:
-            for word in words_of(part):
-                if word in SPLIT_WORDS:
-                    return SPLIT_WORDS[word]
-        return None
 
 
 def make_datalist(

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A synthetic ultrasound world: images with exact masks, classes and clean targets, made on the fly or on disk.
 
+Longer than other modules: the data set, its writer and its checks share one description of an item.
+
 Nothing here is patient data. Anatomy comes from :mod:`monai_usfm.simulation.organs`, echoes from
 :mod:`monai_usfm.simulation.echoes`.
 """

@@ -1,6 +1,9 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of what was written over the tissue: text, calipers, dotted lines, colored marks, logos."""
+"""Removal of what was written over the tissue: text, calipers, dotted lines, colored marks, logos.
+
+Longer than other modules: detection is one chain of steps that share their thresholds.
+"""
 
 from __future__ import annotations
 
