@@ -62,7 +62,9 @@ def _describe(metadata: dict[str, Any], card: dict[str, Any]) -> None:
                 entry["spatial_shape"] = ["*"] * len(size) if "*" in entry["spatial_shape"] else size
     classes = card["network"].get("num_classes")
     if classes:
-        names = card.get("class_names") or ["background", *(f"structure {i}" for i in range(1, classes))]
+        plain = [str(i) for i in range(classes)]
+        unnamed = ["background", *(f"structure {i}" for i in plain[1:])] if card["task"] == "segmentation" else plain
+        names = card.get("class_names") or unnamed
         for group in ("outputs", "post_processed_outputs"):
             for entry in formats.get(group, {}).values():
                 entry["channel_def"] = {str(index): str(name) for index, name in enumerate(names)}
@@ -71,4 +73,4 @@ def _describe(metadata: dict[str, Any], card: dict[str, Any]) -> None:
         formats["outputs"]["pred"]["num_channels"] = classes
         named = ", ".join(f"{index} {name}" for index, name in enumerate(names))
         metadata.update({key: named for key in ("label_classes", "pred_classes") if key in metadata})
-    metadata["eval_metrics"] = dict(card.get("scores", {}))
+    metadata["eval_metrics"] = dict(card.get("scores") or {})

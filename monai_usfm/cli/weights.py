@@ -5,17 +5,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from monai_usfm.cards import card_path, read_card
+from monai_usfm.bundle import own_bundle
+from monai_usfm.cards import read_card
 from monai_usfm.workflow import find_bundle
 
 __all__ = ["pack", "serve_label"]
@@ -38,46 +36,12 @@ def pack(checkpoint: str, output: str, *, bundle_root: str | None = None) -> Pat
     Raises:
         FileExistsError: if the folder is there already.
     """
-    card, target = read_card(checkpoint), Path(output)
-    if target.exists():
-        raise FileExistsError(f"{target} is there already: name a new folder.")
+    card = read_card(checkpoint)
     task = "pretraining" if card["task"] in ("features", "encoder") else card["task"]
-    source = find_bundle(task, bundle_root)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:  # the copy is there whole or not at all
-        part = Path(temporary) / "bundle"
-        shutil.copytree(source, part, ignore=shutil.ignore_patterns("models", "output", "eval"))
-        (part / "models").mkdir()
-        shutil.copyfile(checkpoint, part / "models" / "model.pt")
-        shutil.copyfile(card_path(checkpoint), part / "models" / "model.json")
-        file = part / "configs" / "metadata.json"
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-        _describe(metadata, card)
-        file.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
-        os.replace(part, target)
-    print(f"{target}: {metadata['name']}, {card['network'].get('spatial_dims', 2)}D")
+    target = own_bundle(find_bundle(task, bundle_root), output, checkpoint)
+    name = json.loads((target / "configs" / "metadata.json").read_text(encoding="utf-8"))["name"]
+    print(f"{target}: {name}, {card['network'].get('spatial_dims', 2)}D")
     return target
-
-
-def _describe(metadata: dict[str, Any], card: dict[str, Any]) -> None:
-    """Make the metadata those of the packed network: its size and classes; scores of other weights are left out."""
-    formats, network = metadata["network_data_format"], card["network"]
-    size = list(network["spatial_size"])
-    for group in formats.values():
-        for entry in group.values():
-            if entry["type"] == "image":
-                entry["spatial_shape"] = ["*"] * len(size) if "*" in map(str, entry["spatial_shape"]) else size
-    names = card.get("class_names") or [str(i) for i in range(network.get("num_classes", 0))]
-    if names and "pred" in formats.get("outputs", {}):
-        for group in ("outputs", "post_processed_outputs"):
-            for entry in formats.get(group, {}).values():
-                entry["channel_def"] = {str(index): name for index, name in enumerate(names)}
-                if entry["type"] == "probabilities":
-                    entry["spatial_shape"] = [1, len(names)]
-        formats["outputs"]["pred"]["num_channels"] = len(names)
-        named = ", ".join(f"{index} {name}" for index, name in enumerate(names))
-        metadata.update({key: named for key in ("label_classes", "pred_classes") if key in metadata})
-    metadata["eval_metrics"] = dict(card.get("scores") or {})
 
 
 def serve_label(
