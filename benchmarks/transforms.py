@@ -111,8 +111,8 @@ def speckle(image: torch.Tensor) -> Candidates:
         import albumentations
 
         noise = albumentations.MultiplicativeNoise((0.5, 1.5), elementwise=True, p=1.0)
-        picture = np.ascontiguousarray(array[0])
-        rows["albumentations MultiplicativeNoise"] = lambda: noise(image=picture)["image"]
+        pixels = np.ascontiguousarray(array[0])
+        rows["albumentations MultiplicativeNoise"] = lambda: noise(image=pixels)["image"]
     if installed("torchio"):
         import torchio
 
@@ -150,8 +150,8 @@ def band_stop(image: torch.Tensor) -> Candidates:
         "rfft and irfft alone": lambda: torch.fft.irfftn(torch.fft.rfftn(image, dim=axes), s=image.shape[1:], dim=axes),
     }
     if image.shape[0] > 1:
-        grey = image[:1].expand_as(image)
-        rows["ours, grey expanded to the channels"] = lambda: rings(grey)
+        gray = image[:1].expand_as(image)
+        rows["ours, gray expanded to the channels"] = lambda: rings(gray)
     gibbs = GibbsNoise(alpha=0.5)
     spike = KSpaceSpikeNoise(loc=(0, *[10] * dims), k_intensity=13.0)
     radius = np.sqrt(
@@ -202,7 +202,7 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
     """Every other transform, with what a user would take instead. All images share one known geometry."""
     image, beam = sector(shape)
     dims, size, array = len(shape) - 1, shape[1:], image.numpy()
-    picture = np.ascontiguousarray(array[0])
+    pixels = np.ascontiguousarray(array[0])
     fov, batch = ours.FieldOfView()(image), image[None]
     state = np.random.RandomState(0)
     always = {"prob": 1.0}
@@ -279,20 +279,20 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
     if installed("skimage"):
         from skimage import exposure, restoration, util
 
-        rows["RandWaveletDenoise"][1]["scikit-image denoise_wavelet"] = lambda: restoration.denoise_wavelet(picture)
-        rows["RandCLAHE"][1]["scikit-image equalize_adapthist"] = lambda: exposure.equalize_adapthist(picture)
-        rows["RandSaltAndPepper"][1]["scikit-image random_noise"] = lambda: util.random_noise(picture, "s&p")
+        rows["RandWaveletDenoise"][1]["scikit-image denoise_wavelet"] = lambda: restoration.denoise_wavelet(pixels)
+        rows["RandCLAHE"][1]["scikit-image equalize_adapthist"] = lambda: exposure.equalize_adapthist(pixels)
+        rows["RandSaltAndPepper"][1]["scikit-image random_noise"] = lambda: util.random_noise(pixels, "s&p")
     if dims == 2 and installed("cv2"):
         import cv2
 
-        bytes_, equalizer = (picture * 255).astype(np.uint8), cv2.createCLAHE(2.0, (6, 6))
+        bytes_, equalizer = (pixels * 255).astype(np.uint8), cv2.createCLAHE(2.0, (6, 6))
         marks = np.zeros_like(bytes_)
         marks[2:8, 4:40] = 1
         polar = (size, (size[1] / 2, -0.25 * size[0]), 1.15 * size[0])
         rows["RandCLAHE"][1]["OpenCV CLAHE, 8 bits"] = lambda: equalizer.apply(bytes_)
-        rows["ToBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(picture, *polar, 0)
+        rows["ToBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(pixels, *polar, 0)
         rows["FromBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(
-            picture, *polar, cv2.WARP_INVERSE_MAP
+            pixels, *polar, cv2.WARP_INVERSE_MAP
         )
         rows["RemoveAnnotations"][1]["OpenCV inpaint, given mask"] = lambda: cv2.inpaint(
             bytes_, marks, 3, cv2.INPAINT_TELEA
@@ -311,8 +311,8 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
         import albumentations
 
         dropped, peppered = albumentations.CoarseDropout(p=1.0), albumentations.SaltAndPepper(p=1.0)
-        rows["RandAcousticShadow"][1]["albumentations CoarseDropout"] = lambda: dropped(image=picture)
-        rows["RandSaltAndPepper"][1]["albumentations SaltAndPepper"] = lambda: peppered(image=picture)
+        rows["RandAcousticShadow"][1]["albumentations CoarseDropout"] = lambda: dropped(image=pixels)
+        rows["RandSaltAndPepper"][1]["albumentations SaltAndPepper"] = lambda: peppered(image=pixels)
     return rows
 
 

@@ -26,7 +26,7 @@ import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 
 import monai_usfm
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 from monai_usfm.networks.nets import (
     FeatureExtractor,
     MaskedAutoencoder,
@@ -173,7 +173,7 @@ def write_card(path: str | os.PathLike, card: Mapping[str, Any]) -> Path:
     weights = Path(path).expanduser()
     if not weights.is_file():
         raise FileNotFoundError(f"no weights at {weights} for a card to describe.")
-    with whole_file(card_path(weights)) as part:
+    with atomic_write(card_path(weights)) as part:
         part.write_text(_card_text(card, _sha256(weights), card_path(weights)), encoding="utf-8")
     return card_path(weights)
 
@@ -664,7 +664,7 @@ def save_network(
         )
     card = {**getattr(network, "card", {}), **describe_network(network), **fields}
     # The weights are renamed first; a card left from before names another SHA-256 and is refused.
-    with whole_file(card_path(path)) as card_part, whole_file(path) as part:
+    with atomic_write(card_path(path)) as card_part, atomic_write(path) as part:
         torch.save(state, part)
         card_part.write_text(_card_text(card, _sha256(part), card_path(path)), encoding="utf-8")
     return path

@@ -14,15 +14,16 @@ from typing import Any
 
 from monai.config import PathLike
 from monai.data import ImageWriter, PILWriter, resolve_writer
+from monai.utils import deprecated
 
-__all__ = ["append_csv", "remove_abandoned", "whole_file", "whole_writer", "write_csv", "write_text_atomically"]
+__all__ = ["append_csv", "atomic_write", "atomic_writer", "remove_abandoned", "write_csv", "write_text_atomically"]
 
 PART = re.compile(r"^\.(\d+)\..+")  # names of unfinished files: the process that writes, the name it will have
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
 
 
 @contextmanager
-def whole_file(path: PathLike) -> Iterator[Path]:
+def atomic_write(path: PathLike) -> Iterator[Path]:
     """A name beside ``path`` to write to, renamed to ``path`` at the end: nobody reads half a file.
 
     The name has the ending of ``path``, by which many writers choose the format. Folders are made. After an error the
@@ -42,7 +43,7 @@ def whole_file(path: PathLike) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: PathLike) -> list[Path]:
-    """Delete the unfinished files of :func:`whole_file` below ``folder`` whose process is dead; returns their names."""
+    """Delete unfinished files of :func:`atomic_write` below ``folder`` whose process is dead; returns their names."""
     removed = []
     for file in Path(folder).rglob(".*"):
         match = PART.match(file.name)
@@ -62,8 +63,8 @@ def _lives(process: int) -> bool:
     return True
 
 
-def whole_writer(output_ext: str) -> type[ImageWriter]:
-    """MONAI's writer of images with this ending, which writes each one as :func:`whole_file` does.
+def atomic_writer(output_ext: str) -> type[ImageWriter]:
+    """MONAI's writer of images with this ending, which writes each one as :func:`atomic_write` does.
 
     For the ``writer`` of :class:`monai.transforms.SaveImaged`, which otherwise writes to the final name and loses axes
     of size 1: the file has the shape that its metadata give as ``file_shape``, if they do.
@@ -75,10 +76,10 @@ def whole_writer(output_ext: str) -> type[ImageWriter]:
         raise ValueError(f"{output_ext} stands for two files, which cannot be replaced as one; use .nii.gz or .mha.")
     base: type[ImageWriter] = resolve_writer(output_ext)[0]
 
-    class WholeWriter(base):  # type: ignore[misc, valid-type]
+    class AtomicWriter(base):  # type: ignore[misc, valid-type]
         def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
             if issubclass(base, PILWriter) and channel_dim == 0 and data_array.ndim > 3:
-                data_array = _as_picture(data_array, output_ext)
+                data_array = _as_image(data_array, output_ext)
             super().set_data_array(data_array, channel_dim=channel_dim, **kwargs)
 
         def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
@@ -89,13 +90,13 @@ def whole_writer(output_ext: str) -> type[ImageWriter]:
                 self.data_obj = held.reshape(shape)  # MONAI drops axes of size 1 at the end
 
         def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
-            with whole_file(filename) as part:
+            with atomic_write(filename) as part:
                 super().write(part, verbose=verbose, **kwargs)
 
-    return WholeWriter
+    return AtomicWriter
 
 
-def _as_picture(data: Any, output_ext: str) -> Any:
+def _as_image(data: Any, output_ext: str) -> Any:
     """``(C, *S) -> (C, x, y)`` without axes of size 1, of which MONAI's writer would take the first line alone."""
     for axis in range(data.ndim - 1, 0, -1):
         if data.ndim > 3 and data.shape[axis] == 1:
@@ -109,8 +110,8 @@ def _as_picture(data: Any, output_ext: str) -> Any:
 
 
 def write_text_atomically(path: PathLike, text: str) -> Path:
-    """Write a text file, see :func:`whole_file`."""
-    with whole_file(path) as part:
+    """Write a text file, see :func:`atomic_write`."""
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
     return Path(path)
 
@@ -130,8 +131,13 @@ def append_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], anew: bool = F
 def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Path:
     """Rows as CSV, ``columns`` first, others in the order in which they appear; a row without one leaves it empty."""
     columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return Path(path)
+
+
+# Names of 0.7.0, also in the configs of bundles that were packed with it.
+whole_file = deprecated("0.7", "0.8", "Use atomic_write.", version_val="0.7")(atomic_write)
+whole_writer = deprecated("0.7", "0.8", "Use atomic_writer.", version_val="0.7")(atomic_writer)

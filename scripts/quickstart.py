@@ -97,7 +97,7 @@ def run_steps(plan: dict[str, Any], output: Path, options: argparse.Namespace) -
         folder = {"output_dir": str(output / name)}
         weights = str(output / name / "model.pt")
         words = {"start": "from the shipped start", "scratch": "from scratch"}[name]
-        training = {"max_epochs": epochs, "batch_size": 8, "val_interval": 5, "picture_interval": epochs}
+        training = {"max_epochs": epochs, "batch_size": 8, "val_interval": 5, "figure_interval": epochs}
         with step(output, plan, f"Fine-tuning on {plan['labels']} labels {words}"):
             network = {**data, **classes, **folder, "spatial_size": size}
             run_bundle("segmentation", "train", **network, **start, **training, export_path=weights)
@@ -112,7 +112,7 @@ def run_steps(plan: dict[str, Any], output: Path, options: argparse.Namespace) -
         run_bundle("enhancement", "evaluate", **before)
     with step(output, plan, f"Adapting it to {plan['training']} images, without labels"):
         training = {"pretrained": str(ENHANCEMENT), "max_epochs": epochs, "batch_size": 8, "learning_rate": 3e-4}
-        run_bundle("enhancement", **adapted, **training, export_path=weights, picture_interval=epochs)
+        run_bundle("enhancement", **adapted, **training, export_path=weights, figure_interval=epochs)
     with step(output, plan, "Restoring them with the adapted network"):
         run_bundle("enhancement", "evaluate", **adapted, checkpoint=weights)
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The page that scripts/quickstart.py ends with: pictures and measured effects first, in one file."""
+"""The page that scripts/quickstart.py ends with: figures and measured effects first, in one file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from monai_usfm.transforms import LabelIndices
 
 ADAPTATION = {"restored": "shipped", "adapted": "adapted"}
 RUNS = {"start": "from the shipped start", "scratch": "from scratch"}
-ROWS = 16 + 4 * (192 + 4)  # pixels of the header and of four rows in a picture of restored images
+ROWS = 16 + 4 * (192 + 4)  # pixels of the header and of four rows in a figure of restored images
 LEARNT = 0.2  # mean Dice below which two networks are compared in what they have not learned
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
@@ -91,15 +91,15 @@ def few_labels(
     parts.append(
         "Two networks of one kind, trained on the same labels in the same number of steps. Left: the label.</p>"
     )
-    pictures = []
+    figures = []
     indices = LabelIndices(plan["num_classes"], plan["label_values"])
     for item in shown[:: max(1, len(shown) // 4)][:4]:
         image = np.asarray(LoadUltrasound()(item["image"])[0])
         masks = {"label": np.asarray(indices(LoadUltrasound(scale=None)(item["label"]))[0])}
         for name, title in RUNS.items():
             masks[title] = np.asarray(LoadUltrasound(scale=None)(output / name / f"{stem(item)}_seg.png")[0])
-        pictures += [(draw_overlay(image, mask, size=400), title) for title, mask in masks.items()]
-    parts.append(grid(pictures, "three"))
+        figures += [(draw_overlay(image, mask, size=400), title) for title, mask in masks.items()]
+    parts.append(grid(figures, "three"))
     table = [["network", "mean test Dice", "95 % interval", "median", "Dice below 0.1"]]
     for column, (name, title) in enumerate(RUNS.items()):
         dice = pairs[:, column]
@@ -133,9 +133,9 @@ def adaptation(parts: list[str], output: Path, shown: list[dict]) -> tuple[str, 
         "<p>Speckle and blur are added to images; the network learns to recover them. This needs no labels, and"
     )
     parts.append("is how an encoder gets to know your images. The rows are validation images after the adaptation.</p>")
-    pictures = sorted((output / "adapted" / "pictures").glob("*_epoch_*.png"))
-    if pictures:
-        with Image.open(pictures[-1]) as whole:
+    figures = sorted((output / "adapted" / "figures").glob("*_epoch_*.png"))
+    if figures:
+        with Image.open(figures[-1]) as whole:
             rows_shown = whole.crop((0, 0, whole.width, min(whole.height, ROWS))).convert("RGB")
         parts.append(grid([(rows_shown, "noisy, restored, the change four times as strong, the original")], ""))
     parts.append(as_table(rows))
@@ -256,14 +256,14 @@ def previews(output: Path, items: list[dict], number: int) -> list[tuple[Image.I
     return [(Image.open(path).convert("RGB"), f"{path.stem}, segmented") for path in chosen]
 
 
-def grid(pictures: list[tuple[Image.Image, str]], layout: str) -> str:
-    """Pictures with their captions, side by side as far as there is room; stored in the page."""
+def grid(figures: list[tuple[Image.Image, str]], layout: str) -> str:
+    """Figures with their captions, side by side as far as there is room; stored in the page."""
     figures = []
-    for picture, caption in pictures:
+    for drawn, caption in figures:
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=88)
+        drawn.save(buffer, "JPEG", quality=88)
         data = base64.b64encode(buffer.getvalue()).decode()
-        size = f'width="{picture.width}" height="{picture.height}"'
+        size = f'width="{drawn.width}" height="{drawn.height}"'
         image = f'<img alt="{text(caption)}" src="data:image/jpeg;base64,{data}" {size}>'
         figures.append(f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>")
     return f'<div class="grid {layout}">' + "".join(figures) + "</div>"

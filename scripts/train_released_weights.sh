@@ -34,7 +34,7 @@ bundle usfm_pretraining pretraining_second --objective sparse "${unlabeled[@]}" 
 bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
 # Three training stages, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, flips and gamma alone.
-plain=(--augmentation#shrink_prob 0 --appearance "[]")
+plain=(--augmentation#shrink_prob 0 --intensity_augmentation "[]")
 bundle usfm_segmentation segmentation_first --dataset_dir "$data/busbra" --pretrained "$out/pretraining/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 "${plain[@]}"
 bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pretrained "$out/segmentation_first/model.pt" \

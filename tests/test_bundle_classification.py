@@ -37,9 +37,9 @@ def write_images(folder: Path) -> None:
         lists[section] = []
         for index in range(count):
             label = index // 2 % 2
-            picture = rng.integers(0, 90, (40, 56), dtype=np.uint8)
-            picture[:, : 28 if label else 1] += 150
-            Image.fromarray(picture).save(folder / f"{number:02d}.png")
+            pixels = rng.integers(0, 90, (40, 56), dtype=np.uint8)
+            pixels[:, : 28 if label else 1] += 150
+            Image.fromarray(pixels).save(folder / f"{number:02d}.png")
             entry = {"image": f"{number:02d}.png", "class": label, "patient": f"{section}-{index // 2}"}
             lists[section].append(entry)
             number += 1
@@ -262,7 +262,7 @@ def test_a_segmentation_network_gives_encoder_and_decoder(root, tmp_path):
 
 
 def test_official_classifiers_load_whole(root, tmp_path):
-    """Per-block bias tables, RGB normalised with ImageNet's constants: grey images get the logits of the original."""
+    """Per-block bias tables, RGB normalized with ImageNet's constants: gray images get the logits of the original."""
     encoder = usfm_vit("tiny", img_size=48, in_channels=3, layer_scale=0.1, pos_embed="relative_per_block")
     original = UltrasoundClassifier(encoder, 2).eval()
     with torch.no_grad():

@@ -26,7 +26,7 @@ TRAINING = SETTINGS | {"spatial_size": SIZE, "max_epochs": 1, "warmup_epochs": 0
 
 
 def write_images(folder: Path) -> None:
-    """Pictures of two sizes with a black margin, a mask of their brighter part, and a better version of each."""
+    """Images of two sizes with a black margin, a mask of their brighter part, and a better version of each."""
     rng = np.random.default_rng(0)
     lists, number = {}, 0
     for section, count in {"training": 4, "validation": 2, "test": 2}.items():
@@ -93,11 +93,11 @@ def infer(root: Path, folder: Path, network: UltrasoundEnhancer, tmp_path: Path,
     return tmp_path / "out"
 
 
-def test_training_leaves_records_scores_pictures_and_weights(root):
+def test_training_leaves_records_scores_images_and_weights(root):
     rows = table(root / "output" / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1"]
     assert all(float(rows[0][name]) for name in ("train_loss", "val_psnr", "val_ssim", "val_lncc"))
-    names = ("run.json", "checkpoints/last.pt", "checkpoints/best.pt", "pictures/enhancement_epoch_0001.png")
+    names = ("run.json", "checkpoints/last.pt", "checkpoints/best.pt", "figures/enhancement_epoch_0001.png")
     assert all((root / "output" / name).is_file() for name in names)
     state = torch.load(root / "output" / "model.pt", weights_only=True)
     assert state["correction.weight"].abs().max() > 0  # it started at zero
@@ -119,19 +119,19 @@ def test_inference_from_the_trained_checkpoint_writes_every_image_at_its_own_siz
             assert after.size == before.size and after.mode == "L"
 
 
-@pytest.mark.parametrize("kind", ["grey.png", "rgb.png", "still.nii.gz"])
+@pytest.mark.parametrize("kind", ["gray.png", "rgb.png", "still.nii.gz"])
 def test_result_is_upright_in_the_geometry_of_the_file(root, tmp_path, kind):
     rng = np.random.default_rng(1)
-    picture = rng.integers(20, 120, (45, 77), dtype=np.uint8)
-    picture[:12, :20] += 120  # bright above left: no flip or transposition goes unseen
-    picture[:, 60:] = 0
+    pixels = rng.integers(20, 120, (45, 77), dtype=np.uint8)
+    pixels[:12, :20] += 120  # bright above left: no flip or transposition goes unseen
+    pixels[:, 60:] = 0
     (tmp_path / "in").mkdir()
     path, affine = tmp_path / "in" / kind, np.diag([0.3, 0.4, 1.0, 1.0])
     affine[:3, 3] = (5, -7, 2)
     if kind == "still.nii.gz":
-        nib.save(nib.Nifti1Image(picture.T, affine), path)
+        nib.save(nib.Nifti1Image(pixels.T, affine), path)
     else:
-        Image.fromarray(picture if kind == "grey.png" else np.repeat(picture[..., None], 3, -1)).save(path)
+        Image.fromarray(pixels if kind == "gray.png" else np.repeat(pixels[..., None], 3, -1)).save(path)
     network = strong_network()
     ext = ".nii.gz" if kind == "still.nii.gz" else ".png"
     out = infer(root, tmp_path / "in", network, tmp_path, output_ext=ext) / f"{kind.split('.')[0]}_enhanced{ext}"
@@ -141,15 +141,15 @@ def test_result_is_upright_in_the_geometry_of_the_file(root, tmp_path, kind):
         result = np.asarray(saved.dataobj).squeeze().T
     else:
         result = np.array(Image.open(out))
-    assert result.dtype == np.uint8 and result.shape == picture.shape
+    assert result.dtype == np.uint8 and result.shape == pixels.shape
 
     windows = SlidingWindowInferer(SIZE, 2, 0.5, "gaussian", 0.225, padding_mode="replicate")
     with torch.no_grad():
-        expected = windows(torch.from_numpy(picture)[None, None].float() / 255, network)[0, 0].numpy() * 255
-    lit = np.zeros_like(picture, bool)
+        expected = windows(torch.from_numpy(pixels)[None, None].float() / 255, network)[0, 0].numpy() * 255
+    lit = np.zeros_like(pixels, bool)
     lit[:, : 60 + 7] = True
     np.testing.assert_allclose(result, np.where(lit, expected, 0), atol=0.51)
-    assert np.abs(expected - picture)[:, :60].mean() > 2  # the network did something
+    assert np.abs(expected - pixels)[:, :60].mean() > 2  # the network did something
 
 
 def test_windows_leave_no_seams(root):
@@ -168,7 +168,7 @@ def test_windows_leave_no_seams(root):
     assert jumps["bundle"] < 0.2
 
 
-def test_result_for_deploy_keeps_its_channel_and_that_for_label_is_a_grey_picture(root):
+def test_result_for_deploy_keeps_its_channel_and_that_for_label_is_a_gray_image(root):
     parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
     parser["bundle_root"], parser["spatial_size"] = str(root), SIZE
     source = sorted((root / "data").glob("image_0.png"))[0]
@@ -180,8 +180,8 @@ def test_result_for_deploy_keeps_its_channel_and_that_for_label_is_a_grey_pictur
         for step in steps:
             item = step(item)
         assert item["pred"].shape == shape
-        grey = np.asarray(item["pred"]).squeeze().T
-        np.testing.assert_array_equal(grey, np.array(Image.open(source)))  # what went in unchanged comes out so
+        gray = np.asarray(item["pred"]).squeeze().T
+        np.testing.assert_array_equal(gray, np.array(Image.open(source)))  # what went in unchanged comes out so
     assert item["pred"].dtype == torch.uint8
 
 

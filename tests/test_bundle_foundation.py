@@ -22,7 +22,7 @@ QUICK = {
     "batch_size": 4,
     "epoch_length": 8,
     "num_workers": 0,
-    "picture_interval": 1,
+    "figure_interval": 1,
     "amp": "fp32",
     "device": "$torch.device('cpu')",
     **{f"plan#{key}": value for key, value in TINY.items()},
@@ -31,7 +31,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six labelled pictures of a bright square, and the weights of a teacher."""
+    """Six labeled images of a bright square, and the weights of a teacher."""
     folder = tmp_path_factory.mktemp("data")
     items = []
     for i in range(6):
@@ -61,10 +61,10 @@ def test_distillation_exports_an_encoder(data: Path, tmp_path: Path) -> None:
 def test_joint_pretraining_exports_a_segmenter_with_its_decoder(data: Path, tmp_path: Path) -> None:
     parts = {
         "breast": {"dataset_dir": str(data), "num_classes": 2},
-        "unlabelled": {"datalist": str(data / "dataset.json")},
+        "unlabeled": {"datalist": str(data / "dataset.json")},
     }
     run("foundation", data, tmp_path, parts=parts)
     network = UltrasoundSegmenter(usfm_vit("tiny", img_size=32, in_channels=1, **TINY), 2)
     report = load_pretrained(network, tmp_path / "model.pt")
     assert not report.missing
-    assert sorted(path.name for path in tmp_path.glob("pictures/*.png"))
+    assert sorted(path.name for path in tmp_path.glob("figures/*.png"))

@@ -56,7 +56,7 @@ VOLUME = {
 }
 
 
-def picture(shape: tuple[int, ...], seed: int) -> np.ndarray:
+def pixels(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """An image without any symmetry: a ramp along rows, another along columns, one bright corner, some speckle."""
     rng = np.random.default_rng(seed)
     rows, columns = np.meshgrid(np.linspace(0, 1, shape[0]), np.linspace(0, 1, shape[1]), indexing="ij")
@@ -67,13 +67,13 @@ def picture(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine pictures of different sizes, grey and RGB, with a datalist."""
+    """Nine images of different sizes, gray and RGB, with a datalist."""
     folder = tmp_path_factory.mktemp("images")
     lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
     for number in range(9):
-        grey = picture((70 + 3 * number, 90 - 2 * number), number)
-        colour = number % 2 == 1
-        Image.fromarray(np.stack([grey] * 3, axis=-1) if colour else grey).save(folder / f"image_{number}.png")
+        gray = pixels((70 + 3 * number, 90 - 2 * number), number)
+        color = number % 2 == 1
+        Image.fromarray(np.stack([gray] * 3, axis=-1) if color else gray).save(folder / f"image_{number}.png")
         section = "training" if number < 5 else "validation" if number < 7 else "test"
         lists[section].append({"image": f"image_{number}.png", "organ": "breast" if number % 3 else "liver"})
     (folder / "dataset.json").write_text(json.dumps(lists))
@@ -121,7 +121,7 @@ def trained(bundle: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
     return output
 
 
-def test_training_leaves_metrics_checkpoints_pictures_and_a_record(trained: Path) -> None:
+def test_training_leaves_metrics_checkpoints_images_and_a_record(trained: Path) -> None:
     rows = losses(trained)
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert all(np.isfinite(float(value)) for row in rows for value in row)
@@ -129,8 +129,8 @@ def test_training_leaves_metrics_checkpoints_pictures_and_a_record(trained: Path
     assert (trained / "checkpoints" / "best.pt").is_file()
     assert json.loads((trained / "run.json").read_text())["options"]["training_items"] == 5
     assert list((trained / "tensorboard").glob("events*"))
-    with Image.open(trained / "pictures" / "reconstruction_epoch_0001.png") as pictures:
-        assert pictures.width > 4 * SIZE[1]  # input | corrupted | reconstruction | error
+    with Image.open(trained / "figures" / "reconstruction_epoch_0001.png") as arrays:
+        assert arrays.width > 4 * SIZE[1]  # input | corrupted | reconstruction | error
 
 
 def test_exported_encoder_is_that_of_the_last_checkpoint(trained: Path) -> None:

@@ -46,24 +46,24 @@ VOLUME = {"spatial_dims": 3, "spatial_size": [16, 32, 32], "batch_size": 1, "cro
 
 
 def case(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Speckle with a bright ellipse off the centre, and the ellipse; neither has a symmetry."""
+    """Speckle with a bright ellipse off the center, and the ellipse; neither has a symmetry."""
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*[np.linspace(0, 1, n) for n in shape], indexing="ij")
-    centre, radii = (0.3, 0.6, 0.45)[: len(shape)], (0.15, 0.3, 0.35)[: len(shape)]
-    inside = sum(((x - c) / r) ** 2 for x, c, r in zip(axes, centre, radii, strict=True)) < 1
+    center, radii = (0.3, 0.6, 0.45)[: len(shape)], (0.15, 0.3, 0.35)[: len(shape)]
+    inside = sum(((x - c) / r) ** 2 for x, c, r in zip(axes, center, radii, strict=True)) < 1
     image = 0.25 * rng.random(shape) + 0.1 * axes[0] + 0.6 * inside
     return (255 * image.clip(0, 1)).round().astype(np.uint8), inside.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine pictures of different sizes, grey and RGB, with masks of 0 and 255."""
+    """Nine images of different sizes, gray and RGB, with masks of 0 and 255."""
     folder = tmp_path_factory.mktemp("images")
     lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
     for number in range(9):
         image, mask = case((70 + 3 * number, 90 - 2 * number), number)
-        colour = number % 2 == 1
-        Image.fromarray(np.stack([image] * 3, axis=-1) if colour else image).save(folder / f"image_{number}.png")
+        color = number % 2 == 1
+        Image.fromarray(np.stack([image] * 3, axis=-1) if color else image).save(folder / f"image_{number}.png")
         Image.fromarray(255 * mask).save(folder / f"mask_{number}.png")
         section = "training" if number < 5 else "validation" if number < 7 else "test"
         lists[section].append({"image": f"image_{number}.png", "label": f"mask_{number}.png"})
@@ -155,12 +155,12 @@ def network_of(weights: Path, **shape) -> UltrasoundSegmenter:
     return network.eval()
 
 
-def test_training_leaves_metrics_checkpoints_and_pictures(trained: Path) -> None:
+def test_training_leaves_metrics_checkpoints_and_images(trained: Path) -> None:
     assert [row[0] for row in losses(trained)] == ["1", "2", "3"]
     assert all(np.isfinite(float(value)) for row in losses(trained) for value in row)
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["best.pt", "last.pt", "previous.pt"]
-    with Image.open(trained / "pictures" / "segmentation_epoch_0001.png") as pictures:
-        assert pictures.width > 3 * SIZE[1]  # image | label | prediction
+    with Image.open(trained / "figures" / "segmentation_epoch_0001.png") as arrays:
+        assert arrays.width > 3 * SIZE[1]  # image | label | prediction
 
 
 def test_exported_weights_are_the_best_ones(trained: Path) -> None:
@@ -173,8 +173,8 @@ def test_exported_weights_are_the_best_ones(trained: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [7, 8])  # an RGB and a grey picture
-def test_mask_is_the_argmax_of_the_network_on_the_grid_of_the_picture(
+@pytest.mark.parametrize("number", [7, 8])  # an RGB and a gray image
+def test_mask_is_the_argmax_of_the_network_on_the_grid_of_the_image(
     images: Path, trained: Path, masks: Path, number: int
 ) -> None:
     written = np.array(Image.open(masks / f"image_{number}_seg.png"))
@@ -354,7 +354,7 @@ def test_volume_mask_keeps_the_grid_and_equals_sliding_windows_by_hand(
     assert uncertainty.shape == source.shape and np.asarray(uncertainty.dataobj).max() > 128
 
 
-def test_volumes_are_evaluated_in_millimetres(bundle: Path, volumes: Path, tmp_path: Path) -> None:
+def test_volumes_are_evaluated_in_millimeters(bundle: Path, volumes: Path, tmp_path: Path) -> None:
     shape = {"img_size": [16, 32, 32], "patch_size": [8, 16, 16], "spatial_dims": 3}
     network = UltrasoundSegmenter(usfm_vit("tiny", **TINY, **shape), num_classes=2)
     save_network(tmp_path / "model.pt", network)
@@ -366,7 +366,7 @@ def test_volumes_are_evaluated_in_millimetres(bundle: Path, volumes: Path, tmp_p
 
 
 @pytest.mark.parametrize("overlays", [[], ["volume"]])
-def test_training_varies_the_appearance_of_images_alone(
+def test_training_varies_the_intensity_of_images_alone(
     bundle: Path, images: Path, volumes: Path, tmp_path: Path, overlays: list[str]
 ) -> None:
     folder, base = (volumes, {**QUICK, **VOLUME}) if overlays else (images, QUICK)
@@ -381,8 +381,8 @@ def test_training_varies_the_appearance_of_images_alone(
         assert all(torch.equal(one["label"], seen[0]["label"]) for one in seen)
     for one in seen:
         assert one["image"].min() >= 0 and one["image"].max() <= 1
-        assert torch.equal(one["image"][0], one["image"][2])  # grey stays grey
-    plain = workflow(bundle, "train", ["train.json"], **settings, **base, appearance=[])
+        assert torch.equal(one["image"][0], one["image"][2])  # gray stays gray
+    plain = workflow(bundle, "train", ["train.json"], **settings, **base, intensity_augmentation=[])
     without = [plain.parser.get_parsed_content("train#preprocessing")(item) for _ in range(2)]
     if not overlays:
         assert torch.equal(without[0]["image"], without[1]["image"])
@@ -535,6 +535,6 @@ def test_empty_masks_train_and_are_scored_and_told(bundle: Path, images: Path, t
     assert "no case of this split shows any structure" in caplog.text
     run(workflow(bundle, "train", ["train.json", "evaluate.json"], **data, **QUICK))
     for row in rows(tmp_path / "evaluation" / "cases.csv"):
-        assert row["missed"] == "0"
-        assert float(row["dice"]) == (0.0 if row["invented"] == "1" else 1.0)
+        assert row["false_negative"] == "0"
+        assert float(row["dice"]) == (0.0 if row["false_positive"] == "1" else 1.0)
         assert row["hd95"] == "nan"

@@ -31,7 +31,7 @@ from monai_usfm.bundle.training import _as_list
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 
 BUNDLES = ("pretraining", "segmentation", "classification", "enhancement")
-PICTURES = ("rgb.png", "alpha.png", "palette.png", "deep.png", "pages.tif", "still.nii.gz", "colour.mha")
+FIGURES = ("rgb.png", "alpha.png", "palette.png", "deep.png", "pages.tif", "still.nii.gz", "color.mha")
 VOLUMES = ("volume.nii.gz", "deep_volume.nii.gz", "cine.nii.gz", "volume.nrrd")
 
 
@@ -58,21 +58,21 @@ def reading(repository: Path, bundle: str, spatial_dims: int):
 def write(path: Path) -> Path:
     """An image without any symmetry: noise, red above, blue on the right, wider than high; volumes are three of it."""
     rng = np.random.default_rng(1)
-    picture = rng.integers(0, 120, (40, 60, 3), dtype=np.uint8)
-    picture[:10, :, 0] += 100
-    picture[:, 40:, 2] += 130
-    grey = picture[..., 0]
-    volume = np.stack([grey, picture[..., 2], grey // 2])  # (z, rows, columns)
+    pixels = rng.integers(0, 120, (40, 60, 3), dtype=np.uint8)
+    pixels[:10, :, 0] += 100
+    pixels[:, 40:, 2] += 130
+    gray = pixels[..., 0]
+    volume = np.stack([gray, pixels[..., 2], gray // 2])  # (z, rows, columns)
     if path.name == "palette.png":
-        Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+        Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
     elif path.suffix in (".png", ".tif"):
-        pictures = {"rgb": picture, "alpha": np.dstack([picture, grey]), "deep": grey.astype(np.uint16) * 16}
+        arrays = {"rgb": pixels, "alpha": np.dstack([pixels, gray]), "deep": gray.astype(np.uint16) * 16}
         pages = [Image.fromarray(page) for page in volume]
-        first = pages.pop(0) if path.stem == "pages" else Image.fromarray(pictures[path.stem])
+        first = pages.pop(0) if path.stem == "pages" else Image.fromarray(arrays[path.stem])
         first.save(path, **({"save_all": True, "append_images": pages} if path.stem == "pages" else {}))
     elif path.suffix in (".mha", ".nrrd"):
-        colour = path.suffix == ".mha"
-        itk.imwrite(itk.image_from_array(picture if colour else volume, is_vector=colour), str(path))
+        color = path.suffix == ".mha"
+        itk.imwrite(itk.image_from_array(pixels if color else volume, is_vector=color), str(path))
     else:
         kind = path.name.split(".")[0]
         values = volume.T  # (x, y, z)
@@ -102,7 +102,7 @@ def test_all_bundles_read_files_alike(repository, bundle):
 
 
 @pytest.mark.parametrize(
-    ("kind", "spatial_dims"), [*((kind, 2) for kind in PICTURES + VOLUMES), *((kind, 3) for kind in VOLUMES)]
+    ("kind", "spatial_dims"), [*((kind, 2) for kind in FIGURES + VOLUMES), *((kind, 3) for kind in VOLUMES)]
 )
 def test_inference_sees_the_pixels_that_training_sees(repository, tmp_path, kind, spatial_dims):
     path = write(tmp_path / kind)
@@ -124,7 +124,7 @@ def test_a_still_for_a_network_of_volumes_is_refused_by_name(repository, tmp_pat
 
 
 @pytest.mark.parametrize(("bundle", "count"), [("segmentation", 2), ("enhancement", 1)])
-def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_path, monkeypatch, bundle, count):
+def test_inference_that_is_broken_off_leaves_no_half_image(repository, tmp_path, monkeypatch, bundle, count):
     parser = ConfigParser(config(repository, bundle))
     parser["output_dir"], parser["bundle_root"] = str(tmp_path), str(tmp_path)
     if count > 1:
@@ -133,7 +133,7 @@ def test_inference_that_is_broken_off_leaves_no_half_picture(repository, tmp_pat
     assert len(savers) == count
     result = MetaTensor(torch.ones(1, 6, 8), meta={"filename_or_obj": "a.png"})
 
-    def half(picture, name, *arguments, **settings) -> None:
+    def half(pixels, name, *arguments, **settings) -> None:
         Path(name).write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -200,7 +200,7 @@ def test_every_option_is_described_where_it_stands_and_every_description_is_of_a
         "data_root_dir",
         "divisor",
         "card",
-        "appearance",
+        "intensity_augmentation",
     }
     for config in (train_config(repository, bundle, "evaluate"), config_of_inference(repository, bundle)):
         described = config["_options_"]
@@ -266,7 +266,7 @@ def test_weights_that_were_named_but_are_not_there_stop_inference(repository, tm
 
 def test_segmentation_and_classification_vary_images_alike(repository):
     configs = [train_config(repository, name) for name in ("segmentation", "classification")]
-    assert configs[0]["appearance"] == configs[1]["appearance"]
+    assert configs[0]["intensity_augmentation"] == configs[1]["intensity_augmentation"]
     drawn = [vars(ConfigParser(config).get_parsed_content("augmentation")) for config in configs]
     assert {**drawn[0], "label_key": ""} == {**drawn[1], "label_key": ""}
 

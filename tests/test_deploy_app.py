@@ -110,12 +110,12 @@ def test_frames_of_a_segmentation_lie_in_order_and_refer_by_number(modules, mode
 
 def test_overlay_shows_the_frame_with_most_and_says_what_it_is(modules, model, tmp_path):
     _, source, _, files = written(modules, model, CINE, tmp_path)
-    picture = pydicom.dcmread(files["overlay"])
-    assert picture.SourceImageSequence[0].ReferencedFrameNumber == 29  # the largest lesion that has a head beside it
-    assert (picture.BurnedInAnnotation, picture.Modality, picture.PhotometricInterpretation) == ("YES", "OT", "RGB")
-    colors = picture.pixel_array.reshape(-1, 3)
+    figure = pydicom.dcmread(files["overlay"])
+    assert figure.SourceImageSequence[0].ReferencedFrameNumber == 29  # the largest lesion that has a head beside it
+    assert (figure.BurnedInAnnotation, figure.Modality, figure.PhotometricInterpretation) == ("YES", "OT", "RGB")
+    colors = figure.pixel_array.reshape(-1, 3)
     assert (colors.max(1).astype(int) - colors.min(1) > 40).mean() > 0.01
-    assert picture.Rows / picture.Columns == pytest.approx(source.Rows * 0.2 / (source.Columns * 0.25), rel=0.01)
+    assert figure.Rows / figure.Columns == pytest.approx(source.Rows * 0.2 / (source.Columns * 0.25), rel=0.01)
 
 
 def test_nothing_found_writes_no_segmentation(modules, model, tmp_path):

@@ -16,12 +16,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from monai_usfm.files import whole_file, whole_writer, write_csv, write_text_atomically
+from monai_usfm.files import atomic_write, atomic_writer, write_csv, write_text_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = write_text_atomically(tmp_path / "new" / "a.txt", "old")
-    with pytest.raises(KeyError), whole_file(path) as part:
+    with pytest.raises(KeyError), atomic_write(path) as part:
         part.write_text("half")
         assert path.read_text() == "old"  # nobody sees the new one yet
         raise KeyError
@@ -30,7 +30,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
 
 
 def test_the_other_name_has_the_same_ending(tmp_path: Path) -> None:
-    with whole_file(tmp_path / "a.nii.gz") as part:
+    with atomic_write(tmp_path / "a.nii.gz") as part:
         assert part.name.endswith("a.nii.gz") and part.name != "a.nii.gz"
         part.write_text("x")
     assert (tmp_path / "a.nii.gz").read_text() == "x"
@@ -59,13 +59,13 @@ def save(folder: Path, ending: str, values: np.ndarray, writer: type | None) -> 
     return folder / f"a{ending}"
 
 
-PICTURE = np.arange(48, dtype=np.uint8).reshape(6, 8)
-IMAGES = [(".png", PICTURE), (".nii.gz", np.stack([PICTURE, PICTURE + 9])), (".mha", np.stack([PICTURE, PICTURE + 9]))]
+PIXELS = np.arange(48, dtype=np.uint8).reshape(6, 8)
+IMAGES = [(".png", PIXELS), (".nii.gz", np.stack([PIXELS, PIXELS + 9])), (".mha", np.stack([PIXELS, PIXELS + 9]))]
 
 
 @pytest.mark.parametrize(("ending", "values"), IMAGES)
 def test_whole_images_are_those_of_monai(tmp_path: Path, ending: str, values: np.ndarray) -> None:
-    ours = save(tmp_path / "ours", ending, values, whole_writer(ending)).read_bytes()
+    ours = save(tmp_path / "ours", ending, values, atomic_writer(ending)).read_bytes()
     theirs = save(tmp_path / "theirs", ending, values, None).read_bytes()
     if ending == ".nii.gz":  # of which the first bytes hold the name and the time
         ours, theirs = (nib.Nifti1Image.from_bytes(gzip.decompress(data)) for data in (ours, theirs))
@@ -88,15 +88,15 @@ def test_an_image_broken_off_has_no_name(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(library, half)
-        save(tmp_path, ending, values, whole_writer(ending))
+        save(tmp_path, ending, values, atomic_writer(ending))
     assert not list(tmp_path.iterdir())
-    old = save(tmp_path, ending, values, whole_writer(ending)).read_bytes()
+    old = save(tmp_path, ending, values, atomic_writer(ending)).read_bytes()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(library, half)
-        save(tmp_path, ending, values + 1, whole_writer(ending))
+        save(tmp_path, ending, values + 1, atomic_writer(ending))
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [old]
 
 
 def test_formats_of_two_files_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\.mhd stands for two files"):
-        whole_writer(".mhd")
+        atomic_writer(".mhd")

@@ -76,7 +76,7 @@ def finished_run(folder, start, scratch, **changes):
         rows = [{"image": image, "method": "enhanced", "psnr": psnr} for image in images]
         write_rows(folder / name / "evaluation/cases.csv", rows)
     (folder / "adapted/run.json").write_text(json.dumps({"versions": {"torch": "9.8.7"}}), encoding="utf-8")
-    Image.fromarray(np.zeros((480, 460), np.uint8)).save(made(folder / "adapted/pictures/enhancement_epoch_0009.png"))
+    Image.fromarray(np.zeros((480, 460), np.uint8)).save(made(folder / "adapted/figures/enhancement_epoch_0009.png"))
     return plan | changes
 
 

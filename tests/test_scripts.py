@@ -80,14 +80,14 @@ def test_regions_outside_the_image_and_other_sizes_are_refused(script, tmp_path,
     assert "'20,20' is not ROW,COLUMN,RADIUS" in capsys.readouterr().err
 
 
-# pictures
+# figures
 
 
-def test_picture_of_beams_shows_phantoms_inside_their_sector_only(script, repository, tmp_path):
-    assert script("picture_beam", tmp_path) == 0
+def test_figure_of_beams_shows_phantoms_inside_their_sector_only(script, repository, tmp_path):
+    assert script("figure_beam", tmp_path) == 0
     for name in ("beam", "annotations"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 20
-    module = runpy.run_path(str(repository / "scripts" / "picture_beam.py"))
+    module = runpy.run_path(str(repository / "scripts" / "figure_beam.py"))
     image = module["phantom"](module["GEOMETRIES"]["convex"], seed=1)[0].numpy()
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     radius, angle = np.hypot(y + 60, x - 170), np.arctan2(x - 170, y + 60)
@@ -96,14 +96,19 @@ def test_picture_of_beams_shows_phantoms_inside_their_sector_only(script, reposi
     assert image[(radius > 80) & (radius < 300) & (abs(angle) < 0.5)].mean() > 0.3
 
 
-def test_pictures_of_transforms_begin_with_the_scene_itself(script, repository, tmp_path):
-    assert script("picture_transforms", tmp_path) == 0
-    module = runpy.run_path(str(repository / "scripts" / "picture_transforms.py"))
+def test_figures_of_transforms_begin_with_the_scene_itself(script, repository, tmp_path):
+    assert script("figure_transforms", tmp_path) == 0
+    module = runpy.run_path(str(repository / "scripts" / "figure_transforms.py"))
     scale = module["SCALE"]
     geometry = module["BeamGeometry"]("convex", (-78 * scale, 159.5 * scale), (92 * scale, 362 * scale), (-0.47, 0.47))
     scene = 255 * module["simulate"](geometry)[0][0].numpy()
     height, width = module["SIZE"]
-    for name, columns, lines in (("acquisition", 3, 2), ("artifacts", 3, 2), ("appearance", 4, 2), ("pipelines", 4, 2)):
+    for name, columns, lines in (
+        ("acquisition", 3, 2),
+        ("artifacts", 3, 2),
+        ("postprocessing", 4, 2),
+        ("pipelines", 4, 2),
+    ):
         shown = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"), np.float32)
         assert shown.shape == (lines * (height + 18), columns * width)
         tiles = shown.reshape(lines, height + 18, columns, width).swapaxes(1, 2)[:, :, 18:]
@@ -113,32 +118,32 @@ def test_pictures_of_transforms_begin_with_the_scene_itself(script, repository, 
     assert (tmp_path / "probe.png").is_file()
 
 
-SLOW_PICTURE = pytest.param("segmentation", marks=pytest.mark.slow)
+SLOW_FIGURE = pytest.param("segmentation", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("picture", ["pretraining", SLOW_PICTURE, "simulated", "classification", "enhancement"])
-def test_pictures_of_bundles_hold_test_images_at_equal_distances(script, repository, copy_bundle, tmp_path, picture):
-    bundle, stem = ("segmentation", "simulated") if picture == "simulated" else (picture, "example")
+@pytest.mark.parametrize("figure", ["pretraining", SLOW_FIGURE, "simulated", "classification", "enhancement"])
+def test_figures_of_bundles_hold_test_images_at_equal_distances(script, repository, copy_bundle, tmp_path, figure):
+    bundle, stem = ("segmentation", "simulated") if figure == "simulated" else (figure, "example")
     root = copy_bundle(f"usfm_{bundle}").parent
-    if picture in ("simulated", "pretraining"):
-        weights = Path(f"usfm_{bundle}", "models", "foundation.pt" if picture == "simulated" else "mae.pt")
+    if figure in ("simulated", "pretraining"):
+        weights = Path(f"usfm_{bundle}", "models", "foundation.pt" if figure == "simulated" else "mae.pt")
         shutil.copy(repository / "bundles" / weights, root / weights)
     (example := root / f"usfm_{bundle}" / "docs" / f"{stem}.png").unlink()
-    greys = {}
+    grays = {}
     for number, name in enumerate(("busbra", "fetal_head_hc18")):
         (tmp_path / name).mkdir()
         items = []
         for i in range(8):
-            grey = greys[name, i] = 40 + 20 * i + 7 * number
-            Image.fromarray(np.full((160, 190), grey, np.uint8)).save(tmp_path / name / f"{name}_{i}.png")
+            gray = grays[name, i] = 40 + 20 * i + 7 * number
+            Image.fromarray(np.full((160, 190), gray, np.uint8)).save(tmp_path / name / f"{name}_{i}.png")
             Image.fromarray(np.zeros((160, 190), np.uint8)).save(tmp_path / name / f"{name}_{i}_mask.png")
             items.append({"image": f"{name}_{i}.png", "label": f"{name}_{i}_mask.png", "class": i % 2})
         (tmp_path / name / "dataset.json").write_text(json.dumps({"test": items}))
     torch.manual_seed(0)
-    assert script("picture_bundles", tmp_path, "--pictures", picture, "--root", root, "--count", 2) == 0
+    assert script("figure_bundles", tmp_path, "--figures", figure, "--root", root, "--count", 2) == 0
     assert example.stat().st_size <= 150_000
     shown = set(np.unique(np.asarray(Image.open(example).convert("L"))).tolist())
     # of two, the images at a quarter and three quarters; of those of class 0 (0, 2, 4, 6) and class 1 in turn
-    second = "fetal_head_hc18" if picture in ("pretraining", "simulated", "enhancement") else "busbra"
-    wanted = {greys["busbra", 2], greys[second, 7]}
-    assert all(min(abs(grey - value) for value in shown) <= 3 for grey in wanted)
+    second = "fetal_head_hc18" if figure in ("pretraining", "simulated", "enhancement") else "busbra"
+    wanted = {grays["busbra", 2], grays[second, 7]}
+    assert all(min(abs(gray - value) for value in shown) <= 3 for gray in wanted)

@@ -20,7 +20,7 @@ from monai_usfm.cli import main
 from monai_usfm.networks import UltrasoundViT, to_mae_state_dict, to_usfm_state_dict
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "first_hour_transcripts.md"
-SMALL = ["--max_epochs", "1", "--warmup_epochs", "0", "--device", "cpu", "--picture_interval", "0"]
+SMALL = ["--max_epochs", "1", "--warmup_epochs", "0", "--device", "cpu", "--figure_interval", "0"]
 IMAGES = [*SMALL, "--spatial_size", "[32,32]", "--batch_size", "4"]
 VOLUMES = [*SMALL, "--spatial_size", "[8,32,32]", "--crops_per_volume", "1", "--batch_size", "1"]
 ARCHITECTURE = ("--network", "--spatial", "--patch", "--in_channels", "--pos_embed", "--layer", "--num_classes")

@@ -176,10 +176,10 @@ def overlay(result: Result, series: str, number: int) -> Dataset:
     assert labels is not None
     frame = int((labels > 0).sum((1, 2)).argmax())
     size = max(560, *result.frames.shape[1:])
-    picture = np.asarray(draw_overlay(result.frames[frame], labels[frame], result.spacing, size))
+    figure = np.asarray(draw_overlay(result.frames[frame], labels[frame], result.spacing, size))
     dataset = hd.sc.SCImage.from_ref_dataset(
         _still(result.source),
-        picture,
+        figure,
         "RGB",
         8,
         "PATIENT",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigComponent, ReferenceResolver
@@ -19,6 +20,8 @@ from monai.utils import optional_import, str2bool
 
 __all__ = ["check_names", "check_values", "flag"]
 
+# Options of 0.7.0 -> their names since; taken with a warning until 0.8.
+RENAMED = {"picture_interval": "figure_interval", "appearance": "intensity_augmentation"}
 DESCRIPTIONS = "_options_"  # entry of a config that says in a sentence what each option means
 # Entries that MONAI and its clients look for by name, whether or not another entry refers to them.
 CLIENT_IDS = (
@@ -67,6 +70,15 @@ def flag(value: Any) -> bool:
         ValueError: for anything else.
     """
     return value if isinstance(value, bool) else bool(str2bool(str(value)))
+
+
+def take_old_names(config: MutableMapping[str, Any]) -> bool:
+    """Move values that are given under a name of 0.7.0 to the present one, with a warning; whether there were any."""
+    given = [old for old, new in RENAMED.items() if old in config and new in config]
+    for old in given:
+        warnings.warn(f"--{old} is now --{RENAMED[old]}, and goes with version 0.8.", FutureWarning, stacklevel=2)
+        config[RENAMED[old]] = config.pop(old)
+    return bool(given)
 
 
 def check_names(config: Mapping[str, Any]) -> None:
@@ -214,7 +226,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_whole(1), "a whole number from 1"),
     ),
     **dict.fromkeys(
-        ("num_workers", "picture_interval", "seed", "lora_rank", "rank", "dropout_samples"),
+        ("num_workers", "figure_interval", "seed", "lora_rank", "rank", "dropout_samples"),
         (_whole(0), "a whole number from 0"),
     ),
     **dict.fromkeys(("epoch_length",), (_whole(1), "a whole number from 1, or null")),

@@ -424,7 +424,7 @@ class TrainingRecords:
                 if name not in known:
                     tracker.client.log_param(run, name, str(value)[:500])
             files = [self.folder / "metrics.png", self.export_path, self.export_path.with_suffix(".json")]
-            for file in (*files, *sorted((self.folder / "pictures").glob("*.png"))[-1:]):
+            for file in (*files, *sorted((self.folder / "figures").glob("*.png"))[-1:]):
                 if file.is_file():
                     tracker.client.log_artifact(run, str(file))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from monai_usfm.bundle.inference import FAILED
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 
 __all__ = ["convert_dicom", "convert_weights"]
 
@@ -132,6 +132,6 @@ def convert_weights(
         save_network(output, network, half=False, start={"file": source.name, "layout": report.layout})
     else:
         writer = to_usfm_state_dict if to == "usfm" else to_mae_state_dict
-        with whole_file(output) as part:
+        with atomic_write(output) as part:
             torch.save(writer(network, imagenet_input=imagenet_input), part)
     print(f"wrote {output}{' and its card' if to == 'ours' else ''}")

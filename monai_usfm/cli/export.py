@@ -13,7 +13,7 @@ import torch
 from monai.utils import optional_import
 
 from monai_usfm.cards import load_network, read_card
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 
 __all__ = ["export"]
 
@@ -48,7 +48,7 @@ def export(checkpoint: str, output: str, *, format: Format | None = None) -> Pat
         )
     network, card = load_network(checkpoint), read_card(checkpoint)
     shape = (card["network"]["in_channels"], *card["network"]["spatial_size"])
-    with whole_file(target) as part, torch.no_grad():
+    with atomic_write(target) as part, torch.no_grad():
         run = WRITERS[kind](network, Path(part), json.dumps(card), torch.zeros(2, *shape))
         differences = {} if run is None else _differences(network, run, shape)
     print(f"{target}: {kind}, takes (B, {', '.join(map(str, shape))}), float32 in [0, 1]")

@@ -19,7 +19,7 @@ from monai_usfm.data.dicom import UltrasoundDicomReader
 from monai_usfm.data.dicom_geometry import slice_geometry
 from monai_usfm.data.formats import UnreadableImageError, has_dicom_mark
 from monai_usfm.data.upright import gray_from_rgb
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 
 __all__ = ["convert_dicom", "convert_dicom_folder"]
 
@@ -63,13 +63,13 @@ def convert_dicom(
         UnreadableImageError: see :class:`UltrasoundDicomReader`, and where there is no such frame.
     """
     target = Path(output)
-    picture = target.name.lower().endswith(".png")
-    if not picture and not target.name.lower().endswith((".nii", ".nii.gz")):
+    pixels = target.name.lower().endswith(".png")
+    if not pixels and not target.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"output must end in .png, .nii or .nii.gz, got {target.name!r}.")
     reader = UltrasoundDicomReader(region, crop, deidentify, no_regions, pseudonyms)
     dataset = reader.read_file(path)
     count = reader.num_frames(dataset)
-    if frame is None and picture:
+    if frame is None and pixels:
         frame = count // 2
     if frame is not None and not 0 <= frame < count:
         raise UnreadableImageError(path, f"has {count} frames, so there is no frame {frame}.")
@@ -85,8 +85,8 @@ def convert_dicom(
         affine[:3, 3] += affine[:3, 2] * frame
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
 
-    with whole_file(target) as part, whole_file(f"{target}.json") as note:
-        if picture:
+    with atomic_write(target) as part, atomic_write(f"{target}.json") as note:
+        if pixels:
             page = values[0, ..., 0] if values.shape[-1] == 1 else values[0]
             known: dict[str, Any] = {"dpi": tuple(25.4 / spacing[:2])} if meta["spacing_known"] else {}
             Image.fromarray(page).save(part, **known)

@@ -57,7 +57,7 @@ class UltrasoundRegion:
 def ultrasound_regions(dataset: Dataset) -> list[UltrasoundRegion]:
     """The calibrated regions of an image, clamped to its matrix.
 
-    Exporters that crop or shrink the picture often leave the boxes as they were; such a box is clamped with a warning.
+    Exporters that crop or shrink the image often leave the boxes as they were; such a box is clamped with a warning.
     A box one pixel too long is clamped in silence: some scanners write the edge after the last pixel.
     """
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -72,7 +72,7 @@ def ultrasound_regions(dataset: Dataset) -> list[UltrasoundRegion]:
                 warnings.warn(
                     f"{dataset_name(dataset)}: ultrasound region {index} reaches to column {right} and row {bottom}, "
                     f"but the matrix has {columns} columns and {rows} rows; clamped. Its spacing is kept as written: "
-                    "right if the picture was cropped, wrong if it was shrunk.",
+                    "right if the image was cropped, wrong if it was shrunk.",
                     stacklevel=2,
                 )
             if box[0] >= box[1] or box[2] >= box[3]:

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 _FORMATS: dict[str, tuple[str, ...]] = {
-    "picture": (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
+    "image": (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
     "video": (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"),
     "nifti": (".nii", ".nii.gz"),
     "metaimage": (".mha", ".mhd"),
@@ -29,14 +29,14 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "dicom": (".dcm", ".dicom", ".ima"),
 }
 SUPPORTED_SUFFIXES: tuple[str, ...] = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
-"""Lower-case file endings that are read. DICOM and pictures are also known by their content, without an ending."""
+"""Lower-case file endings that are read. DICOM and images are also known by their content, without an ending."""
 
 _MARKS: tuple[tuple[bytes, str], ...] = (
-    (b"\x89PNG\r\n\x1a\n", "picture"),
-    (b"\xff\xd8\xff", "picture"),
-    (b"GIF8", "picture"),
-    (b"II*\x00", "picture"),
-    (b"MM\x00*", "picture"),
+    (b"\x89PNG\r\n\x1a\n", "image"),
+    (b"\xff\xd8\xff", "image"),
+    (b"GIF8", "image"),
+    (b"II*\x00", "image"),
+    (b"MM\x00*", "image"),
 )
 
 MAX_PIXELS = int(os.environ.get("MONAI_USFM_MAX_PIXELS", 50_000_000))
@@ -65,7 +65,7 @@ class UnreadableImageError(RuntimeError):
 def file_format(path: PathLike) -> str:
     """The format by the file's ending or the mark inside it.
 
-    One of ``"picture"``, ``"video"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"`` and ``"dicom"``.
+    One of ``"image"``, ``"video"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"`` and ``"dicom"``.
 
     Raises:
         UnreadableImageError: when the file is missing, a folder, a pipe or device, empty, or of another type.

@@ -58,14 +58,14 @@ def joint_splits(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         if not part:
             continue
         key = part.get("label_key", "label")
-        labelled = bool(part.get("num_classes"))
-        place = places[part.get("output", name)] if labelled else -1
-        required = ("image", key) if labelled else ("image",)
+        labeled = bool(part.get("num_classes"))
+        place = places[part.get("output", name)] if labeled else -1
+        required = ("image", key) if labeled else ("image",)
         for split in result:
             items = _split(part, split, required)
             for item in items:
                 entry = {"image": item["image"], "part": name, "dataset": place, "organ": item.get("organ") or name}
-                entry |= {"label": item[key]} if labelled else {}
+                entry |= {"label": item[key]} if labeled else {}
                 entry |= {k: item[k] for k in ("patient", "sequence") if item.get(k) is not None}
                 result[split].append(entry)
     return result

@@ -42,9 +42,9 @@ class ListReport:
                 found = [entry for entry in splits[name] if kind(entry) == shown]
                 cells.append(f"{len(found)}/{len({entry.patient for entry in found} - {None})}")
             print(f"{shown:<{width}} " + " ".join(f"{cell:>10}" for cell in cells))
-        labelled = sum(bool(entry.labels) for entry in entries)
+        labeled = sum(bool(entry.labels) for entry in entries)
         moving = sum(entry.num_frames > 1 for entry in entries)
-        print(f"{len(entries)} images: {labelled} with a label, {moving} volumes or cines.")
+        print(f"{len(entries)} images: {labeled} with a label, {moving} volumes or cines.")
         if joined := sum(len(entry.labels) > 1 for entry in entries):
             print(f"{joined} images have several masks, which are joined.")
 

@@ -38,8 +38,8 @@ class UltrasoundReader(ImageReader):
     Nothing is refused before ``get_data``, so that ``LoadImage`` shows the reason and tries no other reader.
 
     Args:
-        gray: make luma of colored pictures at decoding, where it is cheapest; other formats keep their channels.
-        label: read label maps: no luma, stored numbers, see :func:`~monai_usfm.data.pictures.decode_picture`. Several
+        gray: make luma of colored images at decoding, where it is cheapest; other formats keep their channels.
+        label: read label maps: no luma, stored numbers, see :func:`~monai_usfm.data.image_files.decode_image`. Several
             files are masks of one image and are joined: the largest value of each pixel.
         region: of DICOM, the ultrasound region that gives the spacing, see
             :class:`~monai_usfm.data.UltrasoundDicomReader`.
@@ -102,10 +102,10 @@ class UltrasoundReader(ImageReader):
         """Find the decoder by the file's type and turn whatever its library raises into one kind of error."""
         kind = file_format(path)
         try:
-            if kind == "picture":
-                from monai_usfm.data.pictures import decode_picture
+            if kind == "image":
+                from monai_usfm.data.image_files import decode_image
 
-                return decode_picture(path, pick, self.gray, self.label)
+                return decode_image(path, pick, self.gray, self.label)
             if kind == "nifti":
                 from monai_usfm.data.volumes import decode_nifti
 
@@ -166,7 +166,7 @@ def _metadata(path: str, decoded: Decoded) -> dict[str, Any]:
     affine, known = decoded.affine.astype(np.float64), decoded.spacing_known
     frame_time, white = decoded.frame_time, decoded.full_scale
     note = _sidecar(path)
-    if note.get("spacing_mm") and file_format(path) in ("picture", "video"):
+    if note.get("spacing_mm") and file_format(path) in ("image", "video"):
         affine, known = np.diag([note["spacing_mm"][1], note["spacing_mm"][0], 1.0, 1.0]), True
     white = white or note.get("full_scale", 0.0)
     frame_time = frame_time or (1 / note["frame_rate_hz"] if "frame_rate_hz" in note else 0.0)

@@ -21,7 +21,7 @@ _FULL_RANGE_GRAY = {"gray", "gray8", "pal8", "monow", "monob"}
 def decode_video(path: str, pick: FramePicker | None, gray: bool) -> Decoded:
     """Read the first video stream; ``pick`` leaves the other frames out.
 
-    Gray is the luma of the decoded RGB frame, as for pictures, so that a video of limited range (16 to 235) comes out
+    Gray is the luma of the decoded RGB frame, as for images, so that a video of limited range (16 to 235) comes out
     in 0 to 255 as a player shows it.
     """
     if not _has_av:

@@ -122,7 +122,7 @@ def _robustness(
     to_indices = LabelIndices(num_classes, values)
     labels = [_plain(to_indices(read_label(item["label"], item.get("frame"))))[0].long() for item in items]
     result = audit_robustness(predict, images, labels, patients, num_classes)
-    result.save_picture(folder / "robustness.png")
+    result.save_figure(folder / "robustness.png")
     heads = ["change", "images", "Dice", "loss", "Dice below 0.5"]
     of_label = [(r.change, r.images, r.dice, _loss(r), f"{100 * r.failed:.1f} %") for r in result.rows]
     return [asdict(row) for row in result.rows], markdown_table(heads, of_label)
@@ -146,7 +146,7 @@ def _shortcuts(
         result = audit_shortcuts(
             lambda x: network(x.repeat(1, channels, 1, 1).to(device)), images.images, images.classes, images.patients
         )
-    result.save_picture(folder / "shortcuts.png")
+    result.save_figure(folder / "shortcuts.png")
     heads = ["alteration", "images", "predictions flipped", "mean change of p", "macro-F1 before", "after"]
     lines = [
         (

@@ -17,7 +17,7 @@ import torch
 from monai.config import PathLike
 
 from monai_usfm import __version__
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 
 __all__ = ["conditions_of_run", "file_digest", "markdown_table", "save_figure"]
 
@@ -31,7 +31,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
 
 def save_figure(path: PathLike, figure: Any) -> Path:
     """Save a Matplotlib figure."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=120, bbox_inches="tight")
     return Path(path)
 

@@ -108,7 +108,7 @@ class RobustnessAudit:
     scores: dict[str, np.ndarray]
     examples: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
-    def save_picture(self, path: PathLike) -> None:
+    def save_figure(self, path: PathLike) -> None:
         """For each change the image that lost most: contour of the label (green) and of the prediction (red)."""
         from matplotlib.figure import Figure
 
@@ -120,9 +120,9 @@ class RobustnessAudit:
             ax.axis("off")
         for ax, (name, (image, label, found)) in zip(axes, self.examples.items(), strict=False):
             ax.imshow(image[0].float(), cmap="gray", vmin=0, vmax=1)
-            for mask, colour in ((label, "lime"), (found, "red")):
+            for mask, color in ((label, "lime"), (found, "red")):
                 if bool((mask > 0).any()):
-                    ax.contour(mask > 0, levels=[0.5], colors=colour, linewidths=0.8)
+                    ax.contour(mask > 0, levels=[0.5], colors=color, linewidths=0.8)
             ax.set_title(name, fontsize=8)
         save_figure(path, figure)
 
@@ -164,12 +164,12 @@ def _closer(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator
 def _stretch(image: torch.Tensor, label: torch.Tensor, factor: float) -> Pair:
     """The width times ``factor``."""
     size = (image.shape[1], round(factor * image.shape[2]))
-    picture = Resize(size, mode="bilinear", anti_aliasing=True)(image)
+    altered = Resize(size, mode="bilinear", anti_aliasing=True)(image)
     mask = F.interpolate(label[None].float(), size=size, mode="nearest-exact")[0]
-    return torch.as_tensor(picture).as_subclass(torch.Tensor), mask.to(label.dtype)
+    return torch.as_tensor(altered).as_subclass(torch.Tensor), mask.to(label.dtype)
 
 
-def _appearance(change: Callable[[torch.Tensor, torch.Generator], NdarrayOrTensor]) -> Change:
+def _intensity(change: Callable[[torch.Tensor, torch.Generator], NdarrayOrTensor]) -> Change:
     """A change of gray values, which leaves the label map alone."""
 
     def altered(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:
@@ -198,17 +198,17 @@ CHANGES: dict[str, Change] = {
     "width x 0.7": lambda x, y, g: _stretch(x, y, 0.7),
     "width x 1.4": lambda x, y, g: _stretch(x, y, 1.4),
     "mirrored": lambda x, y, g: (x.flip(-1), y.flip(-1)),
-    "brighter (gamma 0.6)": _appearance(lambda x, g: AdjustContrast(0.6)(x)),
-    "darker (gamma 1.6)": _appearance(lambda x, g: AdjustContrast(1.6)(x)),
-    "low gain": _appearance(lambda x, g: 0.45 * x),
-    "low contrast": _appearance(lambda x, g: 0.15 + 0.4 * x),
-    "high contrast": _appearance(lambda x, g: 1.6 * x - 0.375),
-    "gain falls with depth": _appearance(_gain_by_depth),
-    "blur (2 pixels)": _appearance(lambda x, g: GaussianSmooth(2.0)(x)),
-    "speckle": _appearance(_speckle),
-    "marks removed": _appearance(lambda x, g: RemoveAnnotations()(x)),
-    "calipers": _appearance(plant_calipers),
-    "text": _appearance(plant_text),
+    "brighter (gamma 0.6)": _intensity(lambda x, g: AdjustContrast(0.6)(x)),
+    "darker (gamma 1.6)": _intensity(lambda x, g: AdjustContrast(1.6)(x)),
+    "low gain": _intensity(lambda x, g: 0.45 * x),
+    "low contrast": _intensity(lambda x, g: 0.15 + 0.4 * x),
+    "high contrast": _intensity(lambda x, g: 1.6 * x - 0.375),
+    "gain falls with depth": _intensity(_gain_by_depth),
+    "blur (2 pixels)": _intensity(lambda x, g: GaussianSmooth(2.0)(x)),
+    "speckle": _intensity(_speckle),
+    "marks removed": _intensity(lambda x, g: RemoveAnnotations()(x)),
+    "calipers": _intensity(plant_calipers),
+    "text": _intensity(plant_text),
 }
 """Layout of the screen, scale, gain, texture and annotations; none changes what there is to segment."""
 
@@ -253,15 +253,15 @@ def audit_robustness(
         if not bool((label > 0).any()):
             continue
         for name, change in every.items():
-            picture, mask = change(image, label[None], torch.Generator().manual_seed(seed + i))
-            same = picture.shape == image.shape and torch.equal(picture, image)
+            altered, mask = change(image, label[None], torch.Generator().manual_seed(seed + i))
+            same = altered.shape == image.shape and torch.equal(altered, image)
             if (same and name != "unchanged") or not bool((mask > 0).any()):
                 continue
-            found = segment(picture)
+            found = segment(altered)
             scores[name][i] = overlap_scores(found, mask[0], num_classes)["dice"]
             loss = scores["unchanged"][i] - scores[name][i]
             if name not in worst or loss > worst[name][0]:
-                worst[name] = loss, (picture, mask[0], found)
+                worst[name] = loss, (altered, mask[0], found)
     rows = [_row(name, values, scores["unchanged"], owners, seed) for name, values in scores.items()]
     examples = {name: found for name, (_, found) in worst.items() if name != "unchanged"}
     return RobustnessAudit(rows, scores, examples)
@@ -303,10 +303,10 @@ def audit_class_robustness(
         for i, image in enumerate(images):
             found = torch.zeros(image.shape[1:], dtype=torch.uint8) if labels is None else labels[i]
             mask = found if bool((found > 0).any()) else torch.ones_like(found)
-            picture, _ = change(image, mask[None], torch.Generator().manual_seed(seed + i))
-            if picture.shape != image.shape or not torch.equal(picture, image):
+            altered, _ = change(image, mask[None], torch.Generator().manual_seed(seed + i))
+            if altered.shape != image.shape or not torch.equal(altered, image):
                 index.append(i)
-                after.append(classify(picture).cpu())
+                after.append(classify(altered).cpu())
         if index:
             rows.append(_class_row(name, index, before[index], torch.stack(after), truth[index], owners, seed))
     return rows

@@ -89,7 +89,7 @@ class ShortcutAudit:
         """Rows as dictionaries, for a CSV file."""
         return [asdict(row) for row in self.rows]
 
-    def save_picture(self, path: PathLike) -> None:
+    def save_figure(self, path: PathLike) -> None:
         """For each alteration the image that it changed most for the network: before, after, difference."""
         from matplotlib.figure import Figure
 
@@ -205,18 +205,18 @@ def audit_shortcuts(
     """
     if len(images) < 2:
         raise ValueError(f"an audit needs at least two images, got {len(images)}.")
-    pictures = [image.as_tensor() if hasattr(image, "as_tensor") else image for image in images]
-    owners = list(patients) if patients is not None else list(range(len(pictures)))
-    before = _probabilities(classify, pictures, batch_size)
+    plain = [image.as_tensor() if hasattr(image, "as_tensor") else image for image in images]
+    owners = list(patients) if patients is not None else list(range(len(plain)))
+    before = _probabilities(classify, plain, batch_size)
     predicted = before.argmax(dim=1)
     rows, after, examples = [], {}, {}
     for name, alter in alterations.items():
         altered = []
-        for i, image in enumerate(pictures):
+        for i, image in enumerate(plain):
             result = alter(image, torch.Generator().manual_seed(seed + i))
             altered.append(result.as_tensor() if hasattr(result, "as_tensor") else result)
         after[name] = _probabilities(classify, altered, batch_size)
-        changed = torch.tensor([not torch.equal(a, b) for a, b in zip(pictures, altered, strict=True)])
+        changed = torch.tensor([not torch.equal(a, b) for a, b in zip(plain, altered, strict=True)])
         index = changed.nonzero().flatten()
         if len(index) == 0:
             nan = float("nan")
@@ -245,7 +245,7 @@ def audit_shortcuts(
             )
         )
         worst = int(index[change.abs().argmax()])
-        examples[name] = (worst, pictures[worst], altered[worst])
+        examples[name] = (worst, plain[worst], altered[worst])
     return ShortcutAudit(rows, before, after, examples)
 
 

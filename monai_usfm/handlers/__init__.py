@@ -26,6 +26,7 @@ from monai_usfm.handlers.enhancement import (
 )
 from monai_usfm.handlers.gradient import FiniteLoss, GradientClip
 from monai_usfm.handlers.records import (
+    FigureHandler,
     MetricsTable,
     PictureHandler,
     Progress,
@@ -58,6 +59,7 @@ __all__ = [
     "EpochSeed",
     "EvaluationReport",
     "ExportWeights",
+    "FigureHandler",
     "FiniteLoss",
     "GradientClip",
     "MetricsTable",

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_usfm.cards import save_network
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 from monai_usfm.handlers.gradient import require_finite
 from monai_usfm.networks import UltrasoundViT
 
@@ -29,7 +29,7 @@ __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint"
 
 def save_atomically(state: Any, path: str | os.PathLike) -> Path:
     """``torch.save`` to a temporary file, then rename: readers see the old file or the new one, whole."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         torch.save(state, part)
     return Path(path)
 
@@ -111,7 +111,7 @@ class EpochSeed:
 # Options that a resumed run may change: they say where things lie, how fast and how long it goes, what is shown.
 FREE_NAMES = (
     "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_rate cache_dir "
-    "device resume resume_anyway picture_interval rank class_names"
+    "device resume resume_anyway figure_interval rank class_names"
 )
 FREE_OPTIONS = frozenset(FREE_NAMES.split())
 
@@ -180,7 +180,7 @@ class ResumableCheckpoint:
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:
             state["scaler"] = scaler.state_dict()
-        with whole_file(self.path) as part:
+        with atomic_write(self.path) as part:
             torch.save(state, part)
             _keep_copy(self.path, self.path.with_name("previous.pt"))
         self.written = engine.state.epoch
@@ -246,7 +246,7 @@ def _keep_copy(path: Path, copy: Path) -> None:
     """``copy`` becomes what ``path`` is now, atomically; nothing where there is no ``path``."""
     if not path.is_file():
         return
-    with whole_file(copy) as part:
+    with atomic_write(copy) as part:
         try:
             os.link(path, part)
         except OSError:  # a file system without links

@@ -17,7 +17,7 @@ from monai.metrics import CumulativeIterationMetric
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.evaluation.scores import classification_scores
-from monai_usfm.files import whole_file, write_csv
+from monai_usfm.files import atomic_write, write_csv
 from monai_usfm.handlers.report import EvaluationReport
 
 __all__ = ["ClassificationReport", "ClassificationScore", "save_confusion"]
@@ -101,7 +101,7 @@ def save_confusion(
             ink = (255, 255, 255) if share > 0.5 else (0, 0, 0)
             text = f"{count}\n{share:.0%}" if sum(counts) else "-"
             draw.multiline_text((x + column / 2, y + cell / 2), text, fill=ink, font=font, anchor="mm", align="center")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         canvas.save(part, format="PNG")
     return Path(path)
 

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 from monai_usfm.metrics.measurements import outlines
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "draw_overlay",
     "draw_pair",
     "draw_volume",
-    "label_picture",
+    "label_figure",
     "save_movie",
     "tile",
 ]
@@ -54,7 +54,7 @@ def draw_overlay(
     factor = size / max(height, width)
     shape = (max(1, round(width * factor)), max(1, round(height * factor)))
     gray = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
-    picture = gray.resize(shape, Image.Resampling.BICUBIC).convert("RGB")
+    drawn = gray.resize(shape, Image.Resampling.BICUBIC).convert("RGB")
     to_x, to_y = shape[0] / image.shape[1], shape[1] / image.shape[0]
     for number in np.unique(labels[labels > 0]).tolist():
         color = COLORS[(int(number) - 1) % len(COLORS)]
@@ -66,20 +66,20 @@ def draw_overlay(
         inside = Image.fromarray((labels == number).astype(np.uint8) * 255).resize(area.size, Image.Resampling.BILINEAR)
         for mask, opacity in ((inside, FILL), (border, 1.0)):
             weight = mask.resize(shape, Image.Resampling.BOX).point(lambda v, k=opacity: round(v * k))
-            picture.paste(color, mask=weight)
+            drawn.paste(color, mask=weight)
     if spacing:
-        _scale_bar(picture, factor)
-    return picture
+        _scale_bar(drawn, factor)
+    return drawn
 
 
-def _scale_bar(picture: Image.Image, pixels_per_mm: float) -> None:
+def _scale_bar(drawn: Image.Image, pixels_per_mm: float) -> None:
     """A bar of a round length, about a fifth of the width, in the lower right corner."""
-    wanted = picture.width / 5 / pixels_per_mm
+    wanted = drawn.width / 5 / pixels_per_mm
     power = 10 ** math.floor(math.log10(wanted))
     length = max(n * power for n in (1, 2, 5) if n * power <= wanted)
-    right, bottom = picture.width - 12, picture.height - 12
+    right, bottom = drawn.width - 12, drawn.height - 12
     left = right - length * pixels_per_mm
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(drawn)
     draw.rectangle((left - 1, bottom - 5, right + 1, bottom), fill=INK, outline=(0, 0, 0))
     middle = ((left + right) / 2, bottom - 9)
     draw.text(middle, f"{length:g} mm", INK, _font(), "ms", stroke_width=2, stroke_fill=(0, 0, 0))
@@ -102,7 +102,7 @@ def draw_volume(
     chosen = sorted(set(np.linspace(first, last, number).round().astype(int).tolist()))
     word = "frame" if time else "slice"
     slices = [
-        label_picture(draw_overlay(image[k], labels[k], spacing and spacing[1:], 260), f"{word} {k}") for k in chosen
+        label_figure(draw_overlay(image[k], labels[k], spacing and spacing[1:], 260), f"{word} {k}") for k in chosen
     ]
     montage = tile(slices, min(4, len(slices)))
     if time:
@@ -113,7 +113,7 @@ def draw_volume(
     for axis in range(3):
         pair = [s for i, s in enumerate(spacing) if i != axis] if spacing else None
         shown = draw_overlay(image.take(middle[axis], axis), labels.take(middle[axis], axis), pair, 350)
-        planes.append(label_picture(shown, f"{'zyx'[axis]} = {middle[axis]}"))
+        planes.append(label_figure(shown, f"{'zyx'[axis]} = {middle[axis]}"))
     return tile([tile(planes, 3), montage], 1)
 
 
@@ -122,23 +122,23 @@ def draw_pair(before: np.ndarray, after: np.ndarray, size: int = 420) -> Image.I
     nothing = np.zeros(before.shape, dtype=np.uint8)
     change = 0.5 + 4 * (after.astype(np.float64) - before)
     panels = {"before": before, "after": after, "change x 4": change}
-    return tile([label_picture(draw_overlay(p, nothing, None, size), name) for name, p in panels.items()], 3)
+    return tile([label_figure(draw_overlay(p, nothing, None, size), name) for name, p in panels.items()], 3)
 
 
 def draw_bars(image: np.ndarray, probabilities: Mapping[str, float], size: int = 420) -> Image.Image:
     """An image over one bar per class, the most probable one in color."""
-    picture = draw_overlay(image, np.zeros(image.shape, dtype=np.uint8), None, size)
+    drawn = draw_overlay(image, np.zeros(image.shape, dtype=np.uint8), None, size)
     row, best = TEXT + 7, max(probabilities, key=lambda name: probabilities[name])
-    bars = Image.new("RGB", (picture.width, row * len(probabilities) + 6), PAPER)
+    bars = Image.new("RGB", (drawn.width, row * len(probabilities) + 6), PAPER)
     draw = ImageDraw.Draw(bars)
     names = max(draw.textlength(name, _font()) for name in probabilities) + 14
     for line, (name, share) in enumerate(probabilities.items()):
         y = 4 + row * line
-        room = max(10.0, picture.width - names - 60)
+        room = max(10.0, drawn.width - names - 60)
         draw.text((6, y), name, INK, _font())
         draw.rectangle((names, y + 3, names + room * share, y + TEXT), COLORS[1] if name == best else (120, 120, 120))
         draw.text((names + room + 8, y), f"{share:.2f}", INK, _font())
-    return tile([picture, bars], 1, gap=0)
+    return tile([drawn, bars], 1, gap=0)
 
 
 def draw_over_time(values: Mapping[str, Sequence[float]], unit: str) -> Image.Image:
@@ -155,23 +155,23 @@ def draw_over_time(values: Mapping[str, Sequence[float]], unit: str) -> Image.Im
     return Image.open(buffer).convert("RGB")
 
 
-def label_picture(picture: Image.Image, title: str, legend: Sequence[tuple[int, str]] = ()) -> Image.Image:
-    """A picture with a title above and a legend below; long lines are cut to its width.
+def label_figure(drawn: Image.Image, title: str, legend: Sequence[tuple[int, str]] = ()) -> Image.Image:
+    """A figure with a title above and a legend below; long lines are cut to its width.
 
     Args:
-        picture: what is shown.
+        figure: what is shown.
         title: text above.
         legend: class index and text of each line.
     """
     row = TEXT + 6
-    whole = Image.new("RGB", (picture.width, row + picture.height + row * len(legend)), PAPER)
-    whole.paste(picture, (0, row))
+    whole = Image.new("RGB", (drawn.width, row + drawn.height + row * len(legend)), PAPER)
+    whole.paste(drawn, (0, row))
     draw = ImageDraw.Draw(whole)
-    draw.text((4, 2), _fitted(draw, title, picture.width - 8), INK, _font())
+    draw.text((4, 2), _fitted(draw, title, drawn.width - 8), INK, _font())
     for line, (number, text) in enumerate(legend):
-        top = row + picture.height + row * line
+        top = row + drawn.height + row * line
         draw.rectangle((6, top + 5, 6 + TEXT - 3, top + 2 + TEXT), COLORS[(number - 1) % len(COLORS)])
-        draw.text((TEXT + 12, top + 3), _fitted(draw, text, picture.width - TEXT - 16), INK, _font())
+        draw.text((TEXT + 12, top + 3), _fitted(draw, text, drawn.width - TEXT - 16), INK, _font())
     return whole
 
 
@@ -189,26 +189,26 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", TEXT - 1)
 
 
-def tile(pictures: Sequence[Image.Image], columns: int, gap: int = 6) -> Image.Image:
-    """Pictures in rows of so many columns; each row is as high as its highest."""
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    widths = [max(row[k].width for row in rows if k < len(row)) for k in range(min(columns, len(pictures)))]
+def tile(figures: Sequence[Image.Image], columns: int, gap: int = 6) -> Image.Image:
+    """Figures in rows of so many columns; each row is as high as its highest."""
+    rows = [figures[i : i + columns] for i in range(0, len(figures), columns)]
+    widths = [max(row[k].width for row in rows if k < len(row)) for k in range(min(columns, len(figures)))]
     heights = [max(p.height for p in row) for row in rows]
     whole = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), sum(heights) + gap * (len(rows) - 1)), PAPER)
     for i, row in enumerate(rows):
-        for k, picture in enumerate(row):
-            whole.paste(picture, (sum(widths[:k]) + gap * k, sum(heights[:i]) + gap * i))
+        for k, drawn in enumerate(row):
+            whole.paste(drawn, (sum(widths[:k]) + gap * k, sum(heights[:i]) + gap * i))
     return whole
 
 
 def save_movie(path: Path, frames: Iterable[Image.Image], fps: float = 12.0) -> Path:
     """Write frames of one size as H.264, which every viewer and browser plays."""
-    pictures = list(frames)
-    width, height = (n - n % 2 for n in pictures[0].size)  # color is stored at half the resolution
-    with whole_file(path) as part, av.open(str(part), "w", format="mp4") as container:
+    figures = list(frames)
+    width, height = (n - n % 2 for n in figures[0].size)  # color is stored at half the resolution
+    with atomic_write(path) as part, av.open(str(part), "w", format="mp4") as container:
         stream = container.add_stream("h264", rate=max(1, round(fps)))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_image(picture.crop((0, 0, width, height)))))
+        for drawn in figures:
+            container.mux(stream.encode(av.VideoFrame.from_image(drawn.crop((0, 0, width, height)))))
         container.mux(stream.encode())
     return path

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from monai_usfm.files import append_csv, whole_file, write_csv
+from monai_usfm.files import append_csv, atomic_write, write_csv
 from monai_usfm.networks.nets.features import FeatureExtractor
 
 __all__ = ["EmbeddingSaver"]
@@ -69,7 +69,7 @@ class EmbeddingSaver:
                 )
 
     def _save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        with whole_file(self.folder / name) as part:
+        with atomic_write(self.folder / name) as part:
             np.savez_compressed(part, **arrays)
 
     def _write(self, engine: Engine) -> None:

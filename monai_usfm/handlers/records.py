@@ -22,14 +22,15 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from matplotlib.figure import Figure
+from monai.utils import deprecated
 from PIL import Image, ImageDraw
 
-from monai_usfm.files import remove_abandoned, whole_file, write_csv, write_text_atomically
+from monai_usfm.files import atomic_write, remove_abandoned, write_csv, write_text_atomically
 from monai_usfm.handlers.gradient import loss_of
 
 __all__ = [
+    "FigureHandler",
     "MetricsTable",
-    "PictureHandler",
     "Progress",
     "RunLock",
     "RunRecord",
@@ -208,7 +209,7 @@ def draw_metrics(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> 
         axes.set(title=title, xlabel="epoch", yscale="log" if title == "rate" else "linear")
         if len(names) < 8:
             axes.legend(fontsize=7)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=90)
 
 
@@ -216,7 +217,7 @@ class RunLock:
     """Keeps a second training out of ``output_dir`` while this one runs, and removes what killed runs left there.
 
     The lock is the operating system's (:class:`filelock.FileLock` on ``output_dir/.lock``): it ends with the process.
-    Temporary files that :func:`~monai_usfm.files.whole_file` named after a process which no longer lives are deleted.
+    Temporary files that :func:`~monai_usfm.files.atomic_write` named after a process which no longer lives are deleted.
     Of several processes the first locks. Attach it first.
 
     Raises:
@@ -327,15 +328,15 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
     left = gap
     for title, column, width in zip(panels, columns, widths, strict=True):
         draw.text((left + 2, 2), str(title), fill=(255, 255, 255))
-        for row, picture in enumerate(column):
-            canvas.paste(Image.fromarray(picture.numpy()), (left, header + row * (height + gap)))
+        for row, drawn in enumerate(column):
+            canvas.paste(Image.fromarray(drawn.numpy()), (left, header + row * (height + gap)))
         left += width + gap
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         canvas.save(part, format="PNG")
     return Path(path)
 
 
-class PictureHandler:
+class FigureHandler:
     """Saves figures of the last batch of an engine every few epochs.
 
     On an evaluator the epoch is that of the trainer which runs it. Of several processes the first saves.
@@ -356,11 +357,11 @@ class PictureHandler:
         output_dir: str,
         panels: Callable[[Engine], Mapping[str, torch.Tensor]],
         interval: int = 1,
-        prefix: str = "pictures",
+        prefix: str = "figures",
         max_items: int = 8,
     ) -> None:
         if interval < 0:
-            raise ValueError(f"picture_interval must be 0 (no pictures) or more epochs, got {interval}.")
+            raise ValueError(f"figure_interval must be 0 (no figures) or more epochs, got {interval}.")
         self.folder = Path(output_dir)
         self.panels = panels
         self.interval = interval
@@ -376,3 +377,8 @@ class PictureHandler:
             return
         if epoch == 1 or epoch % self.interval == 0:
             save_panels(self.folder / f"{self.prefix}_epoch_{epoch:04d}.png", self.panels(engine), self.max_items)
+
+
+@deprecated("0.7", "0.8", "Use FigureHandler.", version_val="0.7")
+class PictureHandler(FigureHandler):
+    """Name of :class:`FigureHandler` in 0.7.0."""

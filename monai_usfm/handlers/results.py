@@ -16,14 +16,14 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from monai_usfm.data import SUPPORTED_SUFFIXES, LoadUltrasound
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 from monai_usfm.handlers.drawing import (
     draw_bars,
     draw_over_time,
     draw_overlay,
     draw_pair,
     draw_volume,
-    label_picture,
+    label_figure,
     save_movie,
     tile,
 )
@@ -82,10 +82,10 @@ class CasePreviews:
             dims = item["image"].dim() - 1
             # A plane of a volume or cine is the one the network saw.
             loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
-            picture = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
-            if picture is not None:
-                _save(picture, stem.with_name(f"{stem.name}.jpg"))
-                small = picture.copy()
+            figure = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
+            if figure is not None:
+                _save(figure, stem.with_name(f"{stem.name}.jpg"))
+                small = figure.copy()
                 small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
                 self.page.append(small)
                 if len(self.page) == PAGE:
@@ -169,7 +169,7 @@ class SegmentationResults(CasePreviews):
         if self.components:
             rows = measure(labels, spacing=spacing, **options)
         draw = draw_overlay if image.ndim == 2 else draw_volume
-        return label_picture(draw(image, labels, spacing), stem.name, [(row["class"], _describe(row)) for row in rows])
+        return label_figure(draw(image, labels, spacing), stem.name, [(row["class"], _describe(row)) for row in rows])
 
     def _draw_cine(
         self, image: np.ndarray, labels: np.ndarray, spacing: list[float] | None, rows: list[dict], stem: Path
@@ -185,7 +185,7 @@ class SegmentationResults(CasePreviews):
         ]
         montage = draw_volume(image, labels, spacing, time=True)
         curve = curve.resize((montage.width, round(curve.height * montage.width / curve.width)))
-        return label_picture(tile([montage, curve], 1), stem.name, legend)
+        return label_figure(tile([montage, curve], 1), stem.name, legend)
 
 
 class EnhancementPreviews(CasePreviews):
@@ -195,7 +195,7 @@ class EnhancementPreviews(CasePreviews):
         after = _upright(item["pred"], image) / 255.0
         if image.ndim == 3:
             image, after = image[len(image) // 2], after[len(after) // 2]
-        return label_picture(draw_pair(image, after), stem.name)
+        return label_figure(draw_pair(image, after), stem.name)
 
 
 class ClassificationPreviews(CasePreviews):
@@ -218,7 +218,7 @@ class ClassificationPreviews(CasePreviews):
         shares = torch.as_tensor(item["pred"]).flatten().tolist()
         names = self.names or [str(number) for number in range(len(shares))]
         plane = image if image.ndim == 2 else image[len(image) // 2]
-        return label_picture(draw_bars(plane, dict(zip(names, shares, strict=True))), stem.name)
+        return label_figure(draw_bars(plane, dict(zip(names, shares, strict=True))), stem.name)
 
 
 class GrowingTable:
@@ -267,6 +267,6 @@ def _describe(row: Mapping[str, Any]) -> str:
     return f"{row['name']}: {size:,.0f} {unit}{'²' if dims == 2 else '³'}, {lengths}{parts}"
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    with whole_file(path) as part:
-        picture.save(part, format="JPEG", quality=92)
+def _save(figure: Image.Image, path: Path) -> None:
+    with atomic_write(path) as part:
+        figure.save(part, format="JPEG", quality=92)

@@ -40,7 +40,7 @@ def score_case(
     """Scores of every foreground class of one case.
 
     Dice and IoU are 1 where prediction and label are both empty. Surface distances are NaN where either is empty: there
-    is no surface to measure from; how often that happens is told by ``missed`` and ``invented``.
+    is no surface to measure from; how often that happens is told by ``false_negative`` and ``false_positive``.
 
     Args:
         prediction: class indices ``(1, *S)``.
@@ -49,7 +49,7 @@ def score_case(
         spacing: mm per sample along ``S``; None measures in pixels.
 
     Returns:
-        One dictionary per class with ``class, dice, iou, hd95, asd, labeled, missed, invented``.
+        One dictionary per class with ``class, dice, iou, hd95, asd, labeled, false_negative, false_positive``.
     """
     predicted = one_hot(prediction[None].float(), num_classes)
     wanted = one_hot(label[None].float(), num_classes)
@@ -72,8 +72,8 @@ def score_case(
                 "iou": iou[number - 1].item(),
                 **distances,
                 "labeled": int(there.any()),
-                "missed": int(there.any() and not here.any()),
-                "invented": int(here.any() and not there.any()),
+                "false_negative": int(there.any() and not here.any()),
+                "false_positive": int(here.any() and not there.any()),
             }
         )
     return rows
@@ -102,11 +102,11 @@ def segmentation_panels(output: Sequence[Mapping[str, Any]], num_classes: int) -
 
 def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Gray images ``(B, 1, *S)`` with colored classes ``(B, 3, *S)``."""
-    colour = image.expand(-1, 3, *image.shape[2:]).clone()
+    color = image.expand(-1, 3, *image.shape[2:]).clone()
     for number in range(1, num_classes):
         tint = torch.tensor(COLOURS[(number - 1) % len(COLOURS)]).view(1, 3, *[1] * (image.dim() - 2))
-        colour = torch.where(classes == number, 0.55 * colour + 0.45 * tint, colour)
-    return colour
+        color = torch.where(classes == number, 0.55 * color + 0.45 * tint, color)
+    return color
 
 
 class _Dice(CumulativeIterationMetric):
@@ -167,7 +167,7 @@ class SegmentationReport(EvaluationReport):
     """Writes ``cases.csv`` (a row per case and class) and ``summary.json`` (means per class) after an evaluation.
 
     Attach it to an evaluator that decollates, with class indices ``(1, *S)`` under ``pred`` and ``label``. The pixel
-    size is read from the label's affine, or else from the image's; where none is known (plain pictures) distances are
+    size is read from the label's affine, or else from the image's; where none is known (plain figures) distances are
     in pixels, and the ``unit`` column says so.
 
     Args:
@@ -242,8 +242,8 @@ class SegmentationReport(EvaluationReport):
                 entry["circumference_absolute_error"] = float(np.abs(errors).mean()) if len(errors) else None
             labeled = [row["dice"] for row in of_class if row["labeled"]]
             entry["dice_labeled"] = float(np.mean(labeled)) if labeled else None
-            entry["missed"] = sum(row["missed"] for row in of_class)
-            entry["invented"] = sum(row["invented"] for row in of_class)
+            entry["false_negatives"] = sum(row["false_negative"] for row in of_class)
+            entry["false_positives"] = sum(row["false_positive"] for row in of_class)
             summary[f"class_{number}"] = entry
         self.write_summary(engine, summary)
 

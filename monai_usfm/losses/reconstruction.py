@@ -20,7 +20,7 @@ class MaskedReconstructionLoss(nn.Module):
 
     Args:
         norm: ``"l1"`` or ``"l2"`` (squared).
-        normalize_patches: compare with each target patch standardised by its own mean and (unbiased) variance; patches
+        normalize_patches: compare with each target patch standardized by its own mean and (unbiased) variance; patches
             only.
 
     Raises:

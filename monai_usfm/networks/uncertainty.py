@@ -185,7 +185,7 @@ class TemperatureScaling(nn.Module):
 
     @torch.no_grad()
     def fit(self, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> "TemperatureScaling":
-        """Set the temperature that minimises the negative log-likelihood.
+        """Set the temperature that minimizes the negative log-likelihood.
 
         Args:
             logits: ``(B, K, ...)``; one channel means a sigmoid. Of many pixels a random sample is enough.
@@ -210,14 +210,14 @@ class TemperatureScaling(nn.Module):
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
         with torch.enable_grad():
             log_temperature = torch.zeros((), dtype=torch.double, device=scores.device, requires_grad=True)
-            optimiser = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+            optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 
             def closure() -> torch.Tensor:
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss = F.cross_entropy(scores * (-log_temperature).exp(), truth)
                 loss.backward()
                 return loss
 
-            optimiser.step(closure)
+            optimizer.step(closure)
         self.temperature.copy_(log_temperature.exp())
         return self

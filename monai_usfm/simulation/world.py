@@ -25,7 +25,7 @@ from monai.transforms import apply_transform
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 
-from monai_usfm.files import whole_file, write_text_atomically
+from monai_usfm.files import atomic_write, write_text_atomically
 from monai_usfm.physics.beam import BeamGeometry
 from monai_usfm.simulation.echoes import (
     Device,
@@ -200,7 +200,7 @@ class _View:
             top, bottom = radius * (math.cos(opening) - 1), reach
             widest = (radius + reach) * math.sin(opening)
             choices = ((bottom - top) / height * 1.02, 2 * widest / width * 1.02)
-        # Between the picture that the beams fill (and overflow) and the one that shows all of them.
+        # Between the image that the beams fill (and overflow) and the one that shows all of them.
         draw = float(rng.uniform(0, 1))
         share = {"linear": draw**2, "convex": draw, "phased": 0.5 + 0.5 * draw}[self.kind]
         step = float(min(choices) + share * (max(choices) - min(choices)))
@@ -581,7 +581,7 @@ def _is_complete(folder: Path, datalist: dict[str, Any]) -> bool:
 def _save(path: Path, values: torch.Tensor, spacing: torch.Tensor, scale: bool) -> None:
     array = (values * 255).round().to(torch.uint8).numpy() if scale else values.to(torch.uint8).numpy()
     if array.ndim == 2:
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             Image.fromarray(array).save(part, format="PNG")
         return
     import nibabel
@@ -589,5 +589,5 @@ def _save(path: Path, values: torch.Tensor, spacing: torch.Tensor, scale: bool) 
     affine = np.diag([*(float(s) for s in spacing.flip(0)), 1.0])
     volume = nibabel.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
     volume.header.set_xyzt_units("mm")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         nibabel.save(volume, part)

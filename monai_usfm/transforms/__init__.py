@@ -28,18 +28,6 @@ from monai_usfm.transforms.acquisition import (
     time_gain,
 )
 from monai_usfm.transforms.annotation import AnnotationReport, RemoveAnnotations, RemoveAnnotationsd
-from monai_usfm.transforms.appearance import (
-    RandCLAHE,
-    RandCLAHEd,
-    RandSaltAndPepper,
-    RandSaltAndPepperd,
-    RandWaveletDenoise,
-    RandWaveletDenoised,
-    birge_massart_keep,
-    clahe,
-    salt_and_pepper,
-    wavelet_denoise,
-)
 from monai_usfm.transforms.artifacts import (
     RandAcousticShadow,
     RandAcousticShadowd,
@@ -77,6 +65,18 @@ from monai_usfm.transforms.noise_recovery import NoiseRecovery, gaussian_blur
 from monai_usfm.transforms.pipelines import (
     distilled_pipeline,
     semantics_preserving_pipeline,
+)
+from monai_usfm.transforms.postprocessing import (
+    RandCLAHE,
+    RandCLAHEd,
+    RandSaltAndPepper,
+    RandSaltAndPepperd,
+    RandWaveletDenoise,
+    RandWaveletDenoised,
+    birge_massart_keep,
+    clahe,
+    salt_and_pepper,
+    wavelet_denoise,
 )
 from monai_usfm.transforms.probe import (
     RandConvexityChange,

@@ -8,7 +8,7 @@ Both are plain functions, so a bundle names them in JSON::
      "keys": ["image"], "label_keys": ["label"], "spatial_size": [224, 224], "geometry_key": "image_beam"}
 
 VanBerlo et al. 2025, https://arxiv.org/abs/2504.07904, found the first kind better for tasks that need the whole
-picture, crops better for small findings.
+image, crops better for small findings.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple
 
-from monai_usfm.transforms.appearance import RandCLAHEd, RandSaltAndPepperd, RandWaveletDenoised
 from monai_usfm.transforms.field_of_view import FieldOfViewd
+from monai_usfm.transforms.postprocessing import RandCLAHEd, RandSaltAndPepperd, RandWaveletDenoised
 from monai_usfm.transforms.probe import RandConvexityChanged, RandDepthZoomd, RandProbeTypeChanged
 from monai_usfm.transforms.speckle import RandSpeckleNoised
 

@@ -68,7 +68,7 @@ def test_what_is_read_is_no_error_also_when_only_an_overlay_of_the_user_reads_it
         ("patch_size", [8, 0, 16]),
         ("temperature", 0),
         ("temperature", -1),
-        ("picture_interval", -1),
+        ("figure_interval", -1),
         ("max_epochs", "three"),
         ("num_classes", 1),
         ("amp", "half"),
@@ -83,7 +83,7 @@ def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: object) -
 
 
 def test_values_that_work_pass() -> None:
-    check_values({"max_epochs": 1, "patch_size": [8, 16, 16], "picture_interval": 0, "amp": "auto", "resume": "False"})
+    check_values({"max_epochs": 1, "patch_size": [8, 16, 16], "figure_interval": 0, "amp": "auto", "resume": "False"})
     check_values({"num_classes": None, "anything": object()})
 
 
@@ -119,8 +119,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_arguments_of_generated_dictionary_forms_are_known() -> None:
-    appearance = [{"_target_": "monai_usfm.transforms.RandSpeckleNoised", "keys": "image", "prob": 0.2}]
-    run = {"run": ["$print(@appearance)"]}
-    check_names({**CONFIG, **run, "appearance": appearance})
-    with pytest.raises(ValueError, match="no option --appearance#0#probb"):
-        check_names({**CONFIG, **run, "appearance": [{**appearance[0], "probb": 1.0}]})
+    augmentation = [{"_target_": "monai_usfm.transforms.RandSpeckleNoised", "keys": "image", "prob": 0.2}]
+    run = {"run": ["$print(@intensity_augmentation)"]}
+    check_names({**CONFIG, **run, "intensity_augmentation": augmentation})
+    with pytest.raises(ValueError, match="no option --intensity_augmentation#0#probb"):
+        check_names({**CONFIG, **run, "intensity_augmentation": [{**augmentation[0], "probb": 1.0}]})
+
+
+def test_an_option_under_its_name_of_the_version_before_is_taken_with_a_warning() -> None:
+    config = {**CONFIG, "figure_interval": 10, "run": ["$bundle.options()", "@figure_interval"]}
+    parser = ConfigParser({**config, "_options_": {**CONFIG["_options_"], "figure_interval": "epochs"}})
+    parser["picture_interval"] = 3
+    with pytest.warns(FutureWarning, match="--picture_interval is now --figure_interval"):
+        parser.get_parsed_content("initialize")
+    assert parser.get_parsed_content("run") == [{**parser.get_parsed_content("run")[0], "figure_interval": 3}, 3]

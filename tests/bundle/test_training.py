@@ -80,7 +80,7 @@ class Tracker(MLFlowHandler):
 
 
 def test_mlflow_gets_options_figures_and_the_card(tmp_path: Path) -> None:
-    for name in ("metrics.png", "model.pt", "model.json", "pictures/a_epoch_0001.png", "pictures/a_epoch_0002.png"):
+    for name in ("metrics.png", "model.pt", "model.json", "figures/a_epoch_0001.png", "figures/a_epoch_0002.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     records = TrainingRecords.__new__(TrainingRecords)

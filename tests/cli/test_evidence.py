@@ -120,7 +120,7 @@ def test_every_network_of_a_curve_is_trained_by_the_bundle_and_has_its_cell(data
     arguments = ["label-efficiency", "--datalist", dataset / "dataset.json", "--fractions", 0.5, "--seeds", 0]
     arguments += ["--steps", 2, "--baselines", "scratch", "unet", "--output_dir", tmp_path]
     arguments += [f"--options.spatial_size=[{SIZE},{SIZE}]", "--options.batch_size=4", "--options.device=cpu"]
-    arguments += ["--options.max_epochs=1", "--options.picture_interval=0"]
+    arguments += ["--options.max_epochs=1", "--options.figure_interval=0"]
     assert call(*arguments) == 0
     found = {row["initialization"]: row for row in rows(tmp_path / "cells.csv")}
     assert set(found) == {"scratch", "unet"}

@@ -32,7 +32,7 @@ def untracked():
 
 @pytest.fixture
 def items(tmp_path) -> list[dict]:
-    """Seven pictures of which number 1 is truncated, 2 is missing and 6 is no picture."""
+    """Seven images of which number 1 is truncated, 2 is missing and 6 is no image."""
     found = []
     for index in range(7):
         path = tmp_path / f"{index}.png"
@@ -42,7 +42,7 @@ def items(tmp_path) -> list[dict]:
     truncated = tmp_path / "1.png"
     truncated.write_bytes(truncated.read_bytes()[:400])
     (tmp_path / "2.png").unlink()
-    (tmp_path / "6.png").write_text("no picture")
+    (tmp_path / "6.png").write_text("no image")
     return found
 
 
@@ -109,7 +109,7 @@ def test_replacing_does_not_depend_on_what_was_met_before(items):
     assert torch.equal(first, second)
 
 
-def test_cached_samples_equal_uncached_ones_to_half_a_grey_level(items, tmp_path):
+def test_cached_samples_equal_uncached_ones_to_half_a_gray_level(items, tmp_path):
     plain = UltrasoundDataset(good(items), FIXED)
     cached = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
     for index in range(4):

@@ -41,7 +41,7 @@ PYDICOM_FILES = {
 
 
 def ultrasound(pixels: np.ndarray, **attributes) -> FileDataset:
-    """An uncompressed file of ``(H, W)``, ``(T, H, W)`` or, with three last channels, colour."""
+    """An uncompressed file of ``(H, W)``, ``(T, H, W)`` or, with three last channels, color."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.3"
@@ -92,7 +92,7 @@ def quiet():
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def scan() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (12, 20), dtype=np.uint8)
 
 
@@ -110,7 +110,7 @@ def test_the_files_of_pydicom_have_the_size_spacing_and_rate_of_their_headers(na
     assert (regions[0].box if regions else None) == box
 
 
-def test_a_palette_file_has_two_regions_of_which_the_wave_form_has_no_millimetres():
+def test_a_palette_file_has_two_regions_of_which_the_wave_form_has_no_millimeters():
     ds = pydicom.dcmread(get_testdata_file("examples_palette.dcm"))
     tissue, ecg = ultrasound_regions(ds)
     assert (tissue.spatial_format, tissue.data_type) == (1, 1) and (ecg.spatial_format, ecg.data_type) == (4, 10)
@@ -123,7 +123,7 @@ def test_a_region_beyond_the_matrix_is_clamped_with_a_warning_that_names_the_fil
         ultrasound_regions(ds)
 
 
-def test_the_cines_frames_are_grey_where_pydicom_says_so():
+def test_the_cines_frames_are_gray_where_pydicom_says_so():
     ds = pydicom.dcmread(get_testdata_file("examples_ybr_color.dcm"))
     frame = pydicom.pixels.pixel_array(ds, index=7)
     img = LoadUltrasound(frame=7)(get_testdata_file("examples_ybr_color.dcm"))
@@ -132,10 +132,10 @@ def test_the_cines_frames_are_grey_where_pydicom_says_so():
 
 
 def test_a_palette_is_applied_with_eight_bits():
-    colours = UltrasoundDicomReader().frames(pydicom.dcmread(get_testdata_file("examples_palette.dcm")))[0][0]
+    colors = UltrasoundDicomReader().frames(pydicom.dcmread(get_testdata_file("examples_palette.dcm")))[0][0]
     ds = pydicom.dcmread(get_testdata_file("examples_palette.dcm"))
     table = np.frombuffer(ds.RedPaletteColorLookupTableData, "<u2") >> 8
-    np.testing.assert_array_equal(colours[..., 0], table[ds.pixel_array])
+    np.testing.assert_array_equal(colors[..., 0], table[ds.pixel_array])
 
 
 @pytest.mark.parametrize(
@@ -153,39 +153,39 @@ def test_a_palette_is_the_same_from_a_big_endian_file(little, big):
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_phantom_scans_are_grey_and_calibrated(shared_data):
+def test_the_phantom_scans_are_gray_and_calibrated(shared_data):
     for path in sorted((shared_data / "dicom").glob("*.dcm")):
         reader = UltrasoundDicomReader()
         ds = reader.read(path)
         array, meta = reader.get_data(ds)
         assert array.shape == (2083, 1455, 3)
-        # a YBR picture labelled RGB: taken at its word, it would be green
+        # a YBR scan labeled RGB: taken at its word, it would be green
         assert (np.ptp(array[::8, ::8].astype(int), axis=-1) <= 8).mean() > 0.999
         assert np.diag(meta["affine"])[:2] == pytest.approx([0.0291, 0.0291])  # 0.00291 cm
         assert ultrasound_regions(ds)[0].box == (0, 1455, 0, 2083)  # written one pixel too long, without a warning
 
 
-def test_monais_loader_takes_the_reader(tmp_path, picture):
-    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 19, 11))])))
+def test_monais_loader_takes_the_reader(tmp_path, scan):
+    path = saved(tmp_path, ultrasound(scan, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 19, 11))])))
     img = LoadImage(UltrasoundDicomReader, image_only=True, ensure_channel_first=True)(path)
-    assert img.shape == (1, 20, 12) and np.array_equal(img.numpy()[0].T, picture)
+    assert img.shape == (1, 20, 12) and np.array_equal(img.numpy()[0].T, scan)
     assert img.pixdim[:2].tolist() == pytest.approx([0.1, 0.2])
 
 
-def test_several_files_are_stacked_as_channels(tmp_path, picture):
-    paths = [saved(tmp_path, ultrasound(picture), "a.dcm"), saved(tmp_path, ultrasound(255 - picture), "b.dcm")]
+def test_several_files_are_stacked_as_channels(tmp_path, scan):
+    paths = [saved(tmp_path, ultrasound(scan), "a.dcm"), saved(tmp_path, ultrasound(255 - scan), "b.dcm")]
     img = LoadImage(UltrasoundDicomReader, image_only=True, ensure_channel_first=True)(paths)
-    np.testing.assert_array_equal(img.numpy().transpose(0, 2, 1), np.stack([picture, 255 - picture]))
+    np.testing.assert_array_equal(img.numpy().transpose(0, 2, 1), np.stack([scan, 255 - scan]))
 
 
-def test_the_largest_tissue_region_gives_the_spacing_and_an_index_another(tmp_path, picture):
+def test_the_largest_tissue_region_gives_the_spacing_and_an_index_another(tmp_path, scan):
     regions = [
         region((0, 0, 4, 4), (0.01, 0.01)),
         region((5, 0, 19, 11), (0.02, 0.03)),
-        region((0, 0, 19, 11), (0.05, 0.05), data_type=2),  # larger, but colour flow
-        region((0, 0, 19, 11), (0.07, 1), units=(3, 4), spatial_format=2),  # M-mode: centimetres and seconds
+        region((0, 0, 19, 11), (0.05, 0.05), data_type=2),  # larger, but color flow
+        region((0, 0, 19, 11), (0.07, 1), units=(3, 4), spatial_format=2),  # M-mode: centimeters and seconds
     ]
-    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence(regions), PixelSpacing=[7, 8]))
+    path = saved(tmp_path, ultrasound(scan, SequenceOfUltrasoundRegions=Sequence(regions), PixelSpacing=[7, 8]))
 
     def spacing(choice):
         reader = UltrasoundDicomReader(choice)
@@ -198,11 +198,11 @@ def test_the_largest_tissue_region_gives_the_spacing_and_an_index_another(tmp_pa
         spacing(4)
 
 
-def test_cropping_keeps_the_regions_pixels_and_their_place(tmp_path, picture):
-    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence([region((3, 2, 10, 7))])))
+def test_cropping_keeps_the_regions_pixels_and_their_place(tmp_path, scan):
+    path = saved(tmp_path, ultrasound(scan, SequenceOfUltrasoundRegions=Sequence([region((3, 2, 10, 7))])))
     reader = UltrasoundDicomReader(crop=True)
     ds = reader.read(path)
-    np.testing.assert_array_equal(reader.frames(ds)[0][0, ..., 0], picture[2:8, 3:11])
+    np.testing.assert_array_equal(reader.frames(ds)[0][0, ..., 0], scan[2:8, 3:11])
     np.testing.assert_allclose(reader.affine(ds)[0][:2, 3], [3 * 0.1, 2 * 0.2])
 
 
@@ -213,16 +213,16 @@ def test_monochrome1_is_inverted_within_its_stored_bits(tmp_path):
     np.testing.assert_allclose(img.numpy()[0], (4095 - stored.astype(float)) / 4095, atol=1e-6)
 
 
-def test_jpeg_compressed_colour_is_decoded(tmp_path):
-    colour = np.zeros((16, 32, 3), np.uint8)
-    colour[:, :16], colour[:, 16:] = (200, 30, 30), (20, 40, 220)
-    Image.fromarray(colour).save(tmp_path / "a.jpg", quality=95, subsampling=0)
-    ds = ultrasound(colour, PhotometricInterpretation="YBR_FULL")
+def test_jpeg_compressed_color_is_decoded(tmp_path):
+    color = np.zeros((16, 32, 3), np.uint8)
+    color[:, :16], color[:, 16:] = (200, 30, 30), (20, 40, 220)
+    Image.fromarray(color).save(tmp_path / "a.jpg", quality=95, subsampling=0)
+    ds = ultrasound(color, PhotometricInterpretation="YBR_FULL")
     ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     ds.PixelData = encapsulate([(tmp_path / "a.jpg").read_bytes()])
     ds["PixelData"].is_undefined_length = True
     img = LoadUltrasound(gray=False)(saved(tmp_path, ds))
-    np.testing.assert_allclose(img.numpy() * 255, colour.transpose(2, 0, 1), atol=4)
+    np.testing.assert_allclose(img.numpy() * 255, color.transpose(2, 0, 1), atol=4)
 
 
 @pytest.mark.parametrize(
@@ -284,33 +284,33 @@ def test_a_sequence_of_volumes_is_refused(tmp_path):
         LoadUltrasound(spatial_dims=3)(path)
 
 
-def test_check_refuses_a_named_patient_and_names_attributes_but_no_values(tmp_path, picture):
-    path = saved(tmp_path, ultrasound(picture, PatientName="Doe^Jane", PatientBirthDate="19700101"))
+def test_check_refuses_a_named_patient_and_names_attributes_but_no_values(tmp_path, scan):
+    path = saved(tmp_path, ultrasound(scan, PatientName="Doe^Jane", PatientBirthDate="19700101"))
     with pytest.raises(UnreadableImageError, match=r"PatientName.*PatientBirthDate") as caught:
         UltrasoundDicomReader(deidentify="check").read(path)
     assert "Jane" not in caught.value.reason and "1970" not in caught.value.reason
 
 
-def test_check_finds_names_inside_sequences_and_declared_annotation(tmp_path, picture):
+def test_check_finds_names_inside_sequences_and_declared_annotation(tmp_path, scan):
     inner = Dataset()
     inner.PersonName = "Doe^Jane"
-    ds = ultrasound(picture, BurnedInAnnotation="YES", OtherPatientIDsSequence=Sequence([Dataset()]))
+    ds = ultrasound(scan, BurnedInAnnotation="YES", OtherPatientIDsSequence=Sequence([Dataset()]))
     ds.PerformedProtocolCodeSequence = Sequence([inner])
     with pytest.raises(UnreadableImageError, match=r"PersonName.*burned-in annotation declared"):
         UltrasoundDicomReader(deidentify="check").read(saved(tmp_path, ds))
 
 
-def test_check_passes_pseudonyms_and_placeholders(tmp_path, picture):
+def test_check_passes_pseudonyms_and_placeholders(tmp_path, scan):
     reader = UltrasoundDicomReader(deidentify="check")
-    reader.read(saved(tmp_path, ultrasound(picture, PatientName="--", PatientID="")))
-    reader.read(saved(tmp_path, ultrasound(picture, PatientName="Case 7", PatientIdentityRemoved="YES")))
+    reader.read(saved(tmp_path, ultrasound(scan, PatientName="--", PatientID="")))
+    reader.read(saved(tmp_path, ultrasound(scan, PatientName="Case 7", PatientIdentityRemoved="YES")))
 
 
-def test_strip_empties_attributes_blackens_the_surroundings_and_says_so(tmp_path, picture, caplog):
+def test_strip_empties_attributes_blackens_the_surroundings_and_says_so(tmp_path, scan, caplog):
     inner = Dataset()
     inner.OperatorsName = "Roe^Richard"
     ds = ultrasound(
-        picture,
+        scan,
         PatientName="Doe^Jane",
         PatientID="4711",
         StudyDate="20200101",
@@ -326,37 +326,37 @@ def test_strip_empties_attributes_blackens_the_surroundings_and_says_so(tmp_path
     assert "Jane" not in text and "4711" not in text and "Roe" not in text and "20200101" not in text
     assert clean.StudyInstanceUID != "1.2.3.4" and clean.PatientIdentityRemoved == "YES"
     pixels = reader.frames(clean)[0][0, ..., 0]
-    assert not pixels[:6].any() and np.array_equal(pixels[6:], picture[6:])
+    assert not pixels[:6].any() and np.array_equal(pixels[6:], scan[6:])
     assert "emptied" in caplog.text and "PatientName" in caplog.text and "blackened 50%" in caplog.text
 
 
-def test_strip_refuses_burnt_in_text_that_it_cannot_place(tmp_path, picture):
-    path = saved(tmp_path, ultrasound(picture, BurnedInAnnotation="YES"))
+def test_strip_refuses_burnt_in_text_that_it_cannot_place(tmp_path, scan):
+    path = saved(tmp_path, ultrasound(scan, BurnedInAnnotation="YES"))
     with pytest.raises(UnreadableImageError, match="no ultrasound region tells where"):
         UltrasoundDicomReader(deidentify="strip").read(path)
 
 
-def test_strip_warns_that_text_inside_a_region_stays(tmp_path, picture, caplog):
+def test_strip_warns_that_text_inside_a_region_stays(tmp_path, scan, caplog):
     regions = Sequence([region((0, 0, 19, 11))])
-    path = saved(tmp_path, ultrasound(picture, BurnedInAnnotation="YES", SequenceOfUltrasoundRegions=regions))
+    path = saved(tmp_path, ultrasound(scan, BurnedInAnnotation="YES", SequenceOfUltrasoundRegions=regions))
     UltrasoundDicomReader(deidentify="strip").read(path)
     assert (
         "declares burned-in annotation" in caplog.text and "text inside the ultrasound regions is kept" in caplog.text
     )
 
 
-def test_no_person_reaches_the_metadata(tmp_path, picture):
-    path = saved(tmp_path, ultrasound(picture, PatientName="Doe^Jane", PatientID="4711"))
+def test_no_person_reaches_the_metadata(tmp_path, scan):
+    path = saved(tmp_path, ultrasound(scan, PatientName="Doe^Jane", PatientID="4711"))
     reader = UltrasoundDicomReader()
     meta = reader.get_data(reader.read(path))[1]
     assert "Jane" not in str(meta) and "4711" not in str(meta)
 
 
-def test_conversion_to_png_keeps_pixels_and_spacing(tmp_path, picture):
-    path = saved(tmp_path, ultrasound(picture, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 19, 11))])))
+def test_conversion_to_png_keeps_pixels_and_spacing(tmp_path, scan):
+    path = saved(tmp_path, ultrasound(scan, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 19, 11))])))
     out = convert_dicom(path, tmp_path / "out" / "a.png")
     with Image.open(out) as img:
-        np.testing.assert_array_equal(np.asarray(img), picture)
+        np.testing.assert_array_equal(np.asarray(img), scan)
         assert [25.4 / dots for dots in img.info["dpi"]] == pytest.approx([0.1, 0.2], rel=1e-3)
     note = json.loads((tmp_path / "out" / "a.png.json").read_text())
     assert note["spacing_mm"] == pytest.approx([0.2, 0.1])  # rows, columns
@@ -382,15 +382,15 @@ def test_conversion_of_a_volume_to_nifti_keeps_its_geometry(tmp_path):
     np.testing.assert_allclose(before.affine.numpy(), after.affine.numpy(), atol=1e-5)
 
 
-def test_conversion_to_nifti_can_keep_colour(tmp_path):
-    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    out = convert_dicom(saved(tmp_path, ultrasound(colour)), tmp_path / "a.nii", gray=False)
+def test_conversion_to_nifti_can_keep_color(tmp_path):
+    color = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    out = convert_dicom(saved(tmp_path, ultrasound(color)), tmp_path / "a.nii", gray=False)
     img = LoadUltrasound(gray=False)(out)
-    np.testing.assert_allclose(img.numpy() * 255, colour.transpose(2, 0, 1), atol=1e-3)
+    np.testing.assert_allclose(img.numpy() * 255, color.transpose(2, 0, 1), atol=1e-3)
 
 
-def test_a_failed_conversion_leaves_nothing(tmp_path, picture, monkeypatch):
-    path = saved(tmp_path, ultrasound(picture))
+def test_a_failed_conversion_leaves_nothing(tmp_path, scan, monkeypatch):
+    path = saved(tmp_path, ultrasound(scan))
 
     def broken(self, target, **options):
         Path(target).write_bytes(b"half")
@@ -408,6 +408,6 @@ def test_an_unknown_option_is_refused(options):
         UltrasoundDicomReader(**options)
 
 
-def test_an_unknown_output_type_is_refused(tmp_path, picture):
+def test_an_unknown_output_type_is_refused(tmp_path, scan):
     with pytest.raises(ValueError, match="output must end in"):
-        convert_dicom(saved(tmp_path, ultrasound(picture)), tmp_path / "a.gif")
+        convert_dicom(saved(tmp_path, ultrasound(scan)), tmp_path / "a.gif")

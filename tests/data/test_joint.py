@@ -32,7 +32,7 @@ def parts(tmp_path):
     (tmp_path / "free.json").write_text(json.dumps({"training": free}))
     return {
         "breast": {"dataset_dir": str(tmp_path / "breast"), "num_classes": 2},
-        "unlabelled": {"datalist": str(tmp_path / "free.json")},
+        "unlabeled": {"datalist": str(tmp_path / "free.json")},
         "head": {"dataset_dir": str(tmp_path / "head"), "num_classes": 2},
         "off": None,
     }
@@ -41,7 +41,7 @@ def parts(tmp_path):
 def test_items_name_their_part_and_output(parts):
     splits = joint_splits(parts)
     assert [(i["part"], i["dataset"]) for i in splits["training"]] == (
-        [("breast", 0)] * 3 + [("unlabelled", -1)] * 3 + [("head", 1)] * 3
+        [("breast", 0)] * 3 + [("unlabeled", -1)] * 3 + [("head", 1)] * 3
     )
     assert [i["part"] for i in splits["validation"]] == ["breast", "head"]
 
@@ -58,9 +58,9 @@ def test_a_shared_output_of_other_classes_is_refused(parts):
         joint_classes(parts)
 
 
-def test_without_a_labelled_part_there_is_nothing_to_segment(parts):
+def test_without_a_labeled_part_there_is_nothing_to_segment(parts):
     with pytest.raises(ValueError, match="none is labeled"):
-        joint_classes({"unlabelled": parts["unlabelled"]})
+        joint_classes({"unlabeled": parts["unlabeled"]})
 
 
 def test_parts_get_their_share_whatever_their_size():
@@ -86,13 +86,13 @@ def test_shares_that_draw_nothing_are_refused():
         joint_weights([{"part": "a", "organ": "x", "image": "i"}], {"a": 0.0})
 
 
-def test_labels_become_classes_and_unlabelled_images_get_an_empty_one(parts):
+def test_labels_become_classes_and_unlabeled_images_get_an_empty_one(parts):
     transform = JointLabeld("label", parts)
     image = torch.rand(1, 4, 4)
     mask = torch.tensor([0.0, 255.0]).repeat(8).reshape(1, 4, 4)
-    labelled = transform({"image": image, "label": mask, "part": "breast", "dataset": 0})
-    assert labelled["label"].unique().tolist() == [0, 1]
-    empty = transform({"image": image, "part": "unlabelled", "dataset": -1})
+    labeled = transform({"image": image, "label": mask, "part": "breast", "dataset": 0})
+    assert labeled["label"].unique().tolist() == [0, 1]
+    empty = transform({"image": image, "part": "unlabeled", "dataset": -1})
     assert empty["label"].shape == (1, 4, 4) and not empty["label"].any()
 
 

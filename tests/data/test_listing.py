@@ -40,7 +40,7 @@ def make(tmp_path):
     return run
 
 
-def picture(path: Path, seed: int) -> Path:
+def write_image(path: Path, seed: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24), dtype=np.uint8))
     coarse.resize((120, 100), Image.Resampling.BICUBIC).save(path)
@@ -56,14 +56,14 @@ def folder(tmp_path) -> Path:
             for view in "ab":
                 name = f"p{patient:02d}_{view}.png"
                 seed = 100 * organ + 2 * patient + (view == "b")
-                picture(root / ("breast", "liver")[organ] / "images" / name, seed)
+                write_image(root / ("breast", "liver")[organ] / "images" / name, seed)
                 if organ == 0:
-                    picture(root / "breast" / "masks" / name, seed)
+                    write_image(root / "breast" / "masks" / name, seed)
     images = root / "liver" / "images"
     shutil.copy(images / "p00_a.png", images / "p77_a.png")
     with Image.open(images / "p01_a.png") as img:
         img.resize((240, 200), Image.Resampling.BICUBIC).save(images / "p88_a.jpg", quality=90)
-    broken = picture(images / "p99_a.png", 999)
+    broken = write_image(images / "p99_a.png", 999)
     broken.write_bytes(broken.read_bytes()[:900])
     (root / "README.txt").write_text("text")
     return root
@@ -149,8 +149,8 @@ def test_a_column_patient_id_names_patients_too(make, folder, tmp_path):
 
 
 def test_paths_may_hold_an_equals_sign_and_files_may_tell_no_patient(make, tmp_path):
-    picture(tmp_path / "b=x" / "p1.png", 0)
-    picture(tmp_path / "b=x" / "odd.png", 1)
+    write_image(tmp_path / "b=x" / "p1.png", 0)
+    write_image(tmp_path / "b=x" / "odd.png", 1)
     content = make(tmp_path / "b=x", split="1/0/0", patient_pattern=r"p(\d+)")
     assert [item.get("patient") for item in content["training"]] == [None, "1"]
     assert len(load_datalist(tmp_path / "list.json", None, "training")) == 2
@@ -167,7 +167,7 @@ def test_a_regular_expression_names_patients_across_folders(make, folder):
 def test_the_first_folder_may_be_the_patient(make, tmp_path):
     for cine in range(6):
         for frame in range(4):
-            picture(tmp_path / "data" / f"cine{cine}" / f"frame_{frame:03d}.png", 10 * cine + frame)
+            write_image(tmp_path / "data" / f"cine{cine}" / f"frame_{frame:03d}.png", 10 * cine + frame)
     content = make(tmp_path / "data", patient_pattern="^([^/]+)/")
     assert len({item["patient"] for s in SPLITS for item in content[s]}) == 6
     check_patient_leak(splits(content))
@@ -175,8 +175,8 @@ def test_the_first_folder_may_be_the_patient(make, tmp_path):
 
 def test_masks_beside_their_image_are_paired(make, tmp_path):
     for number in range(3):
-        picture(tmp_path / "busi" / f"benign ({number}).png", number)
-        picture(tmp_path / "busi" / f"benign ({number})_mask.png", number)
+        write_image(tmp_path / "busi" / f"benign ({number}).png", number)
+        write_image(tmp_path / "busi" / f"benign ({number})_mask.png", number)
     items = make(tmp_path / "busi", split="1/0/0")["training"]
     assert [item["label"] for item in items] == [f"busi/benign ({number})_mask.png" for number in range(3)]
 
@@ -210,7 +210,7 @@ LAYOUTS = {  # image, its masks: folders and names as public data sets have them
 def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
     masks = {"two_of_a_name": ["masks/mask_1.png"], "MMOTU": ["OTU_2d/annotations/1_binary.PNG"]}.get(layout, [])
     for seed, name in enumerate([n for image, found in LAYOUTS[layout] for n in (image, *found)] + masks):
-        picture(tmp_path / "set" / name, seed)
+        write_image(tmp_path / "set" / name, seed)
     items = make(tmp_path / "set", split="1/0/0", dataset_dir=tmp_path / "set")["training"]
     found = {i["image"]: [i["label"]] if isinstance(i.get("label"), str) else i.get("label", []) for i in items}
     assert found == dict(LAYOUTS[layout])
@@ -218,8 +218,8 @@ def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
 
 
 def test_the_name_of_the_whole_folder_makes_no_masks(make, tmp_path):
-    picture(tmp_path / "segmentation" / "images" / "a.png", 0)
-    picture(tmp_path / "segmentation" / "masks" / "a.png", 1)
+    write_image(tmp_path / "segmentation" / "images" / "a.png", 0)
+    write_image(tmp_path / "segmentation" / "masks" / "a.png", 1)
     (item,) = make(tmp_path / "segmentation", split="1/0/0")["training"]
     assert item["image"] == "segmentation/images/a.png" and item["label"] == "segmentation/masks/a.png"
 
@@ -228,8 +228,8 @@ def test_folders_of_patients_are_no_organs(make, tmp_path):
     for number in range(10):
         for view in ("2CH", "4CH"):
             name = f"patient{number:04d}_{view}_ED"
-            picture(tmp_path / "camus" / f"patient{number:04d}" / f"{name}.png", 10 * number + (view == "4CH"))
-            picture(tmp_path / "camus" / f"patient{number:04d}" / f"{name}_gt.png", 500 + number)
+            write_image(tmp_path / "camus" / f"patient{number:04d}" / f"{name}.png", 10 * number + (view == "4CH"))
+            write_image(tmp_path / "camus" / f"patient{number:04d}" / f"{name}_gt.png", 500 + number)
     content = make(tmp_path / "camus")
     assert [len(content[s]) for s in SPLITS] == [16, 2, 2]
     assert {item["organ"] for s in SPLITS for item in content[s]} == {"camus"}
@@ -239,8 +239,8 @@ def test_splits_and_classes_of_folders_are_kept(make, tmp_path, capsys):
     for split, count in (("train", 20), ("test", 4)):
         for number in range(count):
             kind = ("Benign", "malignant")[number % 2]
-            picture(tmp_path / "set" / split / kind / f"p_{split}_{number}.png", 100 * (split == "test") + number)
-    picture(tmp_path / "set" / "train" / "other" / "rest.png", 999)
+            write_image(tmp_path / "set" / split / kind / f"p_{split}_{number}.png", 100 * (split == "test") + number)
+    write_image(tmp_path / "set" / "train" / "other" / "rest.png", 999)
     content = make(tmp_path / "set", split="folders", classes=["benign", "malignant"], patient_pattern="(.*)")
     assert [len(content[s]) for s in SPLITS] == [19, 2, 4]
     assert all("/test/" in item["image"] for item in content["test"])
@@ -254,10 +254,10 @@ def test_splits_and_classes_of_folders_are_kept(make, tmp_path, capsys):
     )
 
 
-def test_a_picture_in_two_of_the_folders_splits_is_told(make, tmp_path, capsys):
+def test_an_image_in_two_of_the_folders_splits_is_told(make, tmp_path, capsys):
     for number in range(12):
-        picture(tmp_path / "set" / "train" / f"p{number}.png", number)
-    picture(tmp_path / "set" / "test" / "p90.png", 3)
+        write_image(tmp_path / "set" / "train" / f"p{number}.png", number)
+    write_image(tmp_path / "set" / "test" / "p90.png", 3)
     make(tmp_path / "set", split="folders")
     assert "Note: 1 groups (one patient, or nearly one image) lie in several" in capsys.readouterr().out
     make(tmp_path / "set")
@@ -265,8 +265,8 @@ def test_a_picture_in_two_of_the_folders_splits_is_told(make, tmp_path, capsys):
 
 
 def test_a_file_in_no_split_stops_the_split_by_folders(make, tmp_path):
-    picture(tmp_path / "set" / "train" / "a.png", 0)
-    picture(tmp_path / "set" / "more" / "b.png", 1)
+    write_image(tmp_path / "set" / "train" / "a.png", 0)
+    write_image(tmp_path / "set" / "more" / "b.png", 1)
     with pytest.raises(ValueError, match=r"b\.png: no folder names its split"):
         make(tmp_path / "set", split="folders")
 
@@ -308,7 +308,7 @@ def test_real_folders_keep_their_patients_together(make, shared_data):
 
 def layout(root: Path, names: list[str]) -> Path:
     for seed, name in enumerate(names):
-        picture(root / name, seed)
+        write_image(root / name, seed)
     return root
 
 
@@ -453,7 +453,7 @@ def test_files_that_do_not_tell_white_share_the_largest_of_the_data_set(make, tm
     for number, top in enumerate((200, 3000)):
         image = np.linspace(0, top, 48 * 64).reshape(48, 64).astype(np.uint16)
         Image.fromarray(image).save(tmp_path / f"p0{number}.png")
-    picture(tmp_path / "p02.png", 2)
+    write_image(tmp_path / "p02.png", 2)
     make(tmp_path, split="1/0/0")
     items = {Path(item["image"]).name: item for item in load_datalist(tmp_path / "list.json", None, "training")}
     assert [items[f"p0{number}.png"].get("full_scale") for number in range(3)] == [4095, 4095, None]

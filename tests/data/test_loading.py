@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Reading ultrasound files: the same upright picture, values and millimetres from every format."""
+"""Reading ultrasound files: the same upright image, values and millimeters from every format."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def tracking():
 
 
 def asymmetric(shape: tuple[int, ...] = (5, 8)) -> np.ndarray:
-    """A picture that no flip, turn or transposition leaves as it is; 16 px blocks survive JPEG."""
+    """A image that no flip, turn or transposition leaves as it is; 16 px blocks survive JPEG."""
     blocks = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return blocks.repeat(16, axis=-1).repeat(16, axis=-2)
 
 
 def write_dicom(path: Path, frames: np.ndarray, bits_stored: int = 8) -> None:
-    """``(T, H, W)`` or ``(H, W)`` as uncompressed greyscale ultrasound."""
+    """``(T, H, W)`` or ``(H, W)`` as uncompressed grayscale ultrasound."""
     frames = frames[None] if frames.ndim == 2 else frames
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
@@ -88,11 +88,11 @@ def write(path: Path, array: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize("kind", STILLS)
-def test_a_still_of_every_format_is_the_upright_picture(tmp_path, kind):
-    picture = asymmetric()
-    img = LoadUltrasound()(write(tmp_path / f"a.{kind}", picture))
-    assert img.shape == (1, *picture.shape) and img.dtype == torch.float32
-    error = np.abs(img.numpy()[0] - picture / 255).max()
+def test_a_still_of_every_format_is_the_upright_image(tmp_path, kind):
+    pixels = asymmetric()
+    img = LoadUltrasound()(write(tmp_path / f"a.{kind}", pixels))
+    assert img.shape == (1, *pixels.shape) and img.dtype == torch.float32
+    error = np.abs(img.numpy()[0] - pixels / 255).max()
     assert error <= (2 / 255 if kind == "jpg" else 1e-6)
 
 
@@ -127,7 +127,7 @@ def test_a_format_without_spacing_says_that_it_is_unknown_and_takes_the_items(tm
     assert img.meta["spacing"].tolist() == pytest.approx([0.2, 0.1]) and img.meta["spacing_known"] is True
 
 
-def test_nifti_in_metres_becomes_millimetres(tmp_path):
+def test_nifti_in_meters_becomes_millimeters(tmp_path):
     img = nib.Nifti1Image(asymmetric().T, np.diag([0.002, 0.003, 1, 1]))
     img.header.set_xyzt_units("meter")
     nib.save(img, tmp_path / "a.nii")
@@ -259,30 +259,30 @@ def test_a_palette_image_gives_its_colors(tmp_path):
     np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.png").numpy()[0], expected, atol=1e-6)
 
 
-def test_grey_stored_as_rgb_is_exactly_grey(tmp_path):
-    picture = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    Image.fromarray(np.repeat(picture[..., None], 3, axis=-1)).save(tmp_path / "a.png")
-    Image.fromarray(np.dstack([picture] * 3 + [np.full_like(picture, 128)])).save(tmp_path / "b.png")  # with opacity
+def test_gray_stored_as_rgb_is_exactly_gray(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(np.repeat(pixels[..., None], 3, axis=-1)).save(tmp_path / "a.png")
+    Image.fromarray(np.dstack([pixels] * 3 + [np.full_like(pixels, 128)])).save(tmp_path / "b.png")  # with opacity
     for name in ("a.png", "b.png"):
-        assert torch.equal(LoadUltrasound(dtype=torch.uint8)(tmp_path / name)[0], torch.from_numpy(picture))
-        assert torch.equal(LoadUltrasound(scale=None)(tmp_path / name)[0], torch.from_numpy(picture).float())
+        assert torch.equal(LoadUltrasound(dtype=torch.uint8)(tmp_path / name)[0], torch.from_numpy(pixels))
+        assert torch.equal(LoadUltrasound(scale=None)(tmp_path / name)[0], torch.from_numpy(pixels).float())
 
 
 @pytest.mark.parametrize("kind", ["png", "nii", "mha"])
-def test_colour_becomes_luma_alike_in_every_format(tmp_path, kind):
-    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+def test_color_becomes_luma_alike_in_every_format(tmp_path, kind):
+    color = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     path = tmp_path / f"a.{kind}"
     if kind == "png":
-        Image.fromarray(colour).save(path)
+        Image.fromarray(color).save(path)
     elif kind == "nii":
         record = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
-        nib.save(nib.Nifti1Image(colour.transpose(1, 0, 2).copy().view(record)[..., 0], np.eye(4)), path)
+        nib.save(nib.Nifti1Image(color.transpose(1, 0, 2).copy().view(record)[..., 0], np.eye(4)), path)
     else:
-        write_mha(path, colour)
-    luma = (colour * [0.299, 0.587, 0.114]).sum(-1)
+        write_mha(path, color)
+    luma = (color * [0.299, 0.587, 0.114]).sum(-1)
     np.testing.assert_allclose(LoadUltrasound()(path).numpy()[0] * 255, luma, atol=0.51)
     assert torch.equal(
-        LoadUltrasound(gray=False, dtype=torch.uint8)(path).as_tensor(), torch.from_numpy(colour).permute(2, 0, 1)
+        LoadUltrasound(gray=False, dtype=torch.uint8)(path).as_tensor(), torch.from_numpy(color).permute(2, 0, 1)
     )
 
 
@@ -293,23 +293,23 @@ def test_luma_of_equal_channels_is_that_channel(seed, dtype):
     assert np.array_equal(gray_from_rgb(np.repeat(channel, 3, axis=-1)), channel)
 
 
-def test_a_grey_file_can_be_given_three_channels(tmp_path):
+def test_a_gray_file_can_be_given_three_channels(tmp_path):
     img = LoadUltrasound(gray=False)(write(tmp_path / "a.nii", asymmetric()))
     assert img.shape[0] == 3 and torch.equal(img[0], img[2])
 
 
 def test_a_turned_photograph_is_upright(tmp_path):
-    picture = asymmetric()
+    pixels = asymmetric()
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise for display
-    Image.fromarray(np.rot90(picture).copy()).save(tmp_path / "a.jpg", quality=100, exif=exif)
-    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.jpg").numpy()[0], picture / 255, atol=2 / 255)
+    Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / "a.jpg", quality=100, exif=exif)
+    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.jpg").numpy()[0], pixels / 255, atol=2 / 255)
 
 
 def test_the_file_is_found_to_be_dicom_without_an_ending(tmp_path):
-    picture = asymmetric()
-    write_dicom(tmp_path / "1.2.840.113619", picture)
-    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "1.2.840.113619").numpy()[0], picture / 255, atol=1e-6)
+    pixels = asymmetric()
+    write_dicom(tmp_path / "1.2.840.113619", pixels)
+    np.testing.assert_allclose(LoadUltrasound()(tmp_path / "1.2.840.113619").numpy()[0], pixels / 255, atol=1e-6)
 
 
 def bad_file(folder: Path, name: str) -> Path:
@@ -393,8 +393,8 @@ def test_a_frame_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_a_colored_label_is_refused(tmp_path):
-    colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(colour).save(tmp_path / "a.png")
+    color = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(color).save(tmp_path / "a.png")
     with pytest.raises(UnreadableImageError, match="a colored image where a label map is expected"):
         LoadUltrasound(scale=None)(tmp_path / "a.png")
 

@@ -16,7 +16,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UprightGray, UprightGrayd
-from monai_usfm.files import whole_writer
+from monai_usfm.files import atomic_writer
 
 av = pytest.importorskip("av")
 
@@ -37,7 +37,7 @@ VOLUMES = [
 ]
 
 
-def picture() -> np.ndarray:
+def draw_image() -> np.ndarray:
     """(H, W, 3), without any symmetry: brighter to the lower right, red above."""
     rows, columns = np.mgrid[:48, :64]
     img = np.repeat(((rows * 2 + columns) % 100)[..., None], 3, axis=-1).astype(np.uint8)
@@ -47,7 +47,7 @@ def picture() -> np.ndarray:
 
 def write(path: Path) -> Path:
     """A file of every kind that is read; the gray ones hold one and the same image."""
-    color = picture()
+    color = draw_image()
     gray = color[..., 1]
     volume = np.stack([gray, gray // 2, gray // 3])  # (z, rows, columns)
     kind, _, ending = path.name.partition(".")
@@ -101,7 +101,7 @@ def write(path: Path) -> Path:
 def save(item: dict, folder: Path, ending: str, dtype: str) -> None:
     """As the bundles do."""
     options = {"separate_folder": False, "resample": False, "print_log": False, "output_dtype": dtype}
-    writer = whole_writer(ending)
+    writer = atomic_writer(ending)
     SaveImaged("pred", output_dir=folder, output_postfix="mask", output_ext=ending, writer=writer, **options)(item)
 
 
@@ -187,16 +187,16 @@ def test_the_inverse_in_memory_has_every_axis_of_the_file(tmp_path):
         assert pred.shape == (5, *shape) and tuple(pred.meta["spatial_shape"]) == shape
 
 
-def test_a_mask_of_an_image_in_a_nifti_of_one_slice_is_a_whole_picture(tmp_path):
+def test_a_mask_of_an_image_in_a_nifti_of_one_slice_is_a_whole_image(tmp_path):
     reading = chain(2)
     item = reading({"image": str(write(tmp_path / "first.nii.gz"))})
     item["pred"] = (item["image"] * 255).clone()
     item = Invertd("pred", reading, orig_keys="image")(item)
     save(item, tmp_path, ".png", "uint8")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "first_mask.png")), picture()[..., 1])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "first_mask.png")), draw_image()[..., 1])
 
 
-def test_frames_of_a_volume_become_a_batch_with_pictures(tmp_path):
+def test_frames_of_a_volume_become_a_batch_with_images(tmp_path):
     names = ("gray.png", "first.nii.gz", "last.nii.gz", "cine.avi", "still.dcm", "gray.mha")
     items = [chain(2)({"image": str(write(tmp_path / name))}) for name in names]
     assert list_data_collate(items)["image"].shape == (6, 1, 48, 64)

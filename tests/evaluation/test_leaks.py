@@ -120,7 +120,7 @@ def test_flat_images_are_no_copies_of_each_other(tmp_path):
 
 
 class Thumbnail(nn.Module):
-    """An encoder for which a copy is near: a small picture, standardised against changes of brightness."""
+    """An encoder for which a copy is near: a small image, standardized against changes of brightness."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         small = nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)
@@ -129,8 +129,8 @@ class Thumbnail(nn.Module):
 
 def test_an_encoder_finds_a_copy_that_the_hash_misses(tmp_path):
     train, test = write_images(tmp_path / "train", 40, 0), write_images(tmp_path / "test", 6, 1)
-    picture = Image.open(train[7]["image"]).crop((7, 0, 150, 112))
-    picture.save(test[4]["image"])
+    image = Image.open(train[7]["image"]).crop((7, 0, 150, 112))
+    image.save(test[4]["image"])
     assert find_leaks(train, test, max_bits=3) == []
     leaks = find_leaks(train, test, max_bits=3, encoder=Thumbnail(), size=(64, 64))
     assert [(leak.train, leak.test, leak.reason) for leak in leaks] == [
@@ -159,9 +159,9 @@ def splits(folder, step: int):
 def test_real_splits_have_no_leak_and_a_planted_one_is_found(shared_data, tmp_path):
     train, _, test = splits(shared_data / "busbra", 24)
     assert find_leaks(train, test) == []
-    picture = Image.open(train[5]["image"])
-    picture = ImageEnhance.Brightness(picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))).enhance(1.2)
-    picture.save(tmp_path / "other-name.jpg", quality=40)
+    image = Image.open(train[5]["image"])
+    image = ImageEnhance.Brightness(image.resize((image.width * 2 // 3, image.height * 2 // 3))).enhance(1.2)
+    image.save(tmp_path / "other-name.jpg", quality=40)
     leaks = find_leaks(train, [*test, {"image": str(tmp_path / "other-name.jpg"), "patient": "other"}])
     assert [(leak.train, leak.reason) for leak in leaks] == [(train[5]["image"], "similar")]
 

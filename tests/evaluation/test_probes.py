@@ -22,13 +22,13 @@ from monai_usfm.evaluation import (
 def blobs(num_classes: int = 3, count: int = 90, width: int = 6, spread: float = 1.0, seed: int = 0):
     """Gaussian blobs: train and test features and labels."""
     generator = torch.Generator().manual_seed(seed)
-    centres = 2 * torch.randn(num_classes, width, generator=generator)
+    centers = 2 * torch.randn(num_classes, width, generator=generator)
     labels = torch.arange(2 * count) % num_classes
-    x = centres[labels] + spread * torch.randn(2 * count, width, generator=generator)
+    x = centers[labels] + spread * torch.randn(2 * count, width, generator=generator)
     return x[:count], labels[:count], x[count:], labels[count:]
 
 
-def test_knn_equals_a_loop_over_neighbours():
+def test_knn_equals_a_loop_over_neighbors():
     train_x, train_y, test_x, test_y = blobs(spread=3.0)
     result = knn_probe(train_x, train_y, test_x, test_y, k=7, temperature=0.1)
     for query, votes in zip(test_x, result.output, strict=True):
@@ -41,11 +41,11 @@ def test_knn_equals_a_loop_over_neighbours():
 
 
 def test_knn_equals_scikit_learn():
-    neighbours = pytest.importorskip("sklearn.neighbors")
+    neighbors = pytest.importorskip("sklearn.neighbors")
     import numpy as np
 
     train_x, train_y, test_x, test_y = blobs(spread=3.0, count=300)
-    judge = neighbours.KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    judge = neighbors.KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
     judge.fit(train_x.numpy(), train_y.numpy())
     expected = torch.from_numpy(judge.predict_proba(test_x.numpy()))
     torch.testing.assert_close(knn_probe(train_x, train_y, test_x, test_y).output, expected, atol=1e-5, rtol=1e-4)
@@ -85,7 +85,7 @@ def test_linear_probe_chooses_a_strong_penalty_on_noise_and_a_weak_one_on_a_clea
 
 
 def test_the_penalty_is_judged_on_patients_that_the_fit_has_not_seen():
-    # images of a patient are near-copies and classes are random: only by recognising patients can a fit succeed
+    # images of a patient are near-copies and classes are random: only by recognizing patients can a fit succeed
     generator = torch.Generator().manual_seed(0)
     patients = torch.arange(160) // 4
     x = torch.randn(40, 60, generator=generator)[patients] + 0.01 * torch.randn(160, 60, generator=generator)

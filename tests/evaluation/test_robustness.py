@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The robustness audit: label maps follow the picture, and it finds the network that leans on layout or gain."""
+"""The robustness audit: label maps follow the figure, and it finds the network that leans on layout or gain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYOUT += ("width x 0.7", "width x 1.4", "mirrored")
 
 
 def case(seed: int = 0, shape: tuple[int, int] = (96, 128)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grey tissue with an ellipse of 0.1 in it, and the ellipse."""
+    """Gray tissue with an ellipse of 0.1 in it, and the ellipse."""
     generator = torch.Generator().manual_seed(seed)
     height, width = shape
     row, column = (torch.tensor([0.4, 0.35]) + 0.2 * torch.rand(2, generator=generator)).tolist()
@@ -35,17 +35,17 @@ def dark(image: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_label_maps_follow_the_picture_and_nothing_is_edited(name: str) -> None:
+def test_label_maps_follow_the_figure_and_nothing_is_edited(name: str) -> None:
     image, label = case()
     kept = image.clone(), label.clone()
-    picture, mask = CHANGES[name](image, label[None], torch.Generator().manual_seed(0))
+    altered, mask = CHANGES[name](image, label[None], torch.Generator().manual_seed(0))
     assert torch.equal(image, kept[0]) and torch.equal(label, kept[1])
-    assert not (picture.shape == image.shape and torch.equal(picture, image)) or name == "marks removed"
-    assert type(picture) is torch.Tensor and picture.dtype == torch.float32 and mask.dtype == label.dtype
-    assert picture.shape[1:] == mask.shape[1:]
-    assert picture.min() >= 0 and picture.max() <= 1
+    assert not (altered.shape == image.shape and torch.equal(altered, image)) or name == "marks removed"
+    assert type(altered) is torch.Tensor and altered.dtype == torch.float32 and mask.dtype == label.dtype
+    assert altered.shape[1:] == mask.shape[1:]
+    assert altered.min() >= 0 and altered.max() <= 1
     if name in LAYOUT:
-        found = dark(picture)
+        found = dark(altered)
         dice = 2 * (found * mask[0]).sum() / (found.sum() + mask.sum())
         assert dice > 0.93  # letters have dark edges
     else:
@@ -79,10 +79,10 @@ def test_an_image_is_altered_alike_whatever_the_others_are() -> None:
     changes = {name: CHANGES[name] for name in ("calipers", "speckle", "text")}
     seen: dict[int, list[torch.Tensor]] = {1: [], 6: []}
 
-    for count, pictures in seen.items():
+    for count, seen_images in seen.items():
 
-        def note(image: torch.Tensor, pictures: list[torch.Tensor] = pictures) -> torch.Tensor:
-            pictures.append(image)
+        def note(image: torch.Tensor, seen_images: list[torch.Tensor] = seen_images) -> torch.Tensor:
+            seen_images.append(image)
             return dark(image)
 
         audit_robustness(note, IMAGES[:count], LABELS[:count], changes=changes)
@@ -96,14 +96,14 @@ def test_images_without_the_class_are_left_out() -> None:
     assert audit.rows[0].images == 2
 
 
-def test_pictures_show_label_and_prediction(tmp_path) -> None:
+def test_figures_show_label_and_prediction(tmp_path) -> None:
     audit = audit_robustness(dark, IMAGES[:2], LABELS[:2])
     assert set(audit.examples) == {row.change for row in audit.rows if row.images and row.change != "unchanged"}
-    audit.save_picture(tmp_path / "audit.png")
+    audit.save_figure(tmp_path / "audit.png")
     assert (tmp_path / "audit.png").stat().st_size > 10_000
 
 
-def test_a_classifier_of_the_mean_grey_value_is_found_out_by_margins_and_not_by_mirrors() -> None:
+def test_a_classifier_of_the_mean_gray_value_is_found_out_by_margins_and_not_by_mirrors() -> None:
     images = [image * (0.6 if i % 2 else 1.0) for i, image in enumerate(IMAGES)]
     classes = [i % 2 for i in range(6)]
 

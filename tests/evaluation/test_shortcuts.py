@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from monai_usfm.evaluation import audit_shortcuts, crop_borders, cut_sector, plant_calipers, plant_text
 
 
-def pictures(count: int = 24, shape: tuple[int, ...] = (96, 128)) -> torch.Tensor:
+def draw_images(count: int = 24, shape: tuple[int, ...] = (96, 128)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.rand(count, 1, 12, 16, generator=generator), size=shape[-2:], mode="bilinear")
     images = 0.1 + 0.6 * smooth
@@ -38,7 +38,7 @@ def rows(audit) -> dict:
 
 
 def test_a_classifier_that_reads_marks_flips_when_they_are_planted():
-    found = rows(audit_shortcuts(sees_white, pictures()))
+    found = rows(audit_shortcuts(sees_white, draw_images()))
     for name in ("calipers", "text"):
         assert found[name].flips == 1.0 and found[name].images == 24
         assert found[name].mean_shift == pytest.approx(2 * torch.sigmoid(torch.tensor(4.0)).item() - 1, abs=1e-6)
@@ -47,7 +47,7 @@ def test_a_classifier_that_reads_marks_flips_when_they_are_planted():
 
 
 def test_a_classifier_that_reads_tissue_hardly_changes_with_marks():
-    found = rows(audit_shortcuts(sees_tissue, pictures()))
+    found = rows(audit_shortcuts(sees_tissue, draw_images()))
     assert found["calipers"].flips <= 2 / 24 and found["text"].flips == 0.0
     assert found["text"].mean_change < 1e-6
 
@@ -57,12 +57,12 @@ def test_a_classifier_that_reads_one_side_flips_when_mirrored():
         difference = x[..., :64].mean((1, 2, 3)) - x[..., 64:].mean((1, 2, 3))
         return torch.stack([-1000 * difference, 1000 * difference], 1)
 
-    found = rows(audit_shortcuts(sees_left, pictures()))
+    found = rows(audit_shortcuts(sees_left, draw_images()))
     assert found["mirrored"].flips == 1.0 and found["text"].flips < 0.5
 
 
 def test_removing_marks_counts_only_images_that_had_any():
-    images = pictures(shape=(192, 256))
+    images = draw_images(shape=(192, 256))
     marked = [plant_text(image, generator()) if i < 5 else image for i, image in enumerate(images)]
     count = (marked[0] == 1).sum().item()
 
@@ -74,7 +74,7 @@ def test_removing_marks_counts_only_images_that_had_any():
 
 
 def test_scores_before_and_after_are_those_of_the_changed_images():
-    images = pictures()
+    images = draw_images()
     labels = (sees_tissue(images)[:, 1] > 0).long()
     audit = audit_shortcuts(sees_tissue, images, labels, alterations={"inverted": lambda image, _: 0.8 - image})
     row = rows(audit)["inverted"]
@@ -82,7 +82,7 @@ def test_scores_before_and_after_are_those_of_the_changed_images():
 
 
 def test_the_interval_is_over_patients():
-    images = pictures()
+    images = draw_images()
     flipping = {"flip": lambda image, _: image + (0.5 if image[0, 0, 0] > images[:, 0, 0, 0].median() else 0.001)}
     single = rows(audit_shortcuts(sees_white, images, alterations=flipping))["flip"]
     doubled = torch.cat([images, images])
@@ -94,7 +94,7 @@ def test_the_interval_is_over_patients():
 @pytest.mark.parametrize("plant", [plant_calipers, plant_text])
 @pytest.mark.parametrize("shape", [(96, 128), (3, 96, 128)])
 def test_planted_marks_are_white_thin_and_equal_in_every_slice(plant, shape):
-    image = pictures(1, shape)[0]
+    image = draw_images(1, shape)[0]
     copy = image.clone()
     marked = plant(image, generator())
     changed = marked != image
@@ -127,6 +127,6 @@ def test_the_sector_is_symmetric_and_touches_the_bottom_corners_only_below():
     assert cut[40, 60] == 1 and cut[10, 0] == 0 and 0.4 < cut.mean() < 0.95
 
 
-def test_the_picture_of_the_largest_changes_is_written(tmp_path):
-    audit_shortcuts(sees_white, pictures(4)).save_picture(tmp_path / "examples.png")
+def test_the_figure_of_the_largest_changes_is_written(tmp_path):
+    audit_shortcuts(sees_white, draw_images(4)).save_figure(tmp_path / "examples.png")
     assert (tmp_path / "examples.png").stat().st_size > 10000

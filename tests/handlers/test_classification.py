@@ -135,10 +135,10 @@ def test_wrong_number_of_class_names_is_refused(tmp_path):
         evaluate([[("a.png", None, 0, [0.9, 0.1])]], ClassificationReport(tmp_path, ["x"]))
 
 
-def test_confusion_picture_is_dark_where_the_row_concentrates(tmp_path):
+def test_confusion_figure_is_dark_where_the_row_concentrates(tmp_path):
     path = save_confusion(tmp_path / "confusion.png", [[0, 9], [5, 5]], ["a", "b"])
-    picture = np.asarray(Image.open(path).convert("L")).astype(float)
-    rows = picture[60:140], picture[145:225]  # below title and names, one band per class
+    figure = np.asarray(Image.open(path).convert("L")).astype(float)
+    rows = figure[60:140], figure[145:225]  # below title and names, one band per class
     left, right = slice(40, 110), slice(125, 195)
     assert rows[0][:, left].mean() > rows[1][:, left].mean() + 30 > rows[0][:, right].mean() + 60
     assert rows[1][:, left].mean() == pytest.approx(rows[1][:, right].mean(), abs=12)

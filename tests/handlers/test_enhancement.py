@@ -28,7 +28,7 @@ from monai_usfm.transforms import gaussian_blur
 
 
 def scene(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A textured picture ``(1, 48, 64)`` with a darker disc, and the disc."""
+    """A textured figure ``(1, 48, 64)`` with a darker disc, and the disc."""
     generator = torch.Generator().manual_seed(seed)
     disc = ((torch.arange(48.0)[:, None] - 22) ** 2 + (torch.arange(64.0) - 30) ** 2 < 100).float()[None]
     texture = gaussian_blur(torch.randn(1, 1, 48, 64, generator=generator), 1.0)[0]
@@ -44,7 +44,7 @@ def report(folder, items) -> tuple[list[dict[str, str]], dict]:
 
     def step(engine: Engine, number: int) -> list[dict[str, torch.Tensor]]:
         before, after, target, masks = items[number]
-        source = MetaTensor(before, meta={"filename_or_obj": f"picture_{number}.png"})
+        source = MetaTensor(before, meta={"filename_or_obj": f"figure_{number}.png"})
         engine.state.batch = [{"image": source, **masks}]
         return [{"image": before, "pred": after, "label": target}]
 
@@ -77,7 +77,7 @@ def test_best_blur_is_the_nearest_of_all_it_tries():
     assert sigma == pytest.approx(min(errors, key=errors.get), rel=0.2)
 
 
-def test_ring_lies_around_the_region_and_where_the_picture_is_not_black():
+def test_ring_lies_around_the_region_and_where_the_figure_is_not_black():
     region = torch.zeros(1, 1, 40, 40)
     region[..., 18:22, 18:22] = 1
     image = torch.ones(1, 1, 40, 40)
@@ -139,7 +139,7 @@ def test_a_network_that_recovers_the_target_beats_the_blur(tmp_path):
     rows, summary = report(tmp_path, items)
     assert set(summary["blur_wins"].values()) == {0.0}
     assert [row["method"] for row in rows[:4]] == ["input", "enhanced", "matched_blur", "best_blur"]
-    assert [row["image"] for row in rows[::4]] == [f"picture_{i}.png" for i in range(3)]
+    assert [row["image"] for row in rows[::4]] == [f"figure_{i}.png" for i in range(3)]
     enhanced = [float(row["psnr"]) for row in rows if row["method"] == "enhanced"]
     assert summary["enhanced"]["psnr"] == pytest.approx(np.mean(enhanced), abs=1e-4)
 
@@ -152,7 +152,7 @@ def test_a_report_without_masks_is_valid_json_without_contrast(tmp_path):
     assert summary["blur_wins"]["quality"] is None and summary["blur_wins"]["psnr"] == 0.0
 
 
-def test_panels_show_the_change_around_grey():
+def test_panels_show_the_change_around_gray():
     target, _ = scene()
     panels = enhancement_panels([{"image": target, "pred": target - 0.05, "label": target}])
     assert list(panels) == ["before", "after", "change x4", "target"]

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables, progress lines, run records and pictures."""
+"""Tables, progress lines, run records and figures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from monai_usfm.handlers import (
+    FigureHandler,
     MetricsTable,
-    PictureHandler,
     Progress,
     RunLock,
     RunRecord,
@@ -189,30 +189,30 @@ def test_panels_show_each_image_at_its_place_in_its_orientation(tmp_path: Path) 
     images = torch.zeros(2, 1, 10, 20)
     images[0, 0, 1, 2] = 1.0  # near the upper left
     images[1, 0, 8, 18] = 0.5  # near the lower right
-    colour = torch.zeros(2, 3, 10, 20)
-    colour[1, 0] = 1.0
-    path = save_panels(tmp_path / "p.png", {"grey": images, "colour": colour})
-    picture = np.array(Image.open(path))
+    color = torch.zeros(2, 3, 10, 20)
+    color[1, 0] = 1.0
+    path = save_panels(tmp_path / "p.png", {"gray": images, "color": color})
+    figure = np.array(Image.open(path))
     gap, header = 4, 16
-    assert picture.shape == (header + 2 * (10 + gap), 2 * 20 + 3 * gap, 3)
-    np.testing.assert_array_equal(picture[header + 1, gap + 2], [255] * 3)
-    np.testing.assert_array_equal(picture[header + (10 + gap) + 8, gap + 18], [128] * 3)
-    np.testing.assert_array_equal(picture[header + (10 + gap) + 5, 2 * gap + 20 + 3], [255, 0, 0])
+    assert figure.shape == (header + 2 * (10 + gap), 2 * 20 + 3 * gap, 3)
+    np.testing.assert_array_equal(figure[header + 1, gap + 2], [255] * 3)
+    np.testing.assert_array_equal(figure[header + (10 + gap) + 8, gap + 18], [128] * 3)
+    np.testing.assert_array_equal(figure[header + (10 + gap) + 5, 2 * gap + 20 + 3], [255, 0, 0])
 
 
 def test_panels_take_the_middle_slice_and_survive_values_that_are_no_number(tmp_path: Path) -> None:
     volume = torch.zeros(1, 1, 5, 6, 7)
     volume[0, 0, 2] = 1.0
     volume[0, 0, 2, 0, 0] = float("nan")
-    picture = np.array(Image.open(save_panels(tmp_path / "v.png", {"volume": volume})))[16:22, 4:11]
-    assert picture[0, 0].max() == 0
-    assert picture[1:].min() == 255
+    figure = np.array(Image.open(save_panels(tmp_path / "v.png", {"volume": volume})))[16:22, 4:11]
+    assert figure[0, 0].max() == 0
+    assert figure[1:].min() == 255
 
 
 @pytest.mark.parametrize("interval, wanted", [(1, [1, 2, 3, 4]), (3, [1, 3]), (0, [])])
-def test_pictures_are_saved_every_few_epochs(tmp_path: Path, interval: int, wanted: list[int]) -> None:
+def test_figures_are_saved_every_few_epochs(tmp_path: Path, interval: int, wanted: list[int]) -> None:
     engine = Engine(lambda *_: None)
     panels = {"image": torch.rand(1, 1, 8, 8)}
-    PictureHandler(str(tmp_path), lambda _: panels, interval, prefix="x").attach(engine)
+    FigureHandler(str(tmp_path), lambda _: panels, interval, prefix="x").attach(engine)
     engine.run([0], max_epochs=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"x_epoch_{n:04d}.png" for n in wanted]

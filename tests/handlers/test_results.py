@@ -44,7 +44,7 @@ def saved(path, size=(30, 40)):
     return path
 
 
-def test_rows_place_a_structure_where_the_upright_picture_shows_it(tmp_path):
+def test_rows_place_a_structure_where_the_upright_figure_shows_it(tmp_path):
     prediction = torch.zeros(1, 40, 30)  # MONAI's axes: x, then y
     prediction[0, 25:35, 4:10] = 1
     handler = SegmentationResults(str(tmp_path / "out"), 2, ["lesion"])
@@ -52,15 +52,15 @@ def test_rows_place_a_structure_where_the_upright_picture_shows_it(tmp_path):
     (row,) = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert (row["name"], row["area"], row["unit"]) == ("lesion", 60, "px")
     assert (row["box_x"], row["box_y"], row["width"], row["height"]) == (25, 4, 10, 6)
-    picture = np.asarray(Image.open(tmp_path / "out" / "previews" / "a.jpg").convert("RGB")).astype(int)
-    red = picture[:440, :, 0] - picture[:440, :, 2] > 60  # the legend below has the color too
+    figure = np.asarray(Image.open(tmp_path / "out" / "previews" / "a.jpg").convert("RGB")).astype(int)
+    red = figure[:440, :, 0] - figure[:440, :, 2] > 60  # the legend below has the color too
     rows, columns = np.nonzero(red)
-    assert columns.min() / picture.shape[1] == pytest.approx(25 / 40, abs=0.02)
-    assert columns.max() / picture.shape[1] == pytest.approx(35 / 40, abs=0.02)
-    assert rows.max() < picture.shape[0] / 2
+    assert columns.min() / figure.shape[1] == pytest.approx(25 / 40, abs=0.02)
+    assert columns.max() / figure.shape[1] == pytest.approx(35 / 40, abs=0.02)
+    assert rows.max() < figure.shape[0] / 2
 
 
-def test_every_frame_of_a_cine_has_a_row_and_a_picture_in_the_movie(tmp_path):
+def test_every_frame_of_a_cine_has_a_row_and_a_figure_in_the_movie(tmp_path):
     frames = np.zeros((20, 24, 1, 5), dtype=np.uint8)
     nib.save(nib.Nifti1Image(frames, np.diag([0.5, 0.5, 1, 1])), tmp_path / "cine.nii.gz")
     prediction = np.zeros((1, 20, 24, 1, 5))
@@ -81,8 +81,8 @@ def test_the_frame_that_a_2d_network_saw_is_drawn(tmp_path):
     frames = np.arange(4, dtype=np.uint8) * 60 * np.ones((30, 40, 1, 1), dtype=np.uint8)
     nib.save(nib.Nifti1Image(frames, np.eye(4)), tmp_path / "cine.nii.gz")
     run(EnhancementPreviews(str(tmp_path)), [(tmp_path / "cine.nii.gz", np.zeros((1, 30, 40)), 2)], frame=2)
-    picture = np.asarray(Image.open(tmp_path / "previews" / "cine.jpg").convert("L"))
-    assert abs(int(picture[picture.shape[0] // 2, 100]) - 120) < 4
+    figure = np.asarray(Image.open(tmp_path / "previews" / "cine.jpg").convert("L"))
+    assert abs(int(figure[figure.shape[0] // 2, 100]) - 120) < 4
 
 
 def test_a_volume_is_measured_as_one(tmp_path):
@@ -119,9 +119,9 @@ def test_previews_repeat_the_subfolders_of_the_images(tmp_path):
 
 def test_the_bar_of_the_more_probable_class_is_longer(tmp_path):
     run(ClassificationPreviews(str(tmp_path), ["benign", "malignant"]), [(saved(tmp_path / "a.png"), [0.8, 0.2], 2)])
-    picture = np.asarray(Image.open(tmp_path / "previews" / "a.jpg").convert("RGB")).astype(int)
-    colored = (picture[..., 2] - picture[..., 0] > 80).sum(1)
-    gray = ((abs(picture - 120) < 25).all(-1)).sum(1)[-60:]
+    figure = np.asarray(Image.open(tmp_path / "previews" / "a.jpg").convert("RGB")).astype(int)
+    colored = (figure[..., 2] - figure[..., 0] > 80).sum(1)
+    gray = ((abs(figure - 120) < 25).all(-1)).sum(1)[-60:]
     assert colored.max() > 3 * gray.max() > 0
 
 
@@ -138,17 +138,17 @@ def test_outside_the_structures_an_overlay_is_the_gray_image():
     image = np.random.default_rng(0).random((50, 60))
     labels = np.zeros((50, 60), dtype=int)
     labels[10:20, 30:50] = 2
-    picture = np.asarray(draw_overlay(image, labels, size=240)).astype(int)
-    gray = (picture == picture[..., :1]).all(-1)
+    figure = np.asarray(draw_overlay(image, labels, size=240)).astype(int)
+    gray = (figure == figure[..., :1]).all(-1)
     assert gray[:35].all() and gray[85:].all() and gray[:, :112].all()
     assert not gray[44:76, 124:196].any()
-    assert (abs(picture - COLORS[1]).sum(-1) < 10).any()
+    assert (abs(figure - COLORS[1]).sum(-1) < 10).any()
 
 
 def test_pixels_keep_the_proportions_of_the_body_and_the_bar_its_length():
-    picture = draw_overlay(np.zeros((100, 50)), np.zeros((100, 50), dtype=int), (0.5, 2.0), size=400)
-    assert picture.size == (400, 200)  # 100 mm wide, 50 mm high
-    row = np.asarray(picture)[200 - 14]
+    figure = draw_overlay(np.zeros((100, 50)), np.zeros((100, 50), dtype=int), (0.5, 2.0), size=400)
+    assert figure.size == (400, 200)  # 100 mm wide, 50 mm high
+    row = np.asarray(figure)[200 - 14]
     assert (row == INK).all(-1).sum() == pytest.approx(20 * 4, abs=3)  # 20 mm: a fifth of the width
 
 
@@ -157,10 +157,8 @@ def test_a_volume_without_a_finding_is_drawn_too():
 
 
 def test_tiles_do_not_overlap():
-    pictures = [
-        Image.new("RGB", size, color) for size, color in (((10, 8), "red"), ((20, 4), "lime"), ((6, 6), "blue"))
-    ]
-    whole = np.asarray(tile(pictures, 2, gap=1))
+    figures = [Image.new("RGB", size, color) for size, color in (((10, 8), "red"), ((20, 4), "lime"), ((6, 6), "blue"))]
+    whole = np.asarray(tile(figures, 2, gap=1))
     assert whole.shape == (8 + 1 + 6, 10 + 1 + 20, 3)
     for channel, count in enumerate((80, 80, 36)):
         assert (whole[..., channel] == 255).sum() == count

@@ -38,7 +38,7 @@ def test_shifted_square_has_the_scores_of_its_closed_form(spacing: list[float] |
     # The far edge lies `shift` columns away; it is more than 5 % of the outline, so the 95th percentile is the maximum.
     assert row["hd95"] == pytest.approx(shift * mm, rel=1e-5)
     assert 0 < row["asd"] < shift * mm
-    assert (row["missed"], row["invented"]) == (0, 0)
+    assert (row["false_negative"], row["false_positive"]) == (0, 0)
 
 
 def test_distances_follow_the_axis_of_the_shift() -> None:
@@ -48,7 +48,7 @@ def test_distances_follow_the_axis_of_the_shift() -> None:
 
 
 def test_surface_distance_of_nested_squares() -> None:
-    # Outlines of squares of 9 and 13 about one centre: straight sides are 2 apart, each inner pixel exactly 2 from the
+    # Outlines of squares of 9 and 13 about one center: straight sides are 2 apart, each inner pixel exactly 2 from the
     # outer outline; of the 48 outer pixels 36 lie opposite the inner side, 12 around the corners.
     outer, inner = square((5, 5), (13, 13), (30, 30)), square((7, 7), (9, 9), (30, 30))
     (row,) = score_case(inner, outer, 2)
@@ -67,12 +67,12 @@ def test_box_in_a_volume_is_measured_along_its_slices() -> None:
 def test_empty_masks_have_a_defined_result() -> None:
     empty, full = torch.zeros(1, 20, 20), square((4, 4), (5, 5), (20, 20))
     (both,) = score_case(empty, empty, 2)
-    (missed,) = score_case(empty, full, 2)
-    (invented,) = score_case(full, empty, 2)
-    assert (both["dice"], both["iou"], both["missed"], both["invented"]) == (1.0, 1.0, 0, 0)
-    assert (missed["dice"], missed["missed"], missed["invented"]) == (0.0, 1, 0)
-    assert (invented["dice"], invented["missed"], invented["invented"]) == (0.0, 0, 1)
-    assert all(math.isnan(row[name]) for row in (both, missed, invented) for name in ("hd95", "asd"))
+    (negative,) = score_case(empty, full, 2)
+    (positive,) = score_case(full, empty, 2)
+    assert (both["dice"], both["iou"], both["false_negative"], both["false_positive"]) == (1.0, 1.0, 0, 0)
+    assert (negative["dice"], negative["false_negative"], negative["false_positive"]) == (0.0, 1, 0)
+    assert (positive["dice"], positive["false_negative"], positive["false_positive"]) == (0.0, 0, 1)
+    assert all(math.isnan(row[name]) for row in (both, negative, positive) for name in ("hd95", "asd"))
 
 
 def test_each_class_has_its_own_row() -> None:
@@ -114,7 +114,7 @@ def test_report_is_in_mm_where_the_spacing_is_known(tmp_path: Path) -> None:
     assert summary["class_1"]["dice_std"] == pytest.approx(1 / 12)
 
 
-def test_millimetres_of_the_image_serve_a_label_without(tmp_path: Path) -> None:
+def test_millimeters_of_the_image_serve_a_label_without(tmp_path: Path) -> None:
     case = item(3, "a.dcm", UNKNOWN)
     case["image"] = MetaTensor(torch.zeros(1, 40, 40), meta={"filename_or_obj": "a.dcm", **KNOWN})
     table, _ = report(tmp_path, [case])
@@ -136,12 +136,12 @@ def test_missed_structure_counts_and_spoils_no_mean(tmp_path: Path) -> None:
     lost = item(0, "b.png", KNOWN)
     lost["pred"] = torch.zeros_like(lost["pred"])
     _, summary = report(tmp_path, [item(3, "a.png", KNOWN), lost])
-    assert summary["class_1"]["missed"] == 1
+    assert summary["class_1"]["false_negatives"] == 1
     assert summary["class_1"]["hd95"] == pytest.approx(0.75)
     assert summary["class_1"]["dice"] == pytest.approx(0.375)
 
 
-def test_panels_colour_the_class_where_it_lies() -> None:
+def test_panels_color_the_class_where_it_lies() -> None:
     output = [
         {
             "image": torch.full((1, 20, 20), 0.5),
@@ -151,8 +151,8 @@ def test_panels_colour_the_class_where_it_lies() -> None:
     ]
     panels = segmentation_panels(output, 2)
     assert list(panels) == ["image", "label", "prediction"]
-    coloured = (panels["prediction"] != panels["image"]).any(dim=1)[0]
-    assert torch.equal(coloured, square((2, 3), (4, 5), (20, 20))[0].bool())
+    colored = (panels["prediction"] != panels["image"]).any(dim=1)[0]
+    assert torch.equal(colored, square((2, 3), (4, 5), (20, 20))[0].bool())
     assert torch.equal(panels["label"], panels["image"].expand(-1, 3, -1, -1))
 
 

@@ -71,7 +71,7 @@ def test_masked_loss_of_images_equals_that_of_their_pixels():
     )
 
 
-def test_normalised_patches_ignore_brightness_and_contrast_of_the_target():
+def test_normalized_patches_ignore_brightness_and_contrast_of_the_target():
     target = torch.rand(2, 5, 64)
     loss = MaskedReconstructionLoss("l2", normalize_patches=True)
     prediction = torch.randn(2, 5, 64)

@@ -47,7 +47,7 @@ def test_axes_equal_those_of_scikit_image():
     mask = drawn((30.0, 40.0), (25.0, 12.0), 33.0, (70, 90))
     region = measure.regionprops(mask.numpy().astype(np.uint8))[0]
     found = fit_ellipse(mask)
-    # scikit-image measures the centres of the pixels, without the variance 1 / 12 of each
+    # scikit-image measures the centers of the pixels, without the variance 1 / 12 of each
     expected = [
         math.hypot(axis / 2, 2 / math.sqrt(12)) for axis in (region.axis_major_length, region.axis_minor_length)
     ]

@@ -58,7 +58,7 @@ def test_gcnr_of_equal_regions_is_small_because_bins_grow_with_the_region():
     assert default < 0.25 < too_many
 
 
-def test_gcnr_is_unchanged_by_any_increasing_change_of_grey_levels_and_cnr_is_not():
+def test_gcnr_is_unchanged_by_any_increasing_change_of_gray_levels_and_cnr_is_not():
     image, masks = two_gaussians(1.0, (60, 60)), halves((60, 60))
     changed = torch.exp(1.5 * image)
     gcnr, cnr = GeneralizedCNRMetric(), CNRMetric()
@@ -141,7 +141,7 @@ def test_fwhm_is_undefined_where_the_mask_cuts_the_point():
 
 
 def phantom(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-compressed speckle with a dark and a grey lesion and a bright layer, (1, 1, 128, 128), and its two masks."""
+    """Log-compressed speckle with a dark and a gray lesion and a bright layer, (1, 1, 128, 128), and its two masks."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
     lesion = (rows - 60) ** 2 + (columns - 50) ** 2 < 20**2

@@ -64,7 +64,7 @@ def test_without_a_decay_of_rates_any_network_will_do():
         layer_decay_groups(net, 1e-3, layer_decay=0.9)
 
 
-def test_a_config_builds_the_optimiser():
+def test_a_config_builds_the_optimizer():
     config = {
         "network": UltrasoundClassifier(encoder(), 2),
         "optimizer": {
@@ -77,8 +77,8 @@ def test_a_config_builds_the_optimiser():
             "lr": 1e-3,
         },
     }
-    optimiser = ConfigParser(config).get_parsed_content("optimizer")
-    assert {round(g["lr"] / 1e-3, 6) for g in optimiser.param_groups} == {round(0.65**k, 6) for k in range(6)}
+    optimizer = ConfigParser(config).get_parsed_content("optimizer")
+    assert {round(g["lr"] / 1e-3, 6) for g in optimizer.param_groups} == {round(0.65**k, 6) for k in range(6)}
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_stays_deterministic_in_training():
@@ -86,9 +86,9 @@ def test_a_frozen_encoder_keeps_its_weights_and_stays_deterministic_in_training(
     before = copy.deepcopy(net.encoder.state_dict())
     x = torch.rand(4, 1, 32, 32)
     assert torch.equal(net.forward_features(x), net.forward_features(x))
-    optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1.0)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1.0)
     net(x).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert all(torch.equal(t, before[n]) for n, t in net.encoder.state_dict().items())
     assert net.training and net.head.training and not net.encoder.training
 
@@ -102,11 +102,11 @@ def test_freezing_the_first_blocks_leaves_the_rest_trainable():
 
 
 def train_a_little(net, x):
-    optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.01)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.01)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (net(x) - 1).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("pos_embed", ["relative", "sincos"])

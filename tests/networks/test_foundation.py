@@ -67,7 +67,7 @@ def test_without_labels_the_output_layers_of_the_data_sets_learn_nothing():
     assert net.network.head.to_pixels.weight.grad is None
 
 
-def test_only_unlabelled_images_are_corrupted():
+def test_only_unlabeled_images_are_corrupted():
     net = model(restored_share=1.0).train()
     seen = []
     net.network.head.decoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))

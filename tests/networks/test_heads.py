@@ -269,7 +269,7 @@ def test_decoder_sees_pixels_and_maps_at_the_place_they_belong_to(finest):
     assert features.shape[2:] == (256 // finest, 256 // finest)
     at = 128 // finest
     grads = torch.autograd.grad(features[0, :, at, at].square().sum(), [image, *maps])
-    # Far pixels and tokens have no influence, the place itself and its neighbours on all sides have.
+    # Far pixels and tokens have no influence, the place itself and its neighbors on all sides have.
     rows, columns = grads[0][0, 0].nonzero().unbind(1)
     for found in (rows, columns):
         assert 128 in found and 40 < found.min() < 120 and 136 < found.max() < 216

@@ -124,7 +124,7 @@ def test_what_a_masked_patch_held_does_not_reach_the_encoder(dims, size, patch, 
     with torch.no_grad():
         first = model(image, noise)
         patches = patchify(image, patch)
-        shuffled = patches[..., torch.randperm(patches.shape[-1])]  # same mean, another picture
+        shuffled = patches[..., torch.randperm(patches.shape[-1])]  # same mean, another image
         other = torch.where(first["mask"][..., None] > 0, shuffled, patches)
         grid = [s // p for s, p in zip(size, patch, strict=True)]
         torch.manual_seed(0)

@@ -354,7 +354,7 @@ def test_a_new_enhancer_is_the_identity(dims):
     assert torch.equal(net.train()(x), x) and torch.equal(net.eval()(x), x)
 
 
-def test_a_new_enhancer_of_colour_images_with_one_output_is_their_mean():
+def test_a_new_enhancer_of_color_images_with_one_output_is_their_mean():
     x = torch.rand(1, 3, 48, 64)
     net = UltrasoundEnhancer(encoder(in_channels=3)).eval()
     torch.testing.assert_close(net(x), x.mean(1, keepdim=True))
@@ -374,12 +374,12 @@ def test_an_enhancer_learns_to_remove_noise():
     clean = rows.expand(4, 1, 48, 64)
     noisy = clean + 0.1 * torch.randn(4, 1, 48, 64)
     net = UltrasoundEnhancer(encoder(), width=32)
-    optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = (net(noisy) - clean).square().mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     fresh = (clean + 0.1 * torch.randn(4, 1, 48, 64)).clamp(0, 1)
     net.eval()
     with torch.no_grad():

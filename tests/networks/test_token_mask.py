@@ -16,7 +16,7 @@ def masks(mask: TokenMask, image: torch.Tensor, patch) -> torch.Tensor:
     return torch.ones(image.shape[0], keep.shape[1] + hidden.shape[1]).scatter(1, keep, 0.0)
 
 
-def test_uniform_masks_hide_every_token_equally_often_and_neighbours_independently():
+def test_uniform_masks_hide_every_token_equally_often_and_neighbors_independently():
     torch.manual_seed(0)
     drawn = masks(TokenMask("uniform", 0.75), torch.rand(4000, 1, 64, 64), (16, 16))
     assert torch.all(drawn.sum(1) == 12)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder, against `transformers`, SciPy and a naive implementation written here, every parameter randomised."""
+"""The encoder, against `transformers`, SciPy and a naive implementation written here, every parameter randomized."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CASES = {
 }
 
 
-def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in net.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -47,7 +47,7 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def vit(case: str = "2d", pos_embed: str = "relative", **settings) -> UltrasoundViT:
-    return randomised(UltrasoundViT(pos_embed=pos_embed, **{**SIZE, **CASES[case], **settings}))
+    return randomized(UltrasoundViT(pos_embed=pos_embed, **{**SIZE, **CASES[case], **settings}))
 
 
 def image(net: UltrasoundViT, *size: int, batch: int = 2) -> torch.Tensor:
@@ -93,9 +93,9 @@ def naive(net: UltrasoundViT, x: torch.Tensor, keep: list[int] | None = None, ta
         bias[:, :, :, hidden] = -math.inf
 
     def norm(name, value):
-        centred = value - value.mean(-1, keepdim=True)
+        centerd = value - value.mean(-1, keepdim=True)
         return (
-            centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+            centerd / (centerd.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[name + ".weight"] + w[name + ".bias"]
         )
 
     outputs = []
@@ -193,7 +193,7 @@ def test_every_block_equals_beit(per_block):
         use_relative_position_bias=per_block, use_shared_relative_position_bias=not per_block,
         use_absolute_position_embeddings=False,
     )  # fmt: skip
-    model = randomised(transformers.BeitModel(config, add_pooling_layer=False))
+    model = randomized(transformers.BeitModel(config, add_pooling_layer=False))
     net = vit(pos_embed="relative_per_block" if per_block else "relative")
     load_pretrained(net, model.state_dict(), strict=True, fold_normalization=False)
     x = image(net)
@@ -209,7 +209,7 @@ def test_visible_tokens_equal_the_encoder_of_vitmae():
         hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=MLP, image_size=32,
         patch_size=8, layer_norm_eps=1e-6, mask_ratio=0.75,
     )  # fmt: skip
-    model = randomised(transformers.ViTMAEModel(config))
+    model = randomized(transformers.ViTMAEModel(config))
     net = vit(pos_embed="sincos", layer_scale=None)
     load_pretrained(net, model.state_dict(), strict=True, fold_normalization=False)
     x, noise = image(net), torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
@@ -392,7 +392,7 @@ def test_the_cached_bias_follows_the_weights(change):
         bias.train()
         table.data.add_(1.0)
         bias.eval()
-    else:  # a fused optimiser, which does not raise the version counter
+    else:  # a fused optimizer, which does not raise the version counter
         optimizer = torch.optim.AdamW([table], lr=1.0, fused=True)
         (-bias([4, 4]).sum()).backward()
         if change == "late step":
@@ -475,7 +475,7 @@ def test_gradients_of_both_attention_paths_agree():
 
 
 def test_skipped_queries_leave_the_others_unchanged():
-    block = randomised(TransformerBlock(WIDTH, MLP, HEADS, layer_scale=0.1))
+    block = randomized(TransformerBlock(WIDTH, MLP, HEADS, layer_scale=0.1))
     x = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(0))
     assert_same(block(x, None, 4), block(x)[:, 4:])
 
@@ -483,7 +483,7 @@ def test_skipped_queries_leave_the_others_unchanged():
 def test_drop_path_grows_with_depth_and_drops_whole_samples():
     net = UltrasoundViT(32, 8, hidden_size=24, mlp_dim=40, num_heads=3, num_layers=3, drop_path_rate=0.5)
     assert [getattr(b.drop_path, "drop_prob", 0.0) for b in net.blocks] == [0.0, 0.25, 0.5]
-    block = randomised(TransformerBlock(WIDTH, MLP, HEADS, drop_path_rate=0.5)).train()
+    block = randomized(TransformerBlock(WIDTH, MLP, HEADS, drop_path_rate=0.5)).train()
     x = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(0)).expand(64, -1, -1)
     with torch.random.fork_rng():
         torch.manual_seed(0)

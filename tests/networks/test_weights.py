@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in and out, against the BEiT and ViTMAE of `transformers` with every parameter randomised."""
+"""Weights in and out, against the BEiT and ViTMAE of `transformers` with every parameter randomized."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TABLE = "rel_pos_bias.relative_position_bias_table"
 POSITIONS = ["relative", "relative_per_block", "sincos", "learnable"]
 
 
-def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
     """Every parameter random and of the order of one where it acts; evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in net.named_parameters():
@@ -46,7 +46,7 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def vit(img_size=64, pos_embed="relative", **settings) -> UltrasoundViT:
-    return randomised(UltrasoundViT(img_size, pos_embed=pos_embed, **{**SIZE, **settings}), seed=1)
+    return randomized(UltrasoundViT(img_size, pos_embed=pos_embed, **{**SIZE, **settings}), seed=1)
 
 
 def fresh(img_size=64, pos_embed="relative", **settings) -> UltrasoundViT:
@@ -93,7 +93,7 @@ def beit(per_block: bool = False, **settings):
 
 def beit_model(per_block: bool = False) -> nn.Module:
     transformers, config = beit(per_block)
-    return randomised(transformers.BeitModel(config, add_pooling_layer=False))
+    return randomized(transformers.BeitModel(config, add_pooling_layer=False))
 
 
 def usfm_file(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -163,14 +163,14 @@ def beit_from_usfm(file: dict[str, torch.Tensor], model: nn.Module) -> None:
     model.load_state_dict(theirs, strict=True)
 
 
-def vit_mae(channels: int = 3, normalised: bool = False) -> nn.Module:
+def vit_mae(channels: int = 3, normalized: bool = False) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTMAEConfig(
         hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=MLP, image_size=64,
-        patch_size=16, layer_norm_eps=1e-6, num_channels=channels, decoder_hidden_size=16, norm_pix_loss=normalised,
+        patch_size=16, layer_norm_eps=1e-6, num_channels=channels, decoder_hidden_size=16, norm_pix_loss=normalized,
         decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=64,
     )  # fmt: skip
-    return randomised(transformers.ViTMAEForPreTraining(config))
+    return randomized(transformers.ViTMAEForPreTraining(config))
 
 
 def mae_names() -> dict[str, str | list[str]]:
@@ -285,10 +285,10 @@ def test_mae_files_give_the_features_of_vitmae():
     assert_same(net(x), model.vit(imagenet(x), noise=order).last_hidden_state, 3e-5)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_mae_files_fill_the_decoder_too(normalised):
-    model, net = vit_mae(normalised=normalised), autoencoder()
-    net.loss_function.normalize_patches = normalised
+@pytest.mark.parametrize("normalized", [False, True])
+def test_mae_files_fill_the_decoder_too(normalized):
+    model, net = vit_mae(normalized=normalized), autoencoder()
+    net.loss_function.normalize_patches = normalized
     report = load_pretrained(net, {"model": mae_file(model)}, strict=True, fold_normalization=False)
     assert (report.missing, report.unexpected, report.resized) == ([], [], {})
     x, noise = images(2, 3, 64, 64), images(2, 16, seed=3)
@@ -412,7 +412,7 @@ def dino(registers: int = 0, **settings):
         hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, mlp_ratio=2, image_size=56,
         patch_size=14, layer_norm_eps=1e-6, **({"num_register_tokens": registers} if registers else {}), **settings,
     )  # fmt: skip
-    return randomised(getattr(transformers, kind + "Model")(config))
+    return randomized(getattr(transformers, kind + "Model")(config))
 
 
 def dino_file(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -480,7 +480,7 @@ def test_registers_need_absolute_positions():
 
 def test_official_classifiers_give_their_logits():
     transformers, config = beit(per_block=True, use_mean_pooling=True, num_labels=5)
-    model = randomised(transformers.BeitForImageClassification(config))
+    model = randomized(transformers.BeitForImageClassification(config))
     file = usfm_file(model.beit)
     del file["mask_token"]
     for part in ("weight", "bias"):
@@ -497,7 +497,7 @@ def test_official_classifiers_give_their_logits():
     assert "other shape, started anew: head.weight" in str(report)
 
 
-def test_a_pretrained_norm_initialises_fc_norm_and_the_report_says_so():
+def test_a_pretrained_norm_initializes_fc_norm_and_the_report_says_so():
     source, net = vit(), UltrasoundClassifier(fresh(), num_classes=2)
     report = load_pretrained(net, plain(source))
     assert torch.equal(net.fc_norm.weight, source.norm.weight) and any("fc_norm" in note for note in report.notes)
@@ -565,10 +565,10 @@ def network_of(kind, spatial_dims, depth, **options):
         size, patch_size=patch, spatial_dims=spatial_dims, hidden_size=WIDTH, mlp_dim=MLP, num_layers=4, num_heads=HEADS
     )
     if kind == "classifier":
-        return randomised(UltrasoundClassifier(encoder, 3, pool="pyramid", **options))
+        return randomized(UltrasoundClassifier(encoder, 3, pool="pyramid", **options))
     if kind == "enhancer":
-        return randomised(UltrasoundEnhancer(encoder, **options))
-    return randomised(UltrasoundSegmenter(encoder, 3, head=kind, **options))
+        return randomized(UltrasoundEnhancer(encoder, **options))
+    return randomized(UltrasoundSegmenter(encoder, 3, head=kind, **options))
 
 
 @pytest.mark.parametrize("depth", [4, 8, 16])
@@ -596,14 +596,14 @@ def test_an_inflated_decoder_of_other_strides_is_left_whole():
 
 def test_a_pretraining_head_is_not_taken_for_a_class_layer():
     # One pixel layer of 256 outputs, and 256 classes: the shapes agree, the meaning does not.
-    trained, net = randomised(MaskedImageModel(fresh())), UltrasoundClassifier(fresh(), num_classes=256, pool="class")
+    trained, net = randomized(MaskedImageModel(fresh())), UltrasoundClassifier(fresh(), num_classes=256, pool="class")
     before = net.head.weight.clone()
     report = load_pretrained(net, trained.state_dict())
     assert torch.equal(net.head.weight, before) and "head.weight" in report.unexpected
 
 
 def test_an_autoencoder_of_ours_loads_whole():
-    trained, net = randomised(autoencoder()), autoencoder()
+    trained, net = randomized(autoencoder()), autoencoder()
     report = load_pretrained(net, trained.state_dict(), strict=True)
     assert report.missing == report.unexpected == []
     x, noise = images(1, 3, 64, 64), images(1, 16)
@@ -662,23 +662,23 @@ def test_half_precision_files_are_read():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_other_channel_counts_equal_replicated_grey(channels):
+def test_other_channel_counts_equal_replicated_gray(channels):
     source, net = vit(in_channels=3), fresh(in_channels=channels)
     report = load_pretrained(net, source.state_dict(), strict=True)
     assert list(report.resized) == ["patch_embed.proj.weight"]
-    grey = images(2, 1, 64, 64)
-    assert_same(net(grey.expand(-1, channels, -1, -1)), source(grey.expand(-1, 3, -1, -1)))
+    gray = images(2, 1, 64, 64)
+    assert_same(net(gray.expand(-1, channels, -1, -1)), source(gray.expand(-1, 3, -1, -1)))
 
 
-def test_a_grey_encoder_becomes_one_of_rgb():
+def test_a_gray_encoder_becomes_one_of_rgb():
     source, net = vit(), fresh(in_channels=3)
     load_pretrained(net, source.state_dict(), strict=True)
-    grey = images(2, 1, 64, 64)
-    assert_same(net(grey.expand(-1, 3, -1, -1)), source(grey))
+    gray = images(2, 1, 64, 64)
+    assert_same(net(gray.expand(-1, 3, -1, -1)), source(gray))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_folded_normalisation_equals_normalised_input(channels):
+def test_folded_normalization_equals_normalized_input(channels):
     source, net = vit(in_channels=3), fresh(in_channels=channels)
     load_pretrained(net, plain(source), strict=True)
     x = images(2, channels, 64, 64)
@@ -692,14 +692,14 @@ def test_own_weights_are_never_folded():
     assert_same(net(x), source(x), 0)
 
 
-def test_folding_leaves_a_grey_source_alone():
+def test_folding_leaves_a_gray_source_alone():
     source, net = vit(), fresh()
     report = load_pretrained(net, source.state_dict(), fold_normalization=True)
     assert torch.equal(net.patch_embed.proj.weight, source.patch_embed.proj.weight)
     assert any("no normalization folded" in note for note in report.notes)
 
 
-def test_a_folded_autoencoder_predicts_grey_levels():
+def test_a_folded_autoencoder_predicts_gray_levels():
     model, net = vit_mae(), autoencoder(in_channels=1)
     load_pretrained(net, mae_file(model), strict=True, fold_normalization=True)
     x, noise = images(2, 1, 64, 64), images(2, 16, seed=3)
@@ -735,7 +735,7 @@ def with_fused_biases(net: UltrasoundViT) -> UltrasoundViT:
     for block in net.blocks:
         block.attn.q_bias = block.attn.v_bias = None
         block.attn.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-    return randomised(net, seed=4)
+    return randomized(net, seed=4)
 
 
 def test_a_bias_of_the_keys_changes_nothing_and_its_loss_is_reported():
@@ -827,7 +827,7 @@ def test_other_heads_or_decoder_width_are_named_too():
         load_pretrained(fresh(num_heads=4), plain(vit()))
     net = MaskedAutoencoder(fresh(pos_embed="sincos", in_channels=3, layer_scale=None), 32, 2, 2)
     with pytest.raises(ValueError, match="decoder_hidden_size=16, decoder_num_layers=2"):
-        load_pretrained(net, randomised(autoencoder()).state_dict())
+        load_pretrained(net, randomized(autoencoder()).state_dict())
 
 
 def test_an_encoder_of_volumes_does_not_load_into_one_of_images():
@@ -965,7 +965,7 @@ def test_twelve_blocks_have_the_tensors_of_the_published_file():
 @pytest.mark.parametrize("layer_scale", [None, 0.1])
 def test_our_autoencoder_works_in_vitmae(layer_scale):
     encoder = fresh(pos_embed="sincos", in_channels=3, layer_scale=layer_scale)
-    net = randomised(MaskedAutoencoder(encoder, 16, 2, 2))
+    net = randomized(MaskedAutoencoder(encoder, 16, 2, 2))
     model = vit_mae()
     mae_from_file(to_mae_state_dict(net, imagenet_input=False), model)
     x, noise = images(2, 3, 64, 64), images(2, 16, seed=3)
@@ -974,20 +974,20 @@ def test_our_autoencoder_works_in_vitmae(layer_scale):
     assert_same(theirs.loss, ours["loss"])
 
 
-def test_a_grey_encoder_is_written_for_normalised_rgb():
+def test_a_gray_encoder_is_written_for_normalized_rgb():
     net, model = vit(), beit_model()
     beit_from_usfm(to_usfm_state_dict(net), model)
     x = images(2, 1, 64, 64)
     assert_same(model(imagenet(x)).last_hidden_state, net(x), 3e-5)
 
 
-def test_a_grey_autoencoder_is_written_for_normalised_rgb():
-    net, model = randomised(autoencoder(in_channels=1)), vit_mae()
+def test_a_gray_autoencoder_is_written_for_normalized_rgb():
+    net, model = randomized(autoencoder(in_channels=1)), vit_mae()
     mae_from_file(to_mae_state_dict(net), model)
     x, noise = images(2, 1, 64, 64), images(2, 16, seed=3)
     logits = model(imagenet(x), noise=noise).logits.unflatten(2, (256, 3))
-    grey = net(x, noise)["prediction"].unsqueeze(-1).expand(-1, -1, -1, 3)
-    assert_same(logits * STD.flatten() + MEAN.flatten(), grey, 3e-5)
+    gray = net(x, noise)["prediction"].unsqueeze(-1).expand(-1, -1, -1, 3)
+    assert_same(logits * STD.flatten() + MEAN.flatten(), gray, 3e-5)
 
 
 def test_layouts_that_cannot_hold_a_network_are_refused():
@@ -1043,7 +1043,7 @@ def test_the_verb_goes_from_theirs_to_ours_and_back(tmp_path, capsys):
 
 
 def test_the_verb_keeps_the_decoder_of_an_mae(tmp_path):
-    trained = randomised(autoencoder())
+    trained = randomized(autoencoder())
     torch.save(to_mae_state_dict(trained), tmp_path / "mae.pth")
     assert convert([str(tmp_path / "mae.pth"), str(tmp_path / "o.pt"), "--to", "ours"]) == 0
     assert convert([str(tmp_path / "o.pt"), str(tmp_path / "m.pth"), "--to", "mae"]) == 0

@@ -36,8 +36,8 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def centred_radius(shape: tuple[int, ...], scale: tuple[float, ...] | None = None) -> np.ndarray:
-    """Distance from the centre of the shifted full spectrum, each axis in units of its own Nyquist frequency."""
+def centered_radius(shape: tuple[int, ...], scale: tuple[float, ...] | None = None) -> np.ndarray:
+    """Distance from the center of the shifted full spectrum, each axis in units of its own Nyquist frequency."""
     square = np.zeros(shape)
     for axis, size in enumerate(shape):
         offset = (np.arange(size) - size // 2) / (size / 2) * (1 if scale is None else scale[axis])
@@ -54,7 +54,7 @@ def full_spectrum_filter(image: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def official_masks(size: int, base: int, factor: float, most: int, protect: int) -> list[np.ndarray]:
-    """The published recipe in words of our own, on the centred spectrum: differences of growing discs."""
+    """The published recipe in words of our own, on the centerd spectrum: differences of growing discs."""
     rows, columns = np.indices((size, size)) - int(size / 2)
     distance = np.sqrt(rows**2 + columns**2)
     discs, radius, following = [], protect, base
@@ -70,7 +70,7 @@ def official_masks(size: int, base: int, factor: float, most: int, protect: int)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_filtering_equals_the_shifted_full_spectrum(shape):
     image, rings = noise(3, *shape), [(0.2, 0.45), (0.8, 1.1)]
-    radius = centred_radius(shape)
+    radius = centered_radius(shape)
     keep = np.ones(shape)
     for low, high in rings:
         keep[(radius > low + 1e-12) & (radius <= high + 1e-12)] = 0
@@ -124,7 +124,7 @@ def test_removed_energy_is_that_of_the_rings(shape):
     image, ring = noise(*shape), (0.3, 0.7)
     removed = image - apply_band_stop(image[None], ring_mask(shape, [ring]))[0]
     spectrum = np.abs(np.fft.fftshift(np.fft.fftn(image.numpy()))) ** 2 / image.numel()  # Parseval
-    radius = centred_radius(shape)
+    radius = centered_radius(shape)
     inside = (radius > ring[0] + 1e-12) & (radius <= ring[1] + 1e-12)
     assert inside.any() and not inside.all()
     assert removed.square().sum().item() == pytest.approx(spectrum[inside].sum(), rel=1e-10)
@@ -153,7 +153,7 @@ def test_spacing_counts_physical_frequency_from_the_coarsest_axis():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_radius_is_that_of_the_shifted_spectrum(shape):
-    expected = np.fft.ifftshift(centred_radius(shape))[..., : shape[-1] // 2 + 1]
+    expected = np.fft.ifftshift(centered_radius(shape))[..., : shape[-1] // 2 + 1]
     np.testing.assert_allclose(frequency_radius(shape).numpy(), expected, atol=1e-12)
 
 
@@ -181,10 +181,10 @@ def test_a_batch_of_masks_filters_every_image_with_its_own():
     torch.testing.assert_close(together, one_by_one)
 
 
-def test_expanded_grey_gives_what_copied_channels_give():
-    grey, keep = noise(1, 16, 16), ring_mask((16, 16), [(0.3, 0.5)])
+def test_expanded_gray_gives_what_copied_channels_give():
+    gray, keep = noise(1, 16, 16), ring_mask((16, 16), [(0.3, 0.5)])
     torch.testing.assert_close(
-        apply_band_stop(grey.expand(3, 16, 16), keep), apply_band_stop(grey.repeat(3, 1, 1), keep)
+        apply_band_stop(gray.expand(3, 16, 16), keep), apply_band_stop(gray.repeat(3, 1, 1), keep)
     )
 
 

@@ -41,7 +41,7 @@ def test_images_are_flipped_as_often_as_asked() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_label_follows_the_image_exactly(shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
-    # An image whose grey values are its classes: resampled like a label it must be the label.
+    # An image whose gray values are its classes: resampled like a label it must be the label.
     label = torch.randint(0, 4, (5, 1, *shape), dtype=torch.uint8)
     batch = {"image": label.float() / 3, "label": label}
     settings = {"rotate": 30.0, "scale": (0.4, 0.9), "gamma": 1.0, "label_key": "label"}
@@ -62,10 +62,10 @@ def test_label_follows_the_image_exactly(shape: tuple[int, ...]) -> None:
 
 
 def test_rotation_is_rigid_in_pixels_of_an_image_that_is_not_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A point at a known place of a 41 x 81 image, turned by exactly 20 degrees about the centre.
+    # A point at a known place of a 41 x 81 image, turned by exactly 20 degrees about the center.
     rows, columns = torch.meshgrid(torch.arange(41.0), torch.arange(81.0), indexing="ij")
     image = torch.exp(-((rows - 12) ** 2 + (columns - 58) ** 2) / 8)[None, None]
-    draws = iter([0.5, 0.5, 0.5, 1.0, 0.5])  # scale, ratio, centre, angle at its limit, no flip
+    draws = iter([0.5, 0.5, 0.5, 1.0, 0.5])  # scale, ratio, center, angle at its limit, no flip
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, next(draws)))
     out, _ = BatchAugmentation((41, 81), **{**STILL, "rotate": 20.0}).augment(image)
     mass = out[0, 0] / out.sum()

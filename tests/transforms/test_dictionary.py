@@ -13,7 +13,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import OptionalImportError, TransformBackends
 
 import monai_usfm.transforms as transforms
-from monai_usfm.transforms import appearance, effect
+from monai_usfm.transforms import effect, postprocessing
 from monai_usfm.transforms.dictionary import DictionaryForm
 
 ARRAYS = {
@@ -97,6 +97,6 @@ def test_one_number_for_a_gain_goes_both_ways():
 
 @pytest.mark.parametrize(("name", "flag"), [("RandCLAHE", "_has_skimage"), ("RandWaveletDenoise", "_has_pywt")])
 def test_a_missing_package_is_named_when_the_transform_is_built(monkeypatch, name, flag):
-    monkeypatch.setattr(appearance, flag, False)
+    monkeypatch.setattr(postprocessing, flag, False)
     with pytest.raises(OptionalImportError, match=r"monai_usfm\[augment\]"):
         ARRAYS[name]()

@@ -43,10 +43,10 @@ def test_mask_of_a_speckled_phantom_is_the_region_it_was_drawn_in(make):
     assert dice(FieldOfView()(image[None])[0], mask) > 0.99
 
 
-def test_text_rulers_and_grey_bars_beside_the_sector_are_left_out():
+def test_text_rulers_and_gray_bars_beside_the_sector_are_left_out():
     mask, image = sector()
     image[5:15, 3:40:2] = 1.0  # text
-    image[20:120, 1:4] = np.linspace(1, 0.1, 100)[:, None]  # grey bar
+    image[20:120, 1:4] = np.linspace(1, 0.1, 100)[:, None]  # gray bar
     image[10:150:10, 196:199] = 0.8  # depth ruler
     assert dice(FieldOfView()(image[None])[0], mask) > 0.985
 

@@ -74,9 +74,9 @@ def test_a_jpeg_that_does_not_tell_its_classes_apart_is_refused(tmp_path) -> Non
     with pytest.raises(ValueError, match=r"indices\.jpg: JPEG does not keep .* \[0, 1, 2\] apart; store it as PNG"):
         LabelIndices(3)(LoadUltrasound(scale=None)(path))
     ramp = np.repeat(np.arange(128, dtype=np.uint8)[None] * 2, 96, 0)
-    Image.fromarray(ramp).save(tmp_path / "grey.jpg")
-    with pytest.raises(ValueError, match=r"grey\.jpg: JPEG does not keep"):
-        LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "grey.jpg"))
+    Image.fromarray(ramp).save(tmp_path / "gray.jpg")
+    with pytest.raises(ValueError, match=r"gray\.jpg: JPEG does not keep"):
+        LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "gray.jpg"))
 
 
 @pytest.mark.parametrize("values", [[0, 1, 2], [5, 5]])

@@ -55,7 +55,7 @@ def test_speckle_has_the_deviation_of_theory_and_does_not_change_the_brightness(
     assert added.mean().item() == pytest.approx(0.0, abs=0.12)
 
 
-def test_neighbours_are_correlated_as_the_point_spread_function_says():
+def test_neighbors_are_correlated_as_the_point_spread_function_says():
     torch.manual_seed(0)
     added = NoiseRecovery(psf_sigma=(2.0, 2.0), looks=(1, 1), **NO_BLUR).degrade(torch.full((6, 1, 96, 96), 0.6))
     added = added - added.mean((2, 3), keepdim=True)

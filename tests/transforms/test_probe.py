@@ -46,7 +46,7 @@ def polar(row: float, column: float) -> tuple[float, float]:
     return math.hypot(row + 30, column - 69.5), math.atan2(column - 69.5, row + 30)
 
 
-def test_linear_picture_of_a_sector_puts_a_point_at_its_radius_and_angle():
+def test_linear_image_of_a_sector_puts_a_point_at_its_radius_and_angle():
     target = straight_geometry(CONVEX, 0.8)
     out = change_geometry(blob((60.0, 85.0), 2.0), CONVEX, target)
     radius, angle = polar(60.0, 85.0)
@@ -57,7 +57,7 @@ def test_linear_picture_of_a_sector_puts_a_point_at_its_radius_and_angle():
     assert center(out) == pytest.approx((row, column), abs=0.3)
 
 
-def test_curved_picture_of_a_linear_image_keeps_the_place_along_the_beam():
+def test_curved_image_of_a_linear_image_keeps_the_place_along_the_beam():
     target = curved_geometry(LINEAR, 0.4)
     out = change_geometry(blob((50.0, 90.0), 2.0), LINEAR, target)
     row, column = center(out)

@@ -126,11 +126,11 @@ def test_field_equals_filtered_white_noise_in_its_autocovariance():
     ours = speckle_field((400, 256), (sigma,), generator=generator()).numpy()
     theirs = sum(w * scipy.ndimage.gaussian_filter1d(state.randn(400, 256), sigma, 1, mode="wrap") for w in (1, 1j))
 
-    def normalised(field: np.ndarray) -> np.ndarray:
+    def normalized(field: np.ndarray) -> np.ndarray:
         covariance = np.array([(field[:, lag:] * field[:, : 256 - lag].conj()).mean() for lag in range(6)])
         return covariance / covariance[0].real
 
-    np.testing.assert_allclose(normalised(ours), normalised(theirs), atol=0.03)
+    np.testing.assert_allclose(normalized(ours), normalized(theirs), atol=0.03)
     assert (np.abs(ours) ** 2).mean() == pytest.approx(1, abs=0.03)
 
 
@@ -264,8 +264,8 @@ def test_real_images_keep_their_brightness_when_respeckled(shared_data):
 
     files = sorted((shared_data / "busbra" / "images").glob("*.png"))[::400]
     for file in files:
-        with Image.open(file) as picture:
-            image = torch.from_numpy(np.asarray(picture.convert("L"), dtype=np.float32) / 255)[None]
+        with Image.open(file) as pixels:
+            image = torch.from_numpy(np.asarray(pixels.convert("L"), dtype=np.float32) / 255)[None]
         out = SpeckleNoise(mode="respeckle", psf_sigma=1.5).set_random_state(0)(image)
         assert out.mean().item() == pytest.approx(image.mean().item(), abs=0.04)
         assert np.corrcoef(*(scipy.ndimage.gaussian_filter(x[0].numpy(), 6).ravel() for x in (image, out)))[0, 1] > 0.95

@@ -75,9 +75,9 @@ class TokenMask:
         noise = torch.rand(batch, *grid, device=image.device, generator=generator).flatten(1)
         if self.kind == "texture":
             # Exponential race: -log(u) / w sorts like drawing without replacement with probability proportional to w.
-            grey = image.float().mean(dim=1, keepdim=True)
-            mean = _pool(grey, patch_size)
-            spread = (_pool(grey.square(), patch_size) - mean.square()).clamp(min=0).sqrt()
+            gray = image.float().mean(dim=1, keepdim=True)
+            mean = _pool(gray, patch_size)
+            spread = (_pool(gray.square(), patch_size) - mean.square()).clamp(min=0).sqrt()
             weight = spread + 1e-3
             noise = -torch.log(noise.clamp(min=torch.finfo(noise.dtype).tiny)) / weight
         return noise

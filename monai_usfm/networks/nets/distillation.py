@@ -165,7 +165,7 @@ class DistillationModel(nn.Module):
 
     @torch.no_grad()
     def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pictures: the input, and how alike the student's and the teacher's patch are (0 opposed, 1 equal)."""
+        """Images: the input, and how alike the student's and the teacher's patch are (0 opposed, 1 equal)."""
         grid = self.encoder.token_grid(image)
         _, target = self.distillation.targets(self.teacher(image, grid))
         found = self.distillation.to_patches(self.encoder(image)[:, 1:])

@@ -58,7 +58,7 @@ class UltrasoundEnhancer(TaskNetwork):
         self.out_channels = out_channels
         self.width = width
         self.finest = finest
-        self.grey = out_channels != encoder.in_channels
+        self.gray = out_channels != encoder.in_channels
         dims = encoder.spatial_dims
         self.decoder = PyramidDecoder(
             encoder.hidden_size, encoder.in_channels, encoder.patch_size, len(chosen), width, finest, normalize=False
@@ -82,7 +82,7 @@ class UltrasoundEnhancer(TaskNetwork):
         image = pad_to_patches(x, self.patch_size)
         maps = self.encoder.forward_intermediates(image, self.indices)
         correction = self.correction(self.dropout(self.decoder(image, maps)))
-        base = x.mean(1, keepdim=True) if self.grey else x
+        base = x.mean(1, keepdim=True) if self.gray else x
         enhanced = base + crop_to(correction, list(x.shape[2:]))
         if self.training:
             return enhanced

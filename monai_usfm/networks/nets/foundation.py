@@ -163,7 +163,7 @@ class FoundationModel(nn.Module):
 
     @torch.no_grad()
     def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pictures: the input, and what the first data set's output marks, as probability of any class."""
+        """Images: the input, and what the first data set's output marks, as probability of any class."""
         logits = self.network(image)
         logits = logits[0] if isinstance(logits, Sequence) else logits
         return {"input": image.float(), "marked": 1 - logits.float().softmax(1)[:, :1]}

@@ -219,7 +219,7 @@ class MaskedImageModel(nn.Module):
 
     @torch.no_grad()
     def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pictures of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
+        """Images of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
         output = self(image)
         return _panels(image, output["corrupted"], output["prediction"].clamp(0, 1))
 
@@ -238,7 +238,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_layers: blocks of the decoder.
         decoder_num_heads: attention heads of the decoder.
         mask_ratio: share of hidden patches.
-        normalize_patches: predict patches standardised by their own mean and variance.
+        normalize_patches: predict patches standardized by their own mean and variance.
         mask_kind: see :class:`TokenMask`.
         mask_unit: side of a hidden block in patches, for ``mask_kind="block"``.
         fov_aware: spend no visible token on black patches outside the field of view, and do not score them.
@@ -367,7 +367,7 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pictures of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
+        """Images of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
         output = self(image)
         seen = patchify(output.get("corrupted", image), self.encoder.patch_size)
         seen = torch.where(output["mask"].unsqueeze(-1) > 0, 0.5, seen.float())

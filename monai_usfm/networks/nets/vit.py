@@ -98,10 +98,10 @@ class UltrasoundViT(nn.Module):
         blocks = [TransformerBlock(hidden_size, mlp_dim, num_heads, not relative, layer_scale, rate) for rate in rates]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
-        self._initialise(blocks)
+        self._initialize(blocks)
 
     @torch.no_grad()
-    def _initialise(self, blocks: Sequence[TransformerBlock]) -> None:
+    def _initialize(self, blocks: Sequence[TransformerBlock]) -> None:
         """Truncated normal 0.02; the last layer of every branch shrinks with depth, as in BEiT."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):

@@ -1,8 +1,8 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw docs/pictures/beam.png and annotations.png: fitted beams, beam space, removed marks, on phantoms made here.
+"""Draw docs/figures/beam.png and annotations.png: fitted beams, beam space, removed marks, on phantoms made here.
 
-Usage: python scripts/picture_beam.py [folder]
+Usage: python scripts/figure_beam.py [folder]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def phantom(geometry: BeamGeometry, seed: int) -> torch.Tensor:
     return FromBeamSpace(SHAPE)(torch.as_tensor(beams[None]), geometry).clamp(0, 1)
 
 
-def picture_beams(path: Path) -> None:
+def draw_beams(path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(9, 5.2), layout="constrained")
     for row, (name, truth) in zip(axes, GEOMETRIES.items(), strict=True):
         image = MetaTensor(phantom(truth, seed=1))
@@ -61,7 +61,7 @@ def picture_beams(path: Path) -> None:
     save(figure, axes, path)
 
 
-def picture_annotations(path: Path) -> None:
+def draw_annotations(path: Path) -> None:
     image = phantom(GEOMETRIES["convex"], seed=2)[0].numpy()
     canvas = Image.new("L", SHAPE[::-1])
     pen = ImageDraw.Draw(canvas)
@@ -76,10 +76,10 @@ def picture_annotations(path: Path) -> None:
     cleaned = remove(marked)
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained")
     kinds = ", ".join(f"{remove.report.kinds.count(k)} {k}" for k in sorted(set(remove.report.kinds)))
-    for axis, (title, picture) in zip(
+    for axis, (title, drawn) in zip(
         axes, {"before": marked, f"found: {kinds}": mask, "after": cleaned}.items(), strict=True
     ):
-        axis.imshow(picture[0], cmap="gray", vmin=0, vmax=1)
+        axis.imshow(drawn[0], cmap="gray", vmin=0, vmax=1)
         axis.set_title(title, fontsize=9)
     save(figure, axes[None], path)
 
@@ -95,7 +95,7 @@ def save(figure: plt.Figure, axes: np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "docs" / "pictures")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "docs" / "figures")
     folder.mkdir(parents=True, exist_ok=True)
-    picture_beams(folder / "beam.png")
-    picture_annotations(folder / "annotations.png")
+    draw_beams(folder / "beam.png")
+    draw_annotations(folder / "annotations.png")

@@ -1,8 +1,8 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw docs/pictures/*.png: every acquisition and appearance transform on one simulated image, with a label contour.
+"""Draw docs/figures/*.png: acquisition and post-processing transforms on one simulated image, with a contour.
 
-Usage: python scripts/picture_transforms.py [output folder]
+Usage: python scripts/figure_transforms.py [output folder]
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
 from monai_usfm.transforms.acquisition import apply_gain, attenuate, recompress, time_gain
-from monai_usfm.transforms.appearance import clahe, salt_and_pepper, wavelet_denoise
 from monai_usfm.transforms.artifacts import acoustic_shadow, add_haze, reverberate
 from monai_usfm.transforms.beam import BeamGeometry
 from monai_usfm.transforms.pipelines import distilled_pipeline, semantics_preserving_pipeline
+from monai_usfm.transforms.postprocessing import clahe, salt_and_pepper, wavelet_denoise
 from monai_usfm.transforms.probe import change_geometry, curved_geometry, straight_geometry, zoomed_geometry
 from monai_usfm.transforms.speckle import speckle_intensity
 
@@ -82,14 +82,14 @@ def simulate(geometry: BeamGeometry, seed: int = 0) -> tuple[torch.Tensor, torch
 
 def panel(image: torch.Tensor, title: str, label: torch.Tensor | None = None) -> np.ndarray:
     """Gray image with a title bar, the label outlined in color."""
-    grey = (image[0].numpy().clip(0, 1) * 255).round().astype(np.uint8)
-    rgb = np.repeat(grey[..., None], 3, axis=2)
+    gray = (image[0].numpy().clip(0, 1) * 255).round().astype(np.uint8)
+    rgb = np.repeat(gray[..., None], 3, axis=2)
     if label is not None:
         rgb[find_boundaries(label[0].numpy() > 0, mode="thick")] = OUTLINE
-    picture = Image.new("RGB", (rgb.shape[1], rgb.shape[0] + 18), (32, 32, 32))
-    picture.paste(Image.fromarray(rgb), (0, 18))
-    ImageDraw.Draw(picture).text((5, 3), title, fill=(235, 235, 235))
-    return np.asarray(picture)
+    figure = Image.new("RGB", (rgb.shape[1], rgb.shape[0] + 18), (32, 32, 32))
+    figure.paste(Image.fromarray(rgb), (0, 18))
+    ImageDraw.Draw(figure).text((5, 3), title, fill=(235, 235, 235))
+    return np.asarray(figure)
 
 
 def save(panels: list[np.ndarray], columns: int, path: Path) -> None:
@@ -99,14 +99,14 @@ def save(panels: list[np.ndarray], columns: int, path: Path) -> None:
     rows = [np.concatenate(panels[i : i + columns], axis=1) for i in range(0, len(panels), columns)]
     rgb = np.concatenate(rows)
     index = np.where(rgb[..., 0] != rgb[..., 2], 31, np.rint(rgb[..., 0] / 255 * 30)).astype(np.uint8)
-    picture = Image.fromarray(index, mode="P")
-    picture.putpalette([round(i / 30 * 255) for i in range(31) for _ in range(3)] + list(OUTLINE))
-    picture.save(path, optimize=True, bits=5)
+    figure = Image.fromarray(index, mode="P")
+    figure.putpalette([round(i / 30 * 255) for i in range(31) for _ in range(3)] + list(OUTLINE))
+    figure.save(path, optimize=True, bits=5)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def main(folder: Path) -> None:
-    """Write all pictures into ``folder``."""
+    """Write all figures into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     geometry = BeamGeometry(
         "convex", apex=(-78 * SCALE, 159.5 * SCALE), radii=(92 * SCALE, 362 * SCALE), angles=(-0.47, 0.47)
@@ -144,7 +144,7 @@ def main(folder: Path) -> None:
     inside = keep["fov"]
     uniform = torch.rand((1, *SIZE), generator=generator)
     noise = RandGaussianNoise(prob=1.0, std=2.5 / 255, sample_std=False).set_random_state(0)
-    appearance = [
+    postprocessing = [
         ("original", lambda: image),
         ("wavelet denoise db5, alpha 2.5", lambda: wavelet_denoise(image, "db5", alpha=2.5, **keep)),
         ("CLAHE, clip limit 2", lambda: clahe(image, 2, **keep)),
@@ -152,12 +152,12 @@ def main(folder: Path) -> None:
         ("brightness +30 % (MONAI)", lambda: torch.where(inside, ScaleIntensity(None, None, 0.3)(image), 0)),
         ("contrast +30 % (MONAI)", lambda: torch.where(inside, ScaleIntensityFixedMean(0.3)(image), 0)),
         ("salt and pepper 0.5 % each", lambda: salt_and_pepper(image, uniform, 0.005, 0.005, **keep)),
-        ("Gaussian noise 2.5 grey levels (MONAI)", lambda: torch.where(inside, noise(image), 0)),
+        ("Gaussian noise 2.5 gray levels (MONAI)", lambda: torch.where(inside, noise(image), 0)),
     ]
     for name, effects, columns in (
         ("acquisition", acquisition, 3),
         ("artifacts", artifacts, 3),
-        ("appearance", appearance, 4),
+        ("postprocessing", postprocessing, 4),
     ):
         panels = [panel(torch.as_tensor(effect()).as_subclass(torch.Tensor), title) for title, effect in effects]
         save(panels, columns, folder / f"{name}.png")
@@ -175,4 +175,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "docs" / "pictures")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "docs" / "figures")

@@ -1,9 +1,9 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the pictures of docs/synthetic.md: organs, qualities, cine, volumes; on request beside real images.
+"""Draw the figures of docs/synthetic.md: organs, qualities, cine, volumes; on request beside real images.
 
-python scripts/picture_synthetic.py                                    writes docs/pictures/synthetic_*.png
-python scripts/picture_synthetic.py --output /tmp --beside FOLDER      also real images from FOLDER next to ours
+python scripts/figure_synthetic.py                                    writes docs/figures/synthetic_*.png
+python scripts/figure_synthetic.py --output /tmp --beside FOLDER      also real images from FOLDER next to ours
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ TILE, GAP = 160, 4
 OUTLINE = (255, 210, 0)
 
 
-def tile(grey: np.ndarray, label: np.ndarray | None = None) -> Image.Image:
-    """A gray picture, fitted into a square without distortion; the outline of ``label`` in yellow."""
-    colour = np.repeat((np.clip(grey, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+def tile(gray: np.ndarray, label: np.ndarray | None = None) -> Image.Image:
+    """A gray figure, fitted into a square without distortion; the outline of ``label`` in yellow."""
+    color = np.repeat((np.clip(gray, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
     if label is not None:
         mask = label > 0
-        colour[mask & ~binary_erosion(mask)] = OUTLINE
-    picture = ImageOps.contain(Image.fromarray(colour), (TILE, TILE), Image.Resampling.BILINEAR)
+        color[mask & ~binary_erosion(mask)] = OUTLINE
+    figure = ImageOps.contain(Image.fromarray(color), (TILE, TILE), Image.Resampling.BILINEAR)
     canvas = Image.new("RGB", (TILE, TILE))
-    canvas.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
+    canvas.paste(figure, ((TILE - figure.width) // 2, (TILE - figure.height) // 2))
     return canvas
 
 
@@ -41,12 +41,12 @@ def sheet(rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
     step = TILE + GAP
     page = Image.new("RGB", (step * max(map(len, rows)) - GAP, step * len(rows) - GAP), "white")
     for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            page.paste(picture, (c * step, r * step))
+        for c, figure in enumerate(row):
+            page.paste(figure, (c * step, r * step))
     palette = Image.new("P", (1, 1))  # grays and the color of outlines keep the files small
     shades = [(round(255 * i / 95),) * 3 for i in range(96)]
     blends = [tuple(round(c * i / 8) for c in OUTLINE) for i in range(2, 9)]
-    palette.putpalette([c for colour in (*shades, *blends) for c in colour])
+    palette.putpalette([c for color in (*shades, *blends) for c in color])
     page.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
@@ -106,8 +106,8 @@ def beside(folder: Path, seed: int) -> list[list[Image.Image]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(__file__).resolve().parents[1] / "docs" / "pictures"
-    parser.add_argument("--output", type=Path, default=default, help="folder for the pictures")
+    default = Path(__file__).resolve().parents[1] / "docs" / "figures"
+    parser.add_argument("--output", type=Path, default=default, help="folder for the figures")
     parser.add_argument("--beside", type=Path, help="folder of real images to show above simulated ones")
     parser.add_argument("--seed", type=int, default=3)
     options = parser.parse_args()

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Make the pictures in the docs of each bundle: what its weights do with images of the test splits, by inference.json.
+"""Make the figures in the docs of each bundle: what its weights do with images of the test splits, by inference.json.
 
-    python scripts/picture_bundles.py DATA
+    python scripts/figure_bundles.py DATA
 
 DATA holds ``busbra/`` and ``fetal_head_hc18/``, each with a ``dataset.json``. Images are taken at equal distances from
 the test lists, none is chosen by its result.
@@ -26,11 +26,11 @@ import torch
 from monai.bundle import run
 from PIL import Image, ImageDraw
 
-from monai_usfm.files import whole_file
+from monai_usfm.files import atomic_write
 from monai_usfm.handlers import save_panels, segmentation_panels
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
-SIZE = (150, 180)  # rows and columns of one picture
+SIZE = (150, 180)  # rows and columns of one figure
 MAX_BYTES = 150_000
 SOURCES = {
     "busbra": "BUS-BRA, doi:10.1002/mp.16812",
@@ -46,9 +46,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the data sets")
-    parser.add_argument("--pictures", nargs="*", choices=PICTURES, default=list(PICTURES), help="default: all")
+    parser.add_argument("--figures", nargs="*", choices=FIGURES, default=list(FIGURES), help="default: all")
     parser.add_argument("--root", type=Path, default=BUNDLES, help="folder of the bundles")
-    parser.add_argument("--count", type=int, default=3, help="images in each picture")
+    parser.add_argument("--count", type=int, default=3, help="images in each figure")
     return parser.parse_args(arguments)
 
 
@@ -66,12 +66,12 @@ def test_images(data: Path, names: Sequence[str], count: int) -> Items:
 
 
 def read(path: str | Path, nearest: bool = False, crop: bool = False) -> torch.Tensor:
-    """``(1, *SIZE)``: a picture in [0, 1] or class indices, resized or the middle of it."""
-    with Image.open(path) as picture:
+    """``(1, *SIZE)``: a figure in [0, 1] or class indices, resized or the middle of it."""
+    with Image.open(path) as figure:
         how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-        grey = picture.convert("L")
-        left, top = (grey.width - SIZE[1]) // 2, (grey.height - SIZE[0]) // 2
-        shown = grey.crop((left, top, left + SIZE[1], top + SIZE[0])) if crop else grey.resize(SIZE[::-1], how)
+        gray = figure.convert("L")
+        left, top = (gray.width - SIZE[1]) // 2, (gray.height - SIZE[0]) // 2
+        shown = gray.crop((left, top, left + SIZE[1], top + SIZE[0])) if crop else gray.resize(SIZE[::-1], how)
     values = torch.from_numpy(np.array(shown, dtype=np.float32))[None]
     return values if nearest else values / 255
 
@@ -141,13 +141,13 @@ def draw_pretraining(items: Items, infer: Infer) -> Panels:
         _, _, directions = torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False)
         shown = (tokens - tokens.mean(0)) @ directions[:3].T
         low, high = shown.quantile(0.02, dim=0), shown.quantile(0.98, dim=0)
-        colours = ((shown - low) / (high - low)).clamp(0, 1).reshape(len(maps), *maps[0].shape[1:], 3)
-        panels[f"features of {weights}"] = torch.nn.functional.interpolate(colours.movedim(-1, 1), SIZE)
+        colors = ((shown - low) / (high - low)).clamp(0, 1).reshape(len(maps), *maps[0].shape[1:], 3)
+        panels[f"features of {weights}"] = torch.nn.functional.interpolate(colors.movedim(-1, 1), SIZE)
     return panels
 
 
 # Name -> bundle, file in its docs, what to draw, data sets in turn.
-PICTURES: dict[str, tuple[str, str, Callable[[Items, Infer], Panels], tuple[str, ...]]] = {
+FIGURES: dict[str, tuple[str, str, Callable[[Items, Infer], Panels], tuple[str, ...]]] = {
     "pretraining": ("pretraining", "example", draw_pretraining, ("busbra", "fetal_head_hc18")),
     "segmentation": ("segmentation", "example", draw_segmentation, ("busbra",)),
     "simulated": ("segmentation", "simulated", draw_simulated, ("busbra", "fetal_head_hc18")),
@@ -160,18 +160,18 @@ def save_small(path: Path, panels: Panels) -> None:
     """The panels as a PNG with as many colors as :data:`MAX_BYTES` allow."""
     with tempfile.TemporaryDirectory() as folder:
         whole = Image.open(save_panels(Path(folder) / "panels.png", panels)).copy()
-    for colours in (256, 128, 64, 32, 16, 8):
+    for colors in (256, 128, 64, 32, 16, 8):
         buffer = io.BytesIO()
-        whole.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        whole.quantize(colors, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= MAX_BYTES:
             break
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(buffer.getvalue())
 
 
-def draw_picture(picture: str, data: Path, root: Path, count: int) -> Path:
-    """Make one picture."""
-    bundle, stem, draw, names = PICTURES[picture]
+def draw_figure(figure: str, data: Path, root: Path, count: int) -> Path:
+    """Make one figure."""
+    bundle, stem, draw, names = FIGURES[figure]
     home = root / f"usfm_{bundle}"
     items = test_images(data, names, count)
     with tempfile.TemporaryDirectory() as folder:
@@ -195,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse(arguments)
     logging.getLogger("ignite").setLevel(logging.WARNING)
-    for picture in args.pictures:
-        draw_picture(picture, args.data, args.root, args.count)
+    for figure in args.figures:
+        draw_figure(figure, args.data, args.root, args.count)
 
 
 if __name__ == "__main__":

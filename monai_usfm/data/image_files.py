@@ -13,15 +13,15 @@ from PIL import ExifTags, Image, ImageOps
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
-__all__ = ["decode_picture"]
+__all__ = ["decode_image"]
 
 _EIGHT_BIT_MODES = {"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 """Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
 
 
-def decode_picture(path: str, pick: FramePicker | None, gray: bool, label: bool) -> Decoded:
-    """Read a picture file. Gray is made at decoding, where it is cheapest.
+def decode_image(path: str, pick: FramePicker | None, gray: bool, label: bool) -> Decoded:
+    """Read a image file. Gray is made at decoding, where it is cheapest.
 
     A JPEG with further images inside gives its primary one. EXIF orientation is applied in every container.
 
@@ -110,7 +110,7 @@ def _image_values(img: Image.Image, gray: bool) -> np.ndarray:
 
 
 def _label_values(path: str, img: Image.Image) -> np.ndarray:
-    """One page of a label map, ``(H, W)``, see :func:`decode_picture`."""
+    """One page of a label map, ``(H, W)``, see :func:`decode_image`."""
     img = ImageOps.exif_transpose(img)
     if img.mode == "P":
         indices = _array(img)

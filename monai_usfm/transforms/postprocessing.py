@@ -142,7 +142,7 @@ def clahe(
         if low == high:  # nothing to equalize
             out[channel] = pixels
             continue
-        # the axis of one keeps scikit-image from taking a volume with 3 or 4 columns for a color picture
+        # the axis of one keeps scikit-image from taking a volume with 3 or 4 columns for a color image
         equalized = exposure.equalize_adapthist(pixels[..., None], (*kernel, 1), clip_limit / bins, bins)
         out[channel] = equalized[..., 0]
     return blend(img, image, torch.as_tensor(out, dtype=image.dtype, device=image.device), fov, geometry)
