@@ -202,6 +202,9 @@ def _check_card(card: Mapping[str, Any], place: Path) -> None:
     temperature = card.get("temperature", 1.0)
     if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
         problem = f"its temperature is {temperature!r}, expected a positive number"
+    presence = card.get("presence_threshold", 0.0)
+    if not isinstance(presence, int | float) or not abs(presence) < float("inf"):
+        problem = f"its presence_threshold is {presence!r}, expected a number"
     if problem:
         raise ValueError(f"the card {place} is unusable: {problem}.")
 

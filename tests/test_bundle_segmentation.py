@@ -232,6 +232,18 @@ def test_evaluation_scores_the_masks_that_inference_writes(
     assert summary["class_1"]["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in table]), abs=1e-4)
 
 
+def test_masks_below_the_presence_threshold_are_empty_and_scored_so(
+    bundle: Path, images: Path, trained: Path, tmp_path: Path
+) -> None:
+    data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json"), "output_dir": str(tmp_path)}
+    weights = {"checkpoint": str(trained / "model.pt"), "presence_threshold": 1000.0}
+    run(workflow(bundle, "infer", ["inference.json"], **data, **weights, **INFER))
+    assert not any(np.array(Image.open(tmp_path / f"image_{number}_seg.png")).any() for number in (7, 8))
+    run(workflow(bundle, "train", ["train.json", "evaluate.json"], **data, **weights, **QUICK))
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["class_1"]
+    assert (summary["false_negatives"], summary["images_without"], summary["false_positive_rate"]) == (2, 0, None)
+
+
 def test_every_frame_of_a_cine_is_segmented_as_a_still(bundle: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = UltrasoundSegmenter(usfm_vit("tiny", img_size=SIZE, **TINY), 2)
@@ -538,3 +550,5 @@ def test_empty_masks_train_and_are_scored_and_told(bundle: Path, images: Path, t
         assert row["false_negative"] == "0"
         assert float(row["dice"]) == (0.0 if row["false_positive"] == "1" else 1.0)
         assert row["hd95"] == "nan"
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["class_1"]
+    assert summary["false_positive_rate"] == summary["false_positives"] / summary["images_without"]

@@ -116,7 +116,9 @@ def predict(
     return FAILED if flow is not None and flow.parser.get_parsed_content("evaluator").failures else 0
 
 
-def calibrate(*options: Options, checkpoint: str, bundle_root: str | None = None) -> None:
+def calibrate(
+    *options: Options, checkpoint: str, bundle_root: str | None = None, sensitivity: float | None = None
+) -> None:
     """Fit the temperature of trained weights on validation images and put it on their card.
 
     ``evaluate``, ``predict``, MONAI Label and MONAI Deploy find it there. All options of the bundle's ``train.json``
@@ -127,10 +129,12 @@ def calibrate(*options: Options, checkpoint: str, bundle_root: str | None = None
     Args:
         checkpoint: weights with a card, of a segmentation or classification.
         bundle_root: folder of the bundle; default: that of the package.
+        sensitivity: also fit the presence threshold, below which a mask is empty, so that this share of the validation
+            images that show a structure keeps its mask, for example 0.95.
     """
     from monai_usfm.evaluation import calibrate
 
-    calibrate(checkpoint, bundle_root=bundle_root, **parse_options(options))
+    calibrate(checkpoint, bundle_root=bundle_root, sensitivity=sensitivity, **parse_options(options))
 
 
 def _task_of(checkpoint: str | None) -> Any:

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 
 from monai_usfm.data.datalist import load_datalist
 from monai_usfm.data.splits import load_splits
-from monai_usfm.transforms.batch import BatchAugmentation
+from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
 from monai_usfm.transforms.labels import LabelIndices
 
 __all__ = ["JointBatch", "JointLabeld", "joint_classes", "joint_splits", "joint_weights"]
@@ -154,10 +154,11 @@ class JointBatch:
 
     Args:
         augmentation: applied to image and label alike.
+        appearance: applied to the image after it; labeled images may take the style of unlabeled ones.
     """
 
-    def __init__(self, augmentation: BatchAugmentation) -> None:
-        self.augmentation = augmentation
+    def __init__(self, augmentation: BatchAugmentation, appearance: BatchAppearance | None = None) -> None:
+        self.augmentation, self.appearance = augmentation, appearance
 
     def __call__(
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
@@ -168,4 +169,7 @@ class JointBatch:
             for key in ("image", "label", "dataset")
         )
         augmented, moved = self.augmentation.augment(image, label)
+        if self.appearance is not None:
+            free = dataset < 0
+            augmented = self.appearance(augmented, (~free).nonzero().flatten(), free.nonzero().flatten())
         return augmented, None, (moved, dataset), {}

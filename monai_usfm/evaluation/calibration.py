@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The temperature of trained weights, fitted on validation images and kept on their card."""
+"""Temperature and presence threshold of trained weights, fitted on validation images and kept on their card."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from monai_usfm.cards import load_network, read_card, write_card
 from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.networks import TemperatureScaling
+from monai_usfm.transforms import presence_score
 from monai_usfm.workflow import load_bundle
 
 __all__ = ["calibrate"]
@@ -20,7 +21,9 @@ MAX_PIXELS = 20_000  # of one image: more tell nothing new
 PLAUSIBLE = (0.05, 20.0)  # beyond, the network says nothing about these images, or is never wrong about them
 
 
-def calibrate(checkpoint: str, *, bundle_root: str | None = None, **options: Any) -> dict[str, float]:
+def calibrate(
+    checkpoint: str, *, bundle_root: str | None = None, sensitivity: float | None = None, **options: Any
+) -> dict[str, float]:
     """Fit the temperature of a segmentation or classification network on its validation images.
 
     The temperature goes to the card of the weights, where ``evaluate``, ``predict``, MONAI Label and MONAI Deploy find
@@ -29,51 +32,75 @@ def calibrate(checkpoint: str, *, bundle_root: str | None = None, **options: Any
     Args:
         checkpoint: weights with a card.
         bundle_root: folder of the bundle; default: that of the task on the card.
+        sensitivity: also fit ``presence_threshold``, below which the mask of an image is empty, so that this share of
+            the validation images with a structure keeps its mask (:func:`monai_usfm.transforms.presence_score`).
         options: options of the bundle's ``train.json``, such as ``dataset_dir`` and ``datalist``.
 
     Returns:
-        ``temperature``, ``ece_before``, ``ece_after``, ``nll_before``, ``nll_after`` and ``samples`` (images, pixels).
+        ``temperature``, ``ece_before``, ``ece_after``, ``nll_before``, ``nll_after`` and ``samples`` (images, pixels);
+        with ``sensitivity`` also ``presence_threshold`` and, of images that show nothing, ``false_positive_rate``.
 
     Raises:
-        ValueError: for a task without probabilities, or a temperature that is no calibration; the card stays as it was.
+        ValueError: for a task without probabilities, a temperature that is no calibration, or a ``sensitivity`` that
+            cannot be fitted; the card stays as it was.
     """
     card = read_card(checkpoint)
     if card["task"] not in ("segmentation", "classification"):
         raise ValueError(
             f"{checkpoint} is for {card['task']}: only segmentation and classification have probabilities."
         )
+    if sensitivity is not None and (card["task"] != "segmentation" or not 0.01 <= sensitivity <= 1):
+        raise ValueError(
+            f"sensitivity must be in [0.01, 1], and of a segmentation; got {sensitivity} for {card['task']}."
+        )
     flow = load_bundle(card["task"], "train", bundle_root=bundle_root, pretrained=checkpoint, **options)
     flow.parser.parse(reset=True)
-    result = _fit(*_collect(flow.parser, load_network(checkpoint)))
+    logits, labels, presence, shown = _collect(flow.parser, load_network(checkpoint))
+    result = _fit(logits, labels)
+    fitted = {"temperature": round(result["temperature"], 4)}
+    if sensitivity is not None:
+        if not shown.any():
+            raise ValueError("no validation image shows a structure: a presence threshold cannot be fitted.")
+        scores = presence[shown].sort().values
+        threshold = float(scores[int((1 - sensitivity) * len(scores) + 1e-6)])
+        fitted["presence_threshold"] = result["presence_threshold"] = threshold
+        if not shown.all():
+            result["false_positive_rate"] = float((presence[~shown] >= threshold).float().mean())
     if not PLAUSIBLE[0] <= result["temperature"] <= PLAUSIBLE[1]:
         raise ValueError(
             f"the temperature {result['temperature']:.4g} is no calibration: the network is no better than chance on "
             "these images, or never wrong. Train longer, or take more validation images; nothing was written."
         )
-    write_card(checkpoint, {**card, "temperature": round(result["temperature"], 4), "calibration": result})
+    write_card(checkpoint, {**card, **fitted, "calibration": result})
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
     return result
 
 
 @torch.no_grad()
-def _collect(parser: Any, network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ``(M, K)`` and classes ``(M,)`` of the validation images, or of a sample of their pixels."""
+def _collect(parser: Any, network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits ``(M, K)`` and classes ``(M,)`` of the validation images, or of a sample of their pixels.
+
+    Of a segmentation also the presence score of each image, and whether its label shows anything.
+    """
     device = torch.device(parser.get_parsed_content("device"))
     inferer = parser.get_parsed_content("validate#inferer")
     network.to(device)
     generator = torch.Generator().manual_seed(0)
-    logits, labels = [], []
+    logits, labels, presence, shown = [], [], [torch.empty(0)], [torch.empty(0, dtype=torch.bool)]
     for batch in parser.get_parsed_content("validate#dataloader"):
         output = inferer(torch.as_tensor(batch["image"]).as_subclass(torch.Tensor).to(device), network).cpu()
         truth = torch.as_tensor(batch["class" if output.dim() == 2 else "label"]).as_subclass(torch.Tensor)
+        if output.dim() > 2:
+            presence.append(presence_score(output))
+            shown.append(truth.flatten(1).any(1))
         output, truth = output.movedim(1, -1).reshape(-1, output.shape[1]), truth.reshape(-1).long()
         if len(truth) > MAX_PIXELS * len(batch["image"]):
             chosen = torch.randperm(len(truth), generator=generator)[: MAX_PIXELS * len(batch["image"])]
             output, truth = output[chosen], truth[chosen]
         logits.append(output)
         labels.append(truth)
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits), torch.cat(labels), torch.cat(presence), torch.cat(shown)
 
 
 def _fit(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

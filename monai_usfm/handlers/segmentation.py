@@ -244,6 +244,9 @@ class SegmentationReport(EvaluationReport):
             entry["dice_labeled"] = float(np.mean(labeled)) if labeled else None
             entry["false_negatives"] = sum(row["false_negative"] for row in of_class)
             entry["false_positives"] = sum(row["false_positive"] for row in of_class)
+            without = len(of_class) - len(labeled)
+            entry["images_without"] = without
+            entry["false_positive_rate"] = entry["false_positives"] / without if without else None
             summary[f"class_{number}"] = entry
         self.write_summary(engine, summary)
 

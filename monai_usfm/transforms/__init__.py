@@ -47,7 +47,7 @@ from monai_usfm.transforms.band_stop import (
     RandFourierBandStop,
     RandFourierBandStopd,
 )
-from monai_usfm.transforms.batch import BatchAugmentation
+from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
 from monai_usfm.transforms.beam import (
     BeamGeometry,
     FitBeam,
@@ -78,6 +78,7 @@ from monai_usfm.transforms.postprocessing import (
     salt_and_pepper,
     wavelet_denoise,
 )
+from monai_usfm.transforms.presence import PresenceThresholdd, RandBackgroundCropd, presence_score
 from monai_usfm.transforms.probe import (
     RandConvexityChange,
     RandConvexityChanged,
@@ -104,6 +105,7 @@ from monai_usfm.transforms.speckle import (
 
 __all__ = [
     "AnnotationReport",
+    "BatchAppearance",
     "BatchAugmentation",
     "BeamGeometry",
     "CropFieldOfView",
@@ -120,8 +122,10 @@ __all__ = [
     "LabelIndicesd",
     "NoiseRecovery",
     "NotAConeError",
+    "PresenceThresholdd",
     "RandAcousticShadow",
     "RandAcousticShadowd",
+    "RandBackgroundCropd",
     "RandCLAHE",
     "RandCLAHEd",
     "RandConvexityChange",
@@ -175,6 +179,7 @@ __all__ = [
     "frequency_radius",
     "gaussian_blur",
     "is_jpeg_label",
+    "presence_score",
     "random_ring_masks",
     "recompress",
     "respeckle",

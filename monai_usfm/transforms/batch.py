@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from monai.utils import ensure_tuple_rep
 
-__all__ = ["BatchAugmentation"]
+__all__ = ["BatchAppearance", "BatchAugmentation"]
 
 
 class BatchAugmentation:
@@ -143,3 +143,109 @@ class BatchAugmentation:
                 moved = moved.clamp(0, 1).pow(power)
             label = moved.to(label.dtype)
         return out, label
+
+
+class BatchAppearance:
+    """How another machine, setting or patient would show the images of a batch, on the device of training.
+
+    Each image gets each of the changes with probability ``prob``, all of random strength: gain and dynamic range (both
+    may saturate), gain along the depth, dark from some depth on, one shadow, coarser resolution, speckle-like noise.
+    Black stays black. Draws come from PyTorch's global generator of the device. Depth is the axis before the last.
+
+    With ``style_prob`` an image of ``styled`` takes the style of a random one of ``sources``: its amplitude spectrum,
+    in part, with its own phases, and then its gray values, in part, rank by rank. So simulated images look like the
+    real ones of the batch, of which no label is needed. Xu et al. 2021 (amplitude mix), https://arxiv.org/abs/2105.11120.
+
+    Args:
+        prob: of each change.
+        contrast: largest factor between gray values, either way.
+        brightness: largest shift of gray values, either way.
+        depth_gain: largest gain or loss along the depth, in gray values.
+        dark: range of the loss from some depth on, in gray values over the whole depth.
+        noise: largest standard deviation of the noise, relative to the gray value.
+        style_prob: of a style.
+        style_share: largest part of the amplitudes and gray values that comes from the other image.
+
+    Raises:
+        ValueError: for a probability outside [0, 1] or a contrast below 1.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.3,
+        contrast: float = 1.6,
+        brightness: float = 0.2,
+        depth_gain: float = 0.4,
+        dark: Sequence[float] = (1.0, 6.0),
+        noise: float = 0.25,
+        style_prob: float = 0.5,
+        style_share: float = 0.7,
+    ) -> None:
+        if not 0 <= prob <= 1 or not 0 <= style_prob <= 1 or contrast < 1:
+            raise ValueError(
+                f"need prob and style_prob in [0, 1] and contrast >= 1; got {prob}, {style_prob}, {contrast}."
+            )
+        self.prob, self.style_prob, self.style_share = prob, style_prob, style_share
+        self.contrast, self.brightness, self.depth_gain = contrast, brightness, depth_gain
+        self.dark, self.noise = tuple(dark), noise
+
+    def __call__(
+        self, image: torch.Tensor, styled: torch.Tensor | None = None, sources: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``(B, C, *S)`` in [0, 1] to the same; ``styled`` and ``sources`` are places in the batch."""
+        if styled is not None and sources is not None and len(sources) and self.style_prob > 0:
+            styled = styled[torch.rand(len(styled), device=image.device) < self.style_prob]
+            if len(styled):
+                drawn = sources[torch.randint(len(sources), (len(styled),), device=image.device)]
+                image = image.index_copy(0, styled, self.style(image[styled], image[drawn]))
+        return self.appearance(image)
+
+    def style(self, image: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """``image`` with part of the amplitudes and gray values of ``source``, both ``(B, C, *S)``."""
+        dims = image.dim() - 2
+        axes = tuple(range(2, dims + 2))
+        share = self.style_share * torch.rand(2, len(image), *[1] * (dims + 1), device=image.device)
+        found, wanted = torch.fft.rfftn(image, dim=axes), torch.fft.rfftn(source, dim=axes)
+        mixed = torch.polar(torch.lerp(found.abs(), wanted.abs(), share[0]), found.angle())
+        mixed = torch.fft.irfftn(mixed, s=image.shape[2:], dim=axes)
+        ranks = mixed.flatten(1).argsort(1)
+        matched = torch.empty_like(ranks, dtype=image.dtype).scatter_(1, ranks, source.flatten(1).sort(1).values)
+        return torch.lerp(mixed, matched.view_as(mixed), share[1]).clamp(0, 1)
+
+    def appearance(self, image: torch.Tensor) -> torch.Tensor:
+        """The changes alone."""
+        batch, dims, device = len(image), image.dim() - 2, image.device
+        shape = (batch, *[1] * (dims + 1))
+
+        def uniform(low: float, high: float) -> torch.Tensor:
+            return low + (high - low) * torch.rand(shape, device=device)
+
+        def chosen() -> torch.Tensor:
+            return (torch.rand(shape, device=device) < self.prob).float()
+
+        rows, columns = image.shape[-2:]
+        depth = torch.linspace(0, 1, rows, device=device).view(rows, 1)
+        across = torch.linspace(0, 1, columns, device=device)
+        lit = (image / 0.02).clamp(max=1)  # so that black stays black
+        factor = torch.exp(chosen() * uniform(-1, 1) * torch.tensor(self.contrast).log())
+        shift = chosen() * uniform(-self.brightness, self.brightness)
+        slope = chosen() * uniform(-self.depth_gain, self.depth_gain)
+        deep = (depth - uniform(0.35, 0.9)).clamp(min=0)
+        loss = chosen() * uniform(*self.dark) * deep
+        # A shadow: a band that widens with depth, dark from its start on.
+        width = uniform(0.02, 0.15) * (1 + depth)
+        beside = ((across - uniform(0, 1)).abs() / width).square()
+        below = ((depth - uniform(0.1, 0.8)) / 0.05).clamp(0, 1)
+        loss = loss + chosen() * uniform(0.1, 0.8) * torch.exp(-beside) * below
+        image = ((image - 0.5) * factor + 0.5 + lit * (shift + slope * (depth - 0.5)) - loss).clamp(0, 1) * lit
+        coarse = (torch.rand(batch, device=device) < self.prob).nonzero().flatten()
+        if len(coarse):
+            scale = float(1 + 1.5 * torch.rand(1, device=device))
+            mode = "bilinear" if dims == 2 else "trilinear"
+            size = [max(1, round(n / scale)) for n in image.shape[2:]]
+            small = F.interpolate(image[coarse], size, mode=mode, align_corners=False)
+            image = image.index_copy(0, coarse, F.interpolate(small, image.shape[2:], mode=mode, align_corners=False))
+        grain = torch.randn_like(image[:, :1])
+        pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+        grain = pool(grain, 3, stride=1, padding=1) * 3 ** (dims / 2)
+        return (image * (1 + chosen() * uniform(0, self.noise) * grain)).clamp(0, 1)

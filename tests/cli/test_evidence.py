@@ -151,6 +151,21 @@ def test_the_temperature_of_a_network_that_says_one_thing_goes_to_its_card(datas
     assert card["class_names"] == ["background", "disc"]
 
 
+def test_the_presence_threshold_keeps_the_wanted_share_of_the_images(dataset, weights, tmp_path):
+    network = load_network(weights["segmentation"])
+    save_network(tmp_path / "model.pt", network, half=False)
+    arguments = ["--dataset_dir", dataset, "--device", "cpu", "--amp", "fp32", "--sensitivity", 0.75]
+    assert call("calibrate", "--checkpoint", tmp_path / "model.pt", *arguments) == 0
+    scores = []
+    for i in range(4):
+        image = torch.from_numpy(np.asarray(Image.open(dataset / f"validation_{i}.png"), np.float32) / 255)
+        pixels = Resize((SIZE, SIZE), mode="bilinear", anti_aliasing=True)(image[None])
+        with torch.no_grad():
+            logits = network(torch.as_tensor(pixels)[None])[0]
+        scores.append((logits[1] - logits[0]).flatten().sort().values[-5:].mean().item())  # 0.5 % of 1024 pixels
+    assert read_card(tmp_path / "model.pt")["presence_threshold"] == pytest.approx(sorted(scores)[1], abs=1e-4)
+
+
 @pytest.mark.parametrize("ending", ["ts", "pt2", "onnx", "safetensors"])
 def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path, capsys, ending):
     if ending == "onnx":

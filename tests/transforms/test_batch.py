@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_usfm.transforms import BatchAugmentation
+from monai_usfm.transforms import BatchAppearance, BatchAugmentation
 
 STILL = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "rotate": 0.0, "flip": 0.0, "gamma": 1.0}
 SHAPES = [(12, 20), (6, 10, 14)]
@@ -208,3 +208,41 @@ def test_whatever_is_drawn_the_output_is_an_image_and_its_label(
 def test_range_out_of_bounds_is_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=r"must be|need"):
         BatchAugmentation((8, 8), **bad)
+
+
+def test_appearance_keeps_black_and_range() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(6, 1, 32, 32)
+    image[..., :8] = 0
+    changed = BatchAppearance(prob=1.0)(image)
+    assert changed[..., :5].max() == 0  # but for what a coarser resolution spreads over the border
+    assert changed.min() >= 0 and changed.max() <= 1 and not torch.equal(changed, image)
+
+
+def test_appearance_without_probability_changes_nothing() -> None:
+    image = torch.rand(3, 1, 16, 16).clamp(min=0.02)
+    assert torch.allclose(BatchAppearance(prob=0.0)(image), image, atol=1e-6)
+
+
+def test_style_gives_the_gray_values_of_the_source_and_keeps_the_order() -> None:
+    image, source = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16) ** 3
+    appearance = BatchAppearance(style_share=1.0)
+    torch.manual_seed(1)
+    shares = torch.rand(2, 1, 1, 1, 1)
+    torch.manual_seed(1)
+    styled = appearance.style(image, source)
+    rank = styled.flatten().argsort()
+    mixed = torch.fft.rfftn(image, dim=(2, 3))
+    other = torch.fft.rfftn(source, dim=(2, 3)).abs()
+    mixed = torch.polar(torch.lerp(mixed.abs(), other, shares[0, 0]), mixed.angle())
+    mixed = torch.fft.irfftn(mixed, s=(16, 16), dim=(2, 3))
+    expected = mixed.flatten().sort().values.lerp(source.flatten().sort().values, shares[1].flatten())
+    assert torch.allclose(styled.flatten()[rank], expected.clamp(0, 1), atol=1e-5)
+    assert (mixed.flatten()[rank][int((styled == 0).sum()) :].diff() >= 0).all()  # clamped pixels have no order
+
+
+def test_only_the_named_images_are_styled() -> None:
+    image = torch.rand(4, 1, 16, 16).clamp(min=0.02)
+    changed = BatchAppearance(prob=0.0, style_prob=1.0)(image, torch.tensor([1, 2]), torch.tensor([3]))
+    same = [bool(torch.allclose(changed[i], image[i], atol=1e-6)) for i in range(4)]
+    assert same == [True, False, False, True]
