@@ -17,7 +17,7 @@ from monai_usfm.data import load_datalist
 from monai_usfm.evaluation.bundle_runs import BundleTraining
 from monai_usfm.evaluation.label_efficiency import label_subsets, read_cell, run_label_efficiency
 from monai_usfm.evaluation.report import markdown_table, save_figure
-from monai_usfm.evaluation.statistics import PairedTest, bootstrap_interval, holm_adjust
+from monai_usfm.evaluation.statistics import PairedTest, holm_adjust
 from monai_usfm.files import write_csv, write_text_atomically
 
 __all__ = ["summarize_board", "transfer_board"]
@@ -39,8 +39,8 @@ def transfer_board(
     The board is a JSON file, its paths relative to its folder:
 
     - ``options``: of the bundles, for every cell; ``steps`` gives all networks the same number of them;
-    - ``tasks``: name -> ``bundle`` (default ``segmentation``), ``datalist`` with the three splits, ``dataset_dir``,
-      ``label_fractions`` (the data set's own parts), ``options``;
+    - ``tasks``: name -> ``bundle`` (``segmentation``, the default, or ``classification``), ``datalist`` with the
+      three splits, ``dataset_dir``, ``label_fractions`` (the data set's own parts), ``options``;
     - ``starts``: name -> options of the bundle, such as ``{"pretrained": FILE}``. A mapping of task -> FILE gives each
       task its own file, as where the start used on a task must not have seen its labels. ``{}`` starts from scratch;
     - ``fractions``, ``seeds``, and ``reference``: the start that the others are compared with.
@@ -68,8 +68,9 @@ def transfer_board(
     for name in tasks or plan["tasks"]:
         task = _resolved(file.parent, plan["tasks"][name], name)
         networks = {start: _resolved(file.parent, plan["starts"][start], name) for start in starts or plan["starts"]}
+        target = "class" if task.get("bundle") == "classification" else "label"
         splits = {
-            split: load_datalist(task["datalist"], task.get("dataset_dir"), split, required=("image", "label"))
+            split: load_datalist(task["datalist"], task.get("dataset_dir"), split, required=("image", target))
             for split in ("training", "validation", "test")
         }
         shares = list(fractions or plan["fractions"])
@@ -94,9 +95,10 @@ def transfer_board(
 def summarize_board(output: PathLike, reference: str) -> Path:
     """Tables and heat map from the cells that there are: ``board.csv``, ``board.md`` and ``board.png``.
 
-    Each entry is the mean Dice over seeds and test images, with a bootstrap interval over patients. The last columns
-    are means over the tasks; there each start is compared with ``reference`` by a bootstrap over patients within tasks
-    (two-sided, Holm-corrected for the comparisons of the board), on the seeds that both have.
+    Each entry is the mean over seeds of the score on the test images, Dice or, of classes, macro-F1, with a bootstrap
+    interval over patients. Dice is also averaged over the tasks. Each start is compared with ``reference`` on that mean
+    and on each task of classes, by a bootstrap over patients within tasks (two-sided, Holm-corrected for the number of
+    comparisons), on the seeds that both have.
 
     Args:
         output: folder of :func:`transfer_board`: a folder with ``cells`` for each task.
@@ -111,34 +113,36 @@ def summarize_board(output: PathLike, reference: str) -> Path:
     names = sorted({name for _, _, name in scores}, key=lambda name: (name != reference, name))
     if reference not in names:
         raise ValueError(f"{output}: no cell of the reference {reference!r}; there are {', '.join(names) or 'none'}.")
+    metrics = {task: _metric(next(iter(group[1].values()))) for (task, _, _), group in scores.items()}
     rows: list[dict[str, Any]] = []
     tests = {}
     for fraction in fractions:
-        complete = [task for task in tasks if all((task, fraction, name) in scores for name in names)]
         for name in names:
-            for task in tasks:
-                if (task, fraction, name) in scores:
-                    patients, seeds = scores[task, fraction, name]
-                    values = np.mean(list(seeds.values()), axis=0)
-                    interval = bootstrap_interval(partial(_mean, values), patients)
-                    rows.append(_row(name, task, fraction, interval.value, interval.low, interval.high, len(seeds)))
-            if not complete:
-                continue
-            mean = np.mean(
-                [r["dice"] for r in rows if r["start"] == name and r["fraction"] == fraction and r["task"] in complete]
-            )
-            rows.append(_row(name, "mean", fraction, float(mean), np.nan, np.nan, 0))
-            if name != reference:
-                tests[name, fraction] = _compare(scores, complete, fraction, reference, name)
+            own = [task for task in tasks if (task, fraction, name) in scores]
+            for task in own:
+                value, draws = _bootstrap(*scores[task, fraction, name])
+                low, high = np.percentile(draws, [2.5, 97.5])
+                seeds = len(scores[task, fraction, name][1])
+                rows.append(_row(name, task, fraction, metrics[task], value, low, high, seeds))
+                if metrics[task] != "dice" and name != reference and (task, fraction, reference) in scores:
+                    tests[name, task, fraction] = _compare(scores, [task], fraction, reference, name)
+            # A start is averaged over the tasks of the reference, or not at all: tasks differ in how hard they are.
+            wanted = [t for t in tasks if metrics[t] == "dice" and (t, fraction, reference) in scores]
+            if wanted and set(wanted) <= set(own):
+                values = [r["score"] for r in rows if r["start"] == name and r["fraction"] == fraction]
+                mean = np.mean([v for v, task in zip(values, own, strict=True) if task in wanted])
+                rows.append(_row(name, "mean", fraction, "dice", float(mean), np.nan, np.nan, 0))
+                if name != reference:
+                    tests[name, "mean", fraction] = _compare(scores, wanted, fraction, reference, name)
     adjusted = dict(zip(tests, holm_adjust([t.p_value for t in tests.values()]), strict=True)) if tests else {}
     for row in rows:
-        test = tests.get((row["start"], row["fraction"])) if row["task"] == "mean" else None
-        if test is not None:
+        key = (row["start"], row["task"], row["fraction"])
+        if key in tests:
             row |= {
-                "reference_minus_this": test.difference,
-                "difference_low": test.low,
-                "difference_high": test.high,
-                "p_adjusted": adjusted[row["start"], row["fraction"]],
+                "reference_minus_this": tests[key].difference,
+                "difference_low": tests[key].low,
+                "difference_high": tests[key].high,
+                "p_adjusted": adjusted[key],
             }
     folder = Path(output)
     write_csv(folder / "board.csv", rows)
@@ -158,54 +162,90 @@ def _resolved(base: Path, settings: Mapping[str, Any], task: str) -> dict[str, A
     return {k: str(base / v) if k in PATHS and isinstance(v, str) else v for k, v in chosen.items()}
 
 
-def _read(folder: Path) -> dict[tuple[str, float, str], tuple[list[Any], dict[int, list[float]]]]:
-    """(task, fraction, start) -> patients of the test cases, and their scores by seed."""
-    scores: dict[tuple[str, float, str], tuple[list[Any], dict[int, list[float]]]] = {}
+Cells = tuple[list[Any], dict[int, np.ndarray]]  # patients of the test cases, and what each case adds, by seed
+
+
+def _read(folder: Path) -> dict[tuple[str, float, str], Cells]:
+    """(task, fraction, start) -> its cells."""
+    scores: dict[tuple[str, float, str], Cells] = {}
     for file in sorted(folder.glob("*/cells/[!.]*.json")):
         cell = read_cell(file)
         key = (file.parent.parent.name, cell["fraction"], cell["initialization"])
         patients, seeds = scores.setdefault(key, (cell["cases"]["patient"], {}))
         if patients != cell["cases"]["patient"]:
             raise ValueError(f"{file}: other test cases than the cells before it; make it again.")
-        seeds[cell["seed"]] = cell["cases"]["dice"]
+        seeds[cell["seed"]] = _parts(cell["cases"])
     return scores
 
 
-def _mean(values: np.ndarray, rows: np.ndarray) -> float:
-    return float(values[rows].mean())
+def _parts(cases: Mapping[str, Any]) -> np.ndarray:
+    """What each case adds to the sums that a score is made of: Dice and 1, or its place in the confusion matrix."""
+    if "dice" in cases:
+        return np.stack([cases["dice"], np.ones(len(cases["dice"]))], axis=1)
+    columns = [cases[f"probability_{i}"] for i in range(sum(key.startswith("probability_") for key in cases))]
+    place = len(columns) * np.asarray(cases["label"]) + np.argmax(columns, axis=0)
+    return np.eye(len(columns) ** 2)[place]
+
+
+def _metric(parts: np.ndarray) -> str:
+    return "dice" if parts.shape[1] == 2 else "macro_f1"
+
+
+def _score(sums: np.ndarray) -> np.ndarray:
+    """``(..., D)`` sums over cases -> ``(...)`` mean Dice, or macro-F1 over the classes that occur or are predicted."""
+    if sums.shape[-1] == 2:
+        return sums[..., 0] / sums[..., 1]
+    classes = round(sums.shape[-1] ** 0.5)
+    confusion = sums.reshape(*sums.shape[:-1], classes, classes)
+    hits, total = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1) + confusion.sum(-2)
+    f1 = np.divide(2 * hits, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return np.nanmean(f1, axis=-1)
+
+
+def _bootstrap(patients: Sequence[Any], seeds: Mapping[int, np.ndarray], resamples: int = 2000) -> tuple[float, Any]:
+    """Mean over seeds of the score, and its draws over patients, the same patients for every start."""
+    place = np.unique(patients, return_inverse=True)[1]
+    members = place.max() + 1
+    generator = np.random.default_rng(0)
+    drawn = generator.multinomial(members, np.full(members, 1 / members), size=resamples)
+    values, draws = [], []
+    for parts in seeds.values():
+        sums = np.stack([np.bincount(place, column) for column in parts.T], axis=1)
+        values.append(_score(sums.sum(0)))
+        draws.append(_score(drawn @ sums))
+    return float(np.mean(values)), np.mean(draws, axis=0)
 
 
 def _compare(
-    scores: Mapping, tasks: Sequence[str], fraction: float, first: str, second: str, resamples: int = 2000
+    scores: Mapping[tuple[str, float, str], Cells], tasks: Sequence[str], fraction: float, first: str, second: str
 ) -> PairedTest:
-    """Mean over tasks of the difference of the means, by a bootstrap of the patients within each task."""
-    generator = np.random.default_rng(0)
+    """Mean over tasks of the difference of the scores, by a bootstrap of the patients within each task."""
     values, draws, count = [], [], 0
     for task in tasks:
         patients, ours = scores[task, fraction, first]
         _, theirs = scores[task, fraction, second]
-        seeds = sorted(set(ours) & set(theirs))
-        difference = np.mean([np.subtract(ours[s], theirs[s]) for s in seeds], axis=0)
-        place = np.unique(patients, return_inverse=True)[1]
-        sums, cases = np.bincount(place, difference), np.bincount(place)
-        drawn = generator.integers(len(sums), size=(resamples, len(sums)))
-        values.append(difference.mean())
-        draws.append(sums[drawn].sum(1) / cases[drawn].sum(1))
-        count += len(sums)
+        common = set(ours) & set(theirs)
+        pair = [_bootstrap(patients, {s: side[s] for s in common}) for side in (ours, theirs)]
+        values.append(pair[0][0] - pair[1][0])
+        draws.append(pair[0][1] - pair[1][1])
+        count += len(set(patients))
     means = np.mean(draws, axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
-    tail = (1 + min((means <= 0).sum(), (means >= 0).sum())) / (1 + resamples)
+    tail = (1 + min((means <= 0).sum(), (means >= 0).sum())) / (1 + len(means))
     return PairedTest(float(np.mean(values)), float(low), float(high), float(min(1.0, 2 * tail)), count, "bootstrap")
 
 
-def _row(start: str, task: str, fraction: float, dice: float, low: float, high: float, seeds: int) -> dict[str, Any]:
-    return {"start": start, "task": task, "fraction": fraction, "dice": dice, "low": low, "high": high, "seeds": seeds}
+def _row(
+    start: str, task: str, fraction: float, metric: str, score: float, low: float, high: float, seeds: int
+) -> dict[str, Any]:
+    where = {"start": start, "task": task, "fraction": fraction, "metric": metric}
+    return {**where, "score": score, "low": low, "high": high, "seeds": seeds}
 
 
 def _shown(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
-    text = f"{row['dice']:.3f}"
+    text = f"{row['score']:.3f}"
     if np.isfinite(row["low"]):
         return f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
     if "p_adjusted" not in row:
@@ -217,7 +257,7 @@ def _shown(row: Mapping[str, Any] | None) -> str:
 def _heat_map(path: Path, names: Sequence[str], columns: Sequence[tuple[str, float]], found: Mapping) -> None:
     from matplotlib.figure import Figure
 
-    values = np.array([[found.get((n, *c), {}).get("dice", np.nan) for c in columns] for n in names])
+    values = np.array([[found.get((n, *c), {}).get("score", np.nan) for c in columns] for n in names])
     figure = Figure(figsize=(1.5 + 0.9 * len(columns), 1.2 + 0.45 * len(names)))
     axes = figure.add_subplot()
     # Colors compare the starts within a column: tasks differ in how hard they are.
@@ -228,5 +268,5 @@ def _heat_map(path: Path, names: Sequence[str], columns: Sequence[tuple[str, flo
         axes.text(j, i, f"{values[i, j]:.3f}", ha="center", va="center", fontsize=8, color=color)
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(columns)), [f"{t}\n{100 * f:g} %" for t, f in columns], fontsize=8)
-    axes.set_title("test Dice; color: distance to the best start of the column", fontsize=9)
+    axes.set_title("test Dice or macro-F1; color: distance to the best start of the column", fontsize=9)
     save_figure(path, figure)

@@ -44,8 +44,8 @@ def board(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
 def test_mean_over_tasks_counts_each_task_alike(cells: Path) -> None:
     summarize_board(cells, "foundation")
     rows = board(cells)
-    ours = [float(rows["foundation", task]["dice"]) for task in ("breast", "head")]
-    assert float(rows["foundation", "mean"]["dice"]) == pytest.approx(np.mean(ours))
+    ours = [float(rows["foundation", task]["score"]) for task in ("breast", "head")]
+    assert float(rows["foundation", "mean"]["score"]) == pytest.approx(np.mean(ours))
     assert float(rows["scratch", "mean"]["reference_minus_this"]) == pytest.approx((0.1 + 0.3) / 2)
 
 
@@ -59,15 +59,33 @@ def test_a_constant_gain_has_an_interval_without_width_and_is_significant(cells:
 def test_interval_of_a_cell_is_that_of_its_patients(cells: Path) -> None:
     summarize_board(cells, "foundation")
     row = board(cells)["scratch", "breast"]
-    assert 0.5 < float(row["low"]) < float(row["dice"]) < float(row["high"]) < 0.55
+    assert 0.5 < float(row["low"]) < float(row["score"]) < float(row["high"]) < 0.55
 
 
-def test_a_task_that_a_start_lacks_does_not_count_in_the_mean(cells: Path) -> None:
+def test_a_start_that_lacks_a_task_has_no_mean(cells: Path) -> None:
     for file in (cells / "head" / "cells").glob("scratch*"):
         file.unlink()
     text = summarize_board(cells, "foundation").read_text()
-    assert float(board(cells)["scratch", "mean"]["reference_minus_this"]) == pytest.approx(0.1)
+    assert ("scratch", "mean") not in board(cells)
     assert "| - |" in text
+
+
+def test_classes_have_macro_f1_and_a_comparison_of_their_own(cells: Path) -> None:
+    labels, guesses = [0, 0, 0, 1, 1, 1], {"foundation": [0, 0, 0, 1, 1, 1], "scratch": [0, 0, 1, 1, 1, 0]}
+    for start, guessed in guesses.items():
+        file = cells / "classes" / "cells" / f"{start}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cases = {
+            "patient": list("aabbcd"),
+            "label": labels,
+            **{f"probability_{k}": [float(g == k) for g in guessed] for k in (0, 1)},
+        }
+        file.write_text(json.dumps({"initialization": start, "fraction": 0.05, "seed": 0, "cases": cases}))
+    before = board(cells)["scratch", "mean"] if summarize_board(cells, "foundation") else {}
+    row = board(cells)["scratch", "classes"]
+    assert (row["metric"], float(row["score"])) == ("macro_f1", pytest.approx(2 / 3))  # both classes: 2 of 3 found
+    assert float(row["reference_minus_this"]) == pytest.approx(1 / 3)
+    assert float(before["reference_minus_this"]) == pytest.approx(0.2)  # the mean is over Dice alone
 
 
 def test_a_reference_without_cells_is_refused(cells: Path) -> None:
