@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,14 +13,9 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
-from monai.metrics import (
-    CumulativeIterationMetric,
-    compute_average_surface_distance,
-    compute_dice,
-    compute_hausdorff_distance,
-    compute_iou,
-)
+from monai.metrics import CumulativeIterationMetric, compute_dice, compute_iou
 from monai.networks.utils import one_hot
+from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from monai_usfm.handlers.report import EvaluationReport
 from monai_usfm.metrics.ellipse import fit_ellipse
@@ -58,25 +52,35 @@ def score_case(
     rows = []
     for number in range(1, num_classes):
         here, there = predicted[:, number : number + 1], wanted[:, number : number + 1]
-        distances = {"hd95": float("nan"), "asd": float("nan")}
-        if here.any() and there.any():
-            pair: dict[str, Any] = {"y_pred": here, "y": there, "include_background": True, "spacing": spacing}
-            with warnings.catch_warnings():  # MONAI 1.6 warns of an argument that it passes to itself, at every call
-                warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
-                distances["hd95"] = compute_hausdorff_distance(**pair, percentile=95).item()
-                distances["asd"] = compute_average_surface_distance(**pair, symmetric=True).item()
+        hd95, asd = _surface_distances(here[0, 0].numpy() > 0, there[0, 0].numpy() > 0, spacing)
         rows.append(
             {
                 "class": number,
                 "dice": dice[number - 1].item(),
                 "iou": iou[number - 1].item(),
-                **distances,
+                "hd95": hd95,
+                "asd": asd,
                 "labeled": int(there.any()),
                 "false_negative": int(there.any() and not here.any()),
                 "false_positive": int(here.any() and not there.any()),
             }
         )
     return rows
+
+
+def _surface_distances(
+    prediction: np.ndarray, label: np.ndarray, spacing: Sequence[float] | None
+) -> tuple[float, float]:
+    """95th percentile of the Hausdorff distance and symmetric mean surface distance of two masks ``(*S)``.
+
+    What MONAI's ``compute_hausdorff_distance`` and ``compute_average_surface_distance`` give, which search a tree of
+    points: that takes seconds where a mask is scattered over the image. Two distance transforms serve both numbers.
+    """
+    if not (prediction.any() and label.any()):
+        return float("nan"), float("nan")
+    edges = [mask ^ binary_erosion(mask) for mask in (prediction, label)]
+    ways = [distance_transform_edt(~there, sampling=spacing)[here] for here, there in (edges, edges[::-1])]
+    return float(max(np.percentile(way, 95) for way in ways)), float(np.concatenate(ways).mean())
 
 
 def segmentation_panels(output: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, torch.Tensor]:

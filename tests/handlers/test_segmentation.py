@@ -15,6 +15,8 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from scipy.ndimage import gaussian_filter
 from scipy.special import ellipe
 
 from monai_usfm.handlers import DiceScore, SegmentationReport, score_case, segmentation_panels
@@ -55,6 +57,16 @@ def test_surface_distance_of_nested_squares() -> None:
     corners = [2 * math.sqrt(2)] * 4 + [math.sqrt(5)] * 8
     wanted = (32 * 2 + 36 * 2 + sum(corners)) / (32 + 48)
     assert row["asd"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape, spacing", [((60, 50), None), ((60, 50), [0.4, 0.7]), ((12, 20, 18), [2.0, 0.5, 0.5])])
+def test_distances_of_a_scattered_mask_at_the_border_are_those_of_monai(shape, spacing) -> None:
+    draw = np.random.default_rng(0)
+    masks = [torch.from_numpy(gaussian_filter(draw.normal(size=shape), s) > 0.1 / s)[None, None] for s in (1, 3)]
+    (row,) = score_case(masks[0][0], masks[1][0], 2, spacing)
+    hd95 = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing)
+    asd = compute_average_surface_distance(*masks, include_background=True, symmetric=True, spacing=spacing)
+    assert (row["hd95"], row["asd"]) == pytest.approx((hd95.item(), asd.item()), rel=1e-5)
 
 
 def test_box_in_a_volume_is_measured_along_its_slices() -> None:
