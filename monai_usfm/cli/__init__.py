@@ -43,6 +43,10 @@ VERBS = {
         "train": ("monai_usfm.cli.bundles:train", "Train a network for a task, pretrained or from scratch."),
         "evaluate": ("monai_usfm.cli.bundles:evaluate", "Score trained weights on a split of a datalist."),
         "predict": ("monai_usfm.cli.bundles:predict", "Apply trained weights to a folder of images."),
+        "pseudo-label": (
+            "monai_usfm.evaluation.pseudo_labels:pseudo_label",
+            "Label images by a network, where it is sure, to train on them.",
+        ),
         "calibrate": ("monai_usfm.cli.bundles:calibrate", "Fit the temperature of trained weights."),
     },
     "Evidence": {

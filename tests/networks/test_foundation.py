@@ -101,3 +101,14 @@ def test_the_first_data_set_must_have_the_classes_of_the_network():
 def test_another_head_is_refused():
     with pytest.raises(ValueError, match='head "pyramid"'):
         FoundationModel(UltrasoundSegmenter(encoder(), 2, head="upernet"), {"breast": 2})
+
+
+def test_frozen_blocks_and_all_before_them_have_no_gradient():
+    net = model(frozen_blocks=2, teacher=False).train()
+    net(*batch())["loss"].backward()
+    moved = {
+        name.split(".")[1] for name, p in net.encoder.named_parameters() if name[:6] == "blocks" and p.grad is not None
+    }
+    assert moved == {"2", "3"}
+    assert all(p.grad is None for p in net.encoder.patch_embed.parameters()) and net.encoder.cls_token.grad is None
+    assert all(p.grad is not None for p in net.network.head.parameters())

@@ -41,6 +41,8 @@ class FoundationModel(nn.Module):
         segmentation_weight, distillation_weight, restoration_weight: of the parts of the loss.
         restored_share: share of the unlabeled images that the network sees corrupted.
         teacher_scale: see :class:`FrozenTeacher`.
+        frozen_blocks: blocks of the encoder that are not trained, from the embedding up, with all that stands before
+            them: keeps what natural images taught a large encoder. The number of all blocks freezes the encoder.
 
     Raises:
         ValueError: for another head, no data set, or a first data set of other classes than the network.
@@ -57,6 +59,7 @@ class FoundationModel(nn.Module):
         restoration_weight: float = 0.2,
         restored_share: float = 0.5,
         teacher_scale: float = 1.0,
+        frozen_blocks: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(network.head, PyramidHead):
@@ -86,6 +89,10 @@ class FoundationModel(nn.Module):
             self.corruption = Corruption(network.patch_size, 0.5) if corruption is None else corruption
             self.to_image = output(network.encoder.in_channels)
             self.restoration_loss = SpatialFrequencyLoss()
+        for name, parameter in network.encoder.named_parameters() if frozen_blocks else ():
+            block = name.split(".")[1] if name.startswith("blocks.") else "-1"
+            if int(block) < frozen_blocks:
+                parameter.requires_grad_(False)
         if teacher is not None:
             network.encoder.norm.requires_grad_(True)  # the segmenter itself does not use it
             self.teacher = FrozenTeacher(teacher, teacher_scale)

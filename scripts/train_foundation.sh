@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+# Trains the pretrained starts small.pt and foundation.pt without any label of a real image.
+#
+#   bash scripts/train_foundation.sh UNLABELED.json DINOV2_VITS14.pt OUTPUT_FOLDER [OPTION...]
+#
+# About an hour and a half on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# Options go to every training: "--epoch_length 32" with SIMULATED=24 tries the whole chain in minutes.
+set -euo pipefail
+unlabeled=$(realpath "$1")
+dinov2=$(realpath "$2")
+mkdir -p "$3"
+out=$(realpath "$3")
+shift 3
+options=("$@")
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root="$here/bundles/usfm_pretraining"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+
+python - "$out" "$unlabeled" "${SIMULATED:-12000}" <<'PY'
+import json
+import sys
+from pathlib import Path
+
+from monai_usfm.simulation import write_synthetic_dataset
+
+out, unlabeled, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+organs = ("breast", "fetal_head", "muscle", "breast", "thyroid", "breast", "nerve", "breast", "prostate", "fetal_head")
+organs += ("breast", "kidney", "muscle", "gallbladder", "breast", "bladder", "liver")
+lists = json.loads(
+    write_synthetic_dataset(
+        out / "simulated", count, len(organs), 0, image_size=(192, 192), organs=organs, healthy=0.12
+    ).read_text()
+)
+# Lines have an output layer of their own: in that of lesions they would be painted into breasts.
+for name, chosen in {"lines": lambda organ: organ == "muscle", "targets": lambda organ: organ not in ("muscle", "nerve")}.items():
+    part = {s: [i for i in lists[s] if chosen(i["organ"])] for s in ("training", "validation")}
+    (out / "simulated" / f"{name}.json").write_text(json.dumps(part))
+parts = {
+    "target": {"datalist": f"{out}/simulated/targets.json", "num_classes": 2},
+    "lines": {"datalist": f"{out}/simulated/lines.json", "num_classes": 2},
+    "structures": {"datalist": f"{out}/simulated/datalist.json", "num_classes": 48, "label_key": "structures"},
+    "unlabeled": {"datalist": unlabeled},
+}
+shares = {"target": 0.56, "lines": 0.07, "structures": 0.17, "unlabeled": 0.2}
+(out / "small.json").write_text(json.dumps({"parts": parts, "shares": shares, "restoration_weight": 0.1}))
+parts["pseudo"] = {"datalist": f"{out}/pseudo/datalist.json", "num_classes": 2, "output": "target"}
+shares = {"target": 0.37, "pseudo": 0.2, "lines": 0.08, "structures": 0.1, "unlabeled": 0.25}
+(out / "tiny.json").write_text(json.dumps({"parts": parts, "shares": shares, "restoration_weight": 0.1}))
+PY
+
+joint() { # name, parts, then options
+    local name=$1 parts=$2
+    shift 2
+    [ -f "$out/$name/model.pt" ] && return
+    python -W ignore -m monai.bundle run --bundle_root "$root" --output_dir "$out/$name" --cache_dir "$out/cache" --resume true \
+        --config_file "['$root/configs/train.json','$root/configs/foundation.json','$out/$parts.json']" \
+        --spatial_size "[128,128]" --stored_size "[160,160]" --organ_temperature 0.3 --num_workers 0 "$@" \
+        ${options[@]+"${options[@]}"}
+}
+
+# The decoder alone learns first, then the upper two thirds of the encoder with it.
+joint small_decoder small --pretrained "$dinov2" --patch_size "[16,16]" --in_channels 1 --frozen_blocks 12 --max_epochs 2 \
+    --warmup_epochs 0.2 --learning_rate 0.002
+joint small small --pretrained "$out/small_decoder/model.pt" --frozen_blocks 4 --max_epochs 5 --warmup_epochs 0.3 \
+    --learning_rate 0.0008 --layer_decay 0.65
+# What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
+[ -f "$out/pseudo/datalist.json" ] || python -W ignore -m monai_usfm pseudo-label "$out/small/model.pt" "$unlabeled" "$out/pseudo" \
+    --organs breast --agreement "${AGREEMENT:-0.8}"
+joint foundation tiny --pretrained "$here/bundles/usfm_segmentation/models/foundation.pt" --teacher "$out/small/model.pt" \
+    --max_epochs 13 --warmup_epochs 0.3
+echo "small: $out/small/model.pt, tiny: $out/foundation/model.pt, each with its card."

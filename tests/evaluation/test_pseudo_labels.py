@@ -1,0 +1,75 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of unlabeled images, kept where views agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_usfm import build_network, save_network
+from monai_usfm.evaluation.pseudo_labels import agreeing_mask, pseudo_label
+
+
+class Bright(torch.nn.Module):
+    """Marks what is brighter than a half."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0.5 - image, image - 0.5], dim=1) * 100
+
+
+class Left(torch.nn.Module):
+    """Marks the left half, whatever it shows."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        mark = torch.full_like(image, -50.0)
+        mark[..., : image.shape[-1] // 2] = 50.0
+        return torch.cat([-mark, mark], dim=1)
+
+
+@pytest.fixture
+def square() -> torch.Tensor:
+    image = torch.zeros(1, 60, 80)
+    image[:, 15:45, 20:50] = 1
+    return image
+
+
+def test_views_of_a_network_that_follows_the_image_agree(square: torch.Tensor) -> None:
+    mask, agreement = agreeing_mask(Bright(), square, (48, 64))
+    assert agreement > 0.97
+    assert (mask != square[0]).float().mean() < 0.02
+
+
+def test_views_of_a_network_that_goes_by_place_disagree(square: torch.Tensor) -> None:
+    assert agreeing_mask(Left(), square, (48, 64))[1] < 0.7
+
+
+def test_an_empty_mask_is_no_agreement() -> None:
+    assert agreeing_mask(Bright(), torch.zeros(1, 32, 32), (32, 32))[1] == 0
+
+
+def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(tmp_path: Path) -> None:
+    network = build_network(
+        "segmentation", spatial_size=[32, 32], num_layers=1, hidden_size=48, mlp_dim=48, num_heads=3
+    )
+    with torch.no_grad():
+        network.head.to_pixels.weight.zero_()
+        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))  # marks all of every image
+    save_network(tmp_path / "model.pt", network)
+    items = []
+    for number, organ in enumerate(["breast", "lung", "breast"]):
+        Image.fromarray(np.full((20, 30), 100, np.uint8)).save(tmp_path / f"{number}.png")
+        items.append({"image": f"{number}.png", "organ": organ, "patient": f"p{number}"})
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    arguments = (str(tmp_path / "model.pt"), str(tmp_path / "list.json"), str(tmp_path / "out"))
+    found = json.loads(pseudo_label(*arguments, organs=["breast"], device="cpu").read_text())["training"]
+    assert [(Path(i["image"]).name, i["patient"]) for i in found] == [("0.png", "p0"), ("2.png", "p2")]
+    assert np.asarray(Image.open(found[0]["label"])).shape == (20, 30)
+    assert np.asarray(Image.open(found[0]["label"])).min() == 1
+    with pytest.raises(ValueError, match="none of 0 images"):
+        pseudo_label(*arguments, organs=["liver"], device="cpu")
