@@ -245,3 +245,34 @@ def test_pretraining_runs_in_bf16_and_its_loss_is_close():
 def test_bad_settings_and_inputs_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class LeftHalf(torch.nn.Module):
+    """Hides the right half of the tokens; those of the last row do not count."""
+
+    def forward(self, image, patch_size, noise=None):
+        rows, columns = (n // p for n, p in zip(image.shape[2:], patch_size, strict=True))
+        index = torch.arange(rows * columns).reshape(rows, columns)
+        keep, hidden = (part.reshape(1, -1).expand(len(image), -1) for part in index.tensor_split(2, dim=1))
+        return keep, hidden, (hidden < (rows - 1) * columns).float()
+
+
+class LastError(torch.nn.Module):
+    def forward(self, prediction, target, mask):
+        self.mask = mask
+        return (prediction - target).square().sum() * 7
+
+
+@pytest.mark.parametrize("make", [MaskedImageModel, MaskedAutoencoder])
+def test_mask_and_loss_may_be_modules_of_ones_own(make):
+    loss = LastError()
+    net = make(tiny(img_size=(32, 64)), mask_kind=LeftHalf(), loss_function=loss)
+    output = net(torch.rand(2, 1, 32, 64))
+    hidden = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]]).float()
+    if make is MaskedImageModel:  # what does not count is not overwritten either
+        hidden[1] = 0
+        assert loss.mask.shape == (2, 1, 32, 64) and loss.mask.sum() == 2 * 2 * 256
+    else:
+        assert loss.mask.tolist() == [[1, 1, 0, 0]] * 2
+    assert output["mask"].tolist() == [hidden.flatten().tolist()] * 2
+    assert output["loss"].item() > 0

@@ -11,7 +11,7 @@ from monai_usfm.networks.blocks.token_mask import TokenMask, token_coverage
 
 
 def masks(mask: TokenMask, image: torch.Tensor, patch) -> torch.Tensor:
-    keep, hidden, _ = mask.split(image, patch)
+    keep, hidden, _ = mask(image, patch)
     assert torch.equal(torch.cat([keep, hidden], 1).sort(1).values[0], torch.arange(keep.shape[1] + hidden.shape[1]))
     return torch.ones(image.shape[0], keep.shape[1] + hidden.shape[1]).scatter(1, keep, 0.0)
 
@@ -57,7 +57,7 @@ def test_texture_masks_keep_textured_patches_more_often():
     textured = torch.zeros(64, 64, dtype=torch.bool)
     textured[:, :32] = True
     image = torch.where(textured, torch.rand_like(image), image + 0.005 * torch.randn_like(image))
-    keep, _, _ = TokenMask("texture", 0.75).split(image, (16, 16))
+    keep, _, _ = TokenMask("texture", 0.75)(image, (16, 16))
     share = (keep % 4 < 2).float().mean().item()
     assert share > 0.9
 
@@ -72,7 +72,7 @@ def test_fov_aware_masks_spend_no_token_outside_and_score_none_there():
     image = torch.zeros(6, 1, 64, 96)
     image[:, :, :, 32:] = 0.4
     image[3:, :, 48:] = 0.0  # three images with a smaller field of view
-    keep, hidden, counts = TokenMask("uniform", 0.75, fov_aware=True).split(image, (16, 16))
+    keep, hidden, counts = TokenMask("uniform", 0.75, fov_aware=True)(image, (16, 16))
     inside = token_coverage((image > 0).float(), (16, 16)) > 0
     assert torch.gather(inside, 1, keep).all()
     assert torch.equal(counts > 0, torch.gather(inside, 1, hidden))
@@ -82,7 +82,7 @@ def test_fov_aware_masks_spend_no_token_outside_and_score_none_there():
 def test_a_black_image_does_not_hide_the_others():
     image = torch.full((3, 1, 64, 96), 0.4)
     image[1] = 0.0
-    keep, _, counts = TokenMask("uniform", 0.75, fov_aware=True).split(image, (16, 16))
+    keep, _, counts = TokenMask("uniform", 0.75, fov_aware=True)(image, (16, 16))
     assert keep.shape[1] == int(24 * 0.25)
     assert not counts[1].any() and counts[0].all() and counts[2].all()
 

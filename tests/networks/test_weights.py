@@ -288,7 +288,7 @@ def test_mae_files_give_the_features_of_vitmae():
 @pytest.mark.parametrize("normalized", [False, True])
 def test_mae_files_fill_the_decoder_too(normalized):
     model, net = vit_mae(normalized=normalized), autoencoder()
-    net.loss_function.normalize_patches = normalized
+    net.normalize_patches = net.loss_function.normalize_patches = normalized
     report = load_pretrained(net, {"model": mae_file(model)}, strict=True, fold_normalization=False)
     assert (report.missing, report.unexpected, report.resized) == ([], [], {})
     x, noise = images(2, 3, 64, 64), images(2, 16, seed=3)

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 __all__ = ["TokenMask", "token_coverage"]
@@ -25,8 +27,10 @@ def token_coverage(fov: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor
     return _pool(fov.float(), patch_size)
 
 
-class TokenMask:
+class TokenMask(nn.Module):
     """Draws random token orders; the tokens that come first stay visible, the others are hidden.
+
+    A mask of your own is any module with this call: ``(image, patch_size, noise) -> (keep, hidden, counts)``.
 
     Args:
         kind: ``"uniform"`` (MAE), ``"block"`` (cubes of ``unit`` tokens are hidden together; SimMIM, USFM), ``"tube"``
@@ -43,6 +47,7 @@ class TokenMask:
     """
 
     def __init__(self, kind: str = "uniform", ratio: float = 0.75, unit: int = 1, fov_aware: bool = False) -> None:
+        super().__init__()
         if kind not in KINDS:
             raise ValueError(f"mask kind must be one of {', '.join(KINDS)}, got {kind!r}.")
         if not 0.0 < ratio < 1.0:
@@ -88,9 +93,7 @@ class TokenMask:
         Blocks follow SimMIM: the number of hidden blocks is rounded up. A tube hides whole columns of tokens. Otherwise
         the visible count is rounded down, as in MAE.
         """
-        total = 1
-        for n in grid:
-            total *= n
+        total = math.prod(grid)
         if self.kind == "block" and all(n % self.unit == 0 for n in grid):
             size = self.unit ** len(grid)
             blocks = total // size
@@ -107,7 +110,7 @@ class TokenMask:
         lit = (image.float().amax(dim=1, keepdim=True) > 1.5 / 255).float()
         return token_coverage(lit, patch_size) > 0
 
-    def split(
+    def forward(
         self, image: torch.Tensor, patch_size: Sequence[int], noise: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Visible and hidden token indices, and which hidden ones count.
@@ -125,9 +128,7 @@ class TokenMask:
             ValueError: if ``noise`` has another shape than the tokens.
         """
         grid = [size // patch for size, patch in zip(image.shape[2:], patch_size, strict=True)]
-        total = 1
-        for n in grid:
-            total *= n
+        total = math.prod(grid)
         if noise is None:
             noise = self.draw(image, patch_size)
         elif noise.shape != (image.shape[0], total):

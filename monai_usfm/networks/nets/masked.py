@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -76,7 +77,7 @@ class Corruption(nn.Module):
         mask_unit: int = 2,
         fill: str = "speckle",
         band_stop: nn.Module | str | None = "default",
-        mask_kind: str = "block",
+        mask_kind: str | nn.Module = "block",
         fov_aware: bool = False,
         dynamic_range_db: float = 60.0,
     ) -> None:
@@ -86,7 +87,7 @@ class Corruption(nn.Module):
         if isinstance(band_stop, str) and band_stop != "default":
             raise ValueError(f"band_stop must be a module, None or 'default', got {band_stop!r}.")
         self.patch_size = list(patch_size)
-        self.token_mask = TokenMask(mask_kind, mask_ratio, mask_unit, fov_aware)
+        self.token_mask = _token_mask(mask_kind, mask_ratio, mask_unit, fov_aware)
         self.fill = fill
         self.band_stop = RandomBandStop() if isinstance(band_stop, str) else band_stop
         self.dynamic_range_db = dynamic_range_db
@@ -107,14 +108,12 @@ class Corruption(nn.Module):
         with _float32(image), torch.no_grad():
             image = image.float()
             grid = [size // patch for size, patch in zip(image.shape[2:], self.patch_size, strict=True)]
-            _, hidden, counts = self.token_mask.split(image, self.patch_size, noise)
-            mask = image.new_zeros(image.shape[0], _product(grid))
-            score = mask.scatter(1, hidden, counts)
-            # Outside the field of view there is nothing to hide: there the mask stays open.
-            mask = score.clone() if self.token_mask.fov_aware else mask.scatter(1, hidden, 1.0)
+            _, hidden, counts = self.token_mask(image, self.patch_size, noise)
+            # Where a hidden token does not count, as outside the field of view, the mask stays open.
+            mask = image.new_zeros(image.shape[0], math.prod(grid)).scatter(1, hidden, counts)
             corrupted = image if self.band_stop is None else self.band_stop(image)
+            pixel_mask = self._to_pixels(mask, grid)
             if self.fill != "token":
-                pixel_mask = self._to_pixels(mask, grid)
                 if self.fill == "mean":
                     filler = image.mean(dim=tuple(range(2, image.dim())), keepdim=True)
                 else:
@@ -127,7 +126,7 @@ class Corruption(nn.Module):
                     speckle = speckle_intensity((image.shape[0], 1, *image.shape[2:]), device=image.device)
                     filler = add_speckle(brightness, speckle, self.dynamic_range_db)
                 corrupted = torch.where(pixel_mask > 0, filler, corrupted)
-            return corrupted, mask, self._to_pixels(score, grid)
+            return corrupted, mask, pixel_mask
 
     def _to_pixels(self, mask: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         """Token mask ``(B, N) -> (B, 1, *S)``."""
@@ -154,7 +153,7 @@ class MaskedImageModel(nn.Module):
             mean brightness of the patch), ``"mean"`` (mean of the image) or ``"token"`` (a learned token).
         band_stop: frequency corruption; None leaves the spectrum alone. The default is ``RandomBandStop()``.
         loss_function: called with (reconstruction, clean image, pixel mask); default :class:`SpatialFrequencyLoss`.
-        mask_kind: see :class:`TokenMask`.
+        mask_kind: see :class:`TokenMask`; or a module that is called as it is, which has a ratio of its own.
         fov_aware: hide patches inside the field of view only; black patches outside it are never scored.
         dynamic_range_db: display range of the images, which sets how strong speckle looks.
 
@@ -170,7 +169,7 @@ class MaskedImageModel(nn.Module):
         fill: str = "speckle",
         band_stop: nn.Module | str | None = "default",
         loss_function: nn.Module | None = None,
-        mask_kind: str = "block",
+        mask_kind: str | nn.Module = "block",
         fov_aware: bool = False,
         dynamic_range_db: float = 60.0,
     ) -> None:
@@ -180,9 +179,7 @@ class MaskedImageModel(nn.Module):
             encoder.patch_size, mask_ratio, mask_unit, fill, band_stop, mask_kind, fov_aware, dynamic_range_db
         )
         self.loss_function = SpatialFrequencyLoss() if loss_function is None else loss_function
-        pixels = encoder.in_channels
-        for patch in encoder.patch_size:
-            pixels *= patch
+        pixels = encoder.in_channels * math.prod(encoder.patch_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.hidden_size)) if fill == "token" else None
         self.head = nn.Linear(encoder.hidden_size, pixels)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -197,8 +194,7 @@ class MaskedImageModel(nn.Module):
 
         Returns:
             ``loss`` (scalar), ``prediction`` (the reconstructed images ``(B, C, *S)``), ``mask`` (``(B, N)``, 1 =
-            hidden),
-            ``corrupted`` (what the encoder saw, ``(B, C, *S)``).
+            hidden), ``corrupted`` (what the encoder saw, ``(B, C, *S)``).
         """
         corrupted, mask, score = self.corrupt(image, noise)
         grid = self.encoder.token_grid(image)
@@ -239,10 +235,12 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: attention heads of the decoder.
         mask_ratio: share of hidden patches.
         normalize_patches: predict patches standardized by their own mean and variance.
-        mask_kind: see :class:`TokenMask`.
+        mask_kind: see :class:`TokenMask`; or a module that is called as it is, which has a ratio of its own.
         mask_unit: side of a hidden block in patches, for ``mask_kind="block"``.
         fov_aware: spend no visible token on black patches outside the field of view, and do not score them.
         norm: ``"l2"`` (MAE) or ``"l1"`` pixel error.
+        loss_function: called with predicted patches, target patches ``(B, M, P)`` and ``counts`` ``(B, M)``; default
+            :class:`MaskedReconstructionLoss` with ``norm`` and ``normalize_patches``.
         band_stop: frequency corruption of what the encoder sees; the target stays clean. None for MAE.
         frequency_weight: weight of a :class:`FocalFrequencyLoss` on whole images, visible patches taken from the
             target.
@@ -259,25 +257,25 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: int = 16,
         mask_ratio: float = 0.75,
         normalize_patches: bool = False,
-        mask_kind: str = "uniform",
+        mask_kind: str | nn.Module = "uniform",
         mask_unit: int = 1,
         fov_aware: bool = False,
         norm: str = "l2",
         band_stop: nn.Module | None = None,
         frequency_weight: float = 0.0,
+        loss_function: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if frequency_weight > 0 and normalize_patches:
             raise ValueError("frequency_weight compares images, normalize_patches predicts none: use one of the two.")
         self.encoder = encoder
-        self.token_mask = TokenMask(mask_kind, mask_ratio, mask_unit, fov_aware)
-        self.loss_function = MaskedReconstructionLoss(norm, normalize_patches)
+        self.token_mask = _token_mask(mask_kind, mask_ratio, mask_unit, fov_aware)
+        self.normalize_patches = normalize_patches
+        self.loss_function = loss_function or MaskedReconstructionLoss(norm, normalize_patches)
         self.band_stop = band_stop
         self.frequency_weight = frequency_weight
         self.frequency_loss = FocalFrequencyLoss()
-        pixels = encoder.in_channels
-        for patch in encoder.patch_size:
-            pixels *= patch
+        pixels = encoder.in_channels * math.prod(encoder.patch_size)
         self.decoder_embed = nn.Linear(encoder.hidden_size, decoder_hidden_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_hidden_size))
         self.decoder_pos_embed = TokenPositions(encoder.grid, decoder_hidden_size, learnable=False)
@@ -330,12 +328,11 @@ class MaskedAutoencoder(nn.Module):
         Returns:
             ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last; in training zero at
             visible tokens, which are not decoded), ``mask`` (``(B, N)``, 1 = hidden), ``corrupted`` (``(B, C, *S)``,
-            only with
-            ``band_stop``).
+            only with ``band_stop``).
         """
         patch_size = self.encoder.patch_size
         grid = self.encoder.token_grid(image)
-        keep, hidden, counts = self.token_mask.split(image, patch_size, noise)
+        keep, hidden, counts = self.token_mask(image, patch_size, noise)
         source = image
         if self.band_stop is not None:
             with _float32(image), torch.no_grad():
@@ -377,7 +374,7 @@ class MaskedAutoencoder(nn.Module):
     def _compose(self, image: torch.Tensor, output: dict[str, torch.Tensor]) -> torch.Tensor:
         patches = patchify(image, self.encoder.patch_size).float()
         prediction = output["prediction"]
-        if self.loss_function.normalize_patches:
+        if self.normalize_patches:
             scale = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
             prediction = prediction * scale + patches.mean(dim=-1, keepdim=True)
         patches = torch.where(output["mask"].unsqueeze(-1) > 0, prediction, patches)
@@ -395,8 +392,5 @@ def _panels(image: torch.Tensor, seen: torch.Tensor, restored: torch.Tensor) -> 
     return {"input": image, "corrupted": seen, "reconstruction": restored, "error": (restored - image).abs()}
 
 
-def _product(numbers: Sequence[int]) -> int:
-    product = 1
-    for number in numbers:
-        product *= number
-    return product
+def _token_mask(kind: str | nn.Module, ratio: float, unit: int, fov_aware: bool) -> nn.Module:
+    return kind if isinstance(kind, nn.Module) else TokenMask(kind, ratio, unit, fov_aware)
