@@ -1,0 +1,134 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A network from its options, and its options from a network."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch.nn as nn
+
+from monai_usfm.cards.card import find_card
+from monai_usfm.cards.options import ENCODER, NETWORKS, OBJECTIVES, WIDTHS, named_options, network_options
+from monai_usfm.networks.nets import RandomBandStop, UltrasoundViT, usfm_vit
+from monai_usfm.networks.weights import decoder_arguments, load_pretrained
+
+__all__ = ["assemble", "build_network", "describe_network"]
+
+logger = logging.getLogger(__name__)
+
+# Change no weight and no output of a trained network, so they are not on a card.
+TRAINING_ONLY = ("dropout", "drop_path_rate")
+
+
+def build_network(
+    task: str, pretrained: str | os.PathLike | Mapping[str, Any] | None = None, **options: Any
+) -> nn.Module:
+    """A network for training, filled from ``pretrained`` as far as that goes.
+
+    Args:
+        task: ``"segmentation"``, ``"classification"``, ``"enhancement"``; ``"pretraining"``, the encoder with an
+            ``objective`` (``"usfm"``, ``"mae"`` or ``"sparse"``, the former on visible tokens alone); ``"features"``,
+            one embedding for an image; ``"encoder"``, the encoder alone.
+        pretrained: weights to start from, own or published: see :func:`monai_usfm.networks.load_pretrained`. They say
+            what the encoder is, and with a card of the same task what the head is, where no option does.
+        options: ``network_size`` (``tiny``, ``small``, ``base``, or ``custom`` with ``hidden_size``, ``mlp_dim``,
+            ``num_layers``, ``num_heads``), ``spatial_dims``, ``spatial_size``, ``patch_size``, ``in_channels``,
+            ``pos_embed``, ``layer_scale`` (0 builds none), ``num_registers``, ``drop_path_rate``; those of the network
+            of the task and of its head (``num_classes``, ``head``, ``pool``, ``width``, ...); and
+            ``fold_normalization`` of :func:`~monai_usfm.networks.load_pretrained`. None stands for "not given".
+
+    Returns:
+        The network, with ``card`` (see :func:`describe_network`) and ``load_report``, what was loaded of
+        ``pretrained``, or None.
+
+    Raises:
+        ValueError: see :func:`network_options` and :func:`monai_usfm.networks.load_pretrained`.
+    """
+    resolved = network_options(task, pretrained, **options)
+    network: Any = assemble(task, resolved, pretrained)
+    network.load_report = None
+    fields: dict[str, Any] = {}
+    if pretrained:
+        fold = options.get("fold_normalization")
+        network.load_report = load_pretrained(network, pretrained, fold_normalization=fold)
+        logger.info("weights to start from:\n%s", network.load_report)
+        fields["start"] = _provenance(pretrained, network.load_report.layout)
+    network.card = {**describe_network(network), **fields}
+    return network
+
+
+def _provenance(pretrained: Any, layout: str) -> dict[str, Any]:
+    """What the card of a trained network says about the weights that training started from."""
+    if isinstance(pretrained, Mapping):
+        return {"file": "state dict", "layout": layout}
+    card = find_card(pretrained) or {}
+    kept: dict[str, Any] = {name: card[name] for name in ("sha256", "data", "license", "start") if name in card}
+    return {"file": Path(pretrained).name, "layout": layout, **kept}
+
+
+def assemble(task: str, options: Mapping[str, Any], pretrained: Any = None) -> nn.Module:
+    """The network of resolved options, with random weights."""
+    rest = {name: value for name, value in options.items() if name not in ENCODER and name not in WIDTHS}
+    encoder = usfm_vit(
+        "tiny" if options["network_size"] == "custom" else options["network_size"],
+        img_size=options["spatial_size"],
+        patch_size=options["patch_size"],
+        in_channels=options["in_channels"],
+        spatial_dims=options["spatial_dims"],
+        pos_embed=options["pos_embed"],
+        layer_scale=options["layer_scale"] or None,
+        num_registers=options["num_registers"],
+        drop_path_rate=rest.pop("drop_path_rate", 0.0),
+        **{name: options[name] for name in WIDTHS if name in options},
+    )
+    if task == "encoder":
+        return encoder
+    if task == "pretraining":
+        objective = rest.pop("objective")
+        settings: dict[str, Any] = {}
+        if objective != "usfm" and pretrained:
+            settings = decoder_arguments(pretrained) or {}
+        if objective == "sparse":
+            stop = RandomBandStop(stop_ratio=(0.25, 0.75))
+            settings = {"decoder_num_layers": 4, "norm": "l1", "band_stop": stop, "frequency_weight": 0.1, **settings}
+        return OBJECTIVES[objective](encoder, **{**settings, **rest})
+    return NETWORKS[task](encoder, **rest)
+
+
+def describe_network(network: nn.Module) -> dict[str, Any]:
+    """``task`` and ``network`` of a card, as :func:`load_network` needs them, read from the network itself.
+
+    Raises:
+        TypeError: for a network of another package.
+    """
+    encoder = network if isinstance(network, UltrasoundViT) else getattr(network, "encoder", None)
+    if not isinstance(encoder, UltrasoundViT):
+        raise TypeError(f"{type(network).__name__} has no UltrasoundViT as its encoder, so no card can describe it.")
+    block: Any = encoder.blocks[0]
+    options = named_options(
+        {
+            "img_size": encoder.img_size,
+            "patch_size": encoder.patch_size,
+            "in_channels": encoder.in_channels,
+            "spatial_dims": encoder.spatial_dims,
+            "hidden_size": encoder.hidden_size,
+            "mlp_dim": block.mlp.fc1.out_features,
+            "num_layers": encoder.num_layers,
+            "num_heads": encoder.num_heads,
+            "pos_embed": encoder.position,
+            "layer_scale": 0.1 if block.gamma_1 is not None else 0,
+            "num_registers": encoder.num_registers,
+        }
+    )
+    if not encoder.num_registers:
+        del options["num_registers"]
+    tasks = [t for t in ("segmentation", "classification", "enhancement") if isinstance(network, NETWORKS[t])]
+    if not tasks:
+        return {"task": "pretraining", "network": options}
+    options |= cast(Any, network).options()
+    return {"task": tasks[0], "network": {k: v for k, v in options.items() if k not in TRAINING_ONLY}}

@@ -1,0 +1,129 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The card of a weight file: JSON beside the weights, checked against them by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai_usfm
+from monai_usfm.files import write_text_atomically
+
+__all__ = ["TASKS", "card_path", "card_text", "find_card", "read_card", "sha256_of", "write_card"]
+
+VERSION = 1
+TASKS = ("encoder", "features", "pretraining", "segmentation", "classification", "enhancement")
+
+
+def card_path(path: str | os.PathLike) -> Path:
+    """Where the card of a weight file lies: the same name ending in ``.json``."""
+    return Path(path).expanduser().with_suffix(".json")
+
+
+def find_card(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The card beside a weight file, checked against it; None where there is none.
+
+    Raises:
+        ValueError: for a card that cannot be read, or that was written for other weights.
+    """
+    place = card_path(path)
+    if not place.is_file():
+        return None
+    try:
+        card = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{place} is no readable card ({error}): write it again, or remove it.") from error
+    if not isinstance(card, dict) or "card_version" not in card:
+        return None  # some other file that happens to have this name
+    if card["card_version"] > VERSION:
+        raise ValueError(
+            f"{place} is a card of version {card['card_version']}, this package reads up to {VERSION}: "
+            "update monai_usfm."
+        )
+    _check_card(card, place)
+    weights = Path(path).expanduser()
+    if weights != place and weights.is_file() and card.get("sha256") not in (None, sha256_of(weights)):
+        raise ValueError(
+            f"the card {place} does not belong to {weights}: it was written for other weights (another SHA-256). Copy "
+            "the card that goes with them, or remove it and say by options what the network is."
+        )
+    return card
+
+
+def read_card(path: str | os.PathLike) -> dict[str, Any]:
+    """The card of a weight file.
+
+    Args:
+        path: the weights, or the card itself.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: see :func:`find_card`.
+    """
+    card = find_card(path)
+    if card is None:
+        raise FileNotFoundError(f"{path} has no card: {card_path(path)} is missing, or no card of this package.")
+    return card
+
+
+def write_card(path: str | os.PathLike, card: Mapping[str, Any]) -> Path:
+    """Write the card of weights that exist, with their SHA-256; an old card is replaced as a whole.
+
+    Args:
+        path: the weight file.
+        card: ``task`` and ``network`` (see :func:`describe_network`), and any of ``class_names``, ``label_values``,
+            ``temperature``, ``presence_threshold``, ``preprocessing``, ``data``, ``license``, ``scores``, ``start``.
+
+    Raises:
+        ValueError: for a card that contradicts itself. FileNotFoundError: where the weights are missing.
+    """
+    weights = Path(path).expanduser()
+    if not weights.is_file():
+        raise FileNotFoundError(f"no weights at {weights} for a card to describe.")
+    place = card_path(weights)
+    return write_text_atomically(place, card_text(card, sha256_of(weights), place))
+
+
+def card_text(card: Mapping[str, Any], sha256: str, place: Path) -> str:
+    """The content of a card file for weights with this hash, checked."""
+    full = {"card_version": VERSION, **card, "package": f"monai_usfm {monai_usfm.__version__}", "sha256": sha256}
+    full = {name: value for name, value in full.items() if value is not None}
+    _check_card(full, place)
+    return json.dumps(full, indent=1, ensure_ascii=False) + "\n"
+
+
+def _check_card(card: Mapping[str, Any], place: Path) -> None:
+    """Raise ValueError unless the fields agree with each other."""
+    problem = ""
+    network = card.get("network")
+    if card.get("task") not in TASKS:
+        problem = f"its task is {card.get('task')!r}, expected one of {', '.join(TASKS)}"
+    elif not isinstance(network, Mapping):
+        problem = "it has no 'network', the options that build it"
+    else:
+        classes = network.get("num_classes")
+        for name in ("class_names", "label_values"):
+            # A single output, decided by a sigmoid, tells two classes apart.
+            if card.get(name) is not None and classes is not None and len(card[name]) not in {classes, max(classes, 2)}:
+                problem = f"it has {len(card[name])} {name} and {classes} classes"
+    temperature = card.get("temperature", 1.0)
+    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        problem = f"its temperature is {temperature!r}, expected a positive number"
+    presence = card.get("presence_threshold", 0.0)
+    if not isinstance(presence, int | float) or not abs(presence) < float("inf"):
+        problem = f"its presence_threshold is {presence!r}, expected a number"
+    if problem:
+        raise ValueError(f"the card {place} is unusable: {problem}.")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
