@@ -19,6 +19,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.config import PathLike
 
+from monai_usfm.bundle.options import set_options
+
 __all__ = ["TASKS", "find_bundle", "load_bundle", "run_bundle", "steps_within"]
 
 TASKS = ("pretraining", "segmentation", "classification", "enhancement")
@@ -98,7 +100,7 @@ def load_bundle(
         workflow_type=WORKFLOWS[workflow],
         bundle_root=str(folder),
     )
-    flow.parser.update(pairs=options)
+    set_options(flow.parser, options)
     if steps is not None:
         epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")  # where the option is null, the default
         per_epoch = max(1, round(int(steps) / int(epochs)))

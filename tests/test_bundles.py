@@ -198,7 +198,6 @@ def test_every_option_is_described_where_it_stands_and_every_description_is_of_a
         "items",
         "file_type",
         "data_root_dir",
-        "divisor",
         "card",
         "intensity_augmentation",
     }

@@ -17,12 +17,14 @@ from monai_usfm.bundle.inference import (
     inference_items,
     inference_network,
     plan_of,
+    probabilities,
 )
 from monai_usfm.bundle.options import check_names, check_values, flag
 from monai_usfm.bundle.own import own_bundle
 from monai_usfm.bundle.start import options, start, stop
 from monai_usfm.bundle.training import (
     EnhancementItems,
+    FirstChannelLoss,
     LabeledBatch,
     MixedBatch,
     TrainingRecords,
@@ -32,9 +34,13 @@ from monai_usfm.bundle.training import (
     encoder_options,
     fingerprint,
     loss_of_head,
+    lower_is_better,
+    network_loss,
     on_device,
+    plan,
     prepare_network,
     rank,
+    record,
     start_weights,
     training_items,
     training_sampler,
@@ -45,6 +51,7 @@ from monai_usfm.bundle.training import (
 
 __all__ = [
     "EnhancementItems",
+    "FirstChannelLoss",
     "InferenceDataset",
     "InferenceEvaluator",
     "LabeledBatch",
@@ -68,12 +75,17 @@ __all__ = [
     "inference_items",
     "inference_network",
     "loss_of_head",
+    "lower_is_better",
+    "network_loss",
     "on_device",
     "options",
     "own_bundle",
+    "plan",
     "plan_of",
     "prepare_network",
+    "probabilities",
     "rank",
+    "record",
     "root_cause",
     "start",
     "start_weights",

@@ -45,6 +45,8 @@ def describe(error: BaseException) -> str:
         return "the GPU's memory is full: lower --batch_size, or raise --accumulation_steps and lower --batch_size."
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     kind = type(error).__name__
+    if isinstance(error, KeyError) and isinstance(error.__cause__, ValueError):  # MONAI's look-up in a config
+        return f"there is no such entry in the config. {str(error.__cause__).splitlines()[0]}"
     if " in DataLoader worker process" in message:
         kind, message = _of_worker(message)
     message = " ".join(message.split())

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,15 +16,18 @@ import torch
 from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
+from monai.transforms import Activationsd, Compose, GaussianSmoothd, Invertd, Lambdad
 
 import monai_usfm
 from monai_usfm.bundle.errors import root_cause, under_command_line
+from monai_usfm.bundle.options import flag
 from monai_usfm.cards import find_card
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.files import write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer
-from monai_usfm.networks import FlipInferer
+from monai_usfm.networks import FlipInferer, TemperatureScaling
 from monai_usfm.networks.weights import read_checkpoint
+from monai_usfm.transforms import PresenceThresholdd
 
 __all__ = [
     "InferenceDataset",
@@ -38,6 +41,7 @@ __all__ = [
     "inference_items",
     "inference_network",
     "plan_of",
+    "probabilities",
 ]
 
 logger = logging.getLogger(__name__)
@@ -111,6 +115,38 @@ def class_inferer(
     return FlipInferer(list(flip_axes), inferer=inferer, spatial=spatial) if flip_axes else inferer
 
 
+def probabilities(
+    card: Mapping[str, Any],
+    preprocessing: Compose | None = None,
+    temperature: float | None = None,
+    presence_threshold: float | None = None,
+    frames: bool = False,
+    temporal_sigma: float = 0.0,
+) -> Compose:
+    """Logits under ``pred`` become calibrated probabilities; inference and evaluation state it by this one name.
+
+    Args:
+        card: of the network, with its ``temperature`` and ``presence_threshold``.
+        preprocessing: of the images, which is inverted: back to the grid and axes of the file; None for classes.
+        temperature: divides the logits; None as on the card, else 1.
+        presence_threshold: see :class:`~monai_usfm.transforms.PresenceThresholdd`; None as on the card.
+        frames: the first axis is that of the frames of a cine.
+        temporal_sigma: frames over which their probabilities are smoothed; 0 for none.
+    """
+    threshold = card.get("presence_threshold") if presence_threshold is None else presence_threshold
+    scale = TemperatureScaling(float(card.get("temperature", 1.0) if temperature is None else temperature))
+    steps: list[Callable] = [
+        PresenceThresholdd("pred", threshold, frames=frames),
+        Lambdad("pred", scale),
+        Activationsd("pred", softmax=True),
+    ]
+    if frames and temporal_sigma > 0:
+        steps.append(GaussianSmoothd("pred", sigma=[float(temporal_sigma), 0.0, 0.0]))
+    if preprocessing is not None:
+        steps.append(Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True))
+    return Compose(steps)
+
+
 def entropy_map(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy over the classes ``(K, *S)`` as gray levels ``(1, *S)``: 255 is the maximum, all classes alike."""
     entropy = torch.special.entr(probabilities).sum(0, keepdim=True)
@@ -142,14 +178,19 @@ class InferenceDataset(Dataset):
     Args:
         data: items.
         transform: reads them.
-        skip_unreadable: see above.
+        skip_unreadable: see above; None for the files of a folder, but not of a ``datalist``, which was written.
+        datalist: the list that the items are from, if any.
     """
 
     def __init__(
-        self, data: Sequence[dict[str, Any]], transform: Callable | None = None, skip_unreadable: bool = False
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Callable | None = None,
+        skip_unreadable: bool | str | None = None,
+        datalist: str | None = None,
     ) -> None:
         super().__init__(data, transform)
-        self.skip_unreadable = skip_unreadable
+        self.skip_unreadable = datalist is None if skip_unreadable is None else flag(skip_unreadable)
 
     def _transform(self, index: int) -> Any:
         try:

@@ -12,13 +12,13 @@ import difflib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from monai.bundle import ComponentLocator, ConfigComponent, ReferenceResolver
+from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import, str2bool
 
-__all__ = ["check_names", "check_values", "flag"]
+__all__ = ["check_names", "check_values", "flag", "set_options", "take_old_names"]
 
 # Options of 0.7.0 -> their names since; taken with a warning until 0.8.
 RENAMED = {"picture_interval": "figure_interval", "appearance": "intensity_augmentation"}
@@ -81,6 +81,23 @@ def take_old_names(config: MutableMapping[str, Any]) -> bool:
     return bool(given)
 
 
+def set_options(parser: ConfigParser, options: Mapping[str, Any]) -> None:
+    """Put values at ids such as ``train#trainer#max_epochs``, as MONAI's command line does.
+
+    Raises:
+        ValueError: for an entry that no config has, with the nearest right name, where MONAI raises a KeyError.
+    """
+    for place, value in options.items():
+        parts, there = ReferenceResolver.split_id(place), parser.config
+        for depth, part in enumerate(parts[:-1]):
+            known = list(there) if isinstance(there, Mapping) else [str(n) for n in range(len(there or ()))]
+            if part not in known:
+                parent = "#".join(parts[: depth + 1])
+                raise ValueError(f"There is no option --{place}.{_nearest(parent, part, known, parts[depth + 1 :])}")
+            there = there[part if isinstance(there, Mapping) else int(part)]  # type: ignore[index, call-overload]
+        parser[place] = value
+
+
 def check_names(config: Mapping[str, Any]) -> None:
     """Refuse entries that nothing reads, and arguments that no function takes, with the nearest right name.
 
@@ -123,12 +140,12 @@ def _is_typed(value: Any) -> bool:
     return not isinstance(value, Mapping) and not (isinstance(value, str) and value[:1] in "$@%" and value)
 
 
-def _nearest(place: str, name: str, names: Iterable[str]) -> str:
+def _nearest(place: str, name: str, names: Iterable[str], rest: Sequence[str] = ()) -> str:
     names = sorted(names)
     found = [SYNONYMS[name]] if SYNONYMS.get(name) in names else difflib.get_close_matches(name, names, 2, 0.55)
     found = found or [other for other in names if name in other or other in name][:2]
     prefix = place[: -len(name)]
-    return f" Did you mean {' or '.join(f'--{prefix}{other}' for other in found)}?" if found else ""
+    return f" Did you mean {' or '.join('#'.join([f'--{prefix}{other}', *rest]) for other in found)}?" if found else ""
 
 
 def _leaves(config: Any) -> Iterator[str]:

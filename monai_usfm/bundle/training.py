@@ -23,8 +23,8 @@ from monai.optimizers import WarmupCosineSchedule
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_usfm.bundle.start import as_plain
-from monai_usfm.cards import ENCODER, WIDTHS, build_network, read_card
+from monai_usfm.bundle.start import as_plain, options
+from monai_usfm.cards import ENCODER, WIDTHS, build_network, network_options, read_card
 from monai_usfm.data import OrganBalancedSampler, label_fraction, load_splits
 from monai_usfm.handlers import (
     BestCheckpoint,
@@ -46,6 +46,7 @@ from monai_usfm.networks import apply_lora, freeze
 
 __all__ = [
     "EnhancementItems",
+    "FirstChannelLoss",
     "LabeledBatch",
     "MixedBatch",
     "TrainingRecords",
@@ -55,9 +56,13 @@ __all__ = [
     "encoder_options",
     "fingerprint",
     "loss_of_head",
+    "lower_is_better",
+    "network_loss",
     "on_device",
+    "plan",
     "prepare_network",
     "rank",
+    "record",
     "start_weights",
     "training_items",
     "training_sampler",
@@ -113,6 +118,22 @@ def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> An
     return str(path)
 
 
+def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Options of the network that is trained, every one resolved, see :func:`monai_usfm.network_options`.
+
+    UPerNet is trained as USFM has it, with an auxiliary output and 256 channels, unless told otherwise.
+
+    Args:
+        task, pretrained: see :func:`monai_usfm.build_network`.
+        options: those that the bundle names; None stands for "not given".
+        more: others that a user adds, such as ``--plan#width 64``.
+    """
+    given = {**(options or {}), **more}
+    if given.get("head") == "upernet":
+        given = {"auxiliary": True, "width": 256, **given}
+    return network_options(task, pretrained, **given)
+
+
 def encoder_of(plan: Mapping[str, Any], pretrained: Any = None) -> torch.nn.Module:
     """The encoder alone, for a network that is put together in a configuration.
 
@@ -152,6 +173,38 @@ def fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
     root = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
     text = "\n".join(os.path.relpath(name, root) for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def record(training: Dataset, validation: Dataset) -> dict[str, Any]:
+    """What ``run.json`` tells of a run, and a resumed one compares: its options and its data."""
+    data: Any = training
+    sizes = {"training_items": len(data), "validation_items": len(validation)}  # type: ignore[arg-type]
+    return {**options(), **sizes, "data": fingerprint(data.data)}
+
+
+def network_loss(output: Any, target: Any = None) -> torch.Tensor:
+    """The loss that a network of pretraining gives itself, of a training step or of a validation."""
+    return output.get("pred", output)["loss"]
+
+
+def lower_is_better(current: float, best: float) -> bool:
+    """``metric_cmp_fn`` of an evaluator whose key metric is a loss; MONAI begins with -1."""
+    return current < best or best == -1
+
+
+class FirstChannelLoss(torch.nn.Module):
+    """A loss against the first channel of the target, which repeats one gray image for the encoder.
+
+    Args:
+        loss: called with prediction and target.
+    """
+
+    def __init__(self, loss: torch.nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.loss(prediction, target[:, :1])
 
 
 def training_sampler(dataset: Dataset, seed: int = 0, num_samples: int | None = None) -> Sampler:

@@ -34,6 +34,7 @@ from monai_usfm.handlers.records import (
     RunRecord,
     draw_metrics,
     learning_rates,
+    network_panels,
     save_panels,
     write_text_atomically,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "learning_rates",
     "matched_blur",
     "near_signal",
+    "network_panels",
     "published_circumferences",
     "save_atomically",
     "save_confusion",

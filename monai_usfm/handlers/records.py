@@ -36,6 +36,7 @@ __all__ = [
     "RunRecord",
     "draw_metrics",
     "learning_rates",
+    "network_panels",
     "save_panels",
     "write_text_atomically",
 ]
@@ -336,6 +337,11 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
     return Path(path)
 
 
+def network_panels(output: Mapping[str, Any], network: Any, max_items: int = 8) -> dict[str, torch.Tensor]:
+    """Panels that a network of pretraining draws of the first images of an engine's output."""
+    return network.panels(output["image"][:max_items])
+
+
 class FigureHandler:
     """Saves figures of the last batch of an engine every few epochs.
 
@@ -343,7 +349,7 @@ class FigureHandler:
 
     Args:
         output_dir: folder; files are named ``<prefix>_epoch_0001.png``.
-        panels: called with the engine; gives the panels of :func:`save_panels`.
+        panels: called with the engine's output; gives the panels of :func:`save_panels`.
         interval: epochs between figures, 0 for none; epoch 1 has one too, if an evaluator runs in it.
         prefix: start of the file name.
         max_items: rows at most.
@@ -355,7 +361,7 @@ class FigureHandler:
     def __init__(
         self,
         output_dir: str,
-        panels: Callable[[Engine], Mapping[str, torch.Tensor]],
+        panels: Callable[[Any], Mapping[str, torch.Tensor]],
         interval: int = 1,
         prefix: str = "figures",
         max_items: int = 8,
@@ -376,9 +382,16 @@ class FigureHandler:
         if idist.get_rank() > 0 or self.interval == 0:
             return
         if epoch == 1 or epoch % self.interval == 0:
-            save_panels(self.folder / f"{self.prefix}_epoch_{epoch:04d}.png", self.panels(engine), self.max_items)
+            path = self.folder / f"{self.prefix}_epoch_{epoch:04d}.png"
+            save_panels(path, self._panels_of(engine), self.max_items)
+
+    def _panels_of(self, engine: Engine) -> Mapping[str, torch.Tensor]:
+        return self.panels(engine.state.output)
 
 
 @deprecated("0.7", "0.8", "Use FigureHandler.", version_val="0.7")
 class PictureHandler(FigureHandler):
-    """Name of :class:`FigureHandler` in 0.7.0."""
+    """Name of :class:`FigureHandler` in 0.7.0, whose ``panels`` were called with the engine."""
+
+    def _panels_of(self, engine: Engine) -> Mapping[str, torch.Tensor]:
+        return self.panels(engine)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_usfm.bundle import check_names, check_values, flag
+from monai_usfm.bundle import check_names, check_values, describe, flag
+from monai_usfm.bundle.options import set_options
 
 CONFIG = {
     "imports": ["$import monai_usfm.bundle as bundle"],
@@ -133,3 +134,25 @@ def test_an_option_under_its_name_of_the_version_before_is_taken_with_a_warning(
     with pytest.warns(FutureWarning, match="--picture_interval is now --figure_interval"):
         parser.get_parsed_content("initialize")
     assert parser.get_parsed_content("run") == [{**parser.get_parsed_content("run")[0], "figure_interval": 3}, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train#datset#data", "no option --train#datset#data. Did you mean --train#dataset#data?"),
+        ("trian::dataset::data", "no option --trian::dataset::data. Did you mean --train#dataset#data?"),
+        ("initialize#3#x", "no option --initialize#3#x."),
+        ("seed#x", "no option --seed#x."),
+    ],
+)
+def test_a_misspelt_parent_stops_with_the_nearest_right_one(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        set_options(ConfigParser(dict(CONFIG)), {name: 1})
+
+
+def test_an_overlay_with_a_misspelt_parent_is_told_the_nearest_right_one(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"train": {"trainer": {"a": 1}}}')
+    (tmp_path / "over.json").write_text('{"train#trianer#a": 2}')
+    with pytest.raises(KeyError) as error:
+        ConfigParser.load_config_files([tmp_path / "train.json", tmp_path / "over.json"])
+    assert describe(error.value) == "there is no such entry in the config. By 'trianer', did you mean 'trainer'?"
