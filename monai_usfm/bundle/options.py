@@ -81,6 +81,10 @@ def take_old_names(config: MutableMapping[str, Any]) -> bool:
     return bool(given)
 
 
+def _length(entry: Any) -> int:
+    return len(entry) if isinstance(entry, list) else 0
+
+
 def set_options(parser: ConfigParser, options: Mapping[str, Any]) -> None:
     """Put values at ids such as ``train#trainer#max_epochs``, as MONAI's command line does.
 
@@ -89,12 +93,13 @@ def set_options(parser: ConfigParser, options: Mapping[str, Any]) -> None:
     """
     for place, value in options.items():
         parts, there = ReferenceResolver.split_id(place), parser.config
-        for depth, part in enumerate(parts[:-1]):
-            known = list(there) if isinstance(there, Mapping) else [str(n) for n in range(len(there or ()))]
-            if part not in known:
-                parent = "#".join(parts[: depth + 1])
-                raise ValueError(f"There is no option --{place}.{_nearest(parent, part, known, parts[depth + 1 :])}")
-            there = there[part if isinstance(there, Mapping) else int(part)]  # type: ignore[index, call-overload]
+        for depth, part in enumerate(parts):
+            known = list(there) if isinstance(there, Mapping) else [str(n) for n in range(_length(there))]
+            new = depth == len(parts) - 1 and isinstance(there, Mapping)  # whether anything reads it is told later
+            if part not in known and not new:
+                near = _nearest("#".join(parts[: depth + 1]), part, known, parts[depth + 1 :])
+                raise ValueError(f"There is no option --{place}.{near}")
+            there = there.get(part) if isinstance(there, Mapping) else there[int(part)]
         parser[place] = value
 
 

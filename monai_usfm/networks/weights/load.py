@@ -186,7 +186,7 @@ def _fit_norms(source: Source, target: _Target, report: LoadReport) -> Tensors:
 
 def normalizes_patches(net: nn.Module) -> bool:
     """Whether an autoencoder predicts patches standardized by their own mean and variance."""
-    return bool(getattr(getattr(net, "loss_function", None), "normalize_patches", False))
+    return bool(getattr(net, "normalize_patches", False))
 
 
 def _fit_prediction(source: Source, target: _Target, report: LoadReport) -> Tensors:
