@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
 import pytest
 from packaging.requirements import Requirement
+
+import monai_usfm
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,3 +53,12 @@ def test_tested_versions_are_in_the_ranges(project, pins):
     for requirement in map(Requirement, lines):
         if requirement.name != "monai_usfm":
             assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("bundle", ["pretraining", "segmentation", "classification", "enhancement"])
+def test_metadata_of_bundles_name_every_runtime_package_in_its_tested_version(repository, pins, bundle):
+    file = repository / "bundles" / f"usfm_{bundle}" / "configs" / "metadata.json"
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    named = dict(metadata["required_packages_version"], torch=metadata["pytorch_version"])
+    named |= {"monai": metadata["monai_version"], "numpy": metadata["numpy_version"]}
+    assert named == pins[0] | {"monai_usfm": monai_usfm.__version__}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
+from monai_usfm.transforms.dictionary import add_aliases
 
 from .classes import class_weights, load_class_sections, load_class_splits
 from .convert import convert_dicom, convert_dicom_folder
@@ -71,3 +72,5 @@ __all__ = [
     "unreadable_reason",
     "write_synthetic_dataset",
 ]
+
+__all__ += add_aliases(globals())  # LoadUltrasoundD and LoadUltrasoundDict beside LoadUltrasoundd, as in MONAI

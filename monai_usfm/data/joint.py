@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from monai_usfm.data.datalist import load_datalist
 from monai_usfm.data.splits import load_splits
 from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
+from monai_usfm.transforms.dictionary import TORCH
 from monai_usfm.transforms.labels import LabelIndices
 
 __all__ = ["JointBatch", "JointLabeld", "joint_classes", "joint_splits", "joint_weights"]
@@ -129,6 +130,8 @@ class JointLabeld(MapTransform):
         parts: see :func:`joint_splits`.
         image_key: image that gives an empty label its size.
     """
+
+    backend = TORCH
 
     def __init__(self, keys: str, parts: Parts, image_key: str = "image") -> None:
         super().__init__(keys)

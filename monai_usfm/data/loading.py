@@ -16,6 +16,7 @@ from monai_usfm.data.decoded import FramePicker, frame_picker
 from monai_usfm.data.grids import check_one_grid, on_one_grid, resampled
 from monai_usfm.data.reader import UltrasoundReader
 from monai_usfm.data.upright import UprightGray
+from monai_usfm.transforms.dictionary import TORCH
 
 __all__ = ["LoadUltrasound", "LoadUltrasoundD", "LoadUltrasoundDict", "LoadUltrasoundd"]
 
@@ -48,6 +49,8 @@ class LoadUltrasound(Transform):
         ValueError: on an unknown option.
         UnreadableImageError: on calling, naming the file.
     """
+
+    backend = TORCH
 
     def __new__(cls, spatial_dims: int = 2, frame: str | int = "middle", *args: Any, **kwargs: Any) -> LoadUltrasound:
         return super().__new__(_LoadRandomFrame if cls is LoadUltrasound and frame == "random" else cls)
@@ -136,6 +139,8 @@ class LoadUltrasoundd(MapTransform):
             nearest neighbor, images linearly. Without it such items are an error.
         allow_missing_keys: do not raise when an item lacks a key.
     """
+
+    backend = TORCH
 
     def __new__(
         cls, keys: KeysCollection = (), spatial_dims: int = 2, frame: str | int = "middle", *args: Any, **kwargs: Any

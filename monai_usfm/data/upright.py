@@ -20,6 +20,7 @@ from monai.utils.misc import ImageMetaKey
 
 from monai_usfm.data.decoded import FramePicker, checked_frame, frame_picker
 from monai_usfm.data.formats import UnreadableImageError
+from monai_usfm.transforms.dictionary import TORCH
 
 __all__ = ["UprightGray", "UprightGrayD", "UprightGrayDict", "UprightGrayd", "gray_from_rgb"]
 
@@ -67,6 +68,8 @@ class UprightGray(InvertibleTransform):
         UnreadableImageError: on calling, naming the file, when it has NaN or infinite values, a number of channels
             other than 1, 3 and 4, no such frame, or too few or too many axes.
     """
+
+    backend = TORCH
 
     def __init__(
         self,
@@ -337,6 +340,8 @@ class UprightGrayd(MapTransform, InvertibleTransform):
         full_scale: see :class:`UprightGray`.
         allow_missing_keys: do not raise when an item lacks a key.
     """
+
+    backend = TORCH
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import torch
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import OptionalImportError, TransformBackends
 
+import monai_usfm.data as data
 import monai_usfm.transforms as transforms
 from monai_usfm.transforms import effect, postprocessing
 from monai_usfm.transforms.dictionary import DictionaryForm
@@ -35,6 +36,14 @@ def test_every_transform_has_a_dictionary_form_with_its_aliases_and_backend(name
     assert getattr(transforms, f"{name}D") is form and getattr(transforms, f"{name}Dict") is form
     for transform in (ARRAYS[name], form):
         assert transform.backend and set(transform.backend) <= set(TransformBackends)
+
+
+@pytest.mark.parametrize("package", [transforms, data])
+def test_every_transform_names_its_backend_and_every_dictionary_form_has_the_aliases(package):
+    classes = {n: c for n, c in vars(package).items() if isinstance(c, type) and issubclass(c, Transform)}
+    assert all(c.backend and set(c.backend) <= set(TransformBackends) for c in classes.values())
+    forms = {n: c for n, c in classes.items() if issubclass(c, MapTransform) and n.endswith("d")}
+    assert forms and all(classes[f"{n[:-1]}{end}"] is c for n, c in forms.items() for end in ("D", "Dict"))
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
