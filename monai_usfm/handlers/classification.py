@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from ignite.engine import Engine
+from matplotlib.figure import Figure
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
-from PIL import Image, ImageDraw, ImageFont
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.files import atomic_write, write_csv
@@ -76,33 +79,17 @@ def save_confusion(
         names: names of the classes.
         unit: what is counted, for the title.
     """
-    cell, gap, line = 84, 10, 20
-    font = ImageFont.load_default(15)
-    labels = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
-    left = gap + max(int(font.getlength(label)) for label in [*labels, "true"]) + gap
-    # the figure is at least as wide as its title
-    total = sum(map(sum, matrix))
-    title = f"{total} {unit}; rows true, columns predicted"
-    column = max(cell, *(int(font.getlength(label)) + gap for label in labels))
-    width = max(left + column * len(names) + gap, int(font.getlength(title)) + 2 * gap)
-    top = gap + 2 * line + gap
-    canvas = Image.new("RGB", (width, top + cell * len(names) + gap), (255, 255, 255))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((gap, gap), title, fill=(0, 0, 0), font=font)
-    for index, label in enumerate(labels):
-        draw.text((left + column * (index + 0.5), top - gap), label, fill=(0, 0, 0), font=font, anchor="ms")
-        draw.text((left - gap, top + cell * (index + 0.5)), label, fill=(0, 0, 0), font=font, anchor="rm")
-    for row, counts in enumerate(matrix):
-        for col, count in enumerate(counts):
-            share = count / max(sum(counts), 1)
-            x, y = left + column * col, top + cell * row
-            shade = tuple(round(255 - share * (255 - end)) for end in (8, 69, 148))
-            draw.rectangle((x + 1, y + 1, x + column - 2, y + cell - 2), fill=shade, outline=(200, 200, 200))
-            ink = (255, 255, 255) if share > 0.5 else (0, 0, 0)
-            text = f"{count}\n{share:.0%}" if sum(counts) else "-"
-            draw.multiline_text((x + column / 2, y + cell / 2), text, fill=ink, font=font, anchor="mm", align="center")
+    counts = np.asarray(matrix)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    side = 2.2 + 0.9 * len(names)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    display = ConfusionMatrixDisplay(shares, display_labels=[name[:24] for name in names])
+    display.plot(ax=figure.subplots(), cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1}, xticks_rotation=45)
+    for place, text in np.ndenumerate(display.text_):
+        text.set_text(f"{counts[place]}\n{shares[place]:.0%}" if counts[place[0]].any() else "-")
+    figure.suptitle(f"{counts.sum()} {unit}")
     with atomic_write(path) as part:
-        canvas.save(part, format="PNG")
+        figure.savefig(part, dpi=100)
     return Path(path)
 
 
@@ -184,43 +171,33 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict
     keys = [key for key in ("image", "patient", "images", "class") if rows[0].get(key) is not None]
     return [
         {key: names[row[key]] if key == "class" else row[key] for key in keys}
-        | {"prediction": names[_largest(row["probabilities"])]}
+        | {"prediction": names[int(np.argmax(row["probabilities"]))]}
         | {f"p_{name}": f"{p:.6f}" for name, p in zip(names, row["probabilities"], strict=True)}
         for row in rows
     ]
 
 
-def _largest(values: Sequence[float]) -> int:
-    return max(range(len(values)), key=values.__getitem__)
-
-
 def _by_patient(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per patient, in the order in which they first appear."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(str(row["patient"]), []).append(row)
-    merged = []
-    for patient, images in groups.items():
-        labels = [row["class"] for row in images]
-        columns = zip(*(row["probabilities"] for row in images), strict=True)
-        merged.append(
-            {
-                "patient": patient,
-                "images": len(images),
-                "class": None if None in labels else min(set(labels), key=lambda c: (-labels.count(c), c)),
-                "probabilities": [math.fsum(column) / len(images) for column in columns],
-            }
-        )
-    return merged
+    groups = pd.DataFrame(rows).groupby("patient", sort=False)
+    return [
+        {
+            "patient": str(patient),
+            "images": len(images),
+            # mode() gives the most frequent ones in order
+            "class": None if images["class"].isna().any() else int(images["class"].mode()[0]),
+            "probabilities": np.mean(images["probabilities"].tolist(), axis=0).tolist(),
+        }
+        for patient, images in groups
+    ]
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     probabilities = torch.tensor([row["probabilities"] for row in rows], dtype=torch.float64)
     labels = torch.tensor([row["class"] for row in rows])
     scores = classification_scores(probabilities, labels)
-    size = probabilities.shape[1]
-    predicted = torch.tensor([_largest(row["probabilities"]) for row in rows])
-    confusion = torch.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
+    classes = range(probabilities.shape[1])
+    confusion = confusion_matrix(labels, probabilities.argmax(1), labels=list(classes))
     return {
         "count": len(rows),
         **{name: value if math.isfinite(value) else None for name, value in scores.items()},

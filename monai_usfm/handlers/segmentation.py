@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
@@ -25,7 +27,7 @@ __all__ = ["DiceScore", "SegmentationReport", "published_circumferences", "score
 logger = logging.getLogger(__name__)
 
 # Colors of the classes after the background, repeated when there are more.
-COLOURS = ((1.0, 0.25, 0.2), (0.2, 0.8, 1.0), (1.0, 0.85, 0.1), (0.5, 1.0, 0.3), (0.9, 0.4, 1.0))
+COLORS = ((1.0, 0.25, 0.2), (0.2, 0.8, 1.0), (1.0, 0.85, 0.1), (0.5, 1.0, 0.3), (0.9, 0.4, 1.0))
 
 
 def score_case(
@@ -108,7 +110,7 @@ def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> to
     """Gray images ``(B, 1, *S)`` with colored classes ``(B, 3, *S)``."""
     color = image.expand(-1, 3, *image.shape[2:]).clone()
     for number in range(1, num_classes):
-        tint = torch.tensor(COLOURS[(number - 1) % len(COLOURS)]).view(1, 3, *[1] * (image.dim() - 2))
+        tint = torch.tensor(COLORS[(number - 1) % len(COLORS)]).view(1, 3, *[1] * (image.dim() - 2))
         color = torch.where(classes == number, 0.55 * color + 0.45 * tint, color)
     return color
 
@@ -230,29 +232,24 @@ class SegmentationReport(EvaluationReport):
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         self.write_table("cases.csv", rows)
         summary: dict[str, Any] = {"cases": len(rows) // (self.num_classes - 1)}
-        for number in range(1, self.num_classes):
-            of_class = [row for row in rows if row["class"] == number]
-            units = {row["unit"] for row in of_class}
+        for number, cases in pd.DataFrame(rows).groupby("class"):
+            units = set(cases["unit"])
             entry: dict[str, Any] = {"unit": units.pop() if len(units) == 1 else "mixed mm and px: do not average"}
-            for name in ("dice", "iou", "hd95", "asd"):
-                values = np.array([row[name] for row in of_class])
-                entry[name] = float(np.nanmean(values)) if np.isfinite(values).any() else None
-                entry[f"{name}_std"] = float(np.nanstd(values)) if np.isfinite(values).any() else None
+            for name in ("dice", "iou", "hd95", "asd", *["circumference_error"] * self.circumference):
+                entry[name], entry[f"{name}_std"] = _number(cases[name].mean()), _number(cases[name].std(ddof=0))
             if self.circumference:
-                errors = np.array([row["circumference_error"] for row in of_class])
-                errors = errors[np.isfinite(errors)]
-                entry["circumference_error"] = float(errors.mean()) if len(errors) else None
-                entry["circumference_error_std"] = float(errors.std()) if len(errors) else None
-                entry["circumference_absolute_error"] = float(np.abs(errors).mean()) if len(errors) else None
-            labeled = [row["dice"] for row in of_class if row["labeled"]]
-            entry["dice_labeled"] = float(np.mean(labeled)) if labeled else None
-            entry["false_negatives"] = sum(row["false_negative"] for row in of_class)
-            entry["false_positives"] = sum(row["false_positive"] for row in of_class)
-            without = len(of_class) - len(labeled)
-            entry["images_without"] = without
+                entry["circumference_absolute_error"] = _number(cases["circumference_error"].abs().mean())
+            entry["dice_labeled"] = _number(cases["dice"][cases["labeled"] > 0].mean())
+            entry["false_negatives"] = int(cases["false_negative"].sum())
+            entry["false_positives"] = int(cases["false_positive"].sum())
+            entry["images_without"] = without = int((cases["labeled"] == 0).sum())
             entry["false_positive_rate"] = entry["false_positives"] / without if without else None
             summary[f"class_{number}"] = entry
         self.write_summary(engine, summary)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _known_spacing(image: torch.Tensor) -> list[float] | None:
