@@ -80,6 +80,32 @@ def test_regions_outside_the_image_and_other_sizes_are_refused(script, tmp_path,
     assert "'20,20' is not ROW,COLUMN,RADIUS" in capsys.readouterr().err
 
 
+# ablate_pretraining
+
+
+@pytest.mark.slow
+def test_ablation_trains_each_arm_within_its_time_and_probes_it(script, tmp_path):
+    rng = np.random.default_rng(0)
+    lists: dict[str, list[dict]] = {}
+    for split, count in (("training", 24), ("validation", 12)):
+        for number in range(count):
+            image, mask = rng.integers(0, 60, (32, 32), dtype=np.uint8), np.zeros((32, 32), np.uint8)
+            mask[8:24, 8:24] = 255 * (number % 2)
+            for name, pixels in ((f"{split}_{number}.png", image | mask), (f"{split}_{number}_mask.png", mask)):
+                Image.fromarray(pixels).save(tmp_path / name)
+            item = {"image": f"{split}_{number}.png", "label": f"{split}_{number}_mask.png", "class": number % 2}
+            lists.setdefault(split, []).append({**item, "patient": f"{split}{number}"})
+    datalist = tmp_path / "dataset.json"
+    datalist.write_text(json.dumps(lists))
+    arguments = ["--datalist", datalist, "--labeled", datalist, "--spatial_size", 32, 32, "--seconds", 0.5]
+    assert script("ablate_pretraining", *arguments, "--arms", "reference", "mae", "--output_dir", tmp_path / "out") == 0
+    table = {row["arm"]: row for row in rows(tmp_path / "out" / "ablation.csv")}
+    assert set(table) == {"reference", "mae", "random"}
+    assert all(float(row["linear mean"]) > 0.9 and float(row["dense mean"]) > 0.5 for row in table.values())
+    trained = json.loads((tmp_path / "out" / "reference_0" / "metrics.json").read_text())
+    assert trained[-1]["epoch"] == 10
+
+
 # figures
 
 

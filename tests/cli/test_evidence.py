@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,20 @@ def test_the_temperature_of_a_network_that_says_one_thing_goes_to_its_card(datas
     assert card["temperature"] == pytest.approx(5 / np.log((1 - share) / share), rel=0.03)
     assert card["calibration"]["samples"] == 4 * SIZE**2
     assert card["class_names"] == ["background", "disc"]
+
+
+def test_the_command_of_the_documentation_calibrates_means_over_flips_and_dropout(
+    repository, dataset, weights, tmp_path
+):
+    text = (repository / "bundles" / "usfm_segmentation" / "docs" / "README.md").read_text()
+    option = re.search(r"--validate#inferer \"(\{.*?\}\})\"", text, re.DOTALL).group(1).replace("\\\n", "")
+    save_network(tmp_path / "model.pt", load_network(weights["segmentation"]), half=False)
+    temperatures = []
+    for more in ([], ["--validate#inferer", option]):
+        arguments = ["--dataset_dir", dataset, "--device", "cpu", "--amp", "fp32", *more]
+        assert call("calibrate", "--checkpoint", tmp_path / "model.pt", *arguments) == 0
+        temperatures.append(read_card(tmp_path / "model.pt")["temperature"])
+    assert temperatures[0] != temperatures[1] > 0
 
 
 def test_the_presence_threshold_keeps_the_wanted_share_of_the_images(dataset, weights, tmp_path):
