@@ -19,7 +19,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.config import PathLike
 
-from monai_usfm.bundle.options import set_options
+from monai_usfm.options import set_options
 
 __all__ = ["TASKS", "find_bundle", "load_bundle", "run_bundle", "steps_within"]
 

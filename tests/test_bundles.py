@@ -26,9 +26,9 @@ from PIL import Image
 import monai_usfm
 from monai_usfm import read_card
 from monai_usfm.bundle import TrainingSteps, check_names, describe, root_cause, warmup_cosine
-from monai_usfm.bundle.options import READ_BY_CLIENTS
 from monai_usfm.bundle.training import _as_list
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
+from monai_usfm.options import READ_BY_CLIENTS
 
 BUNDLES = ("pretraining", "segmentation", "classification", "enhancement")
 FIGURES = ("rgb.png", "alpha.png", "palette.png", "deep.png", "pages.tif", "still.nii.gz", "color.mha")

@@ -19,7 +19,6 @@ from monai_usfm.bundle.inference import (
     plan_of,
     probabilities,
 )
-from monai_usfm.bundle.options import check_names, check_values, flag
 from monai_usfm.bundle.own import own_bundle
 from monai_usfm.bundle.start import options, start, stop
 from monai_usfm.bundle.training import (
@@ -48,6 +47,7 @@ from monai_usfm.bundle.training import (
     warmup_cosine,
     window_inferer,
 )
+from monai_usfm.options import check_names, check_values, flag
 
 __all__ = [
     "EnhancementItems",

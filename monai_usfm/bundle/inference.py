@@ -20,13 +20,13 @@ from monai.transforms import Activationsd, Compose, GaussianSmoothd, Invertd, La
 
 import monai_usfm
 from monai_usfm.bundle.errors import root_cause, under_command_line
-from monai_usfm.bundle.options import flag
 from monai_usfm.cards import find_card
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.files import write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer
 from monai_usfm.networks import FlipInferer, TemperatureScaling
 from monai_usfm.networks.weights import read_checkpoint
+from monai_usfm.options import flag
 from monai_usfm.transforms import PresenceThresholdd
 
 __all__ = [

@@ -18,9 +18,9 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from monai_usfm.bundle.errors import install_hook
-from monai_usfm.bundle.options import DESCRIPTIONS, check_names, check_values, take_old_names
 from monai_usfm.data import mark_results
 from monai_usfm.files import write_text_atomically
+from monai_usfm.options import DESCRIPTIONS, check_names, check_values, take_old_names
 
 __all__ = ["as_plain", "options", "require_writable", "start", "stop"]
 

@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_usfm.bundle import check_names, check_values, describe, flag
-from monai_usfm.bundle.options import set_options
+from monai_usfm.options import set_options
 
 CONFIG = {
     "imports": ["$import monai_usfm.bundle as bundle"],
