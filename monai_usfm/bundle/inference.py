@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.files import write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer
 from monai_usfm.networks import FlipInferer, TemperatureScaling
+from monai_usfm.networks.uncertainty import predictive_entropy
 from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.options import flag
 from monai_usfm.transforms import PresenceThresholdd
@@ -149,8 +149,7 @@ def probabilities(
 
 def entropy_map(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy over the classes ``(K, *S)`` as gray levels ``(1, *S)``: 255 is the maximum, all classes alike."""
-    entropy = torch.special.entr(probabilities).sum(0, keepdim=True)
-    return (255 * entropy / math.log(len(probabilities))).clamp(0, 255).round()
+    return (255 * predictive_entropy(probabilities[None])[0]).round()
 
 
 class _Items(list):

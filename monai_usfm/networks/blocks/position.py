@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Positions of tokens: sine-cosine tables, BEiT's relative position bias, and the resizing of both to another grid."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from scipy.interpolate import make_interp_spline
 
 __all__ = [
     "RelativePositionBias",
@@ -79,82 +82,14 @@ def _geometric_coordinates(source: int, target: int) -> list[float]:
     return coordinates
 
 
-def _second_derivatives(knots: list[float]) -> torch.Tensor:
-    """Matrix ``(n, n)``: values at ``n >= 4`` knots -> second derivatives there of the not-a-knot cubic spline.
-
-    The tridiagonal system is solved by elimination with plain numbers, of which exported graphs see only the result;
-    ONNX has no general solver.
-    """
-    n = len(knots)
-    step = [knots[i + 1] - knots[i] for i in range(n - 1)]
-    eye = torch.eye(n, dtype=torch.float64)
-    # Rows 1 .. n - 2: step[i-1] m[i-1] + 2 (step[i-1] + step[i]) m[i] + step[i] m[i+1] = 6 (slope[i] - slope[i-1]).
-    # Not-a-knot: the third derivative does not jump at the second and the last but one knot, which gives m[0] and
-    # m[n-1] in terms of their two neighbors; they are put into the first and the last row.
-    first, last = step[0] / step[1], step[n - 2] / step[n - 3]
-    diagonal = [2.0 * (step[i - 1] + step[i]) for i in range(1, n - 1)]
-    lower = [step[i - 1] for i in range(1, n - 1)]
-    upper = [step[i] for i in range(1, n - 1)]
-    diagonal[0] += step[0] * (1.0 + first)
-    upper[0] -= step[0] * first
-    diagonal[n - 3] += step[n - 2] * (1.0 + last)
-    lower[n - 3] -= step[n - 2] * last
-    rows: list[torch.Tensor] = []
-    for i in range(n - 2):
-        slopes = (eye[i + 2] - eye[i + 1]) / step[i + 1] - (eye[i + 1] - eye[i]) / step[i]
-        row = 6.0 * slopes
-        if i > 0:
-            factor = lower[i] / diagonal[i - 1]
-            diagonal[i] -= factor * upper[i - 1]
-            row = row - factor * rows[i - 1]
-        rows.append(row)
-    rows[n - 3] = rows[n - 3] / diagonal[n - 3]
-    for k in range(n - 3):
-        i = n - 4 - k
-        rows[i] = (rows[i] - upper[i] * rows[i + 1]) / diagonal[i]
-    start = (1.0 + first) * rows[0] - first * rows[1]
-    end = (1.0 + last) * rows[n - 3] - last * rows[n - 4]
-    return torch.stack([start] + rows + [end])
-
-
 def _spline_matrix(knots: list[float], reach: int) -> torch.Tensor:
     """Matrix ``(2 * reach + 1, len(knots))``: values at ``knots`` -> their not-a-knot cubic spline at -reach .. reach.
 
     The end pieces are continued beyond the knots, so the result is finite everywhere. Fewer than four knots give the
     polynomial through all of them.
     """
-    count = len(knots)
-    at = [float(i - reach) for i in range(2 * reach + 1)]
-    if count < 4:
-        rows: list[list[float]] = []
-        for x in at:
-            row: list[float] = []
-            for i in range(count):
-                weight = 1.0
-                for j in range(count):
-                    if j != i:
-                        weight = weight * (x - knots[j]) / (knots[i] - knots[j])
-                row.append(weight)
-            rows.append(row)
-        return torch.tensor(rows, dtype=torch.float64)
-    piece: list[int] = []
-    width: list[float] = []
-    share: list[float] = []
-    k = 0
-    for x in at:
-        while k < count - 2 and knots[k + 1] <= x:
-            k += 1
-        piece.append(k)
-        width.append(knots[k + 1] - knots[k])
-        share.append((x - knots[k]) / (knots[k + 1] - knots[k]))
-    start = torch.tensor(piece)
-    h = torch.tensor(width, dtype=torch.float64).unsqueeze(1)
-    b = torch.tensor(share, dtype=torch.float64).unsqueeze(1)
-    a = 1 - b
-    eye = torch.eye(count, dtype=torch.float64)
-    second = _second_derivatives(knots)
-    bend = (a**3 - a) * second[start] + (b**3 - b) * second[start + 1]
-    return a * eye[start] + b * eye[start + 1] + bend * (h * h / 6)
+    spline = make_interp_spline(knots, np.eye(len(knots)), k=min(3, len(knots) - 1))
+    return torch.from_numpy(spline(np.arange(-reach, reach + 1)))
 
 
 def resize_relative_table(table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
@@ -245,11 +180,8 @@ class RelativePositionBias(_GridTable):
         super().__init__(grid)
         self.num_heads = num_heads
         self.num_tables = num_tables
-        rows = 3
-        offsets = 1
-        for n in self.grid:
-            offsets *= 2 * n - 1
-        shape = (offsets + rows, num_heads) if num_tables == 1 else (num_tables, offsets + rows, num_heads)
+        rows = math.prod(2 * n - 1 for n in self.grid) + 3
+        shape = (rows, num_heads) if num_tables == 1 else (num_tables, rows, num_heads)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(shape))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -273,7 +205,12 @@ class RelativePositionBias(_GridTable):
         if table.dim() == 2:
             table = table.unsqueeze(0)
         if grid != self.grid:
-            table = resize_relative_table(table, self.grid, grid)
+            if torch.jit.is_scripting():
+                raise ValueError(
+                    "in TorchScript relative positions take images of the native img_size alone."
+                )
+            else:  # not compiled
+                table = resize_relative_table(table, self.grid, grid)
         index = _relative_index(grid, tokens)
         # One lookup serves every table and head: (rows, tables * heads) -> (B, Q, K, tables, heads).
         flat = table.transpose(0, 1).reshape(table.shape[1], -1)
