@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,10 @@ from monai.utils import set_determinism
 
 from monai_usfm.bundle.errors import install_hook
 from monai_usfm.data import mark_results
-from monai_usfm.files import write_text_atomically
+from monai_usfm.files import atomic_write
 from monai_usfm.options import DESCRIPTIONS, check_names, check_values, take_old_names
 
-__all__ = ["as_plain", "options", "require_writable", "start", "stop"]
+__all__ = ["options", "require_writable", "start", "stop"]
 
 
 def _parser() -> ConfigParser | None:
@@ -90,8 +88,8 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         mark_results(str(output_dir), values.get("dataset_dir"))
         if parser is not None and int(os.environ.get("RANK", 0)) == 0:
             kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
-            text = json.dumps(kept, indent=1, default=str) + "\n"
-            write_text_atomically(Path(str(output_dir)) / "config.json", text)
+            with atomic_write(Path(str(output_dir)) / "config.json") as part:
+                ConfigParser.export_config_file(kept, part, indent=1, default=str)
 
 
 def stop() -> None:
@@ -114,12 +112,3 @@ def require_writable(folder: Path, option: str) -> None:
         raise PermissionError(
             f"--{option}: nothing can be written to {folder} ({error.strerror}); name another place."
         ) from error
-
-
-def as_plain(value: Any) -> Any:
-    """What a checkpoint may hold of an option: numbers, text, lists; anything else as text."""
-    if isinstance(value, Mapping):
-        return {str(name): as_plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(entry) for entry in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -23,7 +23,7 @@ from monai.optimizers import WarmupCosineSchedule
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_usfm.bundle.start import as_plain, options
+from monai_usfm.bundle.start import options
 from monai_usfm.cards import ENCODER, WIDTHS, build_network, network_options, read_card
 from monai_usfm.data import OrganBalancedSampler, label_fraction, load_splits
 from monai_usfm.handlers import (
@@ -41,6 +41,7 @@ from monai_usfm.handlers import (
     learning_rates,
 )
 from monai_usfm.handlers.gradient import loss_of
+from monai_usfm.handlers.records import readable
 from monai_usfm.losses import ATMLoss
 from monai_usfm.networks import apply_lora, freeze
 
@@ -416,7 +417,7 @@ class TrainingRecords:
         self.network, self.optimizer, self.evaluator = network, optimizer, evaluator
         self.writer: SummaryWriter | None = None
         objects = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "best": best}
-        plain = self.options = as_plain(options)
+        plain = self.options = readable(options)
         self.export_path = Path(export_path)
         self.handlers: list[Any] = [
             RunLock(output_dir),

@@ -274,7 +274,7 @@ class RunRecord:
             return
         record = {
             "command": sys.argv,
-            "options": {name: readable(value) for name, value in self.options.items()},
+            "options": readable(self.options),
             "versions": _versions(),
             "platform": platform.platform(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

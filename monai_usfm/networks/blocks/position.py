@@ -206,9 +206,7 @@ class RelativePositionBias(_GridTable):
             table = table.unsqueeze(0)
         if grid != self.grid:
             if torch.jit.is_scripting():
-                raise ValueError(
-                    "in TorchScript relative positions take images of the native img_size alone."
-                )
+                raise ValueError("in TorchScript relative positions take images of the native img_size alone.")
             else:  # not compiled
                 table = resize_relative_table(table, self.grid, grid)
         index = _relative_index(grid, tokens)
