@@ -7,7 +7,7 @@
         --labeled DATA/busbra/dataset.json --patient_table DATA/busbra/labels.csv --output_dir ablation
 
 Every arm trains on the same images, for the same computing time (``--seconds``) or number of steps (``--steps``). The
-frozen encoders are judged on the validation split of the labeled images: a linear probe of the class and a dense linear
+frozen encoders are scored on the validation split of the labeled images: a linear probe of the class and a dense linear
 probe of the label. Finished trainings are kept: call it again to go on. Writes ablation.csv and ablation.md.
 """
 
@@ -76,7 +76,7 @@ def ablate(
                 budget = steps or steps_within(seconds, "pretraining", **options)
                 run_bundle("pretraining", output_dir=str(folder), steps=budget, max_epochs=10, **options)
             encoders.append(f"{arm}_{seed}={folder / 'model.pt'}")
-    judged = probe(
+    scores = probe(
         labeled,
         [*encoders, "random"],
         probes=("linear", "dense"),
@@ -85,7 +85,7 @@ def ablate(
         patient_table=patient_table,
         output_dir=str(out / "probes"),
     )
-    table = pd.read_csv(judged).query("(probe == 'linear' and metric == 'auc') or metric == 'dice'")
+    table = pd.read_csv(scores).query("(probe == 'linear' and metric == 'auc') or metric == 'dice'")
     table[["arm", "seed"]] = table["encoder"].str.extract(r"(.*?)(?:_(\d+))?$")
     means = table.pivot_table("value", "arm", "probe", ["mean", "std", "count"], sort=False)
     means.columns = [f"{probe} {'seeds' if what == 'count' else what}" for what, probe in means.columns]

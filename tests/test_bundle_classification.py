@@ -33,15 +33,15 @@ def write_images(folder: Path) -> None:
     """Eight training, four validation, four test images of two classes, two images of each patient."""
     rng = np.random.default_rng(0)
     lists, number = {}, 0
-    for section, count in {"training": 8, "validation": 4, "test": 4}.items():
-        lists[section] = []
+    for split, count in {"training": 8, "validation": 4, "test": 4}.items():
+        lists[split] = []
         for index in range(count):
             label = index // 2 % 2
             pixels = rng.integers(0, 90, (40, 56), dtype=np.uint8)
             pixels[:, : 28 if label else 1] += 150
             Image.fromarray(pixels).save(folder / f"{number:02d}.png")
-            entry = {"image": f"{number:02d}.png", "class": label, "patient": f"{section}-{index // 2}"}
-            lists[section].append(entry)
+            entry = {"image": f"{number:02d}.png", "class": label, "patient": f"{split}-{index // 2}"}
+            lists[split].append(entry)
             number += 1
     (folder / "dataset.json").write_text(json.dumps(lists))
 
@@ -85,10 +85,10 @@ def network(root) -> UltrasoundClassifier:
     return net.eval()
 
 
-def expected(network: UltrasoundClassifier, root: Path, section: str, temperature: float = 1.0) -> np.ndarray:
+def expected(network: UltrasoundClassifier, root: Path, split: str, temperature: float = 1.0) -> np.ndarray:
     """Probabilities by hand: load upright, resize, classify."""
     prepare = Compose([LoadUltrasound(), Resize(SIZE, mode="bilinear", anti_aliasing=True)])
-    items = json.loads((root / "data" / "dataset.json").read_text())[section]
+    items = json.loads((root / "data" / "dataset.json").read_text())[split]
     images = torch.stack([prepare(root / "data" / item["image"]).as_tensor() for item in items])
     with torch.no_grad():
         return (network(images) / temperature).softmax(1).numpy()

@@ -74,8 +74,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gray = pixels((70 + 3 * number, 90 - 2 * number), number)
         color = number % 2 == 1
         Image.fromarray(np.stack([gray] * 3, axis=-1) if color else gray).save(folder / f"image_{number}.png")
-        section = "training" if number < 5 else "validation" if number < 7 else "test"
-        lists[section].append({"image": f"image_{number}.png", "organ": "breast" if number % 3 else "liver"})
+        split = "training" if number < 5 else "validation" if number < 7 else "test"
+        lists[split].append({"image": f"image_{number}.png", "organ": "breast" if number % 3 else "liver"})
     (folder / "dataset.json").write_text(json.dumps(lists))
     return folder
 
@@ -346,10 +346,8 @@ def test_unreadable_files_are_skipped_and_counted(
     with caplog.at_level(logging.WARNING, logger="monai_usfm"):
         run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **settings))
     assert len(losses(tmp_path / "out")) == 1
-    sections = load_splits(damaged, synthetic_dir=tmp_path, check_files=False)
-    dataset = UltrasoundDataset(
-        sections["training"], lambda item: LoadUltrasound()(item["image"]), skip_unreadable=True
-    )
+    splits = load_splits(damaged, synthetic_dir=tmp_path, check_files=False)
+    dataset = UltrasoundDataset(splits["training"], lambda item: LoadUltrasound()(item["image"]), skip_unreadable=True)
     for index in range(len(dataset)):
         dataset[index]
     assert [Path(path).name for path, _ in dataset.skipped] == ["image_1.png", "image_2.png"]

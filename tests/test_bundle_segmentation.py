@@ -65,8 +65,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         color = number % 2 == 1
         Image.fromarray(np.stack([image] * 3, axis=-1) if color else image).save(folder / f"image_{number}.png")
         Image.fromarray(255 * mask).save(folder / f"mask_{number}.png")
-        section = "training" if number < 5 else "validation" if number < 7 else "test"
-        lists[section].append({"image": f"image_{number}.png", "label": f"mask_{number}.png"})
+        split = "training" if number < 5 else "validation" if number < 7 else "test"
+        lists[split].append({"image": f"image_{number}.png", "label": f"mask_{number}.png"})
     (folder / "dataset.json").write_text(json.dumps(lists))
     return folder
 
@@ -131,7 +131,7 @@ def trained(bundle: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def masks(bundle: Path, images: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the masks that the trained network gives for the test section."""
+    """Folder of the masks that the trained network gives for the test split."""
     output = tmp_path_factory.mktemp("masks")
     data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json"), "output_dir": str(output)}
     weights = {"checkpoint": str(trained / "model.pt")}

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen features of an encoder for a whole data set: what every probe and the leak guard start from."""
+"""Frozen features of an encoder for a whole data set: what every probe and the train-test leakage check start from."""
 
 from __future__ import annotations
 

@@ -495,7 +495,7 @@ def write_synthetic_dataset(
 
     Args:
         folder: where to write; made if absent.
-        num_training, num_validation, num_test: number of items of each section.
+        num_training, num_validation, num_test: number of items of each split.
         spatial_dims, image_size, organs, seed, cine, quality, marks, healthy: see :class:`SyntheticUltrasound`.
         num_workers: processes that simulate and write; 0 works in this one. The files do not depend on it.
 
@@ -535,10 +535,10 @@ def write_synthetic_dataset(
             return target
         target.unlink(missing_ok=True)
 
-    names = [section for section, count in counts.items() for _ in range(count)]
+    names = [split for split, count in counts.items() for _ in range(count)]
     # A loader of torch gives processes, their single threads and their errors; the order stays.
     entries = list(DataLoader(_Writer(world, folder, names), batch_size=None, num_workers=num_workers))
-    sections = {section: [e for e, n in zip(entries, names, strict=True) if n == section] for section in counts}
+    splits = {split: [e for e, n in zip(entries, names, strict=True) if n == split] for split in counts}
     content = {
         "name": "synthetic ultrasound",
         "description": DESCRIPTION,
@@ -547,7 +547,7 @@ def write_synthetic_dataset(
         "labels": {"0": "background", "1": "target"},
         "structures": dict(enumerate(STRUCTURES)),
         "classes": {organ: list(CLASS_NAMES[organ]) for organ in world.organs},
-        **sections,
+        **splits,
     }
     write_text_atomically(target, json.dumps(content, indent=1))
     return target
@@ -556,17 +556,17 @@ def write_synthetic_dataset(
 class _Writer(Dataset):
     """Item ``i`` is simulated and written when it is asked for; what comes back is its entry of the datalist."""
 
-    def __init__(self, world: SyntheticUltrasound, folder: Path, sections: Sequence[str]) -> None:
-        super().__init__(sections)
+    def __init__(self, world: SyntheticUltrasound, folder: Path, splits: Sequence[str]) -> None:
+        super().__init__(splits)
         self.world, self.folder = world, folder
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
-        item, section = self.world.simulate(index), self.data[index]
+        item, split = self.world.simulate(index), self.data[index]
         name = f"{item['organ']}_{index:05d}{'.png' if self.world.spatial_dims == 2 else '.nii.gz'}"
         entry: dict[str, Any] = {}
         for key in _FILES:
             if key in item:
-                path = Path(section) / key / name
+                path = Path(split) / key / name
                 _save(self.folder / path, item[key][0], item["spacing"], scale=key in ("image", "clean", "low"))
                 entry[key] = path.as_posix()
         entry |= {"class": item["class"], "organ": item["organ"], "patient": f"synthetic-{self.world.seed}-{index:05d}"}
@@ -574,7 +574,7 @@ class _Writer(Dataset):
 
 
 def _is_complete(folder: Path, datalist: dict[str, Any]) -> bool:
-    items = [item for section in ("training", "validation", "test") for item in datalist.get(section, [])]
+    items = [item for split in ("training", "validation", "test") for item in datalist.get(split, [])]
     return all((folder / item[key]).is_file() for item in items for key in _FILES if key in item)
 
 

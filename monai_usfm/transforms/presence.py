@@ -35,7 +35,7 @@ class PresenceThresholdd(MapTransform):
     Args:
         keys: logits of a segmentation.
         threshold: ``presence_threshold`` of the card; None leaves all as it is.
-        frames: the first axis of ``S`` counts frames, each of which is judged by itself.
+        frames: the first axis of ``S`` counts frames, each of which is scored by itself.
         allow_missing_keys: see :class:`monai.transforms.MapTransform`.
     """
 

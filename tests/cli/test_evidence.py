@@ -29,17 +29,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:40, :40]
     lists: dict[str, list[dict]] = {}
-    for section, count in (("training", 12), ("validation", 4), ("test", 8)):
-        lists[section] = []
+    for split, count in (("training", 12), ("validation", 4), ("test", 8)):
+        lists[split] = []
         for i in range(count):
             kind = i // 2 % 2
             disc = (y - rng.integers(12, 28)) ** 2 + (x - rng.integers(12, 28)) ** 2 < 60
             values = (60, 120)[kind] + 8 * gaussian_filter(rng.normal(size=(40, 40)), 1) / 0.28 + 60 * disc
-            names = f"{section}_{i}.png", f"{section}_{i}_mask.png"
+            names = f"{split}_{i}.png", f"{split}_{i}_mask.png"
             Image.fromarray(values.clip(0, 240).astype(np.uint8)).save(folder / names[0])
             Image.fromarray(disc.astype(np.uint8) * 255).save(folder / names[1])
-            patient = f"{section}-{i // 2}"
-            lists[section].append({"image": names[0], "label": names[1], "class": kind, "patient": patient})
+            patient = f"{split}-{i // 2}"
+            lists[split].append({"image": names[0], "label": names[1], "class": kind, "patient": patient})
     (folder / "dataset.json").write_text(json.dumps(lists))
     return folder
 

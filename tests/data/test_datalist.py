@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Datalists: clear refusals, nested patient-level fractions, leak guard."""
+"""Datalists: clear refusals, nested patient-level fractions, train-test leakage check."""
 
 from __future__ import annotations
 

@@ -151,8 +151,8 @@ def test_an_encoder_that_cannot_tell_copies_is_refused():
 
 def splits(folder, step: int):
     table = folder / "labels.csv"
-    for section in ("training", "validation", "test"):
-        items = load_datalist(folder / "dataset.json", folder, section)[::step]
+    for split in ("training", "validation", "test"):
+        items = load_datalist(folder / "dataset.json", folder, split)[::step]
         yield add_patients(items, folder, table if table.is_file() else None, pattern=r"^(\d+)")
 
 

@@ -163,13 +163,13 @@ def datalist(folder, **changes):
         "validation": [{"image": "b.png", "class": 1, "patient": "p2"}],
         "test": [{"image": "c.png", "class": 0, "patient": "p3"}],
     }
-    for section, change in changes.items():
-        lists[section][0] = {k: v for k, v in (lists[section][0] | change).items() if v is not None}
+    for split, change in changes.items():
+        lists[split][0] = {k: v for k, v in (lists[split][0] | change).items() if v is not None}
     (folder / "dataset.json").write_text(json.dumps(lists))
     return {"dataset_dir": folder, "num_classes": 2, "synthetic_dir": folder / "none"}
 
 
-def test_sections_are_read_with_their_classes(tmp_path):
+def test_splits_are_read_with_their_classes(tmp_path):
     lists = load_class_splits(**datalist(tmp_path), splits=("test",))
     assert lists == {"test": [{"image": str(tmp_path / "c.png"), "class": 0, "patient": "p3"}]}
 
