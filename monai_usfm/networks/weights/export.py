@@ -42,7 +42,7 @@ def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[s
 
     Args:
         net: image encoder with relative positions, or a network with one as its ``encoder``.
-        imagenet_input: write a patch embedding for RGB normalized with ImageNet's mean and standard deviation, which is
+        imagenet_input: write a patch embedding for RGB by ImageNet's mean and standard deviation, which is
             what the official code feeds and :func:`load_pretrained` expects of this layout, from one for images in
             [0, 1]. False writes the patch embedding as it is.
 
@@ -104,7 +104,7 @@ def to_mae_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[st
 
 
 def _predict_rgb(tensor: torch.Tensor, channels: int, normalized_patches: bool) -> torch.Tensor:
-    """Last layer of a decoder, from channels in [0, 1] to RGB normalized with ImageNet's mean and standard deviation."""
+    """Last layer of a decoder, from channels in [0, 1] to RGB by ImageNet's mean and standard deviation."""
     rows = tensor.double().reshape(-1, channels, *tensor.shape[1:])
     if channels != 3:
         rows = rows.mean(1, keepdim=True).repeat(1, 3, *[1] * (tensor.dim() - 1))
