@@ -34,7 +34,6 @@ from monai_usfm.evaluation.robustness import (
     audit_class_robustness,
     audit_robustness,
 )
-from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.evaluation.shortcuts import (
     ALTERATIONS,
     ShortcutAudit,
@@ -56,6 +55,7 @@ from monai_usfm.evaluation.statistics import (
     patient_means,
 )
 from monai_usfm.evaluation.transfer_board import summarize_board, transfer_board
+from monai_usfm.metrics.scores import classification_scores, overlap_scores
 
 __all__ = [
     "ALTERATIONS",

@@ -20,8 +20,8 @@ from monai.config import PathLike
 from monai_usfm.data import check_patient_leak
 from monai_usfm.evaluation.label_efficiency import Cell
 from monai_usfm.evaluation.report import file_digest
-from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.files import write_text_atomically
+from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.workflow import run_bundle, steps_within
 
 __all__ = ["BundleTraining"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_usfm.cards import load_network, read_card, write_card
-from monai_usfm.evaluation.scores import classification_scores
+from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.networks import TemperatureScaling
 from monai_usfm.transforms import presence_score
 from monai_usfm.workflow import load_bundle

@@ -22,7 +22,6 @@ from monai.config import PathLike
 
 from monai_usfm.data import check_patient_leak, label_fraction, load_datalist
 from monai_usfm.evaluation.report import conditions_of_run, markdown_table, save_figure
-from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.evaluation.statistics import (
     PairedTest,
     holm_adjust,
@@ -31,6 +30,7 @@ from monai_usfm.evaluation.statistics import (
     paired_test,
 )
 from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.metrics.scores import classification_scores
 
 __all__ = ["FRACTIONS", "Cell", "label_subsets", "run_label_efficiency", "summarize_label_efficiency"]
 

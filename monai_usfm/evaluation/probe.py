@@ -19,9 +19,9 @@ from monai_usfm.evaluation.features import extract_features
 from monai_usfm.evaluation.images import ImageSet, load_images, read_items
 from monai_usfm.evaluation.probes import ProbeResult, attentive_probe, dense_linear_probe, knn_probe, linear_probe
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
-from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.evaluation.statistics import Interval, bootstrap_interval
 from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.settings import split_named_path
 
 __all__ = ["probe"]

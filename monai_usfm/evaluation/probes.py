@@ -24,7 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from monai_usfm.evaluation.scores import classification_scores, overlap_scores
+from monai_usfm.metrics.scores import classification_scores, overlap_scores
 from monai_usfm.networks.nets.classifier import AttentionPool
 
 __all__ = [

@@ -20,9 +20,9 @@ from monai.transforms import AdjustContrast, GaussianSmooth, Resize
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.evaluation.report import save_figure
-from monai_usfm.evaluation.scores import classification_scores, overlap_scores
 from monai_usfm.evaluation.shortcuts import plant_calipers, plant_text
 from monai_usfm.evaluation.statistics import bootstrap_ends
+from monai_usfm.metrics.scores import classification_scores, overlap_scores
 from monai_usfm.transforms.annotation import RemoveAnnotations
 from monai_usfm.transforms.speckle import SpeckleNoise
 

@@ -21,8 +21,8 @@ from monai.config import PathLike
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.evaluation.report import save_figure
-from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.evaluation.statistics import bootstrap_ends
+from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.transforms.annotation import RemoveAnnotations
 
 __all__ = [

@@ -19,9 +19,9 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from monai_usfm.evaluation.scores import classification_scores
 from monai_usfm.files import atomic_write, write_csv
 from monai_usfm.handlers.report import EvaluationReport
+from monai_usfm.metrics.scores import classification_scores
 
 __all__ = ["ClassificationReport", "ClassificationScore", "save_confusion"]
 
@@ -44,7 +44,7 @@ class _Score(CumulativeIterationMetric):
 
 
 class ClassificationScore(IgniteMetricHandler):
-    """A score of :func:`~monai_usfm.evaluation.scores.classification_scores` as a metric of MONAI's evaluators.
+    """A score of :func:`~monai_usfm.metrics.scores.classification_scores` as a metric of MONAI's evaluators.
 
     The evaluator decollates and has probabilities ``(K,)`` under ``pred`` and a class index under ``label``.
 
