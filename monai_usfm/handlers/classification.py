@@ -17,7 +17,6 @@ from ignite.engine import Engine
 from matplotlib.figure import Figure
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from monai_usfm.files import atomic_write, write_csv
 from monai_usfm.handlers.report import EvaluationReport
@@ -79,6 +78,8 @@ def save_confusion(
         names: names of the classes.
         unit: what is counted, for the title.
     """
+    from sklearn.metrics import ConfusionMatrixDisplay  # takes a second, and is needed once, at the end
+
     counts = np.asarray(matrix)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     side = 2.2 + 0.9 * len(names)
@@ -196,8 +197,8 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     probabilities = torch.tensor([row["probabilities"] for row in rows], dtype=torch.float64)
     labels = torch.tensor([row["class"] for row in rows])
     scores = classification_scores(probabilities, labels)
-    classes = range(probabilities.shape[1])
-    confusion = confusion_matrix(labels, probabilities.argmax(1), labels=list(classes))
+    size = probabilities.shape[1]
+    confusion = torch.bincount(labels * size + probabilities.argmax(1), minlength=size**2).reshape(size, size)
     return {
         "count": len(rows),
         **{name: value if math.isfinite(value) else None for name, value in scores.items()},
