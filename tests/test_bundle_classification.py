@@ -138,7 +138,7 @@ def test_uncertainty_takes_the_mean_over_flips_and_dropout_masks(root, network, 
     assert np.abs(probabilities(tmp_path / "masks" / "images.csv") - found).max() > 1e-5
 
 
-def test_evaluation_scores_the_test_section_by_image_and_patient(root, network):
+def test_evaluation_scores_the_test_split_by_image_and_patient(root, network):
     run(
         config_file=files(root, "train", "evaluate"),
         bundle_root=str(root),
@@ -349,7 +349,7 @@ def test_calibration_scores_the_validation_images_of_the_bundle(root, network):
     options = {"dataset_dir": str(root / "data"), "device": "cpu", "amp": "fp32", "pretrained": weights}
     flow = load_bundle("classification", "train", bundle_root=str(root), **options)
     flow.parser.parse(reset=True)
-    logits, labels = calibration._collect(flow.parser, load_network(weights))
+    logits, labels, *_ = calibration._collect(flow.parser, load_network(weights))
     np.testing.assert_allclose(logits.softmax(1).numpy(), expected(network, root, "validation"), atol=2e-5)
     assert labels.tolist() == [0, 0, 1, 1]
 
