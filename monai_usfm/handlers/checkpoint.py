@@ -117,7 +117,7 @@ FREE_OPTIONS = frozenset(FREE_NAMES.split())
 
 
 class ResumableCheckpoint:
-    """Saves everything that training needs after every ``interval`` epochs, and takes it up again.
+    """Saves everything that training needs after every epoch, and takes it up again.
 
     Two files: ``last.pt``, replaced atomically, and ``previous.pt``, the one before; written by the first process
     alone, never with a weight that is not a number; loaded with ``weights_only=True``. Together with
@@ -130,7 +130,6 @@ class ResumableCheckpoint:
         path: the checkpoint file.
         objects: what to save and restore by ``state_dict``: network, optimizer, scheduler, ...; the engine is added.
         resume: restore from ``path`` at the start if the file exists.
-        interval: epochs between saves.
         options: values of the run's options. A resumed run must have the same, but for :data:`FREE_OPTIONS`.
         resume_anyway: resume with other options.
 
@@ -145,21 +144,19 @@ class ResumableCheckpoint:
         path: str,
         objects: Mapping[str, Any],
         resume: bool = False,
-        interval: int = 1,
         options: Mapping[str, Any] | None = None,
         resume_anyway: bool = False,
     ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
         self.resume = resume
-        self.interval = interval
         self.options = {name: value for name, value in (options or {}).items() if name not in FREE_OPTIONS}
         self.resume_anyway = resume_anyway
         self.written: int | None = None  # epoch in the file: its end is not written twice, or both files were one
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:

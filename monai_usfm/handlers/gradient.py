@@ -17,10 +17,10 @@ __all__ = ["FiniteLoss", "GradientClip", "batch_files", "loss_of", "require_fini
 ADVICE = "lower learning_rate, use amp fp32, or look for unusual images among"
 
 
-def loss_of(engine: Engine, name: str = "loss") -> float:
+def loss_of(engine: Engine) -> float:
     """The loss in the output of a trainer, decollated or not."""
     output = engine.state.output
-    loss = (output[0] if isinstance(output, list) else output)[name]
+    loss = (output[0] if isinstance(output, list) else output)["loss"]
     return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
 

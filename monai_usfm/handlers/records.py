@@ -47,13 +47,11 @@ class Progress:
 
     Args:
         name: printed in front.
-        loss: item of the trainer's output that is shown.
         stream: where to print; default standard error.
     """
 
-    def __init__(self, name: str = "train", loss: str = "loss", stream: Any = None) -> None:
+    def __init__(self, name: str = "train", stream: Any = None) -> None:
         self.name = name
-        self.loss = loss
         self.stream = stream
         self.begun = self.started = 0.0
         self.first = self.images = 0
@@ -81,7 +79,7 @@ class Progress:
         return (engine.state.iteration - 1) % engine.state.epoch_length + 1
 
     def _step(self, engine: Engine) -> None:
-        self.total += loss_of(engine, self.loss)
+        self.total += loss_of(engine)
         self.images += len(engine.state.batch["image"]) if isinstance(engine.state.batch, Mapping) else 0
 
     def _finish(self, engine: Engine) -> None:
@@ -105,20 +103,12 @@ class MetricsTable:
         output_dir: folder of the files.
         optimizer: whose learning rates are noted.
         evaluator: whose metrics are noted; None for none.
-        loss: item of the trainer's output.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        optimizer: torch.optim.Optimizer,
-        evaluator: Engine | None = None,
-        loss: str = "loss",
-    ) -> None:
+    def __init__(self, output_dir: str, optimizer: torch.optim.Optimizer, evaluator: Engine | None = None) -> None:
         self.path = Path(output_dir) / "metrics.csv"
         self.optimizer = optimizer
         self.evaluator = evaluator
-        self.loss = loss
         self.rows: list[dict[str, Any]] = []
         self.opened = False
         self.losses: list[float] = []
@@ -155,7 +145,7 @@ class MetricsTable:
         self.losses, self.started, self.validated = [], time.perf_counter(), False
 
     def _step(self, engine: Engine) -> None:
-        self.losses.append(loss_of(engine, self.loss))
+        self.losses.append(loss_of(engine))
 
     def _write(self, engine: Engine) -> None:
         row: dict[str, Any] = {
