@@ -307,3 +307,15 @@ def test_shipped_weights_load_by_their_cards(weights):
     network = load_network(weights)
     assert network.card["data"] and network.card["license"]
     assert monai_usfm.cards.describe_network(network)["network"].items() <= network.card["network"].items()
+
+
+def test_the_encoder_of_any_network_gives_features(tmp_path):
+    network = build_network(
+        "segmentation", spatial_size=[32, 32], hidden_size=48, mlp_dim=48, num_layers=2, num_heads=3
+    )
+    save_network(tmp_path / "x.pt", network, half=False)
+    features = load_network(tmp_path / "x.pt", "features", pool="mean")
+    assert (features.card["task"], features.card["network"]["hidden_size"]) == ("features", 48)
+    image = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(features(image), network.encoder.eval()(image)[:, 1:].mean(1))

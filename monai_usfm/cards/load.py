@@ -31,8 +31,8 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
 
     Args:
         path: weights, as :func:`save_network` writes them.
-        task: what is expected; None takes what the card says. Weights of pretraining give ``"features"``, the encoder
-            with one embedding for an image, or ``"encoder"``.
+        task: what is expected; None takes what the card says. Weights of every task give ``"features"``, the encoder
+            with one embedding for an image, or ``"encoder"``; those of pretraining give nothing else.
         options: as of :func:`build_network`; None stands for "as the card says".
 
     Returns:
@@ -56,7 +56,7 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
     else:
         wanted = task or {"pretraining": "features"}.get(card["task"], card["task"])
         kind = "pretraining" if wanted in ("features", "encoder", "pretraining") else wanted
-        if kind != card["task"]:
+        if kind != card["task"] and wanted not in ("features", "encoder"):
             raise ValueError(
                 f"{path} holds weights for {card['task']} (so says its card), not for {wanted}: choose other weights; "
                 f"to train from these, give them as pretrained."
@@ -65,6 +65,8 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
         described = card["network"]
         if kind == "pretraining":  # a decoder beside the encoder is of no use here
             described = {name: value for name, value in described.items() if name in ENCODER or name in WIDTHS}
+        if kind != card["task"]:
+            card = {**card, "task": task, "network": described}
         resolved = network_options(task, path, **{**described, **_agree(path, card, options)})
     network: Any = assemble(task, resolved)
     _fill(network, state, path, bool(card), only_encoder=task in ("encoder", "features"))
