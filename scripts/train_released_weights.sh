@@ -41,8 +41,10 @@ bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pret
     --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1 "${plain[@]}"
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
-# No labels: structures in simulated images, then in volumes, as a start for other volumes. For images the shipped start is
-# usfm_segmentation/models/foundation.pt; docs/results/foundation.md has its command.
+# The pretrained starts, small.pt and foundation.pt; needs DINOv2's weights: DINOV2=dinov2_vits14.pt.
+[ -z "${DINOV2:-}" ] || bash "$here/scripts/train_foundation.sh" "$data/pretraining_all.json" "$DINOV2" "$out/starts" \
+    ${options[@]+"${options[@]}"}
+# No labels: structures in simulated images, then in volumes, as a start for other volumes.
 bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 15 \
     --warmup_epochs 1 --val_interval 5 --synthetic#num_training 2400 --synthetic#num_validation 48
 bundle usfm_segmentation simulated --pretrained "$out/simulated_first/model.pt" --spatial_size "[128,128]" --max_epochs 7 \
@@ -69,6 +71,7 @@ bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unla
 python - "$here" "$out" <<'PY'
 import shutil
 import sys
+from pathlib import Path
 
 here, out = sys.argv[1:]
 files = {
@@ -80,6 +83,8 @@ files = {
     "classification": "usfm_classification/models/model.pt",
     "enhancement": "usfm_enhancement/models/model.pt",
 }
+if Path(out, "starts").is_dir():
+    files |= {"starts/small": "usfm_pretraining/models/small.pt", "starts/foundation": "usfm_segmentation/models/foundation.pt"}
 for name, file in files.items():
     shutil.copy(f"{out}/{name}/model.pt", f"{here}/bundles/{file}")
     shutil.copy(f"{out}/{name}/model.json", f"{here}/bundles/{file}".replace(".pt", ".json"))
