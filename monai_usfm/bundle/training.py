@@ -102,12 +102,15 @@ def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> An
 
     Args:
         pretrained: a file, ``"shipped"``, or None for none.
-        bundle_root: folder of the bundle; the start lies in its ``models/foundation.pt``.
+        bundle_root: folder of the bundle; the start lies in its ``models/foundation.pt``, or in that of the segmentation
+            bundle beside it.
         options: of the encoder that is asked for; None stands for "as in the start".
     """
     if pretrained != "shipped":
         return pretrained
     path = Path(bundle_root, "models", "foundation.pt")
+    beside = Path(bundle_root).resolve().parent / "usfm_segmentation" / "models" / "foundation.pt"
+    path = beside if beside.is_file() and not path.is_file() else path
     if not path.is_file():
         logger.warning("there is no shipped start at %s: training starts from scratch.", path)
         return None

@@ -106,3 +106,11 @@ def test_the_shipped_start_is_taken_unless_an_option_asks_for_another_encoder(tm
     assert "pos_embed: not that of the shipped start" in caplog.text
     assert start_weights(None, str(tmp_path)) is None
     assert start_weights("other.pt", str(tmp_path)) == "other.pt"
+
+
+def test_the_shipped_start_of_another_bundle_is_that_of_the_segmentation_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "usfm_segmentation" / "models" / "foundation.pt"
+    file.parent.mkdir(parents=True)
+    small = {"hidden_size": 48, "mlp_dim": 96, "num_layers": 2, "num_heads": 3, "spatial_size": 32}
+    save_network(file, build_network("segmentation", **small))
+    assert start_weights("shipped", str(tmp_path / "usfm_classification")) == str(file)
