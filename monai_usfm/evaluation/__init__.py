@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 from monai_usfm.data import add_patients
+from monai_usfm.evaluation.audit import audit_classifier, audit_segmenter
 from monai_usfm.evaluation.bundle_runs import BundleTraining
 from monai_usfm.evaluation.calibration import calibrate
+from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, crop_borders, cut_sector, plant_calipers, plant_text
 from monai_usfm.evaluation.features import extract_features
 from monai_usfm.evaluation.images import ImageSet, load_images, read_items
 from monai_usfm.evaluation.label_efficiency import (
@@ -26,24 +28,6 @@ from monai_usfm.evaluation.probes import (
     knn_probe,
     linear_probe,
 )
-from monai_usfm.evaluation.robustness import (
-    CHANGES,
-    ClassRobustnessRow,
-    RobustnessAudit,
-    RobustnessRow,
-    audit_class_robustness,
-    audit_robustness,
-)
-from monai_usfm.evaluation.shortcuts import (
-    ALTERATIONS,
-    ShortcutAudit,
-    ShortcutRow,
-    audit_shortcuts,
-    crop_borders,
-    cut_sector,
-    plant_calipers,
-    plant_text,
-)
 from monai_usfm.evaluation.statistics import (
     Interval,
     PairedTest,
@@ -58,28 +42,22 @@ from monai_usfm.evaluation.transfer_board import summarize_board, transfer_board
 from monai_usfm.metrics.scores import classification_scores, overlap_scores
 
 __all__ = [
-    "ALTERATIONS",
     "CHANGES",
     "FRACTIONS",
     "L2_GRID",
+    "SHORTCUTS",
     "BundleTraining",
     "Cell",
-    "ClassRobustnessRow",
     "ImageSet",
     "Interval",
     "Leak",
     "LeakError",
     "PairedTest",
     "ProbeResult",
-    "RobustnessAudit",
-    "RobustnessRow",
-    "ShortcutAudit",
-    "ShortcutRow",
     "add_patients",
     "attentive_probe",
-    "audit_class_robustness",
-    "audit_robustness",
-    "audit_shortcuts",
+    "audit_classifier",
+    "audit_segmenter",
     "bootstrap_interval",
     "calibrate",
     "calibrated_distance",

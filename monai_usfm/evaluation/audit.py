@@ -1,28 +1,45 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Audits of trained weights on a datalist: the tables and figures behind ``monai-usfm audit``."""
+"""Audits of trained weights: how much worse is a network when an image is shown as another scanner or screen would?
+
+Networks are tested on images that look like those they were trained on: the same margins, depth, gain and annotations.
+Here each test image is altered in one such respect at a time, its label map along with it, and scored again. What
+remains of the score is no substitute for another hospital's images, but what is lost here would be lost there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from monai.config import PathLike
 from monai.transforms import Resize
 
 from monai_usfm.cards import load_network
 from monai_usfm.data import LoadUltrasound
-from monai_usfm.evaluation.images import load_images, read_items
-from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
-from monai_usfm.evaluation.robustness import audit_class_robustness, audit_robustness
-from monai_usfm.evaluation.shortcuts import audit_shortcuts
+from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, Change
+from monai_usfm.evaluation.images import read_items
+from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
+from monai_usfm.evaluation.statistics import bootstrap_ends
 from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.metrics.scores import classification_scores, confusion_counts, macro_f1, overlap_scores
 from monai_usfm.transforms import LabelIndices
 
-__all__ = ["audit"]
+__all__ = ["audit", "audit_classifier", "audit_segmenter"]
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+Example = tuple[torch.Tensor, list[torch.Tensor], str]
+"""What a figure shows of a change: an altered image, contours of the label and of the prediction, a title."""
+SHOWN = {
+    "segmentation": ["change", "images", "dice", "loss", "loss_low", "loss_high", "failed"],
+    "classification": ["change", "images", "macro_f1", "loss", "loss_low", "loss_high", "auc", "flips"],
+}
 
 
 def audit(
@@ -77,17 +94,219 @@ def audit(
     lacking = [str(item["image"]) for item in items if item.get(wanted) is None]
     if lacking:
         raise ValueError(f"{datalist}: {len(lacking)} items lack '{wanted}', for example {lacking[0]}.")
-    values = label_values if label_values is not None else card.get("label_values")
-    make = _robustness if kind == "robustness" else _shortcuts
-    rows, text = make(network, items, values, torch.device(device), Path(output_dir))
+    read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
+    images = [_plain(read(item["image"], item.get("frame"))) for item in items]
+    patients = [item["patient"] for item in items]
+    labels = None
+    if all(item.get("label") for item in items):
+        labels = [_plain(read_label(item["label"], item.get("frame"))) for item in items]
+    predict = _predictor(network, torch.device(device))
+    if card["task"] == "classification":
+        changes = CHANGES if kind == "robustness" else SHORTCUTS
+        masks = None if labels is None else [label[0] for label in labels]
+        rows, examples = audit_classifier(predict, images, [int(i["class"]) for i in items], patients, masks, changes)
+    else:
+        num_classes = card["network"]["num_classes"]
+        to_indices = LabelIndices(num_classes, label_values if label_values is not None else card.get("label_values"))
+        maps = [_plain(to_indices(label))[0].long() for label in labels or ()]
+        rows, examples = audit_segmenter(predict, images, maps, patients, num_classes)
+    folder = Path(output_dir)
+    _save_examples(folder / f"{kind}.png", examples)
     run = {"model": f"sha256:{file_digest(checkpoint)}", "split": split, **conditions_of_run(device)}
-    table = write_csv(Path(output_dir) / f"{kind}.csv", [{**row, **run} for row in rows])
-    write_text_atomically(Path(output_dir) / f"{kind}.md", text)
+    table = write_csv(folder / f"{kind}.csv", rows.assign(**run).to_dict("records"))
+    shown = rows[SHOWN[card["task"]]]
+    text = markdown_table(shown.columns, shown.values.tolist())
+    write_text_atomically(folder / f"{kind}.md", text)
     print(text)
     return table
 
 
-def _predictor(network: Any, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+@torch.no_grad()
+def audit_segmenter(
+    segment: Predict,
+    images: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor],
+    patients: Sequence[Hashable] | None = None,
+    num_classes: int = 2,
+    changes: Mapping[str, Change] = CHANGES,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, dict[str, Example]]:
+    """Alter every image in each way and score its segmentation against the label map that was altered with it.
+
+    Args:
+        segment: image ``(C, H, W)`` in [0, 1] of any size -> class indices ``(H, W)``.
+        images: images ``(C, H, W)`` in [0, 1], of any sizes.
+        labels: class indices ``(H, W)`` of each; images without any foreground class are not scored.
+        patients: the patient of each image, for the interval; None takes every image for a patient.
+        num_classes: classes including background 0.
+        changes: name -> change.
+        seed: of the changes; image ``i`` is altered alike whatever the others are.
+
+    Returns:
+        A row for the images as they are and one for each change: ``change``, ``images`` that it altered,
+        ``dice_before``, ``dice``, ``loss`` with the ends of its 95 % bootstrap interval over patients (``loss_low``,
+        ``loss_high``), and ``failed``, the share with a Dice below 0.5; and for each change the image that lost most.
+
+    Raises:
+        ValueError: for no images, another number of label maps, or an image whose label map has another size.
+    """
+    if not images or len(images) != len(labels):
+        raise ValueError(f"need images and as many label maps, got {len(images)} and {len(labels)}.")
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        if image.dim() != 3 or label.shape != image.shape[1:]:
+            shapes = f"{tuple(image.shape)} and {tuple(label.shape)}"
+            raise ValueError(f"image {i}: need an image (C, H, W) and a label map (H, W), got {shapes}.")
+    if not any(bool((label > 0).any()) for label in labels):
+        raise ValueError("every label map is empty: there is nothing to score.")
+    found, examples, worst = [], {}, dict.fromkeys(changes, -np.inf)
+    for name, i, image, label in _altered(images, labels, changes, seed):
+        if not bool((label > 0).any()):
+            continue
+        prediction = segment(image)
+        dice = overlap_scores(prediction, label, num_classes)["dice"]
+        found.append({"change": name, "case": i, "dice": dice})
+        if name != "unchanged" and -dice > worst[name]:
+            worst[name] = -dice
+            examples[name] = image, [label, prediction], f"{name}: Dice {dice:.2f}"
+    cases = pd.DataFrame(found)
+    before = cases[cases["change"] == "unchanged"].set_index("case")["dice"]
+    cases["before"] = cases["case"].map(before)
+    cases["loss"] = cases["before"] - cases["dice"]
+    rows = []
+    for name in ("unchanged", *changes):
+        part = cases[cases["change"] == name]
+        loss = part["loss"].to_numpy()
+        owners = _owners(patients, part["case"])
+        low, high = bootstrap_ends(lambda rows, loss=loss: float(loss[rows].mean()), owners, seed)
+        row = {"change": name, "images": len(part), "dice_before": part["before"].mean(), "dice": part["dice"].mean()}
+        row |= {"loss": part["loss"].mean(), "loss_low": low, "loss_high": high}
+        rows.append({**row, "failed": float((part["dice"] < 0.5).mean())})
+    return pd.DataFrame(rows), examples
+
+
+@torch.no_grad()
+def audit_classifier(
+    classify: Predict,
+    images: Sequence[torch.Tensor],
+    classes: Sequence[int],
+    patients: Sequence[Hashable] | None = None,
+    labels: Sequence[torch.Tensor] | None = None,
+    changes: Mapping[str, Change] = CHANGES,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, dict[str, Example]]:
+    """The same for a classifier, which also may change its mind without being wrong.
+
+    Args:
+        classify: image ``(C, H, W)`` in [0, 1] of any size -> probabilities ``(K,)``.
+        images: images ``(C, H, W)`` in [0, 1], of any sizes.
+        classes: class index of each.
+        patients: the patient of each image, for the intervals; None takes every image for a patient.
+        labels: where the finding is, ``(H, W)`` for each image, for the changes that look at it; the whole image where
+            there is none.
+        changes: name -> change.
+        seed: of the changes; image ``i`` is altered alike whatever the others are.
+
+    Returns:
+        A row for the images as they are and one for each change, on the images that it altered: ``change``, ``images``,
+        ``macro_f1_before``, ``macro_f1``, ``loss`` with ``loss_low`` and ``loss_high``, ``auc_before``, ``auc``,
+        ``flips``, the share of predictions that change, with ``flips_low`` and ``flips_high``, and ``mean_change`` of
+        the probability of the class predicted before; and for each change the image with the largest such change.
+
+    Raises:
+        ValueError: for no images, or another number of classes.
+    """
+    if not images or len(images) != len(classes):
+        raise ValueError(f"need images and as many classes, got {len(images)} and {len(classes)}.")
+    truth = torch.as_tensor(list(classes))
+    masks = list(labels) if labels is not None else [torch.zeros(image.shape[1:]) for image in images]
+    masks = [mask if bool((mask > 0).any()) else torch.ones_like(mask) for mask in masks]
+    found: dict[str, dict[int, torch.Tensor]] = {name: {} for name in ("unchanged", *changes)}
+    examples, largest = {}, dict.fromkeys(changes, -1.0)
+    for name, i, image, _ in _altered(images, masks, changes, seed):
+        found[name][i] = classify(image).cpu()
+        before = found["unchanged"][i]
+        chosen = int(before.argmax())
+        change = float((found[name][i] - before)[chosen].abs())
+        if name != "unchanged" and change > largest[name]:
+            largest[name] = change
+            title = f"{name}: p(class {chosen})\n{before[chosen]:.2f} to {found[name][i][chosen]:.2f}"
+            examples[name] = image, [], title
+    rows = []
+    for name, after_by_case in found.items():
+        row: dict[str, Any] = {"change": name, "images": len(after_by_case)}
+        if after_by_case:
+            index = list(after_by_case)
+            row |= _class_row(
+                torch.stack([found["unchanged"][i] for i in index]),
+                torch.stack(list(after_by_case.values())),
+                truth[index],
+                _owners(patients, index),
+                seed,
+            )
+        rows.append(row)
+    return pd.DataFrame(rows), examples
+
+
+def _class_row(
+    before: torch.Tensor, after: torch.Tensor, truth: torch.Tensor, owners: Sequence[Hashable], seed: int
+) -> dict[str, float]:
+    predicted, labels = [p.argmax(1).numpy() for p in (before, after)], truth.numpy()
+
+    def lost(rows: np.ndarray) -> float:
+        f1 = [macro_f1(confusion_counts(labels[rows], p[rows], before.shape[1])) for p in predicted]
+        return f1[0] - f1[1]
+
+    first, second = (classification_scores(p, truth, bins=None) for p in (before, after))
+    flips = (predicted[0] != predicted[1]).astype(float)
+    loss_ends = bootstrap_ends(lost, owners, seed)
+    flips_ends = bootstrap_ends(lambda rows: float(flips[rows].mean()), owners, seed)
+    return {
+        "macro_f1_before": first["macro_f1"],
+        "macro_f1": second["macro_f1"],
+        "loss": first["macro_f1"] - second["macro_f1"],
+        **dict(zip(("loss_low", "loss_high"), loss_ends, strict=True)),
+        "auc_before": first["auc"],
+        "auc": second["auc"],
+        "flips": float(flips.mean()),
+        **dict(zip(("flips_low", "flips_high"), flips_ends, strict=True)),
+        "mean_change": (after - before).gather(1, before.argmax(1, keepdim=True)).abs().mean().item(),
+    }
+
+
+def _altered(
+    images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], changes: Mapping[str, Change], seed: int
+) -> Iterator[tuple[str, int, torch.Tensor, torch.Tensor]]:
+    """Each image as it is, then in each way that alters it: name, number, image and label map."""
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield "unchanged", i, image, label
+        for name, change in changes.items() if bool((label > 0).any()) else ():
+            altered, mask = change(image, label[None], torch.Generator().manual_seed(seed + i))
+            if altered.shape != image.shape or not torch.equal(altered, image):
+                yield name, i, altered, mask[0]
+
+
+def _owners(patients: Sequence[Hashable] | None, index: Sequence[int]) -> list[Hashable]:
+    return [patients[i] for i in index] if patients is not None else list(index)
+
+
+def _save_examples(path: PathLike, examples: Mapping[str, Example]) -> None:
+    """For each change the image that suffered most: contour of the label (green) and of the prediction (red)."""
+    columns = 5
+    lines = max(1, -(-len(examples) // columns))
+    figure = Figure(figsize=(2.6 * columns, 2.8 * lines))
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for ax, (image, contours, title) in zip(axes, examples.values(), strict=False):
+        ax.imshow(image[0].float(), cmap="gray", vmin=0, vmax=1)
+        for mask, color in zip(contours, ("lime", "red"), strict=False):
+            if bool((mask > 0).any()):
+                ax.contour(mask > 0, levels=[0.5], colors=color, linewidths=0.8)
+        ax.set_title(title, fontsize=8)
+    save_figure(path, figure)
+
+
+def _predictor(network: Any, device: torch.device) -> Predict:
     """Image ``(1, H, W)`` -> class indices ``(H, W)`` or probabilities ``(K,)``, at the size of the training."""
     options = network.card["network"]
     shrink = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)
@@ -103,60 +322,5 @@ def _predictor(network: Any, device: torch.device) -> Callable[[torch.Tensor], t
     return predict
 
 
-def _robustness(
-    network: Any, items: Sequence[dict[str, Any]], values: Any, device: torch.device, folder: Path
-) -> tuple[list[dict[str, Any]], str]:
-    predict, num_classes = _predictor(network, device), network.card["network"]["num_classes"]
-    read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
-    images = [_plain(read(item["image"], item.get("frame"))) for item in items]
-    patients = [item["patient"] for item in items]
-    if network.card["task"] == "classification":
-        lesions = None
-        if all(item.get("label") for item in items):
-            lesions = [_plain(read_label(item["label"], item.get("frame")))[0] for item in items]
-        classes = [int(item["class"]) for item in items]
-        found = audit_class_robustness(predict, images, classes, patients, lesions)
-        heads = ["change", "images", "macro-F1", "loss", "AUC", "flipped"]
-        lines = [(r.change, r.images, r.macro_f1, _loss(r), r.auc, f"{100 * r.flips:.1f} %") for r in found]
-        return [asdict(row) for row in found], markdown_table(heads, lines)
-    to_indices = LabelIndices(num_classes, values)
-    labels = [_plain(to_indices(read_label(item["label"], item.get("frame"))))[0].long() for item in items]
-    result = audit_robustness(predict, images, labels, patients, num_classes)
-    result.save_figure(folder / "robustness.png")
-    heads = ["change", "images", "Dice", "loss", "Dice below 0.5"]
-    of_label = [(r.change, r.images, r.dice, _loss(r), f"{100 * r.failed:.1f} %") for r in result.rows]
-    return [asdict(row) for row in result.rows], markdown_table(heads, of_label)
-
-
 def _plain(image: Any) -> torch.Tensor:
     return torch.as_tensor(image).as_subclass(torch.Tensor)
-
-
-def _loss(row: Any) -> str:
-    return f"{row.loss:.3f} [{row.loss_low:.3f}, {row.loss_high:.3f}]"
-
-
-def _shortcuts(
-    network: Any, items: Sequence[dict[str, Any]], values: Any, device: torch.device, folder: Path
-) -> tuple[list[dict[str, Any]], str]:
-    options = network.card["network"]
-    images = load_images(items, options["spatial_size"])
-    channels = options.get("in_channels", 1)
-    with torch.no_grad():
-        result = audit_shortcuts(
-            lambda x: network(x.repeat(1, channels, 1, 1).to(device)), images.images, images.classes, images.patients
-        )
-    result.save_figure(folder / "shortcuts.png")
-    heads = ["alteration", "images", "predictions flipped", "mean change of p", "macro-F1 before", "after"]
-    lines = [
-        (
-            r.alteration,
-            r.images,
-            f"{100 * r.flips:.1f} % [{100 * r.flips_low:.1f}, {100 * r.flips_high:.1f}]",
-            r.mean_change,
-            r.macro_f1_before,
-            r.macro_f1_after,
-        )
-        for r in result.rows
-    ]
-    return result.table(), markdown_table(heads, lines)

@@ -37,16 +37,15 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
     if y.min() < 0 or y.max() >= num_classes:
         raise ValueError(f"labels run from {y.min()} to {y.max()}, outside the {num_classes} classes predicted.")
     confidence, predicted = p.max(axis=1), p.argmax(axis=1)
-    confusion = np.bincount(y * num_classes + predicted, minlength=num_classes**2)
-    confusion = confusion.reshape(num_classes, num_classes).astype(float)
-    hits, actual, claimed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    seen, either = actual > 0, actual + claimed > 0
+    confusion = confusion_counts(y, predicted, num_classes)
+    hits, actual = confusion.diagonal(), confusion.sum(1)
+    seen = actual > 0
 
     correct = predicted == y
     scores = {
         "accuracy": float(correct.mean()),
         "balanced_accuracy": float((hits[seen] / actual[seen]).mean()),
-        "macro_f1": float((2 * hits[either] / (actual + claimed)[either]).mean()),
+        "macro_f1": macro_f1(confusion),
         "auc": _auc(p, y, actual),
     }
     if bins is None:
@@ -55,6 +54,18 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
     calibration = CalibrationErrorMetric(num_bins=bins, right=True)  # bins (0, 1/bins], ... as in the paper's code
     calibration(y_pred=torch.from_numpy(confidence)[None, None], y=torch.from_numpy(correct)[None, None].double())
     return {**scores, "ece": torch.as_tensor(calibration.aggregate()).item()}
+
+
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts ``(K, K)``; rows are true classes, columns predictions."""
+    counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(float)
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """Mean F1 over the classes that occur in the labels or among the predictions."""
+    hits, total = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+    return float((2 * hits[total > 0] / total[total > 0]).mean())
 
 
 def _auc(probabilities: np.ndarray, labels: np.ndarray, actual: np.ndarray) -> float:
