@@ -4,11 +4,11 @@
 """Which options of pretraining pay: each arm is ``monai-usfm pretrain`` with one option changed, then ``probe``.
 
     python scripts/ablate_pretraining.py --dataset_dir DATA --datalist DATA/unlabelled/pretraining.json \\
-        --labeled DATA/busbra/dataset.json --patient_table DATA/busbra/labels.csv --output_dir ablation
+        --labeled DATA/busbra/dataset.json --output_dir ablation
 
 Every arm trains on the same images, for the same computing time (``--seconds``) or number of steps (``--steps``). The
 frozen encoders are scored on the validation split of the labeled images: a linear probe of the class and a dense linear
-probe of the label. Finished trainings are kept: call it again to go on. Writes ablation.csv and ablation.md.
+probe of the label. `monai-usfm join-table` writes patients into a list that names none. Finished trainings are kept: call it again to go on. Writes ablation.csv and ablation.md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def ablate(
     datalist: str,
     labeled: str,
     dataset_dir: str | None = None,
-    patient_table: str | None = None,
     arms: tuple[str, ...] = tuple(ARMS),
     seeds: tuple[int, ...] = (0,),
     seconds: float = 240.0,
@@ -82,7 +81,6 @@ def ablate(
         probes=("linear", "dense"),
         split="validation",
         spatial_size=spatial_size,
-        patient_table=patient_table,
         output_dir=str(out / "probes"),
     )
     table = pd.read_csv(scores).query("(probe == 'linear' and metric == 'auc') or metric == 'dice'")

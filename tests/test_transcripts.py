@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydicom.sequence import Sequence
 
 from monai_usfm import read_card
 from monai_usfm.cli import main
 from monai_usfm.networks import UltrasoundViT, to_mae_state_dict, to_usfm_state_dict
+from tests.data.test_dicom import region, saved, ultrasound
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "first_hour_transcripts.md"
 SMALL = ["--max_epochs", "1", "--warmup_epochs", "0", "--device", "cpu", "--figure_interval", "0"]
@@ -111,3 +114,28 @@ def test_volumes_need_their_axes_once(here):
     walked = walk("Volumes", VOLUMES)
     assert [words[0] for words in walked if "--spatial_dims" in words] == ["train"]
     assert results(here / "runs" / "liver" / "predictions") == ["new1_seg.nii.gz"]
+
+
+def test_dicom_is_measured_in_mm_and_leaves_without_names(here, repository):
+    regions = Sequence([region((0, 0, 47, 39))])
+    for name in ("one", "two"):
+        pixels = np.asarray(Image.open(here / "breast" / "images" / "patient01.png"))
+        (here / "studies" / "DOE").mkdir(parents=True, exist_ok=True)
+        saved(here / "studies" / "DOE", ultrasound(pixels, SequenceOfUltrasoundRegions=regions), f"DOE_{name}.dcm")
+    walk("DICOM", [])
+    with open(here / "runs" / "dicom" / "statistics.csv", encoding="utf-8") as stream:
+        assert {row["unit"] for row in csv.DictReader(stream)} == {"mm"}
+    written = sorted((here / "runs" / "png").rglob("*.png"))
+    assert len(written) == 2 and "DOE" not in str([path.relative_to(here) for path in written])
+
+
+def test_the_package_alone_needs_a_weight_file_only(here, repository):
+    part = PAGE.read_text(encoding="utf-8").split("## The package alone")[1]
+    code = re.search(r"```python\n(.*?)```", part, re.S).group(1)
+    weights = repository / "bundles" / "usfm_segmentation" / "models" / "model"
+    (here / "runs" / "breast").mkdir(parents=True)
+    for ending in (".pt", ".json"):
+        shutil.copy(weights.with_suffix(ending), here / "runs" / "breast" / f"model{ending}")
+    names = {"images": torch.rand(1, 1, 192, 192)}
+    exec(code, names)
+    assert names["masks"].shape == (1, 192, 192) and not names["network"].training

@@ -118,8 +118,8 @@ def add_patients(
         if not all(found.values()):
             warnings.warn(
                 "the patients of the images are not known, so each image counts as a patient: intervals are too narrow "
-                "and parts may share patients where one has several images. Name them by patient_pattern or "
-                "patient_table.",
+                "and parts may share patients where one has several images. Name them: `monai-usfm datalist "
+                "--patient_pattern` or `monai-usfm join-table`.",
                 stacklevel=2,
             )
             found = dict(paths)

@@ -50,9 +50,6 @@ def audit(
     split: str = "test",
     dataset_dir: str | None = None,
     label_values: Sequence[int] | None = None,
-    patient_table: str | None = None,
-    patient_column: str = "patient_id",
-    patient_pattern: str | None = None,
     limit: int | None = None,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     output_dir: str = "audit",
@@ -71,9 +68,6 @@ def audit(
         split: split of the datalist.
         dataset_dir: folder its paths start from; default: that of the file.
         label_values: file values of the classes; default: those on the card, else 0, 1, ...
-        patient_table: CSV file with a column ``image`` and one of patients.
-        patient_column: the column of patients.
-        patient_pattern: regular expression of the path, whose first group is the patient.
         limit: use only so many images, evenly chosen.
         device: where the network runs.
         output_dir: folder of the results.
@@ -89,7 +83,7 @@ def audit(
     tasks = ("segmentation", "classification") if kind == "robustness" else ("classification",)
     if card["task"] not in tasks or card["network"].get("spatial_dims", 2) != 2:
         raise ValueError(f"{checkpoint} is for {card['task']}; the audit of {kind} takes 2D {' or '.join(tasks)}.")
-    items = read_items(datalist, split, dataset_dir, patient_table, patient_column, patient_pattern, limit)
+    items = read_items(datalist, split, dataset_dir, limit)
     wanted = "class" if card["task"] == "classification" else "label"
     lacking = [str(item["image"]) for item in items if item.get(wanted) is None]
     if lacking:

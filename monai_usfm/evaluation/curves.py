@@ -49,9 +49,6 @@ def label_efficiency(
     baseline_learning_rate: float = 1e-3,
     dataset_dir: str | None = None,
     label_fractions: str | None = None,
-    patient_table: str | None = None,
-    patient_column: str = "patient_id",
-    patient_pattern: str | None = None,
     overlays: Sequence[str] = (),
     reference: str | None = None,
     title: str = "",
@@ -78,9 +75,6 @@ def label_efficiency(
         baseline_learning_rate: of MONAI's networks.
         dataset_dir: folder the paths of the datalist start from; default: that of the file.
         label_fractions: the data set's own parts; default: ``label_fractions.json`` beside the datalist, if any.
-        patient_table: CSV file with a column ``image`` and one of patients.
-        patient_column: the column of patients.
-        patient_pattern: regular expression of the path, whose first group is the patient.
         overlays: names of further configs of the bundle.
         reference: the network that is tested against the others; default: the first.
         title: of the table and the figure.
@@ -115,10 +109,7 @@ def label_efficiency(
     if not networks:
         raise ValueError("there is no network to train: give pretrained or baselines.")
     folder = Path(dataset_dir) if dataset_dir else Path(datalist).parent
-    splits = {
-        split: read_items(datalist, split, dataset_dir, patient_table, patient_column, patient_pattern)
-        for split in ("training", "validation", "test")
-    }
+    splits = {split: read_items(datalist, split, dataset_dir) for split in ("training", "validation", "test")}
     published = Path(label_fractions) if label_fractions else Path(datalist).parent / "label_fractions.json"
     if label_fractions and not published.is_file():
         raise FileNotFoundError(f"{published}: no such file; without label_fractions the parts are drawn here.")

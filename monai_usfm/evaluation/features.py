@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,10 @@ def extract_features(
     data: Dataset | Iterable[Any],
     pool: str = "mean",
     *,
-    keys: Sequence[str] = (),
     device: torch.device | str | None = None,
     amp: bool = False,
     batch_size: int = 32,
-) -> dict[str, Any]:
+) -> torch.Tensor:
     """Run a frozen encoder over a data set, in its order.
 
     The encoder may return tokens ``(B, 1 + N, E)`` with the class token first (as
@@ -40,14 +39,12 @@ def extract_features(
         data: a ``Dataset``, read in batches of ``batch_size``, or anything that yields batches, for example a
             ``DataLoader`` that does not shuffle. A batch is a tensor ``(B, C, *S)`` or a dictionary with ``"image"``.
         pool: ``"mean"`` of the patch tokens or of the map, ``"class"`` token, or ``"tokens"``: all of them as a map.
-        keys: further entries of the dictionaries to collect: numbers and tensors become one tensor, the rest a list.
         device: where to run; None stays on the encoder's device.
         amp: run in bfloat16 autocast; features are float32 in any case.
         batch_size: images per batch where ``data`` is a data set.
 
     Returns:
-        ``features`` on the CPU, ``(M, E)`` or, for ``pool="tokens"``, ``(M, E, *grid)``; ``index`` (M,), the running
-        number of each image; and one entry for each of ``keys``.
+        Features on the CPU, ``(M, E)`` or, for ``pool="tokens"``, ``(M, E, *grid)``.
 
     Raises:
         ValueError: for an unknown ``pool``, one that the encoder's output cannot give, or empty data.
@@ -59,7 +56,6 @@ def extract_features(
     batches = DataLoader(data, batch_size=batch_size, shuffle=False) if isinstance(data, Dataset) else data
 
     features: list[torch.Tensor] = []
-    others: dict[str, list[Any]] = {key: [] for key in keys}
     modes = {part: part.training for part in encoder.modules()}
     encoder.to(place).eval()
     try:
@@ -70,8 +66,6 @@ def extract_features(
             with torch.autocast(place.type, dtype=torch.bfloat16, enabled=amp):
                 output = forward(image)
             features.append(_pooled(output, image, encoder, pool).float().cpu())
-            for key in keys:
-                others[key].extend(batch[key])
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -79,12 +73,7 @@ def extract_features(
     if not features:
         raise ValueError("the data yielded no batch; give at least one image.")
     # batches may be MetaTensors; probes want plain numbers
-    stacked = torch.cat([part.as_tensor() if hasattr(part, "as_tensor") else part for part in features])
-    return {
-        "features": stacked,
-        "index": torch.arange(len(stacked)),
-        **{key: _collected(values) for key, values in others.items()},
-    }
+    return torch.cat([part.as_tensor() if hasattr(part, "as_tensor") else part for part in features])
 
 
 def _pooled(output: torch.Tensor, image: torch.Tensor, encoder: nn.Module, pool: str) -> torch.Tensor:
@@ -117,11 +106,3 @@ def _token_grid(encoder: nn.Module, image: torch.Tensor, count: int) -> list[int
             "give the encoder a method token_grid(image)."
         )
     return grid
-
-
-def _collected(values: list[Any]) -> Any:
-    if isinstance(values[0], torch.Tensor):
-        return torch.stack([torch.as_tensor(v) for v in values])
-    if isinstance(values[0], (int, float)):
-        return torch.tensor(values)
-    return values

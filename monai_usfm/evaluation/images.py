@@ -48,9 +48,6 @@ def read_items(
     datalist: str,
     split: str,
     dataset_dir: str | None = None,
-    patient_table: str | None = None,
-    patient_column: str = "patient_id",
-    patient_pattern: str | None = None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Items of a split of a datalist with absolute paths and ``patient``.
@@ -59,16 +56,13 @@ def read_items(
         datalist: JSON file.
         split: ``training``, ``validation`` or ``test``.
         dataset_dir: folder its paths start from; default: that of the file.
-        patient_table: CSV file with a column ``image`` and one of patients, for items that name none.
-        patient_column: the column of patients.
-        patient_pattern: regular expression of the image's path, whose first group is the patient.
         limit: take only so many items, evenly chosen.
     """
     folder = Path(dataset_dir) if dataset_dir else Path(datalist).parent
     items = load_datalist(datalist, folder, split)
     if limit and limit < len(items):
         items = items[:: -(-len(items) // limit)]
-    return add_patients(items, folder, patient_table, patient_column, patient_pattern)
+    return add_patients(items, folder)
 
 
 def load_images(

@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from monai_usfm.cards import build_network
-from monai_usfm.data import LoadUltrasound, add_patients, load_datalist, read_datalist
+from monai_usfm.data import LoadUltrasound, load_datalist, read_datalist
 from monai_usfm.data.datalist import equal_files
 from monai_usfm.data.duplicates import MAX_BITS, Copy, find_copies, image_hashes
 from monai_usfm.data.patients import patient_key
@@ -131,7 +131,7 @@ def find_leaks(
         }
         if max_distance is None:
             max_distance = calibrated_distance(encoder, torch.stack(resized["train"]).float() / 255, device=device)
-        distances = _cosine_distances(features["test"]["features"], features["train"]["features"])
+        distances = _cosine_distances(features["test"], features["train"])
         leaks += _nearest(distances, max_distance, "embedding", train, test, known)
     return leaks
 
@@ -142,9 +142,6 @@ def check_leaks(
     dataset_dir: str | None = None,
     test_datalist: str | None = None,
     test_dataset_dir: str | None = None,
-    patient_table: str | None = None,
-    patient_column: str = "patient_id",
-    patient_pattern: str | None = None,
     max_bits: int = MAX_BITS,
     encoder: str | None = None,
     size: Sequence[int] = (224, 224),
@@ -158,10 +155,6 @@ def check_leaks(
         dataset_dir: folder its paths start from; by default that of the file.
         test_datalist: JSON file with the validation and test splits.
         test_dataset_dir: folder its paths start from; by default that of the file.
-        patient_table: CSV file with a column ``image`` and one of patients, for items that name none.
-        patient_column: the column of patients.
-        patient_pattern: regular expression searched in the path below ``dataset_dir``, or else in the file name; its
-            first group, or the whole match, is the patient.
         max_bits: largest distance of two copies, in bits of 256.
         encoder: weights, own or published, of an encoder whose features are compared too.
         size: (H, W) in pixels that the encoder sees.
@@ -186,8 +179,6 @@ def check_leaks(
     ):
         present = read_datalist(file)
         items = [item for split in splits if present.get(split) for item in load_datalist(file, folder, split)]
-        if patient_table or patient_pattern:
-            items = add_patients(items, folder or file.parent, patient_table, patient_column, patient_pattern)
         sides.append(items)
     train, test = sides
     network = None if encoder is None else build_network("encoder", encoder, spatial_size=tuple(size))
@@ -232,7 +223,7 @@ def calibrated_distance(
     ]
 
     def features(batch: torch.Tensor) -> torch.Tensor:
-        return extract_features(encoder, batch.split(32), device=device)["features"]
+        return extract_features(encoder, batch.split(32), device=device)
 
     original = features(sample)
     different = _cosine_distances(original, original).fill_diagonal_(torch.inf).amin(dim=1)

@@ -38,9 +38,6 @@ def probe(
     spatial_size: tuple[int, ...] = (224, 224),
     num_classes: int = 2,
     label_values: Sequence[int] | None = None,
-    patient_table: str | None = None,
-    patient_column: str = "patient_id",
-    patient_pattern: str | None = None,
     limit: int | None = None,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     amp: bool = False,
@@ -61,9 +58,6 @@ def probe(
         spatial_size: pixels (H, W) or (D, H, W).
         num_classes: classes of the label maps, with background.
         label_values: file values of the classes; default: 0, 1, ...
-        patient_table: CSV file with a column ``image`` and one of patients.
-        patient_column: the column of patients.
-        patient_pattern: regular expression of the path, whose first group is the patient.
         limit: use only so many images of each split, for a trial.
         device: where the encoders run.
         amp: bfloat16 autocast.
@@ -75,10 +69,9 @@ def probe(
     Raises:
         ValueError: for items without what a probe needs.
     """
-    patients = (dataset_dir, patient_table, patient_column, patient_pattern, limit)
     sets = {}
     for name in ("training", split):
-        items = read_items(datalist, name, *patients)
+        items = read_items(datalist, name, dataset_dir, limit)
         sets[name] = load_images(items, spatial_size, num_classes if "dense" in probes else 0, label_values)
         if sets[name].classes is None and set(probes) - {"dense"}:
             raise ValueError(f"{datalist}: not every item of {name!r} has an integer 'class'; only dense needs none.")
@@ -93,7 +86,7 @@ def probe(
         wanted = {"tokens"} if {"attentive", "dense"} & set(probes) else set()
         wanted |= {pool} if {"knn", "linear"} & set(probes) else set()
         features = {
-            (kind, name): extract_features(encoder, images, kind, device=device, amp=amp)["features"]
+            (kind, name): extract_features(encoder, images, kind, device=device, amp=amp)
             for kind in wanted
             for name, images in sets.items()
         }

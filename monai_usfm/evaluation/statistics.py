@@ -134,47 +134,28 @@ def paired_test(
     first: ArrayLike,
     second: ArrayLike,
     patients: Sequence[Hashable] | None = None,
-    method: str = "wilcoxon",
     seed: int = 0,
 ) -> PairedTest:
-    """Is the first method better on the same cases? Two-sided, on patient means of the difference.
+    """Is the first method better on the same cases? Signed ranks (Wilcoxon) of the patients' mean differences.
 
     Args:
         first: score of each case, for example Dice.
         second: the same cases scored with the other method.
         patients: the patient of each case; None takes every case for a patient.
-        method: ``"wilcoxon"`` (signed ranks) or ``"permutation"`` (signs of the differences flipped at random, exact
-            where that is feasible).
-        seed: of the permutations and of the bootstrap interval.
+        seed: of the bootstrap interval.
 
     Raises:
-        ValueError: for an unknown method, scores that do not pair up, or fewer than two patients.
+        ValueError: for scores that do not pair up, or fewer than two patients.
     """
-    if method not in ("wilcoxon", "permutation"):
-        raise ValueError(f'method must be "wilcoxon" or "permutation", got {method!r}.')
     a, b = _numbers(first), _numbers(second)
     if len(a) != len(b):
         raise ValueError(f"the scores do not pair up: {len(a)} and {len(b)} cases.")
     differences, names = patient_means(a - b, patients)
     if len(differences) < 2:
         raise ValueError("a paired test needs at least two patients.")
-    if not differences.any():
-        p_value = 1.0
-    elif method == "wilcoxon":
-        p_value = float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
-    else:
-        p_value = float(
-            stats.permutation_test(
-                (differences,),
-                np.mean,
-                permutation_type="samples",
-                vectorized=True,
-                n_resamples=9999,
-                rng=np.random.default_rng(seed),
-            ).pvalue
-        )
+    p_value = float(stats.wilcoxon(differences, zero_method="pratt").pvalue) if differences.any() else 1.0
     interval = bootstrap_interval(lambda rows: float(differences[rows].mean()), names, seed=seed)
-    return PairedTest(interval.value, interval.low, interval.high, p_value, len(differences), method)
+    return PairedTest(interval.value, interval.low, interval.high, p_value, len(differences), "wilcoxon")
 
 
 def paired_bootstrap(

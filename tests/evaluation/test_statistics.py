@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -72,16 +71,8 @@ def test_wilcoxon_equals_scipy_on_patient_means():
     assert found.difference == pytest.approx(means.mean()) and found.count == 30
 
 
-def test_the_permutation_test_equals_all_flips_of_the_sign():
-    differences = np.array([0.5, 1.0, -0.2, 0.7, 0.1, 0.9])
-    flips = [abs(np.mean(differences * signs)) for signs in itertools.product([-1, 1], repeat=6)]
-    expected = np.mean(np.array(flips) >= abs(differences.mean()) - 1e-12)
-    assert paired_test(differences, np.zeros(6), method="permutation").p_value == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("method", ["wilcoxon", "permutation"])
-def test_equal_methods_are_not_told_apart(method):
-    found = paired_test([0.1, 0.5, 0.9], [0.1, 0.5, 0.9], method=method)
+def test_equal_methods_are_not_told_apart():
+    found = paired_test([0.1, 0.5, 0.9], [0.1, 0.5, 0.9])
     assert found.p_value == 1.0 and found.difference == 0.0
 
 
