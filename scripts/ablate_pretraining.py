@@ -8,7 +8,8 @@
 
 Every arm trains on the same images, for the same computing time (``--seconds``) or number of steps (``--steps``). The
 frozen encoders are scored on the validation split of the labeled images: a linear probe of the class and a dense linear
-probe of the label. `monai-usfm join-table` writes patients into a list that names none. Finished trainings are kept: call it again to go on. Writes ablation.csv and ablation.md.
+probe of the label. `monai-usfm join-table` writes patients into a list that names none. Finished trainings are kept:
+call it again to go on. Writes ablation.csv and ablation.md.
 """
 
 from __future__ import annotations
