@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -97,10 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from monai_usfm.bundle import describe, root_cause
 
         root = root_cause(error)
-        if root is not error or not isinstance(root, OSError | ValueError):
+        # what this package refuses is said in one sentence, however deep in a config it was found
+        if not isinstance(root, OSError | ValueError) or not (root is error or _is_own(root)):
             traceback.print_exception(error)
         return _fail(describe(error), 1)
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether this package raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _fail(message: str, status: int) -> int:

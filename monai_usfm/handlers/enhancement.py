@@ -165,9 +165,13 @@ def first_channels(output: Any) -> list[list[torch.Tensor]]:
 
 
 def near_signal(image: torch.Tensor, reach: int = 7) -> torch.Tensor:
-    """Where ``(C, *S)`` is not black within ``reach`` samples: the field of view, with the gaps between its echoes."""
+    """The field of view of ``(C, *S)``: what is not black, and gaps of up to ``2 * reach`` samples between its echoes.
+
+    A morphological closing, so that nothing is added beyond the edge of the sector.
+    """
     pool = Pool[Pool.MAX, image.dim() - 1](2 * reach + 1, 1, reach)
-    return pool(_plain(image)[:1].float()[None])[0] > 0
+    near = pool((_plain(image)[:1] > 0).float()[None])
+    return pool(1 - near)[0] == 0
 
 
 class EnhancementReport(EvaluationReport):

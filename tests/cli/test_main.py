@@ -52,9 +52,9 @@ def test_a_value_without_an_option_is_refused():
 )
 def test_the_last_line_of_a_failure_is_one_sentence(capfd, arguments, status, words):
     assert main(arguments) == status
-    last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert words in last
+    told = capfd.readouterr().err
+    assert told.strip().splitlines()[-1].startswith("error: ") and words in told.strip().splitlines()[-1]
+    assert "Traceback" not in told
 
 
 def test_every_verb_has_help_from_its_docstring(capsys):

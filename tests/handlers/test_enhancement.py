@@ -20,6 +20,7 @@ from monai_usfm.handlers import (
     best_blur,
     enhancement_panels,
     matched_blur,
+    near_signal,
     score_enhancement,
     surrounding_region,
 )
@@ -157,3 +158,14 @@ def test_panels_show_the_change_around_gray():
     panels = enhancement_panels([{"image": target, "pred": target - 0.05, "label": target}])
     assert list(panels) == ["before", "after", "change x4", "target"]
     torch.testing.assert_close(panels["change x4"], torch.full((1, 1, 48, 64), 0.3))
+
+
+def test_the_field_of_view_ends_where_the_sector_ends_and_has_no_holes():
+    y, x = np.mgrid[:120, :140]
+    radius, angle = np.hypot(y + 20, x - 70), np.arctan2(x - 70, y + 20)
+    sector = (radius < 125) & (radius > 40) & (abs(angle) < 0.5)
+    image = sector * np.random.default_rng(0).integers(0, 2, sector.shape)  # every other echo is black
+    found = near_signal(torch.from_numpy(image)[None].float())[0].numpy()
+    assert found[sector].mean() > 0.97 and found[~sector].mean() < 0.02
+    assert found[image > 0].all()
+    assert near_signal(torch.ones(1, 20, 30)).all() and not near_signal(torch.zeros(1, 20, 30)).any()
