@@ -29,6 +29,7 @@ from monai_usfm.transforms import LabelIndices
 
 PANELS = {"original": "original", "seen": "what the encoder sees", "shipped": "filled in before the adaptation"}
 PANELS |= {"adapted": "filled in after it"}
+HIDDEN = 0.5  # share of the patches that the figures hide; training hides 0.75
 SPREADS = (4, 8, 12, 16, 24)  # pixels over which the baseline spreads visible ones into hidden ones
 RUNS = {"start": "from the shipped start", "scratch": "from scratch"}
 LEARNT = 0.2  # mean Dice below which two networks are compared in what they have not learned
@@ -123,11 +124,13 @@ def few_labels(
 
 
 def save_reconstructions(networks: dict[str, Any], items: list[dict], output: Path) -> None:
-    """Hide three quarters of the patches of test images, the same for all networks, and let each fill them in.
+    """Hide half of the patches of test images, the same for all networks, and let each fill them in.
 
     Writes ``reconstructions.csv``, the PSNR of the hidden pixels by image and method, and images of four cases.
     """
     encoder = networks["shipped"].encoder
+    for network in networks.values():
+        network.token_mask.ratio = HIDDEN
     read, resize = LoadUltrasound(), Resize(encoder.img_size, mode="bilinear", anti_aliasing=True)
     rows, shown = [], [item["image"] for item in spread(items, 4)]
     for number, item in enumerate(items):
@@ -174,7 +177,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     effect = paired_test(after, before, patients=patients(shown, images))
     words = "helped" if effect.low > 0 else "did harm" if effect.high < 0 else "showed no gain"
     parts.append(f"<h2>No labels: adapting the encoder to {plan['training']} images</h2>")
-    parts.append("<p>Three quarters of an image are hidden; the network learns to fill them in. This needs no labels,")
+    parts.append("<p>Parts of an image are hidden; the network learns to fill them in. This needs no labels,")
     parts.append("and is how an encoder gets to know your images. Fine details of hidden parts cannot be known: look")
     parts.append("for the layers, the outlines and the dark and bright regions. Visible parts are as they were.</p>")
     parts.append(
