@@ -13,7 +13,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import, str2bool
@@ -92,7 +92,7 @@ def set_options(parser: ConfigParser, options: Mapping[str, Any]) -> None:
         ValueError: for an entry that no config has, with the nearest right name, where MONAI raises a KeyError.
     """
     for place, value in options.items():
-        parts, there = ReferenceResolver.split_id(place), parser.config
+        parts, there = ReferenceResolver.split_id(place), cast(Any, parser.config)
         for depth, part in enumerate(parts):
             known = list(there) if isinstance(there, Mapping) else [str(n) for n in range(_length(there))]
             new = depth == len(parts) - 1 and isinstance(there, Mapping)  # whether anything reads it is told later
