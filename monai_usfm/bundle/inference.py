@@ -96,6 +96,7 @@ def class_inferer(
     amp: str,
     device: torch.device | str,
     window: Inferer | None = None,
+    uncertainty: bool = False,
     dropout_samples: int = 0,
     flip_axes: Sequence[int] = (),
     spatial: bool = True,
@@ -105,11 +106,14 @@ def class_inferer(
     Args:
         amp, device: see :class:`~monai_usfm.inferers.AutocastInferer`.
         window: runs it in windows; None on the whole image.
+        uncertainty: whether to average at all.
         dropout_samples: random dropout masks; 0 for none.
         flip_axes: spatial axes of flip test-time augmentation.
         spatial: whether the output has the axes of the image, as a segmentation has.
     """
     inferer: Inferer = AutocastInferer(amp, device, window)
+    if not uncertainty:
+        return inferer
     if dropout_samples:
         inferer = DropoutInferer(dropout_samples, inferer=inferer)
     return FlipInferer(list(flip_axes), inferer=inferer, spatial=spatial) if flip_axes else inferer

@@ -64,6 +64,7 @@ __all__ = [
     "prepare_network",
     "rank",
     "record",
+    "simulated",
     "start_weights",
     "training_items",
     "training_sampler",
@@ -163,6 +164,20 @@ def prepare_network(network: torch.nn.Module, freeze_encoder: bool = False, lora
     if lora_rank:
         apply_lora(network, lora_rank)
     return network
+
+
+def simulated(spatial_dims: int, image_size: Sequence[int], volumes: int = 8, **more: Any) -> dict[str, Any]:
+    """Settings of the images that stand in for a missing ``dataset_dir``, see :func:`write_synthetic_dataset`.
+
+    Args:
+        spatial_dims: 2 for 64 training images, 3 for some volumes; a fourth of them for each other split.
+        image_size: of each.
+        volumes: training volumes.
+        more: further settings, or others than these.
+    """
+    training = volumes if spatial_dims == 3 else 64
+    sizes = {"num_training": training, "num_validation": training // 4, "num_test": training // 4}
+    return {**sizes, "spatial_dims": spatial_dims, "image_size": list(image_size), **more}
 
 
 def training_items(items: Sequence[dict[str, Any]], fraction: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
