@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from ignite import distributed as idist
@@ -182,21 +183,16 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def draw_metrics(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
     """Loss, scores and learning rates over the epochs as a PNG, one panel each."""
-    numbers: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        for name, value in row.items():
-            try:
-                numbers.setdefault(name, []).append((float(row["epoch"]), float(value)))
-            except (TypeError, ValueError):  # an empty cell, or a score by class
-                continue
-    rates = [name for name in numbers if name == "learning_rate" or name.startswith("rate_")]
-    losses = [name for name in numbers if name in ("train_loss", "val_loss")]
-    scores = [n for n in numbers if n not in (*rates, *losses, "epoch", "iteration", "seconds")]
+    table = pd.DataFrame(rows).set_index("epoch").drop(columns=["iteration", "seconds"], errors="ignore")
+    table = table.apply(pd.to_numeric, errors="coerce").dropna(axis=1, how="all")  # an empty cell, a score by class
+    rates = [name for name in table if name == "learning_rate" or name.startswith("rate_")]
+    losses = [name for name in table if name in ("train_loss", "val_loss")]
+    scores = [name for name in table if name not in (*rates, *losses)]
     panels = {title: names for title, names in (("loss", losses), ("score", scores), ("rate", rates)) if names}
     figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name in names:
-            axes.plot(*zip(*numbers[name], strict=True), marker="." if len(rows) < 30 else None, label=name)
+            axes.plot(table[name].dropna(), marker="." if len(rows) < 30 else None, label=name)
         axes.set(title=title, xlabel="epoch", yscale="log" if title == "rate" else "linear")
         if len(names) < 8:
             axes.legend(fontsize=7)
