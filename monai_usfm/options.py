@@ -27,7 +27,7 @@ DESCRIPTIONS = "_options_"  # entry of a config that says in a sentence what eac
 CLIENT_IDS = (
     "imports initialize run finalize bundle_root device dataset_dir output_dir network_def network dataset dataloader "
     "inferer evaluator handlers preprocessing postprocessing pre_transforms post_transforms label_transforms "
-    "displayable_configs train validate val_interval key_metric"
+    "displayable_configs train validate val_interval key_metric run_name"
 )
 GROUPS = ("train", "validate")
 GROUP_IDS = (

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -20,6 +21,7 @@ from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHan
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
+from PIL import Image
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from torch.utils.tensorboard import SummaryWriter
 
@@ -483,6 +485,9 @@ class TrainingRecords:
             for name, rate in learning_rates(self.optimizer).items():
                 self.writer.add_scalar(f"rate/{name}", rate, engine.state.epoch)
             self.writer.add_scalar("train_loss/epoch", loss_of(engine), engine.state.epoch)
+            for file in (self.folder / "pictures").glob(f"*_epoch_{engine.state.epoch:04d}.png"):
+                pixels = np.asarray(Image.open(file).convert("RGB"))
+                self.writer.add_image(file.stem.split("_epoch_")[0], pixels, engine.state.epoch, dataformats="HWC")
 
     def _to_mlflow(self, engine: Engine) -> None:
         """Under ``--tracking mlflow`` the run gets the options, the figures and the card of the weights too."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -49,8 +50,8 @@ def serve_label(
 ) -> int:
     """Start MONAI Label with packed bundles.
 
-    Needs ``pip install monailabel`` (docs/INTEGRATIONS.md says which versions). Its app ``monaibundle`` is put
-    into ``app`` and the bundles into the app's folder ``model``.
+    Needs MONAI Label 0.8.5 (docs/INTEGRATIONS.md says how it is installed). Its app, of this package, and the bundles
+    are copied into ``app``; a training there changes the copy. The server takes DICOM too.
 
     Args:
         bundles: folders of :func:`pack`, or bundles of the package.
@@ -64,18 +65,24 @@ def serve_label(
 
     Raises:
         ModuleNotFoundError: without MONAI Label.
+        ValueError: for a bundle that MONAI Label cannot use.
     """
     if find_spec("monailabel") is None:
-        raise ModuleNotFoundError("MONAI Label is not installed: pip install monailabel, see docs/INTEGRATIONS.md.")
+        raise ModuleNotFoundError("MONAI Label is not installed: see docs/INTEGRATIONS.md for how it is.")
     folders = [find_bundle(bundle) for bundle in bundles]
-    label = [sys.executable, "-m", "monailabel.main"]
-    home = Path(app) / "monaibundle"
-    if not home.is_dir():
-        subprocess.run([*label, "apps", "--download", "--name", "monaibundle", "--output", app], check=True)
+    for folder in folders:
+        if read_card(folder / "models" / "model.pt")["task"] in ("features", "encoder", "pretraining"):
+            raise ValueError(
+                f"{folder} gives features, and MONAI Label shows masks, classes and images: serve a segmentation, "
+                "classification or enhancement."
+            )
+    home = Path(app)
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).parents[1] / "label_app" / "main.py", home)
     for folder in folders:
         if not (home / "model" / folder.name).exists():
             shutil.copytree(folder, home / "model" / folder.name, ignore=shutil.ignore_patterns("output", "eval"))
-    models = ",".join(folder.name for folder in folders)
-    command = [*label, "start_server", "--app", str(home), "--studies", studies, "--host", host, "--port", str(port)]
-    settings = {"models": models, "zoo_source": "ngc", "sam2": "false"}
-    return subprocess.run([*command, *(x for pair in settings.items() for x in ("--conf", *pair))]).returncode
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(home), "--studies", studies]
+    command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(folder.name for folder in folders)]
+    endings = json.dumps([f"*.{ending}" for ending in "nii.gz nii nrrd mha png jpg jpeg bmp tif tiff dcm".split()])
+    return subprocess.run(command, env={"MONAI_LABEL_DATASTORE_FILE_EXT": endings, **os.environ}).returncode

@@ -1,0 +1,109 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Federated training: MONAI's MonaiAlgo on all bundles, and what examples/federated makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.fl.utils.constants import ExtraItems, ModelType
+
+from monai_usfm import load_network
+from monai_usfm.simulation import write_synthetic_dataset
+from monai_usfm.workflow import find_bundle, run_bundle
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "federated"
+OPTIONS = {
+    "spatial_size": [32, 32],
+    "plan#num_layers": 1,
+    "plan#hidden_size": 24,
+    "plan#mlp_dim": 48,
+    "plan#num_heads": 3,
+    "batch_size": 4,
+    "num_workers": 0,
+    "val_interval": 1,
+    "device": "cpu",
+    "amp": "fp32",
+}
+TASKS = {"pretraining": {}, "segmentation": {"pretrained": None}, "classification": {}, "enhancement": {}}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def federated():
+    """The module of the example, which is a folder of scripts."""
+    sys.path.insert(0, str(EXAMPLE))
+    import federated
+
+    yield federated
+    sys.path.remove(str(EXAMPLE))
+    del sys.modules["federated"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Eight simulated images to train on, two to validate."""
+    folder = tmp_path_factory.mktemp("images")
+    file = write_synthetic_dataset(folder, 8, 2, 2, image_size=(40, 40), organs=("breast",))
+    (folder / "dataset.json").write_text(file.read_text())
+    return folder
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(federated, images, tmp_path, task):
+    shipped = find_bundle(task) / "models" / "model.pt"
+    before = hashlib.sha256(shipped.read_bytes()).hexdigest()
+    site = federated.Site("a", task, images, tmp_path, rounds=2, **OPTIONS, **TASKS[task])
+    start = site.weights
+    after, steps = site.train(start)
+    assert steps == 2 and not same(start, after)
+    final, best = (site.algo.get_weights({ExtraItems.MODEL_TYPE: kind}).weights for kind in (ModelType.FINAL_MODEL, ModelType.BEST_MODEL))
+    assert same(final, after) and same(best, after)  # of one epoch the last is the best
+    again, _ = site.train(after)
+    assert same(site.algo.get_weights({ExtraItems.MODEL_TYPE: ModelType.FINAL_MODEL}).weights, again)
+    assert hashlib.sha256(shipped.read_bytes()).hexdigest() == before
+    network = load_network(site.save(after, tmp_path / "global" / "model.pt"))
+    state = network.state_dict()
+    assert all(torch.equal(state[name], after[name].half().float()) for name in state if name in after)
+
+
+def test_one_site_is_central_training_to_the_last_bit(federated, images, tmp_path):
+    site = federated.Site("a", "segmentation", images, tmp_path / "site", rounds=2, pretrained=None, **OPTIONS)
+    weights = federated.run_rounds([site], 2)
+    run_bundle("segmentation", "train", dataset_dir=str(images), output_dir=str(tmp_path / "central"), max_epochs=2, pretrained=None, **OPTIONS)
+    central = torch.load(tmp_path / "central" / "checkpoints" / "last.pt", weights_only=True)["network"]
+    assert same(central, weights)
+
+
+def test_the_average_is_weighted_by_the_shares(federated):
+    states = [({"w": torch.tensor([1.0]), "n": torch.tensor(3)}, 3.0), ({"w": torch.tensor([5.0]), "n": torch.tensor(4)}, 1.0)]
+    assert federated.average(states)["w"].item() == 2.0
+    assert federated.average(states)["n"].item() == 3
+
+
+def test_fedprox_stays_nearer_to_the_start_of_the_round(federated, images, tmp_path):
+    moved = []
+    for proximal in (0.0, 100.0):
+        site = federated.Site("a", "segmentation", images, tmp_path / str(proximal), 1, proximal=proximal, pretrained=None, **OPTIONS)
+        start = site.weights
+        after, _ = site.train(start)
+        moved.append(sum(float((after[name] - start[name]).square().sum()) for name in start))
+    assert 0 < moved[1] < moved[0]
+
+
+def test_sites_see_different_organs_and_share_no_patient(federated, tmp_path):
+    folders = federated.make_sites(tmp_path, number=2, images=20)
+    lists = [json.loads((folder / "dataset.json").read_text())["training"] for folder in folders]
+    common = [sum(item["organ"] in {i["organ"] for i in lists[0][:16]} for item in items) / len(items) for items in lists]
+    assert common[0] >= 0.7 and common[1] <= 0.5
+    patients = [{item["patient"] for item in items} for items in lists]
+    assert len(patients[0]) == len(lists[0]) and not patients[0] & patients[1]
