@@ -89,13 +89,12 @@ class Site:
         self.algo.initialize({ExtraItems.CLIENT_NAME: name})
         self.trainer: Any = self.algo.trainer
         self.before: list[torch.Tensor] = []
-        if proximal:
-            self.trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._draw_back)
+        self.trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._draw_back)
 
     def _draw_back(self) -> None:
         """The gradient of ``mu / 2 * |w - w_start|^2`` (Li et al. 2020, https://arxiv.org/abs/1812.06127)."""
         for weight, start in zip(self.trainer.network.parameters(), self.before, strict=True):
-            if weight.grad is not None:
+            if self.proximal and weight.grad is not None:
                 weight.grad.add_(weight.detach() - start, alpha=self.proximal)
 
     @property

@@ -1,0 +1,35 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What NVFlare starts at each site: receive weights, train a round, send weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import nvflare.client as flare
+from federated import SMALL, Site
+from nvflare.app_common.app_constant import AppConstants
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--task")
+parser.add_argument("--images", help="folder with a folder of each site's name")
+parser.add_argument("--output")
+parser.add_argument("--rounds", type=int)
+parser.add_argument("--local_epochs", type=int)
+given = parser.parse_args()
+
+flare.init()
+name = flare.get_site_name()
+start = {"pretrained": None} if given.task == "segmentation" else {}
+site = Site(
+    name, given.task, Path(given.images, name), Path(given.output, name), given.rounds, given.local_epochs,
+    **SMALL, **start,
+)  # fmt: skip
+while flare.is_running():
+    received = flare.receive()
+    if received is None:
+        break
+    site.proximal = float(received.meta.get(AppConstants.FEDPROX_MU) or 0.0)
+    weights, steps = site.train(received.params)
+    flare.send(flare.FLModel(params=weights, meta={"NUM_STEPS_CURRENT_ROUND": steps}))

@@ -1,0 +1,70 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A job of NVFlare 2.9: FedAvg or FedProx of a bundle of ours, in its simulator, or exported for real sites.
+
+python job.py --task segmentation --sites 4 --rounds 5                      runs it
+python job.py --task segmentation --sites 4 --rounds 5 --export             writes the job for an admin to submit
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from federated import SMALL, make_sites
+from nvflare.app_common.filters import PercentilePrivacy, SVTPrivacy
+from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
+from nvflare.app_opt.pt.recipes.fedprox import FedProxRecipe
+from nvflare.client.config import TransferType
+from nvflare.recipe import SimEnv
+
+from monai_usfm.workflow import load_bundle
+
+HERE = Path(__file__).parent
+FILTERS = {"percentile": PercentilePrivacy, "svt": SVTPrivacy}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="segmentation", choices=("pretraining", "segmentation"))
+    parser.add_argument("--output", default="output/federated")
+    parser.add_argument("--sites", type=int, default=4)
+    parser.add_argument("--images", type=int, default=240, help="of the largest site; site i has 1/i of them")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--local_epochs", type=int, default=1)
+    parser.add_argument("--proximal", type=float, default=0.0, help="mu of FedProx; 0 is FedAvg")
+    parser.add_argument("--privacy", choices=FILTERS, help="filter of what leaves a site, see PRIVACY.md")
+    given, _ = parser.parse_known_args()  # --export is NVFlare's
+    root = Path(given.output).resolve()
+    folders = make_sites(root / "images", given.sites, given.images)
+
+    options: dict[str, Any] = {**SMALL, "pretrained": None} if given.task == "segmentation" else dict(SMALL)
+    flow = load_bundle(given.task, dataset_dir=str(folders[0]), output_dir=str(root / "start"), **options)
+    flow.initialize()
+    initial, plan = root / "start" / "initial.pt", flow.parser.get_parsed_content("plan")
+    torch.save(flow.parser.get_parsed_content("network_def").state_dict(), initial)
+
+    settings: dict[str, Any] = {
+        "name": f"{given.task}_{'fedprox' if given.proximal else 'fedavg'}",
+        "model": {"class_path": "monai_usfm.cards.build_network", "args": {"task": given.task, **plan}},
+        "initial_ckpt": str(initial),
+        "min_clients": given.sites,
+        "num_rounds": given.rounds,
+        "train_script": str(HERE / "client.py"),
+        "train_args": f"--task {given.task} --images {root / 'images'} --output {root / 'sites'} "
+        f"--rounds {given.rounds} --local_epochs {given.local_epochs}",
+        "params_transfer_type": TransferType.DIFF if given.privacy else TransferType.FULL,
+    }
+    recipe = FedProxRecipe(fedprox_mu=given.proximal, **settings) if given.proximal else FedAvgRecipe(**settings)
+    recipe.add_client_file(str(HERE / "federated.py"))
+    if given.privacy:
+        recipe.add_client_output_filter(FILTERS[given.privacy](), tasks=["train"])
+    names = [folder.name for folder in folders]
+    run = recipe.execute(SimEnv(clients=names, workspace_root=str(root / "nvflare")))
+    print(f"status {run.get_status()}, result {run.get_result()}")
+
+
+if __name__ == "__main__":
+    main()
