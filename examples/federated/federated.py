@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "plan#num_heads": 3,
     "batch_size": 8,
     "num_workers": 0,
-    "picture_interval": 0,
+    "figure_interval": 0,
     "device": "cpu",
     "amp": "fp32",
 }

@@ -485,7 +485,7 @@ class TrainingRecords:
             for name, rate in learning_rates(self.optimizer).items():
                 self.writer.add_scalar(f"rate/{name}", rate, engine.state.epoch)
             self.writer.add_scalar("train_loss/epoch", loss_of(engine), engine.state.epoch)
-            for file in (self.folder / "pictures").glob(f"*_epoch_{engine.state.epoch:04d}.png"):
+            for file in (self.folder / "figures").glob(f"*_epoch_{engine.state.epoch:04d}.png"):
                 pixels = np.asarray(Image.open(file).convert("RGB"))
                 self.writer.add_image(file.stem.split("_epoch_")[0], pixels, engine.state.epoch, dataformats="HWC")
 
