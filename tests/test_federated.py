@@ -66,7 +66,10 @@ def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(
     start = site.weights
     after, steps = site.train(start)
     assert steps == 2 and not same(start, after)
-    final, best = (site.algo.get_weights({ExtraItems.MODEL_TYPE: kind}).weights for kind in (ModelType.FINAL_MODEL, ModelType.BEST_MODEL))
+    final, best = (
+        site.algo.get_weights({ExtraItems.MODEL_TYPE: kind}).weights
+        for kind in (ModelType.FINAL_MODEL, ModelType.BEST_MODEL)
+    )
     assert same(final, after) and same(best, after)  # of one epoch the last is the best
     again, _ = site.train(after)
     assert same(site.algo.get_weights({ExtraItems.MODEL_TYPE: ModelType.FINAL_MODEL}).weights, again)
@@ -79,13 +82,24 @@ def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(
 def test_one_site_is_central_training_to_the_last_bit(federated, images, tmp_path):
     site = federated.Site("a", "segmentation", images, tmp_path / "site", rounds=2, pretrained=None, **OPTIONS)
     weights = federated.run_rounds([site], 2)
-    run_bundle("segmentation", "train", dataset_dir=str(images), output_dir=str(tmp_path / "central"), max_epochs=2, pretrained=None, **OPTIONS)
+    run_bundle(
+        "segmentation",
+        "train",
+        dataset_dir=str(images),
+        output_dir=str(tmp_path / "central"),
+        max_epochs=2,
+        pretrained=None,
+        **OPTIONS,
+    )
     central = torch.load(tmp_path / "central" / "checkpoints" / "last.pt", weights_only=True)["network"]
     assert same(central, weights)
 
 
 def test_the_average_is_weighted_by_the_shares(federated):
-    states = [({"w": torch.tensor([1.0]), "n": torch.tensor(3)}, 3.0), ({"w": torch.tensor([5.0]), "n": torch.tensor(4)}, 1.0)]
+    states = [
+        ({"w": torch.tensor([1.0]), "n": torch.tensor(3)}, 3.0),
+        ({"w": torch.tensor([5.0]), "n": torch.tensor(4)}, 1.0),
+    ]
     assert federated.average(states)["w"].item() == 2.0
     assert federated.average(states)["n"].item() == 3
 
@@ -93,7 +107,9 @@ def test_the_average_is_weighted_by_the_shares(federated):
 def test_fedprox_stays_nearer_to_the_start_of_the_round(federated, images, tmp_path):
     moved = []
     for proximal in (0.0, 100.0):
-        site = federated.Site("a", "segmentation", images, tmp_path / str(proximal), 1, proximal=proximal, pretrained=None, **OPTIONS)
+        site = federated.Site(
+            "a", "segmentation", images, tmp_path / str(proximal), 1, proximal=proximal, pretrained=None, **OPTIONS
+        )
         start = site.weights
         after, _ = site.train(start)
         moved.append(sum(float((after[name] - start[name]).square().sum()) for name in start))
@@ -103,7 +119,9 @@ def test_fedprox_stays_nearer_to_the_start_of_the_round(federated, images, tmp_p
 def test_sites_see_different_organs_and_share_no_patient(federated, tmp_path):
     folders = federated.make_sites(tmp_path, number=2, images=20)
     lists = [json.loads((folder / "dataset.json").read_text())["training"] for folder in folders]
-    common = [sum(item["organ"] in {i["organ"] for i in lists[0][:16]} for item in items) / len(items) for items in lists]
+    common = [
+        sum(item["organ"] in {i["organ"] for i in lists[0][:16]} for item in items) / len(items) for items in lists
+    ]
     assert common[0] >= 0.7 and common[1] <= 0.5
     patients = [{item["patient"] for item in items} for items in lists]
     assert len(patients[0]) == len(lists[0]) and not patients[0] & patients[1]

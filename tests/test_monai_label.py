@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI Label's own server with our bundles. ``bash scripts/try_monai_label.sh`` makes the environment and runs this."""
+"""MONAI Label's own server with our bundles: ``bash scripts/try_monai_label.sh`` makes its environment, runs this."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
-pytest.importorskip("monailabel", reason="MONAI Label is not installed; scripts/try_monai_label.sh makes an environment")
+pytest.importorskip(
+    "monailabel", reason="MONAI Label is not installed; scripts/try_monai_label.sh makes an environment"
+)
 requests = pytest.importorskip("requests")
 pytestmark = pytest.mark.label
 BUNDLES = ("usfm_segmentation", "usfm_classification", "usfm_enhancement")
@@ -77,7 +79,7 @@ def server(repository, tmp_path_factory):
     try:
         for _ in range(240):
             try:
-                assert requests.get(f"{address}/info/", timeout=20).ok
+                assert requests.get(f"{address}/info/", timeout=200).ok
                 break
             except requests.ConnectionError:
                 assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
@@ -91,14 +93,18 @@ def server(repository, tmp_path_factory):
 def infer(server, model: str, image: str, output: str = "image", **params):
     """The response to a request for one image of the server's list."""
     data = {"params": json.dumps({"device": "cpu", **params})}
-    return requests.post(f"{server[0]}/infer/{model}", params={"image": image, "output": output}, data=data, timeout=120)
+    return requests.post(
+        f"{server[0]}/infer/{model}", params={"image": image, "output": output}, data=data, timeout=120
+    )
 
 
 def pixels_of(response, name: str) -> np.ndarray:
     """Rows and columns of a mask or image that came back."""
     assert response.ok, response.text
     if name.endswith(".nii.gz"):
-        return np.asarray(nib.Nifti1Image.from_bytes(__import__("gzip").decompress(response.content)).dataobj).squeeze().T
+        return (
+            np.asarray(nib.Nifti1Image.from_bytes(__import__("gzip").decompress(response.content)).dataobj).squeeze().T
+        )
     return np.asarray(Image.open(io.BytesIO(response.content)))
 
 
@@ -136,7 +142,9 @@ def test_classification_gives_names_and_probabilities(server, expected, file):
     scores = {entry["label"]: entry["score"] for entry in response.json()["prediction"]}
     assert sum(scores.values()) == pytest.approx(1, abs=1e-4)
     header, row = (expected["usfm_classification"] / "predictions.csv").read_text().splitlines()[:2]
-    wanted = {name: float(value) for name, value in zip(header.split(","), row.split(","), strict=True) if name in scores}
+    wanted = {
+        name: float(value) for name, value in zip(header.split(","), row.split(","), strict=True) if name in scores
+    }
     assert wanted.keys() == scores.keys()
     assert scores == pytest.approx(wanted, abs=0.02 if file == "photo.jpg" else 1e-4)
 
@@ -161,19 +169,23 @@ def test_a_bundle_of_features_is_refused_before_the_server_starts(repository, tm
 
 def test_the_next_image_is_the_one_with_the_largest_entropy(server):
     chosen = requests.post(f"{server[0]}/activelearning/usfm_segmentation_uncertainty", json={}, timeout=300).json()
-    listed = requests.get(f"{server[0]}/datastore/?output=all", timeout=20).json()["objects"]
-    scores = {name: entry["image"]["info"]["uncertainty"]["score"] for name, entry in listed.items() if "uncertainty" in entry["image"]["info"]}
+    listed = requests.get(f"{server[0]}/datastore/?output=all", timeout=200).json()["objects"]
+    scores = {
+        name: entry["image"]["info"]["uncertainty"]["score"]
+        for name, entry in listed.items()
+        if "uncertainty" in entry["image"]["info"]
+    }
     assert set(scores) == {"image", "photo", "still", "volume"} or set(scores) >= {"image", "photo", "volume"}
     assert scores[chosen["id"]] == max(scores.values()) > 0
     assert scores["volume"] == -1  # no image of this network
     for strategy in ("first", "random"):
-        assert requests.post(f"{server[0]}/activelearning/{strategy}", json={}, timeout=20).json()["id"]
+        assert requests.post(f"{server[0]}/activelearning/{strategy}", json={}, timeout=200).json()["id"]
 
 
 def test_classification_is_not_trained_and_says_why(server):
-    assert "usfm_segmentation" in requests.get(f"{server[0]}/info/", timeout=20).json()["trainers"]
-    assert "usfm_classification" not in requests.get(f"{server[0]}/info/", timeout=20).json()["trainers"]
-    refused = requests.post(f"{server[0]}/train/usfm_classification?run_sync=true", json={}, timeout=60)
+    assert "usfm_segmentation" in requests.get(f"{server[0]}/info/", timeout=200).json()["trainers"]
+    assert "usfm_classification" not in requests.get(f"{server[0]}/info/", timeout=200).json()["trainers"]
+    refused = requests.post(f"{server[0]}/train/usfm_classification?run_sync=true", json={}, timeout=300)
     assert refused.status_code == 400
     assert "MONAI Label sends masks, no classes" in refused.json()["detail"]
 
@@ -183,9 +195,9 @@ def test_training_learns_and_inference_uses_it(server):
     before = torch.load(weights, weights_only=True)
     mask = pixels_of(infer(server, "usfm_segmentation", "image"), "image.png")
     request = {"max_epochs": 1, "device": "cpu", "val_split": 0.25, "learning_rate": 0.001}
-    requests.post(f"{server[0]}/train/usfm_segmentation", json=request, timeout=60).raise_for_status()
+    requests.post(f"{server[0]}/train/usfm_segmentation", json=request, timeout=300).raise_for_status()
     for _ in range(300):
-        task = requests.get(f"{server[0]}/train/", timeout=20).json()
+        task = requests.get(f"{server[0]}/train/", timeout=200).json()
         if task["status"] in ("DONE", "ERROR"):
             break
         time.sleep(2)

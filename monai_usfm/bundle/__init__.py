@@ -19,7 +19,7 @@ from monai_usfm.bundle.inference import (
     plan_of,
     probabilities,
 )
-from monai_usfm.bundle.own import own_bundle
+from monai_usfm.bundle.own import hub_layout, own_bundle
 from monai_usfm.bundle.start import options, start, stop
 from monai_usfm.bundle.training import (
     EnhancementItems,
@@ -73,6 +73,7 @@ __all__ = [
     "fingerprint",
     "finish",
     "flag",
+    "hub_layout",
     "inference_items",
     "inference_network",
     "loss_of_head",

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from monai_usfm.cards import card_path, read_card
 from monai_usfm.files import write_text_atomically
 
-__all__ = ["own_bundle"]
+__all__ = ["hub_layout", "own_bundle"]
 
 
 def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint: str | os.PathLike) -> Path:
@@ -45,12 +48,35 @@ def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint:
         (part / "models").mkdir()
         shutil.copyfile(checkpoint, part / "models" / "model.pt")
         shutil.copyfile(card_path(checkpoint), part / "models" / "model.json")
+        for start in (source / "models").glob("foundation.*"):  # what its training starts from
+            shutil.copyfile(start, part / "models" / start.name)
         file = part / "configs" / "metadata.json"
         metadata = json.loads(file.read_text(encoding="utf-8"))
         _describe(metadata, card)
         write_text_atomically(file, json.dumps(metadata, indent=4) + "\n")
         os.replace(part, target)
     return target
+
+
+def hub_layout(folder: str | os.PathLike) -> None:
+    """Make a bundle's folder what a repository of the Hugging Face Hub is.
+
+    ``docs/README.md`` becomes the model card at the root: with its YAML header, links to images that hold from there,
+    and without links out of the folder. ``monai.bundle.push_to_hf_hub`` uploads the folder as it is then. The weights
+    are there as ``model.safetensors`` too.
+    """
+    from safetensors.torch import save_file
+
+    root = Path(folder)
+    weights, card = root / "models" / "model.pt", read_card(root / "models" / "model.pt")
+    save_file(torch.load(weights, map_location="cpu", weights_only=True), str(weights.with_suffix(".safetensors")))
+    text = (root / "docs" / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", text)
+    text = re.sub(r"\]\((?!https?:|#)", "](docs/", text)
+    tags = "".join(f"- {tag}\n" for tag in ("monai", "medical", "ultrasound", card["task"]))
+    header = f"---\nlibrary_name: monai\nlicense: apache-2.0\ntags:\n{tags}---\n"
+    write_text_atomically(root / "README.md", header + text)
+    (root / "docs" / "README.md").unlink()
 
 
 def _describe(metadata: dict[str, Any], card: dict[str, Any]) -> None:

@@ -9,40 +9,65 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from monai_usfm.bundle import own_bundle
+from monai_usfm.bundle import hub_layout, own_bundle
 from monai_usfm.cards import read_card
 from monai_usfm.workflow import find_bundle
 
 __all__ = ["pack", "serve_label"]
 
+ENDINGS = ("nii.gz", "nii", "nrrd", "mha", "png", "jpg", "jpeg", "bmp", "tif", "tiff", "dcm")  # that Label lists
 
-def pack(checkpoint: str, output: str, *, bundle_root: str | None = None) -> Path:
-    """Copy a bundle with trained weights and their card into a new folder.
 
-    The folder is complete: ``monai.bundle run``, MONAI Label and MONAI Deploy take it as it is, for images or volumes,
-    because the card says what the network is.
+def pack(checkpoint: str, output: str, *, bundle_root: str | None = None, hub: bool = False) -> Path:
+    """Copy a bundle with trained weights and their card into a new folder or a zip file.
+
+    It is complete: ``monai.bundle run``, MONAI Label and MONAI Deploy take it as it is, for images or volumes, because
+    the card says what the network is. Beside a zip file, which is a release, lies the wheel of this package where it is
+    a checkout.
 
     Args:
         checkpoint: weights with a card.
-        output: new folder; MONAI Label takes the name of the model from its name.
+        output: new folder, or file that ends in ``.zip``; MONAI Label takes the name of the model from its name.
         bundle_root: folder of the bundle; default: that of the task on the card.
+        hub: lay it out for the Hugging Face Hub: a README with a YAML header at the root, weights as safetensors too.
 
     Returns:
-        The folder.
+        The folder or file.
 
     Raises:
-        FileExistsError: if the folder is there already.
+        FileExistsError: if it is there already.
     """
-    card = read_card(checkpoint)
+    card, target = read_card(checkpoint), Path(output)
     task = "pretraining" if card["task"] in ("features", "encoder") else card["task"]
-    target = own_bundle(find_bundle(task, bundle_root), output, checkpoint)
-    name = json.loads((target / "configs" / "metadata.json").read_text(encoding="utf-8"))["name"]
+    if target.exists():
+        raise FileExistsError(f"{target} is there already: name a new folder or file.")
+    with tempfile.TemporaryDirectory() as scratch:
+        zipped = target.suffix == ".zip"
+        folder = own_bundle(
+            find_bundle(task, bundle_root), Path(scratch, target.stem) if zipped else target, checkpoint
+        )
+        if hub:
+            hub_layout(folder)
+        name = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["name"]
+        if zipped:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.make_archive(str(target.with_suffix("")), "zip", scratch, folder.name)
+            _write_wheel(target.parent)
     print(f"{target}: {name}, {card['network'].get('spatial_dims', 2)}D")
     return target
+
+
+def _write_wheel(folder: Path) -> None:
+    """The wheel of this package, from a checkout; an installed package has its source elsewhere."""
+    root = Path(__file__).parents[2]
+    if (root / "pyproject.toml").is_file():
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(root)]
+        subprocess.run(command, check=True)
 
 
 def serve_label(
@@ -84,5 +109,5 @@ def serve_label(
             shutil.copytree(folder, home / "model" / folder.name, ignore=shutil.ignore_patterns("output", "eval"))
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(home), "--studies", studies]
     command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(folder.name for folder in folders)]
-    endings = json.dumps([f"*.{ending}" for ending in "nii.gz nii nrrd mha png jpg jpeg bmp tif tiff dcm".split()])
+    endings = json.dumps([f"*.{ending}" for ending in ENDINGS])
     return subprocess.run(command, env={"MONAI_LABEL_DATASTORE_FILE_EXT": endings, **os.environ}).returncode

@@ -43,7 +43,9 @@ class Infer(BundleInferTask):
     """A bundle's inference, with results in a lossless type, that tells of what it cannot read."""
 
     def __init__(self, path: str, conf: dict[str, str]) -> None:
-        super().__init__(path, conf, type="classification" if task_of(Path(path)) == "classification" else "segmentation")
+        super().__init__(
+            path, conf, type="classification" if task_of(Path(path)) == "classification" else "segmentation"
+        )
         self._config["model_filename"] = ["model.pt"]  # the others are weights to start a training from
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> Any:

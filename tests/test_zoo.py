@@ -1,0 +1,142 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The bundles as the model zoo and its users take them: its unit test, loading from anywhere, the hub's layout."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow, load
+from PIL import Image
+from safetensors.torch import load_file
+
+from monai_usfm.cli import main
+from monai_usfm.simulation import write_synthetic_dataset
+from monai_usfm.workflow import TASKS
+
+SIZE = [32, 32]
+TINY = {
+    "plan#num_layers": 1,
+    "plan#hidden_size": 24,
+    "plan#mlp_dim": 48,
+    "plan#num_heads": 3,
+    "spatial_size": SIZE,
+    "batch_size": 4,
+    "max_epochs": 2,
+    "num_workers": 0,
+    "device": "$torch.device('cpu')",
+}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A few simulated images with their list."""
+    folder = tmp_path_factory.mktemp("images")
+    file = write_synthetic_dataset(folder, 8, 4, 4, image_size=(40, 40), organs=("breast",))
+    (folder / "dataset.json").write_text(file.read_text())
+    return folder
+
+
+def check_workflow(workflow: ConfigWorkflow) -> None:
+    """As ``ci/unit_tests/utils.py`` of the model zoo has it."""
+    workflow.initialize()
+    assert not workflow.check_properties()
+    workflow.run()
+    workflow.finalize()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_zoos_unit_test(repository, images, tmp_path, task):
+    """Two epochs of training, an evaluation, an inference, each with its properties checked."""
+    root = repository / "bundles" / f"usfm_{task}"
+    places = {"bundle_root": str(root), "dataset_dir": str(images), "output_dir": str(tmp_path)}
+    tiny = {**places, **TINY, **({"pretrained": None} if task == "segmentation" else {})}
+    for names, kind in ((["train"], "train"), (["train", "evaluate"], "train")):
+        files = [str(root / "configs" / f"{name}.json") for name in names]
+        check_workflow(ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **tiny))
+    inference = {**places, "checkpoint": str(tmp_path / "model.pt"), "device": TINY["device"]}
+    file = str(root / "configs" / "inference.json")
+    check_workflow(ConfigWorkflow(config_file=file, workflow_type="inference", logging_file=False, **inference))
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_bundle_loads_from_anywhere(repository, tmp_path, monkeypatch, task, kind):
+    monkeypatch.chdir(tmp_path)
+    network = load(f"usfm_{task}", bundle_dir=str(repository / "bundles"), workflow_type=kind)
+    shipped = torch.load(repository / "bundles" / f"usfm_{task}" / "models" / "model.pt", weights_only=True)
+    state = network.state_dict()
+    assert all(torch.equal(state[name], value.float()) for name, value in shipped.items())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_properties_of_inference_are_checked_without_images(repository, tmp_path, task):
+    root = repository / "bundles" / f"usfm_{task}"
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs" / "inference.json"),
+        workflow_type="inference",
+        logging_file=False,
+        bundle_root=str(root),
+        dataset_dir=str(tmp_path / "nowhere"),
+        output_dir=str(tmp_path),
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+
+
+def test_the_layout_of_the_hub_has_a_card_at_the_root_whose_images_are_there(repository, tmp_path, monkeypatch):
+    weights = repository / "bundles" / "usfm_segmentation" / "models" / "model.pt"
+    target = tmp_path / "usfm_segmentation"
+    assert main(["pack", str(weights), str(target), "--hub"]) == 0
+    _, header, text = (target / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "library_name": "monai",
+        "license": "apache-2.0",
+        "tags": ["monai", "medical", "ultrasound", "segmentation"],
+    }
+    links = [link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith(("http", "#"))]
+    assert links and all((target / link).is_file() for link in links)
+    assert {Image.open(target / link).format for link in links if link.endswith(".png")} == {"PNG"}
+    kept = load_file(target / "models" / "model.safetensors")
+    wanted = torch.load(weights, weights_only=True)
+    assert kept.keys() == wanted.keys() and all(torch.equal(kept[name], wanted[name]) for name in kept)
+    monkeypatch.chdir(tmp_path)
+    assert load("usfm_segmentation", bundle_dir=str(tmp_path), workflow_type="inference") is not None
+
+
+@pytest.mark.slow
+def test_a_release_runs_in_a_clean_environment(repository, images, tmp_path):
+    """The wheel and the zip file are all that is taken of the checkout."""
+    weights = repository / "bundles" / "usfm_segmentation" / "models" / "model.pt"
+    release = tmp_path / "release" / "usfm_segmentation.zip"
+    assert main(["pack", str(weights), str(release)]) == 0
+    (wheel,) = release.parent.glob("monai_usfm-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    # the requirements are those of this environment, without the checkout, which is in it as an editable install
+    packages = Path(torch.__file__).parents[1]
+    (place,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    for entry in packages.iterdir():
+        if not entry.name.startswith(("monai_usfm", "_editable_impl_monai_usfm", "__editable__", "pip", "setuptools")):
+            (place / entry.name).exists() or (place / entry.name).symlink_to(entry)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    with zipfile.ZipFile(release) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    root = tmp_path / "unpacked" / "usfm_segmentation"
+    (tmp_path / "in").mkdir()
+    shutil.copy(next(images.glob("*.png")), tmp_path / "in" / "a.png")
+    command = [python, "-m", "monai.bundle", "run", "--config_file", root / "configs" / "inference.json"]
+    command += ["--bundle_root", root, "--dataset_dir", tmp_path / "in", "--output_dir", tmp_path / "out"]
+    subprocess.run([str(part) for part in command], check=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"})
+    assert (tmp_path / "out" / "a_seg.png").is_file()
+    command = [str(python), "-c", "import monai_usfm; print(monai_usfm.__file__)"]
+    assert str(tmp_path / "env") in subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
