@@ -18,6 +18,8 @@ from monai.bundle import run
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from monai_usfm.cli import main
+
 hd = pytest.importorskip("highdicom", reason="highdicom is not installed; examples/deploy_app/requirements.txt has it")
 CINE, STILL = "examples_ybr_color.dcm", "examples_palette.dcm"
 APP = Path(__file__).resolve().parents[1] / "examples" / "deploy_app"
@@ -148,26 +150,39 @@ def test_files_that_are_no_ultrasound_images_are_refused_by_name(modules, model)
         modules[0].load_model(APP.parents[1] / "bundles" / "usfm_enhancement")
 
 
-def test_application_runs_in_the_sdk(repository, tmp_path):
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_torchscript_gives_what_the_weights_give(modules, repository, tmp_path, task):
+    root = repository / "bundles" / f"usfm_{task}"
+    assert main(["export", str(root / "models" / "model.pt"), str(tmp_path / "model.ts")]) == 0
+    results = [modules[0].analyze(get_testdata_file(STILL), modules[0].load_model(place)) for place in (root, tmp_path)]
+    if task == "segmentation":
+        np.testing.assert_array_equal(results[0].labels, results[1].labels)
+        assert results[0].measurements == results[1].measurements
+    else:
+        assert results[0].probabilities == pytest.approx(results[1].probabilities, abs=1e-5)
+        assert list(results[0].probabilities) == ["benign", "malignant"]
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "segmentation.ts", "classification"])
+def test_application_runs_in_the_sdk(repository, tmp_path, kind):
     pytest.importorskip("monai.deploy", reason="the MONAI Deploy SDK is not installed")
     (tmp_path / "in").mkdir()
     for name in (CINE, STILL, "CT_small.dcm"):
         shutil.copy(get_testdata_file(name), tmp_path / "in" / name)
-    model = repository / "bundles" / "usfm_segmentation"
-    command = [
-        sys.executable,
-        str(APP / "app.py"),
-        "-i",
-        str(tmp_path / "in"),
-        "-o",
-        str(tmp_path / "out"),
-        "-m",
-        str(model),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    model = repository / "bundles" / f"usfm_{kind.split('.')[0]}"
+    if kind.endswith(".ts"):
+        assert main(["export", str(model / "models" / "model.pt"), str(tmp_path / "model.ts")]) == 0
+        model = tmp_path / "model.ts"
+    command = [sys.executable, str(APP / "app.py"), "-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert sorted(image["file"] for image in report["images"]) == [STILL, CINE]  # the CT is not selected
     for image in report["images"]:
+        if kind == "classification":
+            assert sum(image["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        else:
+            assert "overlay" in image["outputs"] and {"area", "unit"} <= image["measurements"][0].keys()
         for output in image["outputs"].values():
-            assert (tmp_path / "out" / output["file"]).is_file()
+            assert pydicom.dcmread(tmp_path / "out" / output["file"]).SOPInstanceUID == output["instance"]

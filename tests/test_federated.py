@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -125,3 +126,32 @@ def test_sites_see_different_organs_and_share_no_patient(federated, tmp_path):
     assert common[0] >= 0.7 and common[1] <= 0.5
     patients = [{item["patient"] for item in items} for items in lists]
     assert len(patients[0]) == len(lists[0]) and not patients[0] & patients[1]
+
+
+def run_job(folder: Path, *arguments: object) -> dict[str, torch.Tensor]:
+    """The weights that the server of a simulated job of NVFlare wrote at its end."""
+    pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install nvflare")
+    command = [sys.executable, str(EXAMPLE / "job.py"), "--output", str(folder), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    (file,) = folder.glob("nvflare/**/FL_global_model.pt") or [pytest.fail(done.stdout[-2000:] + done.stderr[-3000:])]
+    return torch.load(file, weights_only=True)["model"]
+
+
+def test_a_job_of_nvflare_with_one_site_is_central_training(federated, tmp_path):
+    found = run_job(tmp_path, "--sites", 1, "--images", 24, "--rounds", 2)
+    central = tmp_path / "central"
+    options = {**federated.SMALL, "pretrained": None, "max_epochs": 2, "output_dir": str(central)}
+    run_bundle("segmentation", "train", dataset_dir=str(tmp_path / "images" / "site_1"), **options)
+    assert same(torch.load(central / "checkpoints" / "last.pt", weights_only=True)["network"], found)
+
+
+@pytest.mark.parametrize(
+    "options", [("--task", "segmentation"), ("--task", "pretraining", "--proximal", 0.01, "--privacy", "percentile")]
+)
+def test_a_job_of_nvflare_with_four_sites_averages_them(federated, tmp_path, options):
+    found = run_job(tmp_path, "--sites", 4, "--images", 24, "--rounds", 2, *options)
+    start = torch.load(tmp_path / "start" / "initial.pt", weights_only=True)
+    assert found.keys() == start.keys() and not same(found, start)
+    assert all(torch.isfinite(value).all() for value in found.values())
+    finals = [torch.load(file, weights_only=True)["network"] for file in tmp_path.glob("sites/*/checkpoints/last.pt")]
+    assert len(finals) == 4 and not same(finals[0], finals[1])

@@ -79,7 +79,7 @@ def server(repository, tmp_path_factory):
     try:
         for _ in range(240):
             try:
-                assert requests.get(f"{address}/info/", timeout=200).ok
+                assert requests.get(f"{address}/info/", timeout=900).ok
                 break
             except requests.ConnectionError:
                 assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
@@ -168,8 +168,8 @@ def test_a_bundle_of_features_is_refused_before_the_server_starts(repository, tm
 
 
 def test_the_next_image_is_the_one_with_the_largest_entropy(server):
-    chosen = requests.post(f"{server[0]}/activelearning/usfm_segmentation_uncertainty", json={}, timeout=300).json()
-    listed = requests.get(f"{server[0]}/datastore/?output=all", timeout=200).json()["objects"]
+    chosen = requests.post(f"{server[0]}/activelearning/usfm_segmentation_uncertainty", json={}, timeout=900).json()
+    listed = requests.get(f"{server[0]}/datastore/?output=all", timeout=900).json()["objects"]
     scores = {
         name: entry["image"]["info"]["uncertainty"]["score"]
         for name, entry in listed.items()
@@ -179,13 +179,13 @@ def test_the_next_image_is_the_one_with_the_largest_entropy(server):
     assert scores[chosen["id"]] == max(scores.values()) > 0
     assert scores["volume"] == -1  # no image of this network
     for strategy in ("first", "random"):
-        assert requests.post(f"{server[0]}/activelearning/{strategy}", json={}, timeout=200).json()["id"]
+        assert requests.post(f"{server[0]}/activelearning/{strategy}", json={}, timeout=900).json()["id"]
 
 
 def test_classification_is_not_trained_and_says_why(server):
-    assert "usfm_segmentation" in requests.get(f"{server[0]}/info/", timeout=200).json()["trainers"]
-    assert "usfm_classification" not in requests.get(f"{server[0]}/info/", timeout=200).json()["trainers"]
-    refused = requests.post(f"{server[0]}/train/usfm_classification?run_sync=true", json={}, timeout=300)
+    assert "usfm_segmentation" in requests.get(f"{server[0]}/info/", timeout=900).json()["trainers"]
+    assert "usfm_classification" not in requests.get(f"{server[0]}/info/", timeout=900).json()["trainers"]
+    refused = requests.post(f"{server[0]}/train/usfm_classification?run_sync=true", json={}, timeout=900)
     assert refused.status_code == 400
     assert "MONAI Label sends masks, no classes" in refused.json()["detail"]
 
@@ -195,9 +195,9 @@ def test_training_learns_and_inference_uses_it(server):
     before = torch.load(weights, weights_only=True)
     mask = pixels_of(infer(server, "usfm_segmentation", "image"), "image.png")
     request = {"max_epochs": 1, "device": "cpu", "val_split": 0.25, "learning_rate": 0.001}
-    requests.post(f"{server[0]}/train/usfm_segmentation", json=request, timeout=300).raise_for_status()
+    requests.post(f"{server[0]}/train/usfm_segmentation", json=request, timeout=900).raise_for_status()
     for _ in range(300):
-        task = requests.get(f"{server[0]}/train/", timeout=200).json()
+        task = requests.get(f"{server[0]}/train/", timeout=900).json()
         if task["status"] in ("DONE", "ERROR"):
             break
         time.sleep(2)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shutil
 import subprocess
@@ -14,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow, load
+from monai.bundle import ConfigParser, ConfigWorkflow, load
+from monai.networks.trt_compiler import TrtCompiler
 from PIL import Image
 from safetensors.torch import load_file
 
+from monai_usfm.bundle import check_names
 from monai_usfm.cli import main
 from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS
@@ -91,6 +95,21 @@ def test_properties_of_inference_are_checked_without_images(repository, tmp_path
     )
     workflow.initialize()
     assert not workflow.check_properties()
+
+
+@pytest.mark.parametrize("task", TASKS[1:])
+def test_the_overlay_for_tensorrt_changes_the_network_alone_and_nothing_on_a_cpu(repository, tmp_path, task):
+    configs = repository / "bundles" / f"usfm_{task}" / "configs"
+    plain = ConfigParser.load_config_files([configs / "inference.json"])
+    config = ConfigParser.load_config_files([configs / "inference.json", configs / "inference_trt.json"])
+    differing = {name for name in config if config[name] != plain.get(name)}
+    assert differing == {"_desc_", "imports", "network"}
+    check_names(config)
+    given = re.search(r"args=({.*})", config["network"])
+    inspect.signature(TrtCompiler).bind(None, "plan", **ast.literal_eval(given.group(1)))  # as trt_compile calls it
+    parser = ConfigParser({**config, "bundle_root": str(configs.parent), "device": "cpu"})
+    if not torch.cuda.is_available():
+        assert parser.get_parsed_content("network") is parser.get_parsed_content("network_def")
 
 
 def test_the_layout_of_the_hub_has_a_card_at_the_root_whose_images_are_there(repository, tmp_path, monkeypatch):

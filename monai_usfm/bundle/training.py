@@ -451,6 +451,7 @@ class TrainingRecords:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._require_space)
+        engine.add_event_handler(Events.STARTED, self._start_mlflow)
         for handler in self.handlers:
             handler.attach(engine)
         if rank() == 0:
@@ -489,11 +490,15 @@ class TrainingRecords:
                 pixels = np.asarray(Image.open(file).convert("RGB"))
                 self.writer.add_image(file.stem.split("_epoch_")[0], pixels, engine.state.epoch, dataformats="HWC")
 
+    def _start_mlflow(self, engine: Engine) -> None:
+        """The trainer begins the run: of the validation of the start it would get that one's max_epochs, for good."""
+        for tracker in _trackers(engine):
+            tracker.start(engine)
+
     def _to_mlflow(self, engine: Engine) -> None:
         """Under ``--tracking mlflow`` the run gets the options, the figures and the card of the weights too."""
-        registered = engine._event_handlers[Events.COMPLETED]
-        for tracker in (getattr(entry[0], "__self__", None) for entry in registered):
-            if not isinstance(tracker, MLFlowHandler) or tracker.cur_run is None:
+        for tracker in _trackers(engine):
+            if tracker.cur_run is None:
                 continue
             run = tracker.cur_run.info.run_id
             known = tracker.client.get_run(run).data.params
@@ -509,3 +514,9 @@ class TrainingRecords:
         if self.writer is not None:
             self.writer.close()
         engine.logger.info(f"results of this training: {self.folder}")
+
+
+def _trackers(engine: Engine) -> list[MLFlowHandler]:
+    """MONAI's handlers of MLflow on an engine."""
+    owners = [getattr(entry[0], "__self__", None) for entry in engine._event_handlers[Events.COMPLETED]]
+    return [owner for owner in owners if isinstance(owner, MLFlowHandler)]

@@ -109,5 +109,8 @@ def serve_label(
             shutil.copytree(folder, home / "model" / folder.name, ignore=shutil.ignore_patterns("output", "eval"))
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(home), "--studies", studies]
     command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(folder.name for folder in folders)]
-    endings = json.dumps([f"*.{ending}" for ending in ENDINGS])
-    return subprocess.run(command, env={"MONAI_LABEL_DATASTORE_FILE_EXT": endings, **os.environ}).returncode
+    settings = {
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*.{ending}" for ending in ENDINGS]),
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # images are scored when the uncertainty is asked for, not all at start
+    }
+    return subprocess.run(command, env={**settings, **os.environ}).returncode

@@ -211,6 +211,38 @@ def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path, cap
     torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("score", "status"), [(0.899, 0), (0.89, 1)])
+def test_an_export_to_8_bits_is_close_and_refused_where_its_score_is_worse(
+    dataset, weights, tmp_path, capsys, monkeypatch, score, status
+):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    # untrained weights have no score worth keeping
+    monkeypatch.setattr("monai_usfm.cli.export._scores", lambda *_: ("val_mean_dice", [0.9, score]))
+    file = tmp_path / "model.onnx"
+    assert call("export", weights["segmentation"], file, "--calibration", dataset) == status
+    told = capsys.readouterr()
+    assert "0.9000 in PyTorch" in (told.err if status else told.out)
+    if status:
+        assert not file.exists()
+        return
+    kinds = [tensor.data_type for tensor in onnx.load(file).graph.initializer if np.prod(tensor.dims) > 1000]
+    assert set(kinds) <= {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT} and kinds.count(onnx.TensorProto.INT8) > 10
+    image = torch.from_numpy(np.array(Image.open(dataset / "test_0.png").resize((SIZE, SIZE)), np.float32) / 255)
+    with torch.no_grad():
+        wanted = load_network(weights["segmentation"])(image[None, None]).numpy()
+    (found,) = runtime.InferenceSession(str(file)).run(None, {"image": image[None, None].numpy()})
+    assert 0 < np.abs(found - wanted).mean() < 0.05 * np.ptp(wanted)
+
+
+def test_exports_that_cannot_work_say_what_they_need(weights, tmp_path, capsys):
+    assert call("export", weights["segmentation"], tmp_path / "model.ts", "--calibration", "images") == 1
+    assert "8-bit integers are written as .onnx" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert call("export", weights["segmentation"], tmp_path / "model.ts", "--format", "trt") == 1
+        assert "format trt needs an NVIDIA GPU and pip install torch_tensorrt" in capsys.readouterr().err
+
+
 def test_an_export_of_another_kind_is_refused(weights, tmp_path, capsys):
     assert call("export", weights["segmentation"], tmp_path / "model.pth") == 1
     assert "must be .ts" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What TensorBoard and MLflow are given of a training, read back by their own readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from monai_usfm.simulation import write_synthetic_dataset
+from monai_usfm.workflow import TASKS
+
+TINY = {
+    "plan#num_layers": 2,
+    "plan#hidden_size": 24,
+    "plan#mlp_dim": 48,
+    "plan#num_heads": 3,
+    "spatial_size": [32, 32],
+    "batch_size": 4,
+    "max_epochs": 2,
+    "num_workers": 0,
+    "val_interval": 1,
+    "device": "$torch.device('cpu')",
+}
+METRICS = {
+    "pretraining": "val_loss",
+    "segmentation": "val_mean_dice",
+    "classification": "val_balanced_accuracy",
+    "enhancement": "val_psnr",
+}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A few simulated images with their list."""
+    folder = tmp_path_factory.mktemp("images")
+    file = write_synthetic_dataset(folder, 8, 4, 0, image_size=(40, 40), organs=("breast",))
+    (folder / "dataset.json").write_text(file.read_text())
+    return folder
+
+
+def train(repository: Path, images: Path, output: Path, task: str, **options) -> None:
+    root = repository / "bundles" / f"usfm_{task}"
+    places = {"bundle_root": str(root), "dataset_dir": str(images), "output_dir": str(output)}
+    start = {"pretrained": None} if task == "segmentation" else {}
+    file = str(root / "configs" / "train.json")
+    workflow = ConfigWorkflow(file, workflow_type="train", logging_file=False, **places, **TINY, **start, **options)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def test_tensorboard_has_losses_scores_figures_and_the_rate_of_every_layer(repository, images, tmp_path):
+    train(repository, images, tmp_path, "segmentation", figure_interval=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    rates = {
+        f"rate/{name}" for name in ("learning_rate", "rate_embedding", "rate_block_1", "rate_block_2", "rate_head")
+    }
+    assert set(tags["scalars"]) >= {*rates, "train_loss", "train_loss/epoch", "val_mean_dice"}
+    assert tags["images"] == ["segmentation"]
+    assert [event.step for event in events.Images("segmentation")] == [1, 2]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_mlflow_has_parameters_metrics_figures_and_the_card(repository, images, tmp_path, task):
+    """By MONAI's own switch, with its own settings: a SQLite store below the results."""
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install mlflow")
+    train(repository, images, tmp_path, task, tracking="mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
+    experiment = client.get_experiment_by_name("monai_experiment")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (run,) = [run for run in runs if "max_epochs" in run.data.params]
+    assert run.data.params["max_epochs"] == "2" and "learning_rate" in run.data.params
+    metrics = {name for run in runs for name in run.data.metrics}
+    assert any("loss" in name for name in metrics) and METRICS[task] in metrics
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert files >= {"metrics.png", "model.pt", "model.json"}
+    if task != "classification":  # which draws no figure of a training
+        assert any(name.endswith(("_epoch_0001.png", "_epoch_0000.png")) for name in files)
