@@ -111,6 +111,6 @@ def serve_label(
     command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(folder.name for folder in folders)]
     settings = {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*.{ending}" for ending in ENDINGS]),
-        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # images are scored when the uncertainty is asked for, not all at start
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # not every image at the start, but when it is asked for
     }
     return subprocess.run(command, env={**settings, **os.environ}).returncode
