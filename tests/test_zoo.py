@@ -21,8 +21,8 @@ from monai.networks.trt_compiler import TrtCompiler
 from PIL import Image
 from safetensors.torch import load_file
 
-from monai_usfm.bundle import check_names
 from monai_usfm.cli import main
+from monai_usfm.options import check_names
 from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS
 

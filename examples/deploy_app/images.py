@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from monai.transforms import Resize
 from pydicom.dataset import Dataset
 
 from monai_usfm import load_network
+from monai_usfm.bundle import probabilities
 from monai_usfm.cards import read_card
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.metrics import measure
@@ -41,7 +43,7 @@ class Model:
         size: rows and columns that the network sees.
         channels: channels that it takes.
         names: of the classes; of a segmentation the background is the first.
-        temperature: divides the logits.
+        calibrated: logits under ``pred`` to probabilities, by the temperature and presence threshold of the card.
         file: where the weights are.
         sha256: of that file.
     """
@@ -51,7 +53,7 @@ class Model:
     size: tuple[int, int]
     channels: int
     names: list[str]
-    temperature: float
+    calibrated: Callable[[dict], dict]
     file: Path
     sha256: str
 
@@ -91,7 +93,7 @@ def load_model(path: str | Path) -> Model:
         (int(options["spatial_size"][0]), int(options["spatial_size"][1])),
         int(options.get("in_channels", 1)),
         names,
-        float(card.get("temperature", 1.0)),
+        probabilities(card),
         file,
         hashlib.sha256(file.read_bytes()).hexdigest(),
     )
@@ -166,8 +168,8 @@ def apply(model: Model, frames: torch.Tensor) -> torch.Tensor:
     shrink = Resize(model.size, anti_aliasing=True, mode="bilinear")
     seen = torch.stack([torch.as_tensor(shrink(frame[None])).as_subclass(torch.Tensor) for frame in frames])
     logits = model.network(seen.expand(-1, model.channels, -1, -1).contiguous())
-    probabilities = torch.softmax(logits / model.temperature, dim=1)
+    scores = torch.stack([torch.as_tensor(model.calibrated({"pred": one})["pred"]) for one in logits])
     if model.task == "classification":
-        return probabilities
+        return scores
     enlarge = Resize(tuple(frames.shape[1:]), mode="bilinear")
-    return torch.stack([torch.as_tensor(enlarge(one)).as_subclass(torch.Tensor) for one in probabilities])
+    return torch.stack([torch.as_tensor(enlarge(one)).as_subclass(torch.Tensor) for one in scores])

@@ -26,7 +26,7 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from monai_usfm import __version__
-from monai_usfm.bundle import describe, root_cause
+from monai_usfm.bundle import describe, probabilities, root_cause
 
 UNTRAINABLE = {
     "classification": "MONAI Label sends masks, no classes; train it by monai-usfm train --task classification",
@@ -75,8 +75,8 @@ class Infer(BundleInferTask):
         data = {"image": image, "image_path": image, "device": device, "model_filename": "model.pt"}
         data = self.run_pre_transforms(data, self.pre_transforms(data))
         logits = self.run_inferer(data, device=device)[self.output_label_key].float()
-        probabilities = torch.softmax(logits / self.bundle_config.get_parsed_content("divisor"), dim=0)
-        return float(torch.special.entr(probabilities).sum(0).mean()) / math.log(len(probabilities))
+        shares = probabilities(self.bundle_config.get_parsed_content("card"))({"pred": logits})["pred"]
+        return float(torch.special.entr(shares).sum(0).mean()) / math.log(len(shares))
 
 
 class Train(BundleTrainTask):
