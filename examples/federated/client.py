@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 import nvflare.client as flare
+import torch
 from federated import SMALL, Site
 from nvflare.app_common.app_constant import AppConstants
 
@@ -31,5 +32,5 @@ while flare.is_running():
     if received is None:
         break
     site.proximal = float(received.meta.get(AppConstants.FEDPROX_MU) or 0.0)
-    weights, steps = site.train(received.params)
+    weights, steps = site.train({name: torch.as_tensor(value) for name, value in received.params.items()})
     flare.send(flare.FLModel(params=weights, meta={"NUM_STEPS_CURRENT_ROUND": steps}))
