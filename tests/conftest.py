@@ -48,11 +48,11 @@ def copy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="session")
 def train_in_two_processes() -> Callable[..., str]:
-    """Trains a copied bundle by torchrun on two processes, without ``device``: the overlay gives each its own."""
+    """Trains a copied bundle by torchrun on two processes, without ``device``: each takes its own."""
 
     def train(root: Path, **settings) -> str:
         """What the run printed to standard error."""
-        names = str([str(root / "configs" / f"{name}.json") for name in ("train", "demo", "multi_gpu_train")])
+        names = str([str(root / "configs" / f"{name}.json") for name in ("train", "demo")])
         settings = {"bundle_root": root} | {key: value for key, value in settings.items() if key != "device"}
         arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
