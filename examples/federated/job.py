@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from federated import SMALL, make_sites
 from nvflare.app_common.filters import PercentilePrivacy, SVTPrivacy
+from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.app_opt.pt.recipes.fedprox import FedProxRecipe
 from nvflare.client.config import TransferType
@@ -43,13 +44,12 @@ def main() -> None:
     options: dict[str, Any] = {**SMALL, "pretrained": None} if given.task == "segmentation" else dict(SMALL)
     flow = load_bundle(given.task, dataset_dir=str(folders[0]), output_dir=str(root / "start"), **options)
     flow.initialize()
-    initial, plan = root / "start" / "initial.pt", flow.parser.get_parsed_content("plan")
+    initial = root / "start" / "initial.pt"
     torch.save(flow.parser.get_parsed_content("network_def").state_dict(), initial)
 
     settings: dict[str, Any] = {
         "name": f"{given.task}_{'fedprox' if given.proximal else 'fedavg'}",
-        "model": {"class_path": "monai_usfm.cards.build_network", "args": {"task": given.task, **plan}},
-        "initial_ckpt": str(initial),
+        "model_persistor": PTFileModelPersistor(source_ckpt_file_full_name=initial.name),
         "min_clients": given.sites,
         "num_rounds": given.rounds,
         "train_script": str(HERE / "client.py"),
@@ -58,6 +58,7 @@ def main() -> None:
         "params_transfer_type": TransferType.DIFF if given.privacy else TransferType.FULL,
     }
     recipe = FedProxRecipe(fedprox_mu=given.proximal, **settings) if given.proximal else FedAvgRecipe(**settings)
+    recipe.add_server_file(str(initial))
     recipe.add_client_file(str(HERE / "federated.py"))
     if given.privacy:
         recipe.add_client_output_filter(FILTERS[given.privacy](), tasks=["train"])
