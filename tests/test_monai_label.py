@@ -77,13 +77,15 @@ def server(repository, tmp_path_factory):
     process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(900):
+            assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
             try:
-                assert requests.get(f"{address}/info/", timeout=900).ok
+                assert requests.get(f"{address}/info/", timeout=20).ok
                 break
             except requests.ConnectionError:
-                assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
                 time.sleep(1)
+        else:
+            pytest.fail("the server did not start in 15 minutes")
         yield address, folder
     finally:
         os.killpg(process.pid, 15)

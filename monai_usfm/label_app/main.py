@@ -27,7 +27,9 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 
 from monai_usfm import __version__
 from monai_usfm.bundle import describe, probabilities, root_cause
+from monai_usfm.data import UnreadableImageError
 
+REFUSED = (ValueError, OSError, UnreadableImageError)  # the fault is in what was asked
 UNTRAINABLE = {
     "classification": "MONAI Label sends masks, no classes; train it by monai-usfm train --task classification",
     "enhancement": "it learns from images without masks; train it by monai-usfm train --task enhancement",
@@ -55,7 +57,7 @@ class Infer(BundleInferTask):
             return super().__call__(request, callbacks)
         except Exception as error:
             cause = root_cause(error)
-            if isinstance(cause, ValueError | OSError):
+            if isinstance(cause, REFUSED):
                 raise HTTPException(400, describe(error)) from error
             raise
 
@@ -107,7 +109,7 @@ class Uncertainty(ScoringMethod):
                 try:
                     known = {"weights": state, "score": self.infer.uncertainty(datastore.get_image_uri(image))}
                 except Exception as error:
-                    if not isinstance(root_cause(error), ValueError | OSError):
+                    if not isinstance(root_cause(error), REFUSED):
                         raise
                     known = {"weights": state, "score": -1.0, "refused": describe(error)}  # never the first choice
                 datastore.update_image_info(image, {"uncertainty": known})
