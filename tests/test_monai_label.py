@@ -143,7 +143,7 @@ def test_classification_gives_names_and_probabilities(server, expected, file):
     assert response.ok, response.text
     scores = {entry["label"]: entry["score"] for entry in response.json()["prediction"]}
     assert sum(scores.values()) == pytest.approx(1, abs=1e-4)
-    header, row = (expected["usfm_classification"] / "predictions.csv").read_text().splitlines()[:2]
+    header, row = (expected["usfm_classification"] / "images.csv").read_text().splitlines()[:2]
     wanted = {
         name: float(value) for name, value in zip(header.split(","), row.split(","), strict=True) if name in scores
     }
