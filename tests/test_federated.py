@@ -16,10 +16,11 @@ from monai.fl.utils.constants import ExtraItems, ModelType
 
 from monai_usfm import load_network
 from monai_usfm.simulation import write_synthetic_dataset
-from monai_usfm.workflow import find_bundle, run_bundle
+from monai_usfm.workflow import TASKS, find_bundle, run_bundle
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "federated"
 OPTIONS = {
+    "pretrained": None,
     "spatial_size": [32, 32],
     "plan#num_layers": 1,
     "plan#hidden_size": 24,
@@ -31,7 +32,6 @@ OPTIONS = {
     "device": "cpu",
     "amp": "fp32",
 }
-TASKS = {"pretraining": {}, "segmentation": {"pretrained": None}, "classification": {}, "enhancement": {}}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -63,7 +63,7 @@ def same(one, other) -> bool:
 def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(federated, images, tmp_path, task):
     shipped = find_bundle(task) / "models" / "model.pt"
     before = hashlib.sha256(shipped.read_bytes()).hexdigest()
-    site = federated.Site("a", task, images, tmp_path, rounds=2, **OPTIONS, **TASKS[task])
+    site = federated.Site("a", task, images, tmp_path, rounds=2, **OPTIONS)
     start = site.weights
     after, steps = site.train(start)
     assert steps == 2 and not same(start, after)
@@ -81,7 +81,7 @@ def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(
 
 
 def test_one_site_is_central_training_to_the_last_bit(federated, images, tmp_path):
-    site = federated.Site("a", "segmentation", images, tmp_path / "site", rounds=2, pretrained=None, **OPTIONS)
+    site = federated.Site("a", "segmentation", images, tmp_path / "site", rounds=2, **OPTIONS)
     weights = federated.run_rounds([site], 2)
     run_bundle(
         "segmentation",
@@ -89,7 +89,6 @@ def test_one_site_is_central_training_to_the_last_bit(federated, images, tmp_pat
         dataset_dir=str(images),
         output_dir=str(tmp_path / "central"),
         max_epochs=2,
-        pretrained=None,
         **OPTIONS,
     )
     central = torch.load(tmp_path / "central" / "checkpoints" / "last.pt", weights_only=True)["network"]
@@ -108,9 +107,7 @@ def test_the_average_is_weighted_by_the_shares(federated):
 def test_fedprox_stays_nearer_to_the_start_of_the_round(federated, images, tmp_path):
     moved = []
     for proximal in (0.0, 100.0):
-        site = federated.Site(
-            "a", "segmentation", images, tmp_path / str(proximal), 1, proximal=proximal, pretrained=None, **OPTIONS
-        )
+        site = federated.Site("a", "segmentation", images, tmp_path / str(proximal), 1, proximal=proximal, **OPTIONS)
         start = site.weights
         after, _ = site.train(start)
         moved.append(sum(float((after[name] - start[name]).square().sum()) for name in start))
@@ -140,7 +137,7 @@ def run_job(folder: Path, *arguments: object) -> dict[str, torch.Tensor]:
 def test_a_job_of_nvflare_with_one_site_is_central_training(federated, tmp_path):
     found = run_job(tmp_path, "--sites", 1, "--images", 24, "--rounds", 2)
     central = tmp_path / "central"
-    options = {**federated.SMALL, "pretrained": None, "max_epochs": 2, "output_dir": str(central)}
+    options = {**federated.SMALL, "max_epochs": 2, "output_dir": str(central)}
     run_bundle("segmentation", "train", dataset_dir=str(tmp_path / "images" / "site_1"), **options)
     assert same(torch.load(central / "checkpoints" / "last.pt", weights_only=True)["network"], found)
 

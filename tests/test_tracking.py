@@ -14,6 +14,7 @@ from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS
 
 TINY = {
+    "pretrained": None,
     "plan#num_layers": 2,
     "plan#hidden_size": 24,
     "plan#mlp_dim": 48,
@@ -46,9 +47,8 @@ def images(tmp_path_factory) -> Path:
 def train(repository: Path, images: Path, output: Path, task: str, **options) -> None:
     root = repository / "bundles" / f"usfm_{task}"
     places = {"bundle_root": str(root), "dataset_dir": str(images), "output_dir": str(output)}
-    start = {"pretrained": None} if task == "segmentation" else {}
     file = str(root / "configs" / "train.json")
-    workflow = ConfigWorkflow(file, workflow_type="train", logging_file=False, **places, **TINY, **start, **options)
+    workflow = ConfigWorkflow(file, workflow_type="train", logging_file=False, **places, **TINY, **options)
     workflow.initialize()
     workflow.run()
     workflow.finalize()

@@ -28,6 +28,7 @@ from monai_usfm.workflow import TASKS
 
 SIZE = [32, 32]
 TINY = {
+    "pretrained": None,
     "plan#num_layers": 1,
     "plan#hidden_size": 24,
     "plan#mlp_dim": 48,
@@ -63,7 +64,7 @@ def test_the_zoos_unit_test(repository, images, tmp_path, task):
     """Two epochs of training, an evaluation, an inference, each with its properties checked."""
     root = repository / "bundles" / f"usfm_{task}"
     places = {"bundle_root": str(root), "dataset_dir": str(images), "output_dir": str(tmp_path)}
-    tiny = {**places, **TINY, **({"pretrained": None} if task == "segmentation" else {})}
+    tiny = {**places, **TINY}
     for names, kind in ((["train"], "train"), (["train", "evaluate"], "train")):
         files = [str(root / "configs" / f"{name}.json") for name in names]
         check_workflow(ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **tiny))

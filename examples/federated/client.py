@@ -22,10 +22,9 @@ given = parser.parse_args()
 
 flare.init()
 name = flare.get_site_name()
-start = {"pretrained": None} if given.task == "segmentation" else {}
 site = Site(
     name, given.task, Path(given.images, name), Path(given.output, name), given.rounds, given.local_epochs,
-    **SMALL, **start,
+    **SMALL,
 )  # fmt: skip
 while flare.is_running():
     received = flare.receive()

@@ -26,6 +26,7 @@ from monai_usfm.workflow import find_bundle, run_bundle
 Weights = Mapping[str, torch.Tensor]
 # A network that trains on a CPU in minutes. Without these, a bundle's own defaults hold.
 SMALL: dict[str, Any] = {
+    "pretrained": None,
     "spatial_size": [96, 96],
     "plan#num_layers": 4,
     "plan#hidden_size": 96,
@@ -209,7 +210,7 @@ def main() -> None:
     given = parser.parse_args()
     root = Path(given.output)
     folders = make_sites(root / "images", given.sites, given.images)
-    options: dict[str, Any] = {**SMALL, "pretrained": None} if given.task == "segmentation" else dict(SMALL)
+    options = dict(SMALL)
     if given.balanced:
         options["epoch_length" if given.task == "pretraining" else "train#sampler#num_samples"] = given.balanced
     sites = [

@@ -41,8 +41,7 @@ def main() -> None:
     root = Path(given.output).resolve()
     folders = make_sites(root / "images", given.sites, given.images)
 
-    options: dict[str, Any] = {**SMALL, "pretrained": None} if given.task == "segmentation" else dict(SMALL)
-    flow = load_bundle(given.task, dataset_dir=str(folders[0]), output_dir=str(root / "start"), **options)
+    flow = load_bundle(given.task, dataset_dir=str(folders[0]), output_dir=str(root / "start"), **SMALL)
     flow.initialize()
     initial = root / "start" / "initial.pt"
     torch.save(flow.parser.get_parsed_content("network_def").state_dict(), initial)
