@@ -15,10 +15,10 @@ from monai_usfm.workflow import TASKS
 
 TINY = {
     "pretrained": None,
-    "plan#num_layers": 2,
-    "plan#hidden_size": 24,
-    "plan#mlp_dim": 48,
-    "plan#num_heads": 3,
+    "network_options#num_layers": 2,
+    "network_options#hidden_size": 24,
+    "network_options#mlp_dim": 48,
+    "network_options#num_heads": 3,
     "spatial_size": [32, 32],
     "batch_size": 4,
     "max_epochs": 2,
