@@ -276,6 +276,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "preview",
             "statistics",
             "components",
+            "muscle",
         ),
         (_switch, "true or false"),
     ),

@@ -23,11 +23,12 @@ from monai_usfm.cards import find_card
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.files import write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer
+from monai_usfm.losses import ValueLoss
 from monai_usfm.networks import FlipInferer, TemperatureScaling
 from monai_usfm.networks.uncertainty import predictive_entropy
 from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.options import flag
-from monai_usfm.transforms import PresenceThresholdd
+from monai_usfm.transforms import PresenceThresholdd, spatial_softmax
 
 __all__ = [
     "InferenceDataset",
@@ -129,6 +130,8 @@ def probabilities(
 ) -> Compose:
     """Logits under ``pred`` become calibrated probabilities; inference and evaluation state it by this one name.
 
+    By the card, those of landmarks become a distribution over the pixels, and numbers are put into their units.
+
     Args:
         card: of the network, with its ``temperature`` and ``presence_threshold``.
         preprocessing: of the images, which is inverted: back to the grid and axes of the file; None for classes.
@@ -139,10 +142,13 @@ def probabilities(
     """
     threshold = card.get("presence_threshold") if presence_threshold is None else presence_threshold
     scale = TemperatureScaling(float(card.get("temperature", 1.0) if temperature is None else temperature))
+    if card.get("values"):
+        return Compose([Lambdad("pred", ValueLoss(**card["value_scale"]).estimate)])
+    points = bool(card.get("landmarks"))
     steps: list[Callable] = [
-        PresenceThresholdd("pred", threshold, frames=frames),
+        PresenceThresholdd("pred", None if points else threshold, frames=frames),
         Lambdad("pred", scale),
-        Activationsd("pred", softmax=True),
+        Activationsd("pred", softmax=not points, other=spatial_softmax if points else None),
     ]
     if frames and temporal_sigma > 0:
         steps.append(GaussianSmoothd("pred", sigma=[float(temporal_sigma), 0.0, 0.0]))

@@ -292,7 +292,8 @@ class MixedBatch:
         if self.alpha <= 0:
             return image, label
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        classes = torch.nn.functional.one_hot(label, self.num_classes).float()
+        numbers = label.is_floating_point()  # what is predicted are no classes
+        classes = label if numbers else torch.nn.functional.one_hot(label, self.num_classes).float()
         mixed = [share * x + (1 - share) * x.roll(1, 0) for x in (image, classes)]
         return mixed[0], mixed[1]
 

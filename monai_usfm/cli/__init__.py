@@ -37,17 +37,22 @@ VERBS = {
         ),
         "datalist": ("monai_usfm.data:make_datalist", "Make a datalist from folders of files, split by patient."),
         "join-table": ("monai_usfm.data:join_table", "Give the items of a datalist what a table knows of them."),
+        "compound": ("monai_usfm.data.sweeps:compound_sweep", "Make a volume from a freehand sweep and its poses."),
+        "propagate": ("monai_usfm.cli.cine:propagate", "Carry the label of one frame through a cine by optical flow."),
         "check-leaks": ("monai_usfm.evaluation:check_leaks", "Stop when test data stand in the training data."),
     },
     "Networks": {
         "pretrain": ("monai_usfm.cli.bundles:pretrain", "Train an encoder on images without labels."),
         "train": ("monai_usfm.cli.bundles:train", "Train a network for a task, pretrained or from scratch."),
+        "adapt": ("monai_usfm.cli.adapt:adapt", "Fit trained weights to images of your scanner, without labels."),
         "evaluate": ("monai_usfm.cli.bundles:evaluate", "Score trained weights on a split of a datalist."),
         "predict": ("monai_usfm.cli.bundles:predict", "Apply trained weights to a folder of images."),
         "pseudo-label": (
             "monai_usfm.evaluation.pseudo_labels:pseudo_label",
             "Label images by a network, where it is sure, to train on them.",
         ),
+        "stream": ("monai_usfm.cli.cine:stream", "Segment a cine frame by frame and print the latency."),
+        "select": ("monai_usfm.evaluation.selection:select", "Choose the images that are worth labeling next."),
         "calibrate": ("monai_usfm.cli.bundles:calibrate", "Fit the temperature of trained weights."),
     },
     "Evidence": {

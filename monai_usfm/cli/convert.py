@@ -36,7 +36,8 @@ def convert_dicom(
         inputs: files or folders.
         output: folder.
         format: type of the files.
-        region: ``largest_tissue``, an index, or ``none``.
+        region: ``largest_tissue``, an index, a kind (``tissue``, ``color_flow``, ``m_mode``, ``doppler``, ``trace``) or
+            ``none``. A file without a region of that kind is not converted.
         crop: cut to the region.
         frame: write this frame; default: all (NIfTI) or the middle one (PNG).
         color: keep RGB instead of luma.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
 from monai_usfm.transforms.dictionary import add_aliases
 
-from .classes import class_weights, load_class_sections, load_class_splits
+from .classes import class_weights, load_class_sections, load_class_splits, value_scale
 from .convert import convert_dicom, convert_dicom_folder
 from .datalist import check_patient_leak, join_table, label_fraction, load_datalist, read_datalist
 from .dataset import UltrasoundDataset
@@ -70,6 +70,7 @@ __all__ = [
     "results_root",
     "ultrasound_regions",
     "unreadable_reason",
+    "value_scale",
     "write_synthetic_dataset",
 ]
 

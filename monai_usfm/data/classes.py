@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from monai.utils import deprecated
 from .datalist import renamed_argument
 from .splits import load_splits
 
-__all__ = ["class_weights", "load_class_splits"]
+__all__ = ["class_weights", "load_class_splits", "value_scale"]
 
 Item = dict[str, Any]
 
@@ -25,6 +26,7 @@ def load_class_splits(
     datalist: str | os.PathLike | None = None,
     *,
     num_classes: int,
+    values: Sequence[str] | None = None,
     synthetic_dir: str | os.PathLike,
     synthetic: dict[str, Any] | None = None,
     splits: Sequence[str] = ("training", "validation"),
@@ -34,9 +36,12 @@ def load_class_splits(
     Args:
         dataset_dir, datalist, synthetic_dir, synthetic, splits: see :func:`load_splits`.
         num_classes: classes are the integers from 0 to ``num_classes - 1``.
+        values: entries that are numbers, to be predicted instead of classes: ``class`` becomes a tensor ``(K,)`` of
+            them; an absent or null one is NaN.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`load_splits`.
+        ValueError: for a value that is no number, or an item without any.
         ValueError: for fewer than two classes; an item whose class is missing, no integer or out of range; a list in
             which only some items name their patient.
     """
@@ -48,8 +53,10 @@ def load_class_splits(
         synthetic_dir=synthetic_dir,
         synthetic=synthetic,
         splits=splits,
-        required=("image", "class"),
+        required=("image",) if values else ("image", "class"),
     )
+    if values:
+        return {split: [_with_values(item, values) for item in items] for split, items in lists.items()}
     for split, items in lists.items():
         for index, item in enumerate(items):
             number = item["class"]
@@ -68,6 +75,25 @@ def load_class_splits(
 
 
 load_class_sections = deprecated("0.7", "0.8", "Use load_class_splits.", version_val="0.7")(load_class_splits)
+
+
+def _with_values(item: Item, names: Sequence[str]) -> Item:
+    numbers = [math.nan if item.get(name) is None else item[name] for name in names]
+    wrong = [repr(n) for n in numbers if isinstance(n, bool) or not isinstance(n, int | float) or math.isinf(n)]
+    if wrong or all(math.isnan(n) for n in numbers):
+        raise ValueError(
+            f"{item['image']}: needs numbers under {', '.join(names)}, has {', '.join(wrong) or 'none'}; correct the "
+            "datalist, or --values."
+        )
+    return {**item, "class": torch.tensor(numbers, dtype=torch.float32)}
+
+
+def value_scale(items: Sequence[Item]) -> dict[str, list[float]]:
+    """``mean`` and ``std`` of each number of the training items of :func:`load_class_splits`; 1 for a std of 0."""
+    table = torch.stack([item["class"] for item in items]).double()
+    mean = table.nanmean(0)
+    std = (table - mean).square().nanmean(0).sqrt()
+    return {"mean": mean.tolist(), "std": torch.where(std > 0, std, torch.ones_like(std)).tolist()}
 
 
 def class_weights(items: Sequence[Item], num_classes: int) -> torch.Tensor:

@@ -102,6 +102,7 @@ def convert_dicom(
             "frame": frame,
             "frame_rate_hz": meta["frame_rate"] or None,
             "region": meta["region"],
+            "regions": [found.describe() for found in reader.regions(dataset)],
         }
         if deidentify == "strip":
             description |= {"patient": str(dataset.PatientID), "deidentified": dataset.identity_report}

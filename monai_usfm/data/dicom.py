@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.deidentify import Pseudonyms, check_identity, kept_pixels, strip_identity
 from monai_usfm.data.dicom_geometry import (
+    KINDS,
     UltrasoundRegion,
     dataset_name,
     frame_times,
@@ -60,7 +61,8 @@ class UltrasoundDicomReader(ImageReader):
 
     Args:
         region: ``"largest_tissue"`` (the largest 2D tissue region with lengths, else the largest 2D region with
-            lengths), an index into the sequence, or ``None`` to use none.
+            lengths), an index into the sequence, a kind (``"tissue"``, ``"color_flow"``, ``"m_mode"``, ``"doppler"``,
+            ``"trace"``, ``"graphics"``; the largest of it, an error where there is none), or ``None`` to use none.
         crop: cut the image to the region's box.
         deidentify: ``"check"`` refuses files that may name a person or say that annotation is burned in; ``"strip"``
             empties all text but technical attributes, removes private ones, replaces unique identifiers, and blackens
@@ -87,8 +89,8 @@ class UltrasoundDicomReader(ImageReader):
         pseudonyms: Pseudonyms | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(region, str) and region != "largest_tissue":
-            raise ValueError(f'region must be "largest_tissue", an index or None, got {region!r}.')
+        if isinstance(region, str) and region not in ("largest_tissue", *KINDS):
+            raise ValueError(f"region must be largest_tissue, an index, {', '.join(KINDS)} or None, got {region!r}.")
         if deidentify not in ("check", "strip", None):
             raise ValueError(f'deidentify must be "check", "strip" or None, got {deidentify!r}.')
         if no_regions not in ("refuse", "blacken"):
@@ -195,10 +197,12 @@ class UltrasoundDicomReader(ImageReader):
             affine = volume_affine(dataset, measured, self.num_frames(dataset))
         else:
             row_and_column = region.spacing if region is not None and region.spacing else dataset.get("PixelSpacing")
+            if region is not None and region.kind not in ("tissue", "color_flow"):
+                row_and_column = None  # seconds or velocities, no lengths
             if not is_spacing(row_and_column):
                 return np.eye(4), False
             affine = np.diag([float(row_and_column[1]), float(row_and_column[0]), 1.0, 1.0])
-            known = self.crop or isinstance(self.region, int) or not self._scales_differ(dataset)
+            known = self.crop or self.region != "largest_tissue" or not self._scales_differ(dataset)
         if self.crop and region is not None and region.box is not None:
             affine[:3, 3] += affine[:3, 0] * region.box[2] + affine[:3, 1] * region.box[0]
         return affine, known
@@ -224,7 +228,8 @@ class UltrasoundDicomReader(ImageReader):
             "region": -1 if region is None else region.index,
         }
 
-    def _regions(self, dataset: Dataset) -> list[UltrasoundRegion]:
+    def regions(self, dataset: Dataset) -> list[UltrasoundRegion]:
+        """All regions of the image, see :func:`~monai_usfm.data.ultrasound_regions`; one warning per file."""
         with warnings.catch_warnings():
             if getattr(dataset, "_regions_reported", False):  # clamping is worth one warning per file
                 warnings.simplefilter("ignore")
@@ -234,14 +239,14 @@ class UltrasoundDicomReader(ImageReader):
 
     def _scales_differ(self, dataset: Dataset) -> bool:
         """Whether 2D regions of the image have different mm per pixel, by more than a hundredth; warns once."""
-        flat = [r for r in self._regions(dataset) if _is_flat(r) and r.box is not None]
+        flat = [r for r in self.regions(dataset) if _is_flat(r) and r.box is not None]
         scales = [r.spacing for r in flat if r.spacing is not None]
         differ = bool(scales) and not np.allclose(scales, scales[0], rtol=0.01)
         if (
             differ
             and not getattr(dataset, "_scales_reported", False)
             and not self.crop
-            and isinstance(self.region, str)
+            and self.region == "largest_tissue"
         ):
             object.__setattr__(dataset, "_scales_reported", True)
             shown = ", ".join(f"{r.spacing[0]:.3g} x {r.spacing[1]:.3g} mm (region {r.index})" for r in flat)  # type: ignore[index]
@@ -255,7 +260,7 @@ class UltrasoundDicomReader(ImageReader):
     def _region(self, dataset: Dataset) -> UltrasoundRegion | None:
         if self.region is None:
             return None
-        regions = self._regions(dataset)
+        regions = self.regions(dataset)
         if not isinstance(self.region, str):
             if not -len(regions) <= self.region < len(regions):
                 raise UnreadableImageError(
@@ -263,6 +268,14 @@ class UltrasoundDicomReader(ImageReader):
                     f"has {len(regions)} ultrasound regions, so there is no region {self.region}.",
                 )
             return regions[self.region]
+        if self.region != "largest_tissue":
+            named = [r for r in regions if r.kind == self.region]
+            if not named:
+                there = ", ".join(dict.fromkeys(r.kind for r in regions)) or "none"
+                raise UnreadableImageError(
+                    dataset_name(dataset), f"has no ultrasound region of the kind {self.region}; it has {there}."
+                )
+            return max(named, key=lambda r: r.area)
         flat = [r for r in regions if _is_flat(r)]
         tissue = [r for r in flat if r.data_type == _TISSUE]
         return max(tissue or flat, key=lambda r: r.area, default=None)

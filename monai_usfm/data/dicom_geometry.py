@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from monai.data.utils import orientation_ras_lps
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 _CENTIMETER = 3  # code of Physical Units X/Y Direction (0018,6024), (0018,6026)
+UNITS = ("", "%", "dB", "cm", "s", "Hz", "dB/s", "cm/s", "cm2", "cm2/s", "cm3", "cm3/s", "degree")
+KINDS = ("tissue", "color_flow", "m_mode", "doppler", "trace", "graphics", "other")
+"""What a region may show; the names by which a reader takes one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class UltrasoundRegion:
         spatial_format: Region Spatial Format: 1 is 2D, 2 M-mode, 3 spectral, 4 wave form, 5 graphics.
         data_type: Region Data Type: 1 is tissue, 2 color flow, 10 ECG ...
         spacing: ``(row, column)`` in mm per pixel; ``None`` unless both axes are lengths.
+        units: of the (row, column) direction: ``("cm/s", "s")`` in a Doppler spectrum; "" where the file does not tell.
+        deltas: what a pixel is in those units; negative where values fall downwards or to the right.
     """
 
     index: int
@@ -47,6 +53,25 @@ class UltrasoundRegion:
     spatial_format: int
     data_type: int
     spacing: tuple[float, float] | None
+    units: tuple[str, str] = ("", "")
+    deltas: tuple[float, float] | None = None
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`KINDS`; ``doppler`` is a spectrum, ``trace`` an ECG or another curve."""
+        if self.spatial_format == 1:
+            return "color_flow" if self.data_type == 2 else "tissue"
+        return {2: "m_mode", 3: "doppler", 4: "trace", 5: "graphics"}.get(self.spatial_format, "other")
+
+    def describe(self) -> dict[str, Any]:
+        """Number, kind, box, units and deltas, as metadata."""
+        return {
+            "index": self.index,
+            "kind": self.kind,
+            "box": None if self.box is None else list(self.box),
+            "units": list(self.units),
+            "deltas": None if self.deltas is None else list(self.deltas),
+        }
 
     @property
     def area(self) -> int:
@@ -84,7 +109,13 @@ def ultrasound_regions(dataset: Dataset) -> list[UltrasoundRegion]:
             spacing = (10 * abs(float(deltas[0])), 10 * abs(float(deltas[1])))  # negative: the axis points up or left
         regions.append(
             UltrasoundRegion(
-                index, box, int(item.get("RegionSpatialFormat") or 0), int(item.get("RegionDataType") or 0), spacing
+                index,
+                box,
+                int(item.get("RegionSpatialFormat") or 0),
+                int(item.get("RegionDataType") or 0),
+                spacing,
+                tuple(UNITS[int(u)] if u is not None and int(u) < len(UNITS) else "" for u in units),  # type: ignore[arg-type]
+                None if None in deltas else (float(deltas[0]), float(deltas[1])),
             )
         )
     return regions

@@ -25,6 +25,7 @@ from monai_usfm.handlers.enhancement import (
     surrounding_region,
 )
 from monai_usfm.handlers.gradient import FiniteLoss, GradientClip
+from monai_usfm.handlers.measurements import LandmarkReport, LandmarkResults, MeasurementError, ValueReport
 from monai_usfm.handlers.records import (
     FigureHandler,
     MetricsTable,
@@ -63,6 +64,9 @@ __all__ = [
     "FigureHandler",
     "FiniteLoss",
     "GradientClip",
+    "LandmarkReport",
+    "LandmarkResults",
+    "MeasurementError",
     "MetricsTable",
     "PictureHandler",
     "Progress",
@@ -72,6 +76,7 @@ __all__ = [
     "SegmentationReport",
     "SegmentationResults",
     "ValidateStart",
+    "ValueReport",
     "best_blur",
     "draw_metrics",
     "enhancement_panels",

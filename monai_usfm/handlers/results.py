@@ -27,6 +27,7 @@ from monai_usfm.handlers.drawing import (
     save_movie,
     tile,
 )
+from monai_usfm.metrics.geometry import muscle_architecture
 from monai_usfm.metrics.measurements import measure
 
 __all__ = ["CasePreviews", "ClassificationPreviews", "EnhancementPreviews", "GrowingTable", "SegmentationResults"]
@@ -118,6 +119,7 @@ class SegmentationResults(CasePreviews):
         components: measure each connected part of a class.
         time: the first of three axes is time: every frame is measured by itself.
         fps: frames per second of the movie.
+        muscle: of 2D images also what :func:`~monai_usfm.metrics.muscle_architecture` finds between two aponeuroses.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class SegmentationResults(CasePreviews):
         components: bool = False,
         time: bool = False,
         fps: float = 12.0,
+        muscle: bool = False,
     ) -> None:
         super().__init__(output_dir, data_root_dir, preview)
         names = [str(name) for name in class_names or range(num_classes)]
@@ -140,6 +143,7 @@ class SegmentationResults(CasePreviews):
         self.components = components
         self.time = time
         self.fps = fps
+        self.muscle = muscle
 
     @property
     def wanted(self) -> bool:
@@ -153,13 +157,13 @@ class SegmentationResults(CasePreviews):
         labels = _upright(item["pred"], image)
         meta = item["loaded"].meta
         spacing = [float(v) for v in meta["spacing"]] if meta["spacing_known"] else None
-        options: dict[str, Any] = {"num_classes": self.num_classes, "names": self.names}
         time = self.time and image.ndim == 3
         if time:
-            frames = [measure(frame, spacing=spacing and spacing[1:], **options) for frame in labels]
+            plane = spacing and spacing[1:]
+            frames = [self._rows(*pair, plane) for pair in zip(labels, image, strict=True)]
             rows = [{"frame": k, **row} for k, found in enumerate(frames) for row in found]
         else:
-            rows = measure(labels, spacing=spacing, components=self.components, **options)
+            rows = self._rows(labels, image, spacing, self.components)
         if self.statistics:
             self.table.add([{"image": str(meta["filename_or_obj"]), **row} for row in rows])
         if not self.preview:
@@ -167,9 +171,17 @@ class SegmentationResults(CasePreviews):
         if time:
             return self._draw_cine(image, labels, spacing, rows, stem)
         if self.components:
-            rows = measure(labels, spacing=spacing, **options)
+            rows = self._rows(labels, image, spacing)
         draw = draw_overlay if image.ndim == 2 else draw_volume
         return label_figure(draw(image, labels, spacing), stem.name, [(row["class"], _describe(row)) for row in rows])
+
+    def _rows(
+        self, labels: np.ndarray, image: np.ndarray, spacing: list[float] | None, components: bool = False
+    ) -> list[dict[str, Any]]:
+        rows = measure(labels, self.num_classes, spacing, self.names, components)
+        if not self.muscle or image.ndim != 2:
+            return rows
+        return [{**row, **muscle_architecture(labels == row["class"], image, spacing)} for row in rows]
 
     def _draw_cine(
         self, image: np.ndarray, labels: np.ndarray, spacing: list[float] | None, rows: list[dict], stem: Path

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 from monai_usfm.losses.atm import ATMLoss
+from monai_usfm.losses.measurements import HeatmapLoss, ValueLoss
 from monai_usfm.losses.reconstruction import FocalFrequencyLoss, MaskedReconstructionLoss, SpatialFrequencyLoss
 
 __all__ = [
     "ATMLoss",
     "FocalFrequencyLoss",
+    "HeatmapLoss",
     "MaskedReconstructionLoss",
     "SpatialFrequencyLoss",
+    "ValueLoss",
 ]

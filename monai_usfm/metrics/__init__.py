@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from monai_usfm.metrics.ellipse import Ellipse, fit_ellipse
+from monai_usfm.metrics.cine import flicker, propagate_label, warped_dice
+from monai_usfm.metrics.ellipse import Ellipse, ellipse_of_extremes, extremes_of_ellipse, fit_ellipse
+from monai_usfm.metrics.geometry import muscle_architecture, simpson_volume
 from monai_usfm.metrics.image_quality import (
     CNRMetric,
     EnhancementQualityMetric,
@@ -23,6 +25,13 @@ __all__ = [
     "GeneralizedCNRMetric",
     "LocalNCCMetric",
     "SpeckleSNRMetric",
+    "ellipse_of_extremes",
+    "extremes_of_ellipse",
     "fit_ellipse",
+    "flicker",
     "measure",
+    "muscle_architecture",
+    "propagate_label",
+    "simpson_volume",
+    "warped_dice",
 ]

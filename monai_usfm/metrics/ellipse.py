@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-__all__ = ["Ellipse", "fit_ellipse"]
+__all__ = ["Ellipse", "ellipse_of_extremes", "extremes_of_ellipse", "fit_ellipse"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,50 @@ def fit_ellipse(mask: torch.Tensor, spacing: float | Sequence[float] = 1.0) -> E
     offsets = points - center
     # Each pixel is a rectangle: its own variance belongs to the shape.
     covariance = offsets.T @ offsets / len(points) + torch.diag(torch.tensor(steps, dtype=torch.float64) ** 2 / 12)
-    variances, directions = torch.linalg.eigh(covariance)
-    long_axis = directions[:, 1]
-    angle = math.degrees(math.atan2(float(long_axis[0]), float(long_axis[1])))
+    return _from_shape(center.numpy(), 4 * covariance.numpy())
+
+
+def extremes_of_ellipse(ellipse: Ellipse) -> dict[str, list[float]]:
+    """The points ``[x, y]`` of an ellipse that lie farthest to the left, right, top and bottom of the image.
+
+    As landmarks they are defined whatever its orientation, where the ends of its axes change places.
+    """
+    angle = math.radians(ellipse.angle)
+    axes = np.array([[math.sin(angle), math.cos(angle)], [math.cos(angle), -math.sin(angle)]])  # rows: long, short
+    shape = axes.T @ np.diag(np.square(ellipse.semi_axes)) @ axes
+    center = np.array(ellipse.center)
+    right, bottom = shape[1] / math.sqrt(shape[1, 1]), shape[0] / math.sqrt(shape[0, 0])
+    ends = {"left": center - right, "right": center + right, "top": center - bottom, "bottom": center + bottom}
+    return {name: [float(x), float(y)] for name, (y, x) in ends.items()}
+
+
+def ellipse_of_extremes(points: Mapping[str, Sequence[float]], spacing: float | Sequence[float] = 1.0) -> Ellipse:
+    """The ellipse whose leftmost, rightmost, topmost and bottommost points are given: the inverse of the above.
+
+    Four points say more than an ellipse needs: its center is their mean, and its covariance of x and y the mean of the
+    two that the points give.
+
+    Args:
+        points: ``left``, ``right``, ``top`` and ``bottom``, each ``(x, y)`` in pixels.
+        spacing: mm per pixel along (H, W), or one number for both; 1 measures in pixels.
+
+    Raises:
+        ValueError: for points that are no extremes of an ellipse, such as a left one to the right of the right one.
+    """
+    steps = np.broadcast_to(np.asarray(spacing, dtype=float), (2,))
+    left, right, top, bottom = (np.array(points[name][::-1]) * steps for name in ("left", "right", "top", "bottom"))
+    width, height = (right - left)[1] / 2, (bottom - top)[0] / 2
+    mixed = ((right - left)[0] / 2 * width + (bottom - top)[1] / 2 * height) / 2
+    if width <= 0 or height <= 0 or mixed**2 >= (width * height) ** 2:
+        raise ValueError(f"no ellipse has the extremes {dict(points)}.")
+    return _from_shape((left + right + top + bottom) / 4, np.array([[height**2, mixed], [mixed, width**2]]))
+
+
+def _from_shape(center: np.ndarray, shape: np.ndarray) -> Ellipse:
+    """From the matrix ``A`` of the ellipse ``(p - center) A^-1 (p - center) = 1`` in coordinates along (H, W)."""
+    squares, directions = np.linalg.eigh(shape)
+    down, across = directions[:, 1]
+    angle = math.degrees(math.atan2(down, across))
     angle = angle - 180 if angle > 90 else angle + 180 if angle <= -90 else angle
-    semi = (2 * variances.clamp(min=0).sqrt()).tolist()
-    return Ellipse((float(center[0]), float(center[1])), (semi[1], semi[0]), angle)
+    short, long = np.sqrt(np.maximum(squares, 0)).tolist()
+    return Ellipse((float(center[0]), float(center[1])), (long, short), angle)

@@ -61,6 +61,7 @@ from monai_usfm.transforms.beam import (
 from monai_usfm.transforms.dictionary import add_aliases
 from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
 from monai_usfm.transforms.labels import LabelIndices, LabelIndicesd, is_jpeg_label
+from monai_usfm.transforms.landmarks import Landmarksd, draw_heatmaps, landmarks_of_logits, soft_argmax, spatial_softmax
 from monai_usfm.transforms.noise_recovery import NoiseRecovery, gaussian_blur
 from monai_usfm.transforms.pipelines import (
     distilled_pipeline,
@@ -120,6 +121,7 @@ __all__ = [
     "FromBeamSpaced",
     "LabelIndices",
     "LabelIndicesd",
+    "Landmarksd",
     "NoiseRecovery",
     "NotAConeError",
     "PresenceThresholdd",
@@ -174,11 +176,13 @@ __all__ = [
     "clahe",
     "curved_geometry",
     "distilled_pipeline",
+    "draw_heatmaps",
     "draw_rings",
     "equal_rings",
     "frequency_radius",
     "gaussian_blur",
     "is_jpeg_label",
+    "landmarks_of_logits",
     "presence_score",
     "random_ring_masks",
     "recompress",
@@ -187,6 +191,8 @@ __all__ = [
     "ring_mask",
     "salt_and_pepper",
     "semantics_preserving_pipeline",
+    "soft_argmax",
+    "spatial_softmax",
     "speckle_field",
     "speckle_intensity",
     "straight_geometry",

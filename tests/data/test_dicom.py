@@ -193,7 +193,7 @@ def test_the_largest_tissue_region_gives_the_spacing_and_an_index_another(tmp_pa
 
     assert spacing("largest_tissue") == pytest.approx([0.3, 0.2])
     assert spacing(0) == pytest.approx([0.1, 0.1]) and spacing(2) == pytest.approx([0.5, 0.5])
-    assert spacing(None) == [7, 8] and spacing(3) == [7, 8]
+    assert spacing(None) == [7, 8] and spacing(3) == [1, 1]  # seconds are no lengths
     with pytest.raises(UnreadableImageError, match="has 4 ultrasound regions, so there is no region 4"):
         spacing(4)
 
@@ -411,3 +411,38 @@ def test_an_unknown_option_is_refused(options):
 def test_an_unknown_output_type_is_refused(tmp_path, scan):
     with pytest.raises(ValueError, match="output must end in"):
         convert_dicom(saved(tmp_path, ultrasound(scan)), tmp_path / "a.gif")
+
+
+@pytest.fixture
+def duplex(scan, tmp_path):
+    """A gray image above a Doppler spectrum (m/s over s would be a mistake: cm/s), and an M-mode beside."""
+    image = region((0, 0, 19, 5), delta=(0.02, 0.02))
+    spectrum = region((0, 6, 13, 11), delta=(0.005, -1.5), units=(4, 7), spatial_format=3, data_type=3)
+    m_mode = region((14, 6, 19, 11), delta=(0.01, 0.03), units=(4, 3), spatial_format=2)
+    return saved(tmp_path, ultrasound(scan, SequenceOfUltrasoundRegions=[image, spectrum, m_mode], PixelSpacing=[1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "columns", "units", "deltas"),
+    [
+        ("tissue", slice(0, 6), slice(0, 20), ["cm", "cm"], [0.02, 0.02]),
+        ("doppler", slice(6, 12), slice(0, 14), ["cm/s", "s"], [-1.5, 0.005]),
+        ("m_mode", slice(6, 12), slice(14, 20), ["cm", "s"], [0.03, 0.01]),
+    ],
+)
+def test_a_region_is_taken_by_its_kind_with_its_own_units(duplex, scan, tmp_path, kind, rows, columns, units, deltas):
+    output = convert_dicom(duplex, tmp_path / "out.png", region=kind, crop=True)
+    assert np.array_equal(np.asarray(Image.open(output)), scan[rows, columns])
+    note = json.loads((tmp_path / "out.png.json").read_text())
+    (used,) = [entry for entry in note["regions"] if entry["index"] == note["region"]]
+    assert (used["kind"], used["units"], used["deltas"]) == (kind, units, deltas)
+    assert note["spacing_mm"] == ([0.2, 0.2] if kind == "tissue" else None)  # seconds are no millimeters
+
+
+def test_a_file_without_a_region_of_the_kind_is_left_out_by_name(duplex, tmp_path):
+    with pytest.raises(
+        UnreadableImageError, match="no ultrasound region of the kind trace; it has tissue, doppler, m_mode"
+    ):
+        convert_dicom(duplex, tmp_path / "out.png", region="trace")
+    with pytest.raises(ValueError, match="region must be"):
+        UltrasoundDicomReader("spectrum")

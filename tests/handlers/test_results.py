@@ -162,3 +162,17 @@ def test_tiles_do_not_overlap():
     assert whole.shape == (8 + 1 + 6, 10 + 1 + 20, 3)
     for channel, count in enumerate((80, 80, 36)):
         assert (whole[..., channel] == 255).sum() == count
+
+
+def test_muscle_is_measured_between_two_aponeuroses_of_the_upright_image(tmp_path):
+    prediction = torch.zeros(1, 80, 60)  # MONAI's axes: x, then y
+    prediction[0, :, 10:13] = 1
+    prediction[0, :, 40:43] = 1
+    run(
+        SegmentationResults(str(tmp_path / "out"), 2, muscle=True),
+        [(saved(tmp_path / "a.png", (60, 80)), prediction, 2)],
+    )
+    (row,) = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert row["thickness"] == pytest.approx(27)  # rows 13 to 39
+    assert row["aponeurosis_angle"] == pytest.approx(0, abs=1e-6)
+    assert row["pennation_angle"] is None  # an even image has no direction

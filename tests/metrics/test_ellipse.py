@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from scipy.special import ellipe
 
-from monai_usfm.metrics import Ellipse, fit_ellipse
+from monai_usfm.metrics import Ellipse, ellipse_of_extremes, extremes_of_ellipse, fit_ellipse
 
 
 def drawn(center, semi_axes, angle, size, spacing=(1.0, 1.0)):
@@ -87,3 +87,21 @@ def test_published_head_circumferences_follow_from_the_masks(shared_data):
         measured = fit_ellipse(mask, float(row["pixel_size_mm"])).circumference
         errors.append(abs(measured / float(row["head_circumference_mm"]) - 1))
     assert np.mean(errors) < 0.01 and max(errors) < 0.025
+
+
+@pytest.mark.parametrize("angle", [-50.0, 0.0, 30.0, 90.0])
+def test_extremes_are_those_of_the_drawn_mask_and_give_the_ellipse_back(angle):
+    ellipse = Ellipse((60.0, 70.0), (42.0, 28.0), angle)
+    points = extremes_of_ellipse(ellipse)
+    y, x = np.nonzero(drawn((60.0, 70.0), (42.0, 28.0), angle, (120, 140)).numpy())
+    found = [points["left"][0], points["right"][0], points["top"][1], points["bottom"][1]]
+    assert found == pytest.approx([x.min(), x.max(), y.min(), y.max()], abs=1.0)
+    assert ((y - 60) @ (x - 70)) * (
+        points["right"][1] - 60
+    ) >= -1e-6  # the right end is on the side the ellipse leans to
+    back = ellipse_of_extremes(points, 0.5)
+    assert back.center == pytest.approx((30, 35))
+    assert back.semi_axes == pytest.approx((21, 14))
+    assert abs((back.angle - angle + 90) % 180 - 90) < 1e-6
+    with pytest.raises(ValueError, match="no ellipse"):
+        ellipse_of_extremes({**points, "left": points["right"], "right": points["left"]})

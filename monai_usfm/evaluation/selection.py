@@ -1,0 +1,148 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Active learning: which unlabeled images to label next, by uncertainty, by coverage of the embeddings, or by both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+
+from monai_usfm.cards import load_network
+from monai_usfm.data import list_images, load_datalist
+from monai_usfm.evaluation.features import extract_features
+from monai_usfm.evaluation.images import load_images
+from monai_usfm.files import write_csv
+
+__all__ = ["choose", "select"]
+
+SHORTLIST = 5  # with "mix", the coreset is drawn from so many times the most uncertain images
+
+
+def choose(
+    features: np.ndarray,
+    number: int,
+    strategy: str = "mix",
+    uncertainty: np.ndarray | None = None,
+    labeled: np.ndarray | None = None,
+) -> list[int]:
+    """Indices of the images to label next, the most useful first.
+
+    - ``uncertainty``: those with the largest.
+    - ``coreset``: each is the one farthest from all that are labeled or chosen before it, which covers the embeddings
+      (greedy k-center; Sener and Savarese 2018, https://arxiv.org/abs/1708.00489). Without labeled images the first is
+      the one nearest to the mean.
+    - ``mix``: the coreset of the ``5 * number`` most uncertain.
+
+    Args:
+        features: embeddings of the unlabeled images ``(M, E)``.
+        number: how many to choose.
+        strategy: see above.
+        uncertainty: of each unlabeled image ``(M,)``; not needed for ``coreset``.
+        labeled: embeddings of the images that have a label ``(L, E)``.
+
+    Raises:
+        ValueError: for another strategy, or one that needs an uncertainty without it.
+    """
+    if strategy not in ("uncertainty", "coreset", "mix"):
+        raise ValueError(f"strategy must be uncertainty, coreset or mix, got {strategy!r}.")
+    number = min(int(number), len(features))
+    pool = np.arange(len(features))
+    if strategy != "coreset":
+        if uncertainty is None:
+            raise ValueError(f"strategy {strategy!r} needs the uncertainty of each image.")
+        pool = np.argsort(-np.asarray(uncertainty), kind="stable")[: number * (SHORTLIST if strategy == "mix" else 1)]
+        if strategy == "uncertainty":
+            return [int(index) for index in pool]
+    if labeled is not None and len(labeled):
+        distance = cdist(features[pool], labeled).min(1)
+    else:
+        distance = -np.linalg.norm(features[pool] - features.mean(0), axis=1)
+    chosen: list[int] = []
+    for step in range(number):
+        best = int(distance.argmax())
+        chosen.append(int(pool[best]))
+        beside = np.linalg.norm(features[pool] - features[pool[best]], axis=1)
+        distance = beside if step == 0 and (labeled is None or not len(labeled)) else np.minimum(distance, beside)
+        distance[np.isin(pool, chosen)] = -np.inf
+    return chosen
+
+
+def select(
+    checkpoint: str,
+    images: str,
+    *,
+    number: int = 20,
+    strategy: Literal["uncertainty", "coreset", "mix"] = "mix",
+    labeled: str | None = None,
+    dataset_dir: str | None = None,
+    output: str = "selection.csv",
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+) -> list[str]:
+    """Choose the images of a folder that are worth labeling next (active learning).
+
+    The network tells how uncertain it is (entropy of its classes, of a segmentation the mean over the pixels), its
+    encoder where an image lies among the others. Images that ``labeled`` lists in any split are left out.
+
+    Args:
+        checkpoint: a segmentation or classification network trained on the labels so far.
+        images: folder of the unlabeled images.
+        number: how many to choose.
+        strategy: ``uncertainty``; ``coreset``, images unlike those that are labeled or chosen; or ``mix``, the latter
+            among the most uncertain.
+        labeled: datalist of the images that have a label.
+        dataset_dir: folder its paths start from; default: that of the datalist.
+        output: table of the chosen images, the most useful first.
+        device: where to run.
+
+    Returns:
+        The chosen files.
+
+    Raises:
+        ValueError: for a network of another task, or no image that is not labeled.
+    """
+    network: Any = load_network(checkpoint)
+    card = network.card
+    if card["task"] not in ("segmentation", "classification") or card.get("landmarks") or card.get("values"):
+        raise ValueError(f"{checkpoint} has no classes whose entropy would tell its uncertainty.")
+    known: list[str] = []
+    for split in ("training", "validation", "test") if labeled else ():
+        try:
+            known += [str(item["image"]) for item in load_datalist(labeled, dataset_dir, split, check_files=False)]
+        except ValueError:  # no such split
+            continue
+    taken = {Path(name).resolve() for name in known}
+    files = [str(item["image"]) for item in list_images(images) if Path(str(item["image"])).resolve() not in taken]
+    if not files:
+        raise ValueError(f"{images}: every image is in {labeled} already.")
+    features, uncertainty = embed(network, files, device)
+    there = [name for name in known if Path(name).exists()]
+    labeled_features = embed(network, there, device)[0] if there and strategy != "uncertainty" else None
+    chosen = choose(features, number, strategy, uncertainty, labeled_features)
+    rows = [
+        {"rank": rank, "image": files[index], "uncertainty": f"{uncertainty[index]:.5f}"}
+        for rank, index in enumerate(chosen, start=1)
+    ]
+    write_csv(Path(output), rows)
+    print(f"{len(rows)} of {len(files)} images chosen by {strategy}: {output}")
+    return [files[index] for index in chosen]
+
+
+@torch.no_grad()
+def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings ``(M, E)`` of unit length, the mean token of the encoder, and the entropy of the classes ``(M,)``."""
+    options = network.card["network"]
+    network.to(device).eval()
+    features, entropies = [], []
+    for start in range(0, len(files), 32):
+        items = [{"image": name, "patient": None} for name in files[start : start + 32]]
+        batch = load_images(items, options["spatial_size"]).images.repeat_interleave(options["in_channels"], 1)
+        features.append(extract_features(network.encoder, [batch], device=device))
+        probabilities = network(batch.to(device)).float().softmax(1)
+        entropies.append(torch.special.entr(probabilities).sum(1).flatten(1).mean(1).cpu())
+    vectors = torch.nn.functional.normalize(torch.cat(features), dim=1)
+    return vectors.numpy(), torch.cat(entropies).numpy()

@@ -1,0 +1,198 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Scores and tables of networks that measure: where landmarks lie, and numbers with their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from monai.handlers import IgniteMetricHandler, from_engine
+from monai.metrics import CumulativeIterationMetric
+from PIL import Image
+
+from monai_usfm.files import write_csv
+from monai_usfm.handlers.drawing import draw_overlay, label_figure
+from monai_usfm.handlers.report import EvaluationReport
+from monai_usfm.handlers.results import CasePreviews, GrowingTable, _upright
+from monai_usfm.handlers.segmentation import _known_spacing
+from monai_usfm.transforms.landmarks import soft_argmax
+
+__all__ = ["LandmarkReport", "LandmarkResults", "MeasurementError", "ValueReport"]
+
+
+class _MeanError(CumulativeIterationMetric):
+    def __init__(self, scale: Sequence[float] | None) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if y.dim() == 3:  # (B, K, 2): points
+            return (y_pred[..., :2].float() - y.float()).norm(dim=2)
+        scale = torch.ones(y.shape[1]) if self.scale is None else torch.tensor(self.scale)
+        return (y_pred[..., 0].float() - y.float()).abs() / scale.to(y_pred.device)
+
+    def aggregate(self) -> float:
+        return float(self.get_buffer().nanmean())
+
+
+class MeasurementError(IgniteMetricHandler):
+    """Mean error of landmarks (distance in pixels of the network) or of numbers, as a metric of MONAI's evaluators.
+
+    Args:
+        scale: of numbers, what each error is divided by, such as the standard deviation over the training images.
+    """
+
+    def __init__(self, scale: Sequence[float] | None = None) -> None:
+        super().__init__(_MeanError(scale), output_transform=from_engine(["pred", "label"]), save_details=False)
+
+
+class LandmarkReport(EvaluationReport):
+    """Writes ``cases.csv`` (a row per image and landmark) and ``summary.json`` (mean distances) after an evaluation.
+
+    Attach it to an evaluator that decollates, with ``(K, 3)`` of :func:`~monai_usfm.transforms.soft_argmax` under
+    ``pred`` and ``(K, 2)`` under ``label``, on the grid of the file. Distances and ``spread``, what the heatmap says of
+    its own uncertainty, are in mm where the pixel size is known; ``x`` and ``y`` are pixels.
+
+    Args:
+        output_dir: folder of the files.
+        names: of the landmarks.
+    """
+
+    def __init__(self, output_dir: str, names: Sequence[str]) -> None:
+        super().__init__(output_dir)
+        self.names = list(names or ())
+
+    def collect(self, engine: Engine) -> list[dict[str, Any]]:
+        rows = []
+        for given, item in zip(engine.state.batch, engine.state.output, strict=True):
+            spacing = _known_spacing(given["image"])
+            file = str(given["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
+            for name, found, (y, x) in zip(self.names, item["pred"], item["label"].tolist(), strict=True):
+                row = _point_row(name, found.tolist(), spacing)
+                steps = spacing or [1.0, 1.0]
+                error = float(np.hypot((row["y"] - y) * steps[0], (row["x"] - x) * steps[1]))
+                rows.append({"image": file, **row, "label_x": x, "label_y": y, "error": error})
+        return rows
+
+    def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
+        self.write_table("cases.csv", rows)
+        summary: dict[str, Any] = {"cases": len(rows) // len(self.names)}
+        for name in (*self.names, "all"):
+            chosen = [row for row in rows if name in ("all", row["name"])]
+            units = {row["unit"] for row in chosen}
+            unit = units.pop() if len(units) == 1 else "mixed mm and px: do not average"
+            summary[name] = {"unit": unit, **_spread_of([row["error"] for row in chosen])}
+        self.write_summary(engine, summary)
+
+
+class LandmarkResults(CasePreviews):
+    """A figure of each case with its landmarks, and ``landmarks.csv`` and ``landmarks.json``: ``x``, ``y`` in pixels of
+    the upright image, ``spread`` in mm where the pixel size is known.
+
+    ``pred`` has heatmaps ``(K, *axes of the file)``.
+
+    Args:
+        output_dir: folder of the results.
+        names: of the landmarks.
+        data_root_dir: see :class:`~monai_usfm.handlers.results.CasePreviews`.
+        preview: draw figures.
+    """
+
+    def __init__(self, output_dir: str, names: Sequence[str], data_root_dir: str = "", preview: bool = True) -> None:
+        super().__init__(output_dir, data_root_dir, preview)
+        self.names = list(names or ())
+
+    @property
+    def wanted(self) -> bool:
+        return True
+
+    def _start(self, engine: Engine) -> None:
+        super()._start(engine)
+        self.table = GrowingTable(self.folder.parent / "landmarks")
+
+    def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image | None:
+        meta = item["loaded"].meta
+        spacing = [float(v) for v in meta["spacing"]] if meta["spacing_known"] else None
+        maps = np.stack([_upright(one[None], image) for one in item["pred"]])
+        points = soft_argmax(torch.from_numpy(maps)).tolist()
+        rows = [_point_row(name, point, spacing) for name, point in zip(self.names, points, strict=True)]
+        self.table.add([{"image": str(meta["filename_or_obj"]), **row} for row in rows])
+        if not self.preview:
+            return None
+        marks = np.zeros(image.shape, dtype=np.uint8)
+        grid, radius = np.indices(image.shape), max(2, max(image.shape) // 100)
+        for number, (y, x, _) in enumerate(points, start=1):
+            marks[(grid[0] - y) ** 2 + (grid[1] - x) ** 2 <= radius**2] = number
+        texts = [f"{r['name']}: x {r['x']:.1f}, y {r['y']:.1f}; spread {r['spread']:.1f} {r['unit']}" for r in rows]
+        return label_figure(draw_overlay(image, marks, spacing), stem.name, list(enumerate(texts, start=1)))
+
+
+class ValueReport(EvaluationReport):
+    """Writes ``values.csv``, a row per image and number, and where images have labels ``summary.json``.
+
+    Attach it to an evaluator that decollates, with ``(K, 2)``, estimates and standard deviations, under ``pred``, and
+    where there are labels ``(K,)`` under ``label``. ``within_2_std`` is the share of the labels that lie within two
+    standard deviations; 0.95 if those are right.
+
+    Args:
+        output_dir: folder of the files.
+        names: of the numbers.
+    """
+
+    streamed = "values.csv"
+
+    def __init__(self, output_dir: str, names: Sequence[str]) -> None:
+        super().__init__(output_dir)
+        self.names = list(names or ())
+
+    def collect(self, engine: Engine) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for given, item in zip(engine.state.batch, engine.state.output, strict=True):
+            file = str(getattr(given["image"], "meta", {}).get("filename_or_obj", len(self.rows) + len(rows)))
+            label = item.get("label")
+            wanted = [None] * len(self.names) if label is None else label.tolist()
+            for name, (value, std), target in zip(self.names, item["pred"].tolist(), wanted, strict=True):
+                row = {"image": file, "name": name, "value": value, "std": std}
+                rows.append(row if target is None else {**row, "label": target, "error": value - target})
+        return rows
+
+    def shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+    def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
+        write_csv(self.folder / "values.csv", self.shown(rows))
+        if "label" not in rows[0]:
+            return
+        summary: dict[str, Any] = {"cases": len(rows) // len(self.names)}
+        for name in self.names:
+            chosen = [row for row in rows if row["name"] == name and np.isfinite(row["error"])]
+            labels, values = (np.array([row[key] for row in chosen]) for key in ("label", "value"))
+            errors, stds = values - labels, np.array([row["std"] for row in chosen])
+            summary[name] = {
+                **_spread_of(np.abs(errors)),
+                "bias": float(errors.mean()),
+                "within_2_std": float((np.abs(errors) <= 2 * stds).mean()),
+                "correlation": float(np.corrcoef(labels, values)[0, 1]) if len(chosen) > 2 else None,
+            }
+        self.write_summary(engine, summary)
+
+
+def _point_row(name: str, found: Sequence[float], spacing: Sequence[float] | None) -> dict[str, Any]:
+    """Name, place in pixels, and spread of one landmark."""
+    y, x, spread = found
+    unit = "px" if spacing is None else "mm"
+    return {"name": name, "x": x, "y": y, "spread": spread * (np.mean(spacing) if spacing else 1.0), "unit": unit}
+
+
+def _spread_of(errors: Any) -> dict[str, Any]:
+    """Mean, standard deviation and median of errors, of which NaN do not count."""
+    known = np.asarray(errors, dtype=float)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return {"error": None, "error_std": None, "error_median": None}
+    return {"error": float(known.mean()), "error_std": float(known.std()), "error_median": float(np.median(known))}

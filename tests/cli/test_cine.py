@@ -1,0 +1,68 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs for cines on a disc that moves."""
+
+from __future__ import annotations
+
+import csv
+from typing import ClassVar
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_usfm import build_network, save_network
+from monai_usfm.cli import main
+from monai_usfm.cli.cine import FrameSegmenter
+
+
+@pytest.fixture
+def cine(tmp_path):
+    """Six frames of a disc that moves two pixels to the right in each; the mask of the first frame."""
+    noise = np.random.default_rng(0).normal(90, 12, (48, 64))
+    y, x = np.indices((48, 64))
+    discs = np.stack([(y - 24) ** 2 + (x - 20 - 2 * t) ** 2 < 81 for t in range(6)])
+    frames = np.stack([np.roll(noise, 2 * t, axis=1) for t in range(6)]) + 100 * discs
+    array = frames.clip(0, 255).astype(np.uint8).transpose(2, 1, 0)[:, :, None]
+    nib.save(nib.Nifti1Image(array, np.diag([0.4, 0.5, 1, 1])), tmp_path / "c.nii.gz")
+    Image.fromarray(255 * discs[0].astype(np.uint8)).save(tmp_path / "mask.png")
+    return tmp_path, discs
+
+
+def test_a_label_goes_to_every_frame_of_the_file(cine):
+    folder, discs = cine
+    assert main(["propagate", str(folder / "c.nii.gz"), str(folder / "mask.png"), "--output", str(folder / "out")]) == 0
+    saved = nib.load(folder / "out" / "c_label.nii.gz")
+    assert saved.header.get_zooms()[:2] == (pytest.approx(0.4), pytest.approx(0.5))
+    labels = np.asarray(saved.dataobj)[:, :, 0].transpose(2, 1, 0) > 0
+    dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(labels, discs, strict=True)]
+    assert min(dice) > 0.9
+
+
+def test_a_stream_has_a_mask_and_a_latency_for_every_frame(cine, capsys):
+    folder, _ = cine
+    tiny = {"network_size": "custom", "hidden_size": 24, "mlp_dim": 48, "num_layers": 4, "num_heads": 3}
+    network = build_network("segmentation", spatial_size=[32, 32], **tiny)
+    weights = str(save_network(folder / "m.pt", network))
+    assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder), "--device", "cpu"]) == 0
+    assert nib.load(folder / "c_seg.nii.gz").shape == (64, 48, 1, 6)
+    with open(folder / "latency.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert "frames per second" in capsys.readouterr().out
+
+
+def test_smoothing_weighs_former_frames_and_nothing_else():
+    class Echo(torch.nn.Module):
+        card: ClassVar = {"network": {"spatial_size": [4, 4], "in_channels": 1}}
+
+        def forward(self, x):
+            return torch.cat([torch.zeros_like(x), torch.where(x > 0.5, 10.0, -10.0)], 1)
+
+    dark, bright = np.zeros((4, 4), dtype=np.float32), np.ones((4, 4), dtype=np.float32)
+    plain, smooth = FrameSegmenter(Echo()), FrameSegmenter(Echo(), smoothing=0.6)
+    assert [plain(f).max() for f in (dark, bright)] == [0, 1]
+    assert [smooth(f).max() for f in (dark, bright, bright)] == [0, 0, 1]  # 0.4, then 0.64
+    with pytest.raises(ValueError, match="--smoothing"):
+        FrameSegmenter(Echo(), smoothing=1.0)
