@@ -171,7 +171,7 @@ def audit_segmenter(
         part = cases[cases["change"] == name]
         loss = part["loss"].to_numpy()
         owners = _owners(patients, part["case"])
-        low, high = bootstrap_ends(lambda rows, loss=loss: float(loss[rows].mean()), owners, seed)
+        low, high = bootstrap_ends(lambda rows, loss=loss: float(loss[rows].mean()), owners, seed)  # type: ignore[misc]
         row = {"change": name, "images": len(part), "dice_before": part["before"].mean(), "dice": part["dice"].mean()}
         row |= {"loss": part["loss"].mean(), "loss_low": low, "loss_high": high}
         rows.append({**row, "failed": float((part["dice"] < 0.5).mean())})
@@ -215,7 +215,8 @@ def audit_classifier(
     masks = list(labels) if labels is not None else [torch.zeros(image.shape[1:]) for image in images]
     masks = [mask if bool((mask > 0).any()) else torch.ones_like(mask) for mask in masks]
     found: dict[str, dict[int, torch.Tensor]] = {name: {} for name in ("unchanged", *changes)}
-    examples, largest = {}, dict.fromkeys(changes, -1.0)
+    examples: dict[str, Any] = {}
+    largest = dict.fromkeys(changes, -1.0)
     for name, i, image, _ in _altered(images, masks, changes, seed):
         found[name][i] = classify(image).cpu()
         before = found["unchanged"][i]

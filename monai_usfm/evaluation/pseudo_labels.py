@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -92,7 +93,7 @@ def pseudo_label(
         ValueError: for a network of volumes, or when no image is kept.
     """
     network = load_network(checkpoint, "segmentation").to(device)
-    card = network.card["network"]
+    card: Any = cast(Any, network).card["network"]
     if card["spatial_dims"] != 2:
         raise ValueError(f"{checkpoint} segments volumes; pseudo-labels are made of images.")
     items = load_datalist(datalist, dataset_dir, split)
@@ -108,7 +109,7 @@ def pseudo_label(
         if found < agreement:
             continue
         file = folder / f"{number:06d}.png"
-        # The arrays of this package have rows first, as files of pictures have.
+        # The arrays of this package have rows first, as image files have.
         Image.fromarray(mask.byte().cpu().numpy()).save(file)
         kept.append({**item, "image": str(item["image"]), "label": str(file)})
     logger.info("%d of %d images kept.", len(kept), len(items))
