@@ -130,19 +130,18 @@ def draw_classification(items: Items, infer: Infer) -> Panels:
 
 
 def draw_pretraining(items: Items, infer: Infer) -> Panels:
-    """Images, and the last patch features of both encoders: their first three principal components as colors."""
+    """Images, and the last patch features of the encoder: their first three principal components as colors."""
     block = 11
+    folder = infer(feature_blocks=[block])
+    files = {path.name.split("_", 1)[1].removesuffix("_maps.npz"): path for path in folder.glob("*_maps.npz")}
+    maps = [torch.from_numpy(np.load(files[Path(i["image"]).stem])[f"block_{block}"]).float() for i in items]
+    tokens = torch.cat([m.flatten(1).T for m in maps])
+    _, _, directions = torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False)
+    shown = (tokens - tokens.mean(0)) @ directions[:3].T
+    low, high = shown.quantile(0.02, dim=0), shown.quantile(0.98, dim=0)
+    colors = ((shown - low) / (high - low)).clamp(0, 1).reshape(len(maps), *maps[0].shape[1:], 3)
     panels = {"image": torch.stack([read(item["image"]) for item in items])}
-    for weights in ("model.pt", "mae.pt"):
-        folder = infer(checkpoint=f"$@bundle_root + '/models/{weights}'", feature_blocks=[block])
-        files = {path.name.split("_", 1)[1].removesuffix("_maps.npz"): path for path in folder.glob("*_maps.npz")}
-        maps = [torch.from_numpy(np.load(files[Path(i["image"]).stem])[f"block_{block}"]).float() for i in items]
-        tokens = torch.cat([m.flatten(1).T for m in maps])
-        _, _, directions = torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False)
-        shown = (tokens - tokens.mean(0)) @ directions[:3].T
-        low, high = shown.quantile(0.02, dim=0), shown.quantile(0.98, dim=0)
-        colors = ((shown - low) / (high - low)).clamp(0, 1).reshape(len(maps), *maps[0].shape[1:], 3)
-        panels[f"features of {weights}"] = torch.nn.functional.interpolate(colors.movedim(-1, 1), SIZE)
+    panels["features"] = torch.nn.functional.interpolate(colors.movedim(-1, 1), SIZE)
     return panels
 
 

@@ -5,7 +5,7 @@
 #
 #   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [OPTION...]
 #
-# About ten hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About seven hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
 # Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in a quarter of an hour.
 set -euo pipefail
 data=$(cd "$1" && pwd)
@@ -28,10 +28,7 @@ unlabeled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" 
     --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --plan#decoder_hidden_size 192
     --plan#decoder_num_layers 3 --plan#decoder_num_heads 3)
 bundle usfm_pretraining pretraining --objective sparse "${unlabeled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
-# The fine-tuned weights below start from the encoder above; the shipped one has a second training stage.
-bundle usfm_pretraining pretraining_second --objective sparse "${unlabeled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
-    --pretrained "$out/pretraining/model.pt" --seed 1 --cache_dir "$out/cache"
-bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
+# The fine-tuned weights below were trained from the encoder above, before there was a foundation.
 # Three training stages, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, flips and gamma alone.
 plain=(--augmentation#shrink_prob 0 --intensity_augmentation "[]")
@@ -75,8 +72,6 @@ from pathlib import Path
 
 here, out = sys.argv[1:]
 files = {
-    "pretraining_second": "usfm_pretraining/models/model.pt",
-    "mae": "usfm_pretraining/models/mae.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
     "simulated_volumes": "usfm_segmentation/models/simulated_volumes.pt",
@@ -84,7 +79,7 @@ files = {
     "enhancement": "usfm_enhancement/models/model.pt",
 }
 if Path(out, "starts").is_dir():
-    files |= {"starts/small": "usfm_pretraining/models/small.pt", "starts/foundation": "usfm_segmentation/models/foundation.pt"}
+    files |= {"starts/small": "usfm_pretraining/models/model.pt", "starts/foundation": "usfm_segmentation/models/foundation.pt"}
 for name, file in files.items():
     shutil.copy(f"{out}/{name}/model.pt", f"{here}/bundles/{file}")
     shutil.copy(f"{out}/{name}/model.json", f"{here}/bundles/{file}".replace(".pt", ".json"))

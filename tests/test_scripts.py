@@ -109,8 +109,8 @@ SLOW_FIGURE = pytest.param("segmentation", marks=pytest.mark.slow)
 def test_figures_of_bundles_hold_test_images_at_equal_distances(script, repository, copy_bundle, tmp_path, figure):
     bundle, stem = ("segmentation", "simulated") if figure == "simulated" else (figure, "example")
     root = copy_bundle(f"usfm_{bundle}").parent
-    if figure in ("simulated", "pretraining"):
-        weights = Path(f"usfm_{bundle}", "models", "foundation.pt" if figure == "simulated" else "mae.pt")
+    if figure == "simulated":
+        weights = Path("usfm_segmentation", "models", "foundation.pt")
         shutil.copy(repository / "bundles" / weights, root / weights)
     (example := root / f"usfm_{bundle}" / "docs" / f"{stem}.png").unlink()
     grays = {}
