@@ -80,14 +80,17 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
         def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
             if issubclass(base, PILWriter) and channel_dim == 0 and data_array.ndim > 3:
                 data_array = _as_image(data_array, output_ext)
-            super().set_data_array(data_array, channel_dim=channel_dim, **kwargs)
+            # MONAI's squeezing takes axes of the image along, and fails on an image of one pixel
+            super().set_data_array(data_array, channel_dim=channel_dim, **{**kwargs, "squeeze_end_dims": False})
+            if channel_dim is not None and self.data_obj.shape[-1] == 1:
+                self.data_obj = self.data_obj[..., 0]
 
         def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
             super().set_metadata(meta_dict, *args, **kwargs)
             shape = tuple(int(n) for n in (meta_dict or {}).get("file_shape", ()))
             held: Any = self.data_obj  # type: ignore[has-type]
             if not issubclass(base, PILWriter) and [n for n in shape if n > 1] == [n for n in held.shape if n > 1]:
-                self.data_obj = held.reshape(shape)  # MONAI drops axes of size 1 at the end
+                self.data_obj = held.reshape(shape)
 
         def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
             with atomic_write(filename) as part:

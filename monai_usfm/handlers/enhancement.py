@@ -122,13 +122,11 @@ def score_enhancement(
     """
     y_pred, y = image[None].float(), reference[None].float()
     odd = [n - 1 + n % 2 for n in image.shape[1:]]  # volumes may be thinner than the usual windows
-    scores = {
-        "psnr": PSNRMetric(max_val=1.0)(y_pred, y),
-        "ssim": SSIMMetric(image.dim() - 1, data_range=1.0, win_size=[min(11, n) for n in odd])(y_pred, y),
-        "lncc": LocalNCCMetric(min(window, *odd))(y_pred, y),
-        **dict.fromkeys(SCORES[3:], math.nan),
-    }
-    if region is not None:
+    scores = {"psnr": PSNRMetric(max_val=1.0)(y_pred, y), **dict.fromkeys(SCORES[1:], math.nan)}
+    if min(odd) > 1:  # in a line of pixels there is no structure to compare
+        scores["ssim"] = SSIMMetric(image.dim() - 1, data_range=1.0, win_size=[min(11, n) for n in odd])(y_pred, y)
+        scores["lncc"] = LocalNCCMetric(min(window, *odd))(y_pred, y)
+    if region is not None and min(odd) > 1:
         inside = (region[None] > 0).to(y_pred)
         outside = surrounding_region(inside, y) if background is None else background[None] > 0
         masks = torch.cat([inside, outside.to(y_pred)], dim=1)
