@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
+import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import, str2bool
 
@@ -241,6 +242,18 @@ def _switch(value: Any) -> bool:
     return True
 
 
+def _device(value: Any) -> bool:
+    """Whether PyTorch knows the device and this machine has it."""
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError, TypeError):  # an AssertionError where PyTorch was built without CUDA
+        return False
+    return True
+
+
+EXACT_TYPES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz", ".mha", ".nrrd")
+"""Types of one file that keep the values of a result: JPEG would spread the classes of a mask."""
+
 # What an option of this name must be in every bundle that has it, and how that is said. None is left to the default.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
@@ -262,6 +275,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("holdout", "dropout", "label_smoothing", "cache_rate"), (_number(0, 1), "in [0, 1]")),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),
     "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
+    "device": (_device, "a device of this machine, such as cpu or cuda:0"),
+    "output_ext": (lambda value: value in EXACT_TYPES, f"one of {', '.join(EXACT_TYPES)}"),
     "amp": (lambda value: value in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
     **dict.fromkeys(
         (
@@ -277,6 +292,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "statistics",
             "components",
             "muscle",
+            "frames",
+            "skip_unreadable",
         ),
         (_switch, "true or false"),
     ),

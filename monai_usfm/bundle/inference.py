@@ -21,6 +21,7 @@ import monai_usfm
 from monai_usfm.bundle.errors import root_cause, under_command_line
 from monai_usfm.cards import find_card
 from monai_usfm.data import UnreadableImageError, list_images
+from monai_usfm.data.splits import READING, common_full_scale
 from monai_usfm.files import write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer
 from monai_usfm.losses import ValueLoss
@@ -39,6 +40,7 @@ __all__ = [
     "default_checkpoint",
     "entropy_map",
     "finish",
+    "full_scale_of",
     "inference_items",
     "inference_network",
     "plan_of",
@@ -168,17 +170,27 @@ class _Items(list):
     error: Exception | None = None
 
 
-def inference_items(dataset_dir: str, datalist: str | None = None, split: str = "test") -> list[dict[str, Any]]:
+def full_scale_of(card: Mapping[str, Any] | None) -> float | None:
+    """The value of white of the images that a network was trained on; None where their files told it."""
+    return ((card or {}).get("preprocessing") or {}).get("full_scale")
+
+
+def inference_items(
+    dataset_dir: str, datalist: str | None = None, split: str = "test", full_scale: float | None = None
+) -> list[dict[str, Any]]:
     """See :func:`monai_usfm.data.list_images`; where that fails, an empty list that fails when it is run.
 
-    So a bundle can be looked at where no images are.
+    So a bundle can be looked at where no images are. Without ``full_scale``, the value of white of the images that the
+    network was trained on, one is decided for all (:func:`~monai_usfm.data.splits.common_full_scale`).
     """
     try:
-        return list_images(dataset_dir, datalist, split)
+        items = list_images(dataset_dir, datalist, split)
     except (FileNotFoundError, ValueError) as error:
-        items = _Items()
-        items.error = error
-        return items
+        failed = _Items()
+        failed.error = error
+        return failed
+    white = common_full_scale(items) if full_scale is None else full_scale
+    return [{"full_scale": white, **item} for item in items] if white else items
 
 
 class InferenceDataset(Dataset):
@@ -214,9 +226,16 @@ class InferenceDataset(Dataset):
 
 
 def collate_readable(items: Sequence[Any]) -> dict[str, Any]:
-    """MONAI's collation of those that could be read; the errors of the others under ``failed``."""
+    """MONAI's collation of those that could be read; the errors of the others under ``failed``.
+
+    What an item told for reading its file is left behind: other items need not have it.
+    """
     failed = [(item.path, item.reason) for item in items if isinstance(item, UnreadableImageError)]
-    readable = [item for item in items if not isinstance(item, UnreadableImageError)]
+    readable = [
+        {key: value for key, value in item.items() if key not in READING}
+        for item in items
+        if not isinstance(item, UnreadableImageError)
+    ]
     return {**(cast(dict, list_data_collate(readable)) if readable else {}), "failed": failed}
 
 

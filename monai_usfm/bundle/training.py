@@ -64,6 +64,7 @@ __all__ = [
     "on_device",
     "plan",
     "prepare_network",
+    "preprocessing_of",
     "rank",
     "record",
     "simulated",
@@ -194,6 +195,12 @@ def fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
     root = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
     text = "\n".join(os.path.relpath(name, root) for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def preprocessing_of(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the pixels of training items became network inputs, for the card."""
+    white = next((item["full_scale"] for item in items if item.get("full_scale")), None)
+    return {"intensity": "gray, 0 to 1", **({"full_scale": float(white)} if white else {})}
 
 
 def record(training: Dataset, validation: Dataset) -> dict[str, Any]:
@@ -331,7 +338,7 @@ class EnhancementItems:
     """Lists of images, or of recorded pairs under ``image`` (low quality) and ``label`` (high), split by split.
 
     Args:
-        dataset_dir, datalist, synthetic_dir, synthetic: see :func:`~monai_usfm.data.load_splits`.
+        dataset_dir, datalist, synthetic_dir, synthetic, full_scale: see :func:`~monai_usfm.data.load_splits`.
         pairs: whether pairs are wanted.
         input_key: entry of an item that names the low-quality file; None is ``image``, of simulated pairs ``low``.
         target_key: entry that names the high-quality file; None is ``label``, of simulated pairs ``image``.
@@ -346,10 +353,12 @@ class EnhancementItems:
         pairs: bool = False,
         input_key: str | None = None,
         target_key: str | None = None,
+        full_scale: float | None = None,
     ) -> None:
         simulated = not dataset_dir and not datalist
         self.places: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist}
         self.options: dict[str, Any] = {"synthetic_dir": synthetic_dir, "synthetic": dict(synthetic)}
+        self.options["full_scale"] = full_scale
         self.names = {
             "image": input_key or ("low" if simulated else "image"),
             "label": target_key or ("image" if simulated else "label"),

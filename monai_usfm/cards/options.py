@@ -152,7 +152,11 @@ def _encoder_options(given: Mapping[str, Any], source: Mapping[str, Any], pretra
     axes = {len(given[n]) for n in ("spatial_size", "patch_size") if isinstance(given.get(n), Sequence)}
     dims = given.get("spatial_dims", axes.pop() if len(axes) == 1 else source.get("spatial_dims", 2))
     if dims not in (2, 3):
-        raise ValueError(f"spatial_dims must be 2 or 3, got {dims!r}.")
+        sizes = [
+            f"{n} {given[n]}" for n in ("spatial_size", "patch_size") if given.get(n) and "spatial_dims" not in given
+        ]
+        said = " and ".join(sizes) or f"spatial_dims {dims!r}"
+        raise ValueError(f"spatial_dims must be 2 or 3; {said} cannot be: give one number for each axis.")
     if source and dims < source["spatial_dims"]:
         raise ValueError(f"{name} holds an encoder of volumes: leave spatial_dims out, or choose weights of images.")
     defaults = {option: value[dims] if isinstance(value, dict) else value for option, value in ENCODER.items()}

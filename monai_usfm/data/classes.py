@@ -30,11 +30,12 @@ def load_class_splits(
     synthetic_dir: str | os.PathLike,
     synthetic: dict[str, Any] | None = None,
     splits: Sequence[str] = ("training", "validation"),
+    full_scale: float | None = None,
 ) -> dict[str, list[Item]]:
     """:func:`load_splits` for classification: every item has a valid ``class``, all have a ``patient`` or none has.
 
     Args:
-        dataset_dir, datalist, synthetic_dir, synthetic, splits: see :func:`load_splits`.
+        dataset_dir, datalist, synthetic_dir, synthetic, splits, full_scale: see :func:`load_splits`.
         num_classes: classes are the integers from 0 to ``num_classes - 1``.
         values: entries that are numbers, to be predicted instead of classes: ``class`` becomes a tensor ``(K,)`` of
             them; an absent or null one is NaN.
@@ -54,6 +55,7 @@ def load_class_splits(
         synthetic=synthetic,
         splits=splits,
         required=("image",) if values else ("image", "class"),
+        full_scale=full_scale,
     )
     if values:
         return {split: [_with_values(item, values) for item in items] for split, items in lists.items()}

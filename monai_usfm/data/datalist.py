@@ -88,7 +88,7 @@ def load_datalist(
 
     Like :func:`monai.data.load_decathlon_datalist`, but only file names are made paths: that function also turns a
     value such as ``"organ": "liver"`` into a path wherever a folder ``liver`` exists. File names are the strings under
-    ``image`` and ``label`` and those that end like an image file under any other key.
+    ``image`` and ``label``, and those under other keys that end like an image file and exist or are required.
 
     Args:
         datalist: JSON file with lists of items under the names of the splits.
@@ -121,7 +121,7 @@ def load_datalist(
             raise ValueError(
                 f"{file}: item {index} of {split!r} lacks {', '.join(lacking)}; it has {', '.join(sorted(item))}."
             )
-        items.append(with_patient({key: _resolved(base, key, value) for key, value in item.items()}))
+        items.append(with_patient({key: _resolved(base, key, value, required) for key, value in item.items()}))
     entries = Counter((path_key(str(item.get("image"))), str(item.get("frame"))) for item in items)
     if doubled := [image for (image, _), number in entries.items() if number > 1]:
         warnings.warn(
@@ -130,7 +130,8 @@ def load_datalist(
             stacklevel=3,
         )
     if check_files:
-        missing = [path for item in items for key, value in item.items() for path in _paths(key, value)]
+        files = ("image", "label", *required)
+        missing = [path for item in items for key in files if key in item for path in _names(key, item[key])]
         missing = [path for path in dict.fromkeys(missing) if not Path(path).exists()]
         if missing:
             raise FileNotFoundError(
@@ -321,16 +322,21 @@ def _all_have(items: Sequence[Item], key: str) -> bool:
     return lacking == 0
 
 
-def _is_file_name(key: str, value: Any) -> bool:
-    if key in ("patient", "patient_id", "organ"):  # names, even where one ends as a file does
-        return False
-    return isinstance(value, str) and (key in ("image", "label") or value.lower().endswith(SUPPORTED_SUFFIXES))
+def _names(key: str, value: Any) -> list[str]:
+    """The file names that a value may hold: strings under ``image`` and ``label``, elsewhere those that end like one."""
+    values = value if isinstance(value, list) else [value]
+    if key in ("patient", "patient_id", "organ") or not all(isinstance(entry, str) for entry in values):
+        return []  # names, even where one ends as a file does
+    named = key in ("image", "label") or all(entry.lower().endswith(SUPPORTED_SUFFIXES) for entry in values)
+    return values if named else []
 
 
-def _resolved(base: Path, key: str, value: Any) -> Any:
-    if isinstance(value, list) and value and all(_is_file_name(key, entry) for entry in value):
-        return [_whole_path(base, entry) for entry in value]
-    return _whole_path(base, value) if _is_file_name(key, value) else value
+def _resolved(base: Path, key: str, value: Any, required: Sequence[str]) -> Any:
+    """With whole paths for file names; what only ends like one, as the name of an export, stays where none exists."""
+    paths = [_whole_path(base, name) for name in _names(key, value)]
+    if not paths or not (key in ("image", "label", *required) or all(Path(path).exists() for path in paths)):
+        return value
+    return paths if isinstance(value, list) else paths[0]
 
 
 def _whole_path(base: Path, name: str) -> str:
@@ -343,8 +349,3 @@ def _whole_path(base: Path, name: str) -> str:
         path = next((form for form in forms if form.exists()), path)
     return str(path)
 
-
-def _paths(key: str, value: Any) -> list[str]:
-    """File names in a resolved value."""
-    values = value if isinstance(value, list) else [value]
-    return [entry for entry in values if _is_file_name(key, entry)]

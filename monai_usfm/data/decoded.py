@@ -52,8 +52,11 @@ class Decoded:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-def frame_picker(frame: str | int | float) -> FramePicker:
-    """``"middle"``, an index, or a fraction in (0, 1) -> function from the number of frames to an index, unchecked."""
+def frame_picker(frame: str | int | float, path: str = "") -> FramePicker:
+    """``"middle"``, an index, or a fraction in (0, 1) -> function from the number of frames to an index, unchecked.
+
+    ``path`` is the file whose item says so, for the error.
+    """
     if frame == "middle":
         return lambda count: count // 2
     if isinstance(frame, float) and frame.is_integer():  # tables and JSON give 2.0 for 2
@@ -62,7 +65,8 @@ def frame_picker(frame: str | int | float) -> FramePicker:
         return lambda count: min(int(frame * count), count - 1)
     if isinstance(frame, (int, np.integer)) and not isinstance(frame, bool):
         return lambda count: int(frame) + count if frame < 0 else int(frame)
-    raise ValueError(f'frame must be "middle", "random" or an index, got {frame!r}.')
+    wrong = f'frame must be "middle", "random" or an index, got {frame!r}'
+    raise UnreadableImageError(path, f"{wrong}; correct the item.") if path else ValueError(f"{wrong}.")
 
 
 def checked_frame(path: str, pick: FramePicker, count: int) -> int:

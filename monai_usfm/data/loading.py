@@ -177,7 +177,7 @@ class LoadUltrasoundd(MapTransform):
 
     def _load(self, data: Mapping[Hashable, Any], frame: str | int | float) -> dict[Hashable, Any]:
         d = dict(data)
-        pick = frame_picker(frame if d.get("frame") is None else d["frame"])
+        pick = frame_picker(frame if d.get("frame") is None else d["frame"], str(d.get(self.keys[0])))
         for key, loader in self.key_iterator(d, self.loaders):
             d[key] = loader.load(d[key], pick, d.get("spacing"), d.get("full_scale"))
         keys = [key for key in self.keys if key in d]

@@ -28,9 +28,13 @@ from monai_usfm.data.datalist import (
 from monai_usfm.data.folders import find_files
 from monai_usfm.data.formats import SUPPORTED_SUFFIXES
 from monai_usfm.data.patients import patient_key
+from monai_usfm.data.reader import dataset_full_scale
 from monai_usfm.simulation import write_synthetic_dataset
 
 __all__ = ["list_images", "load_splits", "result_name", "results_root"]
+
+READING = ("spacing", "full_scale")
+"""What an item may tell of its file, for reading it."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ def load_splits(
     required: Sequence[str] = ("image",),
     holdout: float = 0.05,
     check_files: bool = True,
+    full_scale: float | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Lists of items with absolute paths, by split; no patient and no file is in two splits of the datalist.
 
@@ -64,6 +69,8 @@ def load_splits(
             patient (of the file name where no patient is known), so that it does not change from run to run; at least
             one patient of each class that has two. The only patient of a list is in both.
         check_files: see :func:`~monai_usfm.data.load_datalist`.
+        full_scale: value of white of items that do not tell theirs; None decides by the training images, see
+            :func:`common_full_scale`.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
@@ -80,11 +87,15 @@ def load_splits(
     elif not datalist:
         datalist = Path(str(dataset_dir)) / DATALIST_NAME
 
-    def read(split: str) -> list[dict[str, Any]]:
-        return load_datalist(datalist, dataset_dir or None, split, required=required, check_files=check_files)
-
     present = _splits(datalist, Path(dataset_dir or Path(datalist).parent))
     check_patient_leak(present)
+    sample = next((present[split] for split in (*SPLITS, *splits) if present.get(split)), [])
+    full_scale = common_full_scale(sample) if full_scale is None else full_scale
+
+    def read(split: str) -> list[dict[str, Any]]:
+        items = load_datalist(datalist, dataset_dir or None, split, required=required, check_files=check_files)
+        return [{"full_scale": full_scale, **item} for item in items] if full_scale else items
+
     if "validation" not in splits or present.get("validation"):
         return {split: read(split) for split in splits}
     lists = {split: read(split) for split in splits if split != "validation"}
@@ -103,14 +114,36 @@ def load_splits(
     return lists
 
 
+def common_full_scale(items: Sequence[dict[str, Any]]) -> float | None:
+    """The value of white that the files of a data set share where they do not tell it, decided once and reported.
+
+    Args:
+        items: with ``image``; where one says ``full_scale``, the list has decided already.
+
+    Returns:
+        See :func:`~monai_usfm.data.dataset_full_scale`; None where the list or the files tell.
+    """
+    if any(item.get("full_scale") is not None for item in items):
+        return None
+    files = [item["image"] for item in items if isinstance(item.get("image"), str)]
+    white = dataset_full_scale(files, sample=16)
+    if white:
+        logger.warning(
+            "the files do not tell their value of white: %g is taken for the whole data set, by the brightest of 16. "
+            "Another one: full_scale of the items in the datalist.",
+            white,
+        )
+    return white
+
+
 @renamed_argument("section", "split")
 def list_images(
     dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test"
 ) -> list[dict[str, Any]]:
     """Items to run inference on: a split of a datalist, or every image file below a folder.
 
-    Of a datalist each image once, with its patient where all have one: what else its items have need not collate. Below
-    a folder what is no image, and what is left out (:func:`~monai_usfm.data.folders.find_files`: results of our tools,
+    Of a datalist each image once, with what is needed to read it (``spacing``, ``full_scale``) and its patient where all
+    have one: what else its items have need not collate. Below a folder what is no image, and what is left out (:func:`~monai_usfm.data.folders.find_files`: results of our tools,
     hidden files and such), is named in a warning.
 
     Raises:
@@ -126,9 +159,14 @@ def _images(
         items = load_datalist(datalist, dataset_dir or None, split)
         if any(item.get("frame") is not None for item in items):
             warn("%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist)
-        keys = ("image", "patient") if all(item.get("patient") is not None for item in items) else ("image",)
+        patients = all(item.get("patient") is not None for item in items)
         once = {str(item["image"]): item for item in reversed(items)}  # several frames of one cine are one result
-        return [{key: str(item[key]) for key in keys} for item in reversed(once.values())]
+        return [
+            {"image": str(item["image"])}
+            | ({"patient": str(item["patient"])} if patients else {})
+            | {key: item[key] for key in READING if item.get(key) is not None}
+            for item in reversed(once.values())
+        ]
     folder = Path(str(dataset_dir))
     found = find_files(folder)
     if not found.images:

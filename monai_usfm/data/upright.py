@@ -84,7 +84,7 @@ class UprightGray(InvertibleTransform):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
         if scale not in ("auto", "minmax", None):
             raise ValueError(f'scale must be "auto", "minmax" or None, got {scale!r}.')
-        if full_scale is not None and not (np.isfinite(full_scale) and full_scale > 0):
+        if full_scale is not None and not _positive(full_scale):
             raise ValueError(f"full_scale must be a positive number or None, got {full_scale!r}.")
         frame_picker(frame)  # refuses what is neither "middle" nor an index
         self.spatial_dims = spatial_dims
@@ -113,7 +113,7 @@ class UprightGray(InvertibleTransform):
         meta = dict(img.meta) if isinstance(img, MetaTensor) else {}
         operations = list(img.applied_operations) if isinstance(img, MetaTensor) else []
         values = img.detach().cpu().numpy() if isinstance(img, torch.Tensor) else np.asarray(img)
-        pick = frame_picker(self.frame if frame is None else frame)
+        pick = frame_picker(self.frame if frame is None else frame, str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")))
         out = self.apply(values, meta, pick, spacing, full_scale)
         if isinstance(out, MetaTensor):
             out.applied_operations = operations + out.applied_operations
@@ -129,6 +129,8 @@ class UprightGray(InvertibleTransform):
     ) -> torch.Tensor:
         """As :meth:`__call__`, from an array, the metadata of its reader, and a frame chosen by ``pick``."""
         name = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the image"))
+        if full_scale is not None and not _positive(full_scale):
+            raise UnreadableImageError(name, f"full_scale must be a positive number, got {full_scale!r}; correct the item.")
         values = _frames_from_channels(name, values, meta)
         shape = values.shape[1:]
         kept = _kept_axes(name, shape)
@@ -209,7 +211,7 @@ class UprightGray(InvertibleTransform):
             if values.dtype == np.uint8 and white == 255:
                 return values
             low, high = float(values.min()), float(values.max())
-            given = full_scale or self.full_scale
+            given = self.full_scale if full_scale is None else full_scale
             if not white and given:
                 white = float(given)
                 high = min(high, white)  # the whole data set decided, so single larger values are clipped
@@ -317,7 +319,7 @@ class UprightGray(InvertibleTransform):
             wanted = [float(mm) for mm in ensure_tuple_rep(spacing, self.spatial_dims)]
         except (TypeError, ValueError):
             wanted = []
-        if not wanted or not all(np.isfinite(mm) and mm > 0 for mm in wanted):
+        if not wanted or not all(map(_positive, wanted)):
             raise UnreadableImageError(
                 name, f"spacing must be positive mm per axis of {self.spatial_dims}, got {spacing}."
             )
@@ -376,6 +378,10 @@ class UprightGrayd(MapTransform, InvertibleTransform):
 
 
 UprightGrayD = UprightGrayDict = UprightGrayd
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def gray_from_rgb(values: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ _FULL_RANGE_GRAY = {"gray", "gray8", "pal8", "monow", "monob"}
 def decode_video(path: str, pick: FramePicker | None, gray: bool) -> Decoded:
     """Read the first video stream; ``pick`` leaves the other frames out.
 
-    Gray is the luma of the decoded RGB frame, as for images, so that a video of limited range (16 to 235) comes out
-    in 0 to 255 as a player shows it.
+    A video that a phone marks as turned is turned. Gray is the luma of the decoded RGB frame, as for images, so that
+    limited range (16 to 235) comes out in 0 to 255 as a player shows it.
     """
     if not _has_av:
         raise UnreadableImageError(path, "reading videos needs PyAV: pip install av (or monai_usfm[video]).")
@@ -32,20 +32,21 @@ def decode_video(path: str, pick: FramePicker | None, gray: bool) -> Decoded:
         stream = container.streams.video[0]
         check_size(path, stream.width, stream.height, max(1, stream.frames))
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        frames = []
+        frames, quarters = [], 0
         for frame in container.decode(stream):
             if frame.format.name in _FULL_RANGE_GRAY:
                 frames.append(frame.to_ndarray(format="gray")[..., None])
             else:
                 frames.append(frame.to_ndarray(format="rgb24"))
             check_size(path, frame.width, frame.height, len(frames))
+            quarters = round(getattr(frame, "rotation", 0) / 90) % 4  # how a phone was held, as EXIF tells of an image
     if not frames:
         raise UnreadableImageError(path, "has no frame that can be decoded.")
     count, index = len(frames), None
     if pick is not None:
         index = checked_frame(path, pick, count)
         frames = frames[index : index + 1]
-    values = np.stack(frames)
+    values = np.rot90(np.stack(frames), quarters, (1, 2))
     if gray and values.shape[-1] == 3:
         values = gray_from_rgb(values)
     values = values.transpose(2, 1, 0, 3)  # (x, y, frame, channel)
@@ -58,4 +59,5 @@ def decode_video(path: str, pick: FramePicker | None, gray: bool) -> Decoded:
         full_scale=255.0,
         cine=count > 1,
         frame_time=1 / rate if rate > 0 else 0.0,
+        turn=(1, 8, 3, 6)[quarters],
     )

@@ -106,7 +106,7 @@ def arguments(task: str, run: str, data: Path, output: Path, weights: dict[str, 
     else:
         options |= {"checkpoint": str(weights[task]), "datalist": str(data / "test.json")}
     if task != "classification" and run != "predict":
-        options["picture_interval"] = 0
+        options["figure_interval"] = 0
     if run == "predict" and task != "pretraining":
         options["preview"] = False
     return options

@@ -80,6 +80,16 @@ def test_missing_images_are_counted_and_the_first_five_named(tmp_path):
     assert len(load_datalist(path, tmp_path, "training", check_files=False)) == 7
 
 
+def test_a_text_that_ends_like_a_file_is_none_unless_it_exists(tmp_path):
+    for name in ("a.png", "fov.png"):
+        (tmp_path / name).touch()
+    path = listing(tmp_path, {"training": [{"image": "a.png", "origin": "site/export.dcm", "fov": "fov.png"}]})
+    (item,) = load_datalist(path, tmp_path, "training")
+    assert item["origin"] == "site/export.dcm" and item["fov"] == str(tmp_path / "fov.png")
+    with pytest.raises(FileNotFoundError, match=r"export\.dcm"):
+        load_datalist(path, tmp_path, "training", required=("image", "origin"))
+
+
 def cohort(patients: int, malignant: int) -> list[dict]:
     """Patients with one to three images each; the first ``malignant`` of them are class 1."""
     return [

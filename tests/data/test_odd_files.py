@@ -9,18 +9,24 @@ import os
 import warnings
 from pathlib import Path
 
+import av
 import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import LoadImage
 from PIL import Image, TiffImagePlugin
 
+from monai_usfm.bundle import full_scale_of, inference_items, preprocessing_of
 from monai_usfm.data import (
     LoadUltrasound,
     LoadUltrasoundd,
+    UltrasoundReader,
     UnreadableImageError,
+    UprightGrayd,
     dataset_full_scale,
+    load_splits,
     unreadable_reason,
 )
 from monai_usfm.data.formats import MAX_PIXELS
@@ -90,6 +96,46 @@ def test_a_mask_that_was_drawn_upright_is_taken(tmp_path):
     Image.fromarray(MASK).save(tmp_path / "mask.png")
     item = PAIR({"image": str(tmp_path / "a.jpg"), "label": str(tmp_path / "mask.png")})
     assert np.array_equal(item["label"].numpy()[0], MASK)
+
+
+# videos
+
+
+def mp4(path: Path, rotated: bool = False) -> Path:
+    """Three frames of MPEG-4 at 20 Hz: GRAY, its negative, GRAY, each pixel enlarged fourfold."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20, options={"qscale": "1"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 256, 192, "yuv420p", 20_000_000
+        for frame in (SMOOTH, 255 - SMOOTH, SMOOTH):
+            large = np.repeat(np.repeat(frame, 4, 0), 4, 1)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.repeat(large[..., None], 3, 2), "rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    if rotated:  # the matrix of the track's header: shown after a quarter turn clockwise
+        data, one = path.read_bytes(), bytes.fromhex("00010000")
+        plain = one + bytes(12) + one + bytes(12) + bytes.fromhex("40000000")
+        turned = bytes(4) + one + bytes(4) + bytes.fromhex("ffff0000") + bytes(16) + bytes.fromhex("40000000")
+        at = data.index(plain, data.index(b"tkhd"))
+        path.write_bytes(data[:at] + turned + data[at + len(plain) :])
+    return path
+
+
+SMOOTH = np.add.outer(np.arange(48) * 3, np.arange(64)).astype(np.uint8)
+
+
+def test_an_mp4_is_a_cine_with_its_values_and_frame_rate(tmp_path):
+    img = LoadUltrasound(3)(mp4(tmp_path / "a.mp4"))
+    assert img.shape == (1, 3, 192, 256) and img.meta["frame_time"] == pytest.approx(0.05)
+    np.testing.assert_allclose(img.numpy()[0, :, 2::4, 2::4] * 255, [SMOOTH, 255 - SMOOTH, SMOOTH], atol=6)
+    middle = LoadUltrasound()(tmp_path / "a.mp4")
+    np.testing.assert_allclose(middle.numpy()[0, 2::4, 2::4] * 255, 255 - SMOOTH, atol=6)
+
+
+def test_a_video_is_turned_as_it_is_shown(tmp_path):
+    img = LoadUltrasound(frame=0)(mp4(tmp_path / "a.mp4", rotated=True))
+    assert img.meta["turn"] == 6
+    np.testing.assert_allclose(img.numpy()[0, 2::4, 2::4] * 255, np.rot90(SMOOTH, -1), atol=6)
 
 
 # masks
@@ -263,6 +309,25 @@ def test_a_data_set_has_one_scale(tmp_path):
     assert LoadUltrasound(full_scale=4095)(tmp_path / "eight.png").max().item() == GRAY.max() / np.float32(
         255
     )  # its type decides
+
+
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_the_scale_of_a_data_set_is_on_every_item_and_on_the_card(tmp_path):
+    for name, top in (("a", 300), ("b", 3000), ("c", 200)):
+        Image.fromarray(np.linspace(0, top, 48 * 64).reshape(48, 64).astype(np.uint16)).save(tmp_path / f"{name}.png")
+    lists = {"training": [{"image": "a.png"}, {"image": "b.png"}], "validation": [{"image": "c.png"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    found = load_splits(tmp_path, synthetic_dir=tmp_path)
+    assert [item["full_scale"] for items in found.values() for item in items] == [4095] * 3
+    card = {"preprocessing": preprocessing_of(found["training"])}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "c.png").rename(tmp_path / "new" / "c.png")  # alone it would be taken for 8 bits
+    (item,) = inference_items(str(tmp_path / "new"), full_scale=full_scale_of(card))
+    assert UprightGrayd("image")({**item, "image": LoadImage(UltrasoundReader, ensure_channel_first=True)(item["image"])})[
+        "image"
+    ].max().item() == pytest.approx(200 / 4095)
+    (alone,) = inference_items(str(tmp_path / "new"))
+    assert alone["full_scale"] == 255
 
 
 # millimeters
