@@ -82,8 +82,9 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
                 data_array = _as_image(data_array, output_ext)
             # MONAI's squeezing takes axes of the image along, and fails on an image of one pixel
             super().set_data_array(data_array, channel_dim=channel_dim, **{**kwargs, "squeeze_end_dims": False})
-            if channel_dim is not None and self.data_obj.shape[-1] == 1:
-                self.data_obj = self.data_obj[..., 0]
+            values: Any = self.data_obj  # type: ignore[has-type]
+            if channel_dim is not None and values.shape[-1] == 1:
+                self.data_obj = values[..., 0]
 
         def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
             super().set_metadata(meta_dict, *args, **kwargs)

@@ -19,10 +19,12 @@ from monai_usfm.files import atomic_write
 from monai_usfm.networks.nets import UltrasoundViT
 from monai_usfm.networks.nets.task import module_path
 from monai_usfm.networks.weights import read_checkpoint
+from monai_usfm.networks.weights.read import names_file
 
 __all__ = ["load_network", "save_network"]
 
 
+@names_file("path")
 def load_network(path: str | os.PathLike, task: str | None = None, **options: Any) -> nn.Module:
     """The network of a weight file of this package, in evaluation mode.
 

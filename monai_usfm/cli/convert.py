@@ -18,7 +18,7 @@ def convert_dicom(
     inputs: Sequence[str],
     *,
     output: str,
-    format: Literal["nii.gz", "nii", "png"] = "nii.gz",
+    format: Literal["nii.gz", "nii", "png", "dcm"] = "nii.gz",
     region: str = "largest_tissue",
     crop: bool = False,
     frame: int | None = None,
@@ -26,8 +26,11 @@ def convert_dicom(
     deidentify: Literal["check", "strip"] | None = None,
     key: str | None = None,
     no_regions: Literal["refuse", "blacken"] = "refuse",
+    text: Literal["keep", "blacken", "refuse"] = "keep",
+    beam: bool = False,
+    review: str | None = None,
 ) -> int:
-    """Convert ultrasound DICOM files to NIfTI or PNG with their spacing in mm.
+    """Convert ultrasound DICOM files to NIfTI or PNG with their spacing in mm, or to DICOM without names.
 
     Folders are searched. Outputs lie below ``output`` as the inputs did, with ``strip`` under pseudonyms. A file that
     cannot be converted is named with the reason, the others go on, and the exit status is 3.
@@ -41,9 +44,13 @@ def convert_dicom(
         crop: cut to the region.
         frame: write this frame; default: all (NIfTI) or the middle one (PNG).
         color: keep RGB instead of luma.
-        deidentify: refuse or strip what names a person. Text burned into a region stays: look at the output.
+        deidentify: refuse or strip what names a person.
         key: file with the key of the pseudonyms, made if missing, for ``strip``; keep it.
-        no_regions: with ``strip``, a file without ultrasound regions: refuse it, or keep its field of view alone.
+        no_regions: with ``strip``, a file whose ultrasound regions do not tell image from screen: refuse it, or keep
+            its field of view alone.
+        text: with ``strip``, text in the pixels that stay: keep it, blacken what is recognized, or refuse the file.
+        beam: with ``strip``, blacken all outside the fitted beam.
+        review: with ``strip``, a folder for a person's eyes: images before and after, and what was refused.
 
     Returns:
         The exit status.
@@ -57,6 +64,9 @@ def convert_dicom(
         key=key,
         deidentify=deidentify,
         no_regions=no_regions,
+        text=text,
+        beam=beam,
+        review=review,
         region=None if region == "none" else int(region) if region.lstrip("-").isdigit() else region,
         crop=crop,
         frame=frame,

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Ultrasound DICOM to PNG or NIfTI, with the spacing in mm that those can hold and a note of the rest."""
+"""Ultrasound DICOM to PNG, NIfTI or DICOM without names, with the spacing in mm and a note of the rest."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from PIL import Image
+from pydicom.dataset import Dataset
 
-from monai_usfm.data.deidentify import Pseudonyms
+from monai_usfm.data.deidentify import Pseudonyms, with_pixels
 from monai_usfm.data.dicom import UltrasoundDicomReader
 from monai_usfm.data.dicom_geometry import slice_geometry
+from monai_usfm.data.dicom_pixels import PYDICOM3, display_values, stored_values
 from monai_usfm.data.formats import UnreadableImageError, has_dicom_mark
 from monai_usfm.data.upright import gray_from_rgb
-from monai_usfm.files import atomic_write
+from monai_usfm.files import atomic_write, write_csv
 
 __all__ = ["convert_dicom", "convert_dicom_folder"]
+
+SAVED_WHOLE: dict[str, Any] = {"enforce_file_format": True} if PYDICOM3 else {"write_like_original": False}
 
 
 def convert_dicom(
@@ -35,18 +39,22 @@ def convert_dicom(
     deidentify: str | None = None,
     no_regions: str = "refuse",
     pseudonyms: Pseudonyms | None = None,
+    text: str = "keep",
+    beam: bool = False,
+    review: PathLike | None = None,
 ) -> Path:
-    """Write an ultrasound DICOM file as PNG or NIfTI with its spacing in mm.
+    """Write an ultrasound DICOM file as PNG or NIfTI with its spacing in mm, or as DICOM without names.
 
     PNG carries the spacing as pixels per meter (pHYs). NIfTI has the affine; a cine is ``(x, y, 1, t)`` with the frame
-    time in seconds, a volume ``(x, y, z)``. What those formats cannot hold exactly stands beside the output, in a file
-    of the same name with ``.json`` added: spacing, value of white, frame rate, region, and, with
+    time in seconds, a volume ``(x, y, z)``. DICOM is for ``deidentify="strip"``: the stripped attributes, by the basic
+    profile of PS3.15, with all frames, uncompressed. What those formats cannot hold exactly stands beside the output,
+    in a file of the same name with ``.json`` added: spacing, value of white, frame rate, region, and, with
     ``deidentify="strip"``, the patient's pseudonym and what was and was not removed. Both files appear complete or not
     at all.
 
     Args:
         path: DICOM file.
-        output: ``*.png``, ``*.nii`` or ``*.nii.gz``; its folder is made if need be.
+        output: ``*.png``, ``*.nii``, ``*.nii.gz`` or ``*.dcm``; its folder is made if need be.
         region: see :class:`UltrasoundDicomReader`.
         crop: see :class:`UltrasoundDicomReader`.
         frame: the frame to write; ``None`` writes all to NIfTI and the middle one to PNG.
@@ -54,21 +62,35 @@ def convert_dicom(
         deidentify: see :class:`UltrasoundDicomReader`.
         no_regions: see :class:`UltrasoundDicomReader`.
         pseudonyms: see :class:`UltrasoundDicomReader`.
+        text: see :class:`UltrasoundDicomReader`.
+        beam: see :class:`UltrasoundDicomReader`.
+        review: JPEG to write for a person's eyes: the image before and after ``"strip"``. It may show names.
 
     Returns:
         The output's path.
 
     Raises:
-        ValueError: when the output's ending is neither PNG nor NIfTI.
+        ValueError: when the output's ending is none of these, or DICOM without ``"strip"``.
         UnreadableImageError: see :class:`UltrasoundDicomReader`, and where there is no such frame.
     """
     target = Path(output)
     pixels = target.name.lower().endswith(".png")
-    if not pixels and not target.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"output must end in .png, .nii or .nii.gz, got {target.name!r}.")
-    reader = UltrasoundDicomReader(region, crop, deidentify, no_regions, pseudonyms)
+    if not target.name.lower().endswith((".png", ".nii", ".nii.gz", ".dcm")):
+        raise ValueError(f"output must end in .png, .nii, .nii.gz or .dcm, got {target.name!r}.")
+    reader = UltrasoundDicomReader(region, crop, deidentify, no_regions, pseudonyms, text, beam)
     dataset = reader.read_file(path)
     count = reader.num_frames(dataset)
+    if review is not None and deidentify == "strip":
+        _write_review(review, dataset, reader)
+    if target.name.lower().endswith(".dcm"):
+        if deidentify != "strip" or crop or frame is not None:
+            raise ValueError('DICOM is written with deidentify="strip", all frames and no crop; or choose NIfTI.')
+        made = with_pixels(dataset, reader.frames(dataset, stored=True)[0])
+        with atomic_write(target) as part, atomic_write(f"{target}.json") as note:
+            made.save_as(part, **SAVED_WHOLE)
+            report = {"patient": str(made.PatientID), "deidentified": dataset.identity_report}
+            note.write_text(json.dumps(report, indent=1) + "\n")
+        return target
     if frame is None and pixels:
         frame = count // 2
     if frame is not None and not 0 <= frame < count:
@@ -117,7 +139,7 @@ def convert_dicom_folder(
     format: str = "nii.gz",
     key: PathLike | None = None,
     deidentify: str | None = None,
-    no_regions: str = "refuse",
+    review: PathLike | None = None,
     **options: Any,
 ) -> list[str]:
     """Convert files and folders by :func:`convert_dicom`; a file that fails is reported and the others go on.
@@ -128,10 +150,11 @@ def convert_dicom_folder(
     Args:
         inputs: files or folders.
         output: folder.
-        format: ``"png"``, ``"nii"`` or ``"nii.gz"``.
+        format: ``"png"``, ``"nii"``, ``"nii.gz"`` or ``"dcm"``.
         key: file with the key of the pseudonyms, made where it is missing; needed for ``"strip"``.
         deidentify: see :func:`convert_dicom`.
-        no_regions: see :func:`convert_dicom`.
+        review: with ``"strip"``, a folder for a person's eyes: each image before and after, and ``refused.csv``, the
+            files that were refused with the reasons. It names patients; keep it apart from ``output``.
         options: more of :func:`convert_dicom`.
 
     Returns:
@@ -142,6 +165,10 @@ def convert_dicom_folder(
     """
     if deidentify == "strip" and key is None:
         raise ValueError('deidentify="strip" needs key, a file for the key of the pseudonyms; it is made if missing.')
+    if format not in ("png", "nii", "nii.gz", "dcm") or (format == "dcm" and deidentify != "strip"):
+        raise ValueError(f'format must be png, nii, nii.gz, or, with deidentify="strip", dcm; got {format!r}.')
+    own = ("region", "crop", "no_regions", "text", "beam")
+    UltrasoundDicomReader(deidentify=deidentify, **{name: options[name] for name in own if name in options})
     pseudonyms = Pseudonyms(key) if deidentify == "strip" and key is not None else None
     failed, done, taken = [], 0, set()
     for argument in map(Path, inputs):
@@ -158,9 +185,8 @@ def convert_dicom_folder(
             try:
                 if target in taken:
                     raise UnreadableImageError(file, f"{target} was already written from another input.")
-                convert_dicom(
-                    file, target, deidentify=deidentify, no_regions=no_regions, pseudonyms=pseudonyms, **options
-                )
+                sheet = None if review is None else Path(review) / named.with_name(f"{named.name}.jpg")
+                convert_dicom(file, target, deidentify=deidentify, pseudonyms=pseudonyms, review=sheet, **options)
                 taken.add(target)
                 done += 1
             except Exception as error:  # a damaged file must not end a long conversion
@@ -168,11 +194,23 @@ def convert_dicom_folder(
                 print(f"not converted: {failed[-1]}")
     print(f"{done} converted, {len(failed)} not.")
     if deidentify == "strip":
+        read = "is not read" if options.get("text", "keep") == "keep" else "is found by recognition, which can fail"
         print(
-            "Names of folders, files and patients are pseudonyms under the key in "
-            f"{key}. Text inside the ultrasound regions is not read: look at the images before sharing them."
+            f"Names of folders, files and patients are pseudonyms under the key in {key}. Text in the pixels that stay "
+            f"{read}: look at the images before sharing them{f', side by side in {review}' if review else ''}."
         )
+        if review is not None and failed:
+            write_csv(Path(review) / "refused.csv", [{"file_and_reason": reason} for reason in failed])
     return failed
+
+
+def _write_review(path: PathLike, dataset: Dataset, reader: UltrasoundDicomReader) -> None:
+    """The brightest values over the frames, before and after, side by side."""
+    before = display_values(dataset, stored_values(dataset))[0].max(axis=0).astype(np.float32)
+    after = before * reader.kept(dataset)[..., None]
+    both = np.concatenate([before, after], axis=1) * (255 / max(float(before.max()), 1e-6))
+    with atomic_write(path) as part:
+        Image.fromarray(both.astype(np.uint8).squeeze()).save(part, quality=85)
 
 
 def _is_dicom(path: Path) -> bool:

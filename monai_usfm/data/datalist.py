@@ -323,7 +323,7 @@ def _all_have(items: Sequence[Item], key: str) -> bool:
 
 
 def _names(key: str, value: Any) -> list[str]:
-    """The file names that a value may hold: strings under ``image`` and ``label``, elsewhere those that end like one."""
+    """The file names that a value may hold: strings under ``image`` and ``label``, else those that end like one."""
     values = value if isinstance(value, list) else [value]
     if key in ("patient", "patient_id", "organ") or not all(isinstance(entry, str) for entry in values):
         return []  # names, even where one ends as a file does
@@ -348,4 +348,3 @@ def _whole_path(base: Path, name: str) -> str:
         forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
         path = next((form for form in forms if form.exists()), path)
     return str(path)
-

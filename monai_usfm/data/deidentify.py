@@ -15,13 +15,17 @@ import numpy as np
 import pydicom
 import torch
 from monai.config import PathLike
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
+from pydicom.uid import ExplicitVRLittleEndian
 
+from monai_usfm.data.burned_in import find_text
 from monai_usfm.data.dicom_geometry import dataset_name, inside_regions, ultrasound_regions
 from monai_usfm.data.formats import UnreadableImageError
+from monai_usfm.transforms.beam import FitBeam
 from monai_usfm.transforms.field_of_view import FieldOfView
 
-__all__ = ["Pseudonyms", "check_identity", "identifying_attributes", "kept_pixels", "strip_identity"]
+__all__ = ["Pseudonyms", "check_identity", "identifying_attributes", "kept_pixels", "strip_identity", "with_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,11 @@ _KEPT = frozenset(
     """.split()  # noqa: SIM905 - a list literal would take forty lines
 )
 _TEXT = frozenset("PN LO SH ST LT UT UC UR DA TM DT AS CS IS DS AE UN".split())  # noqa: SIM905
+_STANDARD = "1.2.840.10008."
+_BULK = frozenset("OB OD OF OL OV OW".split())  # noqa: SIM905
+_KEPT_BULK = frozenset(
+    ["PixelData", "LUTData", *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue"))]
+)
 _SHOWN = _TEXT - {"CS", "IS", "DS"}
 """Representations that make ``"check"`` refuse; codes and numbers do so only where their keyword is named below."""
 
@@ -150,26 +159,35 @@ def check_identity(dataset: Dataset) -> None:
         )
 
 
-def strip_identity(dataset: Dataset, no_regions: str, pseudonyms: Pseudonyms | None = None) -> str:
+def strip_identity(
+    dataset: Dataset, no_regions: str, pseudonyms: Pseudonyms | None = None, text: str = "keep", beam: bool = False
+) -> str:
     """Empty what may name a person, in place; returns what was and was not removed, in one sentence.
+
+    Pixels are left to :func:`kept_pixels`.
 
     Args:
         dataset: the file, just read.
-        no_regions: what to do where no ultrasound region tells which pixels are image: ``"refuse"`` or ``"blacken"``.
+        no_regions: what to do where no ultrasound region tells which pixels are image, or the regions cover all of
+            them: ``"refuse"`` or ``"blacken"``.
         pseudonyms: for the patient and the unique identifiers; these are random without.
+        text: what becomes of text in the pixels that stay, see :func:`kept_pixels`.
+        beam: whether all outside the fitted beam goes too.
 
     Raises:
         UnreadableImageError: where nothing tells which pixels are image.
     """
     name = dataset_name(dataset)
-    boxes = [region.box for region in ultrasound_regions(dataset) if region.box is not None]
+    told = _regions_tell(dataset)
     burned_in = str(dataset.get("BurnedInAnnotation") or "").upper() == "YES"
-    if not boxes and no_regions == "refuse":
-        declared = "declares burned-in annotation, and no" if burned_in else "has no"
+    if not told and no_regions == "refuse" and text == "keep" and not beam:
+        covered = any(region.box is not None for region in ultrasound_regions(dataset))
         raise UnreadableImageError(
             name,
-            f"{declared} ultrasound region tells where the image is, so names in the pixels would stay; mask it, or "
-            'use no_regions="blacken", which keeps the field of view alone, and look at the result.',
+            f"{'declares burned-in annotation, and ' if burned_in else ''}"
+            f"{'its ultrasound regions cover all of it' if covered else 'no ultrasound region tells what is image'}"
+            ', so names in the pixels would stay; mask it, or use no_regions="blacken", which keeps the field of view '
+            'alone, beam=True or text="blacken", and look at the result.',
         )
     named = identifying_attributes(dataset, technical=True)
     patient = str(dataset.get("PatientID") or dataset.get("PatientName") or "")
@@ -177,9 +195,14 @@ def strip_identity(dataset: Dataset, no_regions: str, pseudonyms: Pseudonyms | N
     dataset.remove_private_tags()
     pseudonyms = pseudonyms or _random_pseudonyms()
 
-    def empty(_: Dataset, element: pydicom.DataElement) -> None:
-        if (element.VR == "UI" and element.keyword.endswith("InstanceUID")) or element.keyword == "FrameOfReferenceUID":
-            element.value = pseudonyms.uid(str(element.value))
+    def empty(parent: Dataset, element: pydicom.DataElement) -> None:
+        if element.VR == "UI":  # those of the standard name classes and codings; others are of this patient or machine
+            values = element.value if isinstance(element.value, MultiValue) else [element.value]
+            uids = [uid if str(uid).startswith(_STANDARD) else pseudonyms.uid(str(uid)) for uid in values if uid]
+            element.value = uids[0] if len(uids) == 1 else uids
+        elif element.keyword == "IconImageSequence" or (element.VR in _BULK and element.keyword not in _KEPT_BULK):
+            # previews, overlays, documents, curves
+            del parent[element.tag]
         elif element.keyword in _NAMES or (element.VR in _TEXT and element.keyword not in _KEPT):
             element.value = [] if element.VR == "SQ" else None
 
@@ -187,13 +210,25 @@ def strip_identity(dataset: Dataset, no_regions: str, pseudonyms: Pseudonyms | N
     dataset.PatientID = pseudonyms(patient, "P-") if patient else ""
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = "text emptied, private attributes removed, UIDs replaced"
-    blackened = 1 - inside_regions(dataset).mean() if boxes else None
-    where = "ultrasound regions" if boxes else "field of view"
+    dataset.DeidentificationMethodCodeSequence = [_code("113100", "Basic Application Confidentiality Profile")]
+    dataset.LongitudinalTemporalInformationModified = "REMOVED"
+    dataset.BurnedInAnnotation = None
+    if text != "keep":
+        clean = _code("113101", "Clean Pixel Data Option")
+        dataset.DeidentificationMethodCodeSequence.append(clean)
+        dataset.BurnedInAnnotation = "NO"
+    where = "ultrasound regions" if told else "field of view"
     report = (
         f"emptied {', '.join(named) or 'nothing'}; removed {private} private attributes; replaced unique identifiers; "
-        + (f"blackened {blackened:.0%} of the pixels, all outside the {where}" if boxes else f"kept the {where} alone")
-        + f"; text inside the {where} is kept"
-        + (", and the file declares burned-in annotation: look at the result" if burned_in else "")
+        + (f"blackened {1 - inside_regions(dataset).mean():.0%} of the pixels, all outside the {where}" if told else "")
+        + (f"kept the {where} alone" if not told and no_regions == "blacken" else "")
+        + ("; blackened all outside the fitted beam" if beam else "")
+        + {
+            "keep": f"; text inside the {where} is kept"
+            + (", and the file declares burned-in annotation: look at the result" if burned_in else ""),
+            "blacken": "; blackened text that optical character recognition found",
+            "refuse": "; optical character recognition found no text",
+        }[text]
     )
     (logger.warning if burned_in else logger.info)("%s: %s.", name, report)
     return report
@@ -209,21 +244,93 @@ def _random_pseudonyms() -> Pseudonyms:
 _SESSION_KEY = secrets.token_bytes(32)  # one a process, so that a series stays together
 
 
-def kept_pixels(dataset: Dataset, values: np.ndarray) -> np.ndarray:
-    """Mask of the pixels that stay, ``(H, W)``: the ultrasound regions, or the field of view of ``(frames, H, W, c)``.
+def _regions_tell(dataset: Dataset) -> bool:
+    """Whether ultrasound regions tell image from screen: they exist and leave something out."""
+    return float(inside_regions(dataset).mean()) < 0.98
 
-    The field of view is that of the brightest value of each pixel over the frames, see
-    :class:`~monai_usfm.transforms.FieldOfView`.
+
+def _code(value: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
+
+
+def kept_pixels(
+    dataset: Dataset,
+    values: np.ndarray,
+    no_regions: str = "refuse",
+    text: str = "keep",
+    beam: bool = False,
+) -> np.ndarray:
+    """Mask of the pixels that stay, ``(H, W)``: those that are image and name nobody.
+
+    These are the ultrasound regions, or, where these do not tell and ``no_regions="blacken"``, the field of view
+    of the brightest value of each pixel over the frames (:class:`~monai_usfm.transforms.FieldOfView`).
+
+    Args:
+        dataset: the file.
+        values: shown values of all frames, ``(frames, H, W, c)``.
+        no_regions: see :func:`strip_identity`.
+        text: ``"keep"``; ``"blacken"`` lines that optical character recognition finds in what stays, and refuse a file
+            in which it still reads something afterwards; or ``"refuse"`` a file with any.
+        beam: blacken all outside the beam that fits (:class:`~monai_usfm.transforms.FitBeam`).
 
     Raises:
-        UnreadableImageError: where no dark surroundings tell the field of view from the screen.
+        UnreadableImageError: where nothing tells which pixels are image, no beam fits, or text is left: for a person.
     """
-    if any(region.box is not None for region in ultrasound_regions(dataset)):
-        return inside_regions(dataset)
-    brightest = torch.from_numpy(values.max(axis=(0, 3)).astype(np.float32))[None]
-    mask = np.asarray(FieldOfView()(brightest)[0], dtype=bool)
-    if mask.all():
-        raise UnreadableImageError(
-            dataset_name(dataset), "no ultrasound region and no field of view tell which pixels are image; mask it."
-        )
-    return mask
+    name = dataset_name(dataset)
+    seen = values.max(axis=0)
+    gray = torch.from_numpy(seen.max(axis=-1).astype(np.float32))[None]
+    kept = np.ones(seen.shape[:2], dtype=bool)
+    if _regions_tell(dataset):
+        kept &= inside_regions(dataset)
+    elif no_regions == "blacken":
+        kept &= np.asarray(FieldOfView()(gray)[0], dtype=bool)
+        if kept.all():
+            raise UnreadableImageError(
+                name, "no ultrasound region and no field of view tell which pixels are image; mask it."
+            )
+    if beam:
+        fitted = FitBeam(fallback=None)(gray)
+        if fitted is None:
+            raise UnreadableImageError(name, "no beam fits, so what lies outside of it is not known; mask it.")
+        kept &= np.asarray(fitted.mask(kept.shape), dtype=bool).reshape(kept.shape)
+    for attempt in range(4 if text != "keep" else 0):  # letters cut by the mask are read once their neighbors are gone
+        found = find_text(seen * kept[..., None])
+        if not found:
+            break
+        if text == "refuse" or attempt == 3:
+            again = f" after {attempt} rounds of blackening" if attempt else ""
+            raise UnreadableImageError(
+                name, f"{len(found)} lines of text can be read in its pixels{again}; mask it by hand."
+            )
+        for box in found:
+            kept[box.top : box.bottom, box.left : box.right] = False
+    return kept
+
+
+def with_pixels(dataset: Dataset, values: np.ndarray) -> Dataset:
+    """A copy with other stored values, uncompressed: ``(frames, H, W, 1 or 3)``, color as RGB."""
+    made = Dataset()
+    for element in dataset:
+        if element.keyword not in _REPLACED and "PaletteColor" not in element.keyword:
+            made.add(element)
+    made.Rows, made.Columns, made.SamplesPerPixel = *values.shape[1:3], values.shape[3]
+    color = values.shape[3] == 3
+    gray = str(dataset.PhotometricInterpretation)
+    made.PhotometricInterpretation = "RGB" if color else gray if gray.startswith("MONOCHROME") else "MONOCHROME2"
+    if color:
+        made.PlanarConfiguration = 0
+    made.BitsAllocated = 8 * values.dtype.itemsize
+    made.BitsStored = min(int(dataset.BitsStored), made.BitsAllocated) if not color else made.BitsAllocated
+    made.HighBit, made.PixelRepresentation = made.BitsStored - 1, int(values.dtype.kind == "i")
+    data = np.ascontiguousarray(values).tobytes()
+    made.add_new("PixelData", "OB" if made.BitsAllocated == 8 else "OW", data + b"\0" * (len(data) % 2))
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    made.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    return made
+
+
+_REPLACED = frozenset("PixelData SamplesPerPixel PhotometricInterpretation PlanarConfiguration".split())  # noqa: SIM905

@@ -17,6 +17,7 @@ from monai.data.utils import is_supported_format
 from monai.utils import ensure_tuple
 from pydicom.dataset import Dataset
 
+from monai_usfm.data.burned_in import require_ocr
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.deidentify import Pseudonyms, check_identity, kept_pixels, strip_identity
 from monai_usfm.data.dicom_geometry import (
@@ -67,13 +68,15 @@ class UltrasoundDicomReader(ImageReader):
         deidentify: ``"check"`` refuses files that may name a person or say that annotation is burned in; ``"strip"``
             empties all text but technical attributes, removes private ones, replaces unique identifiers, and blackens
             the pixels outside the ultrasound regions, where scanners write names; it logs what it did and what stays.
-            ``None`` does neither. No option reads text: what is written inside an ultrasound region stays. ``"check"``
-            refuses every file that declares burned-in annotation, but scanners often do not; look at the images before
-            sharing them.
-        no_regions: with ``"strip"``, what becomes of a file without ultrasound regions: ``"refuse"`` it, or
-            ``"blacken"`` all but the field of view.
+            ``None`` does neither. ``"check"`` refuses every file that declares burned-in annotation, but scanners often
+            do not; look at the images before sharing them.
+        no_regions: with ``"strip"``, what becomes of a file whose ultrasound regions do not tell image from screen:
+            ``"refuse"`` it, or ``"blacken"`` all but the field of view.
         pseudonyms: with ``"strip"``, keyed names of patients and unique identifiers; without, they are random in each
             process.
+        text: with ``"strip"``, what becomes of text in the pixels that stay: ``"keep"``, ``"blacken"`` or ``"refuse"``,
+            see :func:`~monai_usfm.data.deidentify.kept_pixels`; needs RapidOCR (``monai_usfm[ocr]``).
+        beam: with ``"strip"``, blacken all outside the fitted beam as well.
 
     Raises:
         ValueError: on an unknown option.
@@ -87,6 +90,8 @@ class UltrasoundDicomReader(ImageReader):
         deidentify: str | None = None,
         no_regions: str = "refuse",
         pseudonyms: Pseudonyms | None = None,
+        text: str = "keep",
+        beam: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(region, str) and region not in ("largest_tissue", *KINDS):
@@ -95,6 +100,12 @@ class UltrasoundDicomReader(ImageReader):
             raise ValueError(f'deidentify must be "check", "strip" or None, got {deidentify!r}.')
         if no_regions not in ("refuse", "blacken"):
             raise ValueError(f'no_regions must be "refuse" or "blacken", got {no_regions!r}.')
+        if text not in ("keep", "blacken", "refuse"):
+            raise ValueError(f'text must be "keep", "blacken" or "refuse", got {text!r}.')
+        if text != "keep":
+            require_ocr()
+        self.text = text
+        self.beam = beam
         self.region = region
         self.crop = crop
         self.deidentify = deidentify
@@ -131,7 +142,7 @@ class UltrasoundDicomReader(ImageReader):
         if self.deidentify == "check":
             check_identity(dataset)
         elif self.deidentify == "strip":
-            dataset.identity_report = strip_identity(dataset, self.no_regions, self.pseudonyms)
+            dataset.identity_report = strip_identity(dataset, self.no_regions, self.pseudonyms, self.text, self.beam)
         return dataset
 
     def get_data(self, img: Dataset | Sequence[Dataset]) -> tuple[np.ndarray, dict]:
@@ -181,12 +192,24 @@ class UltrasoundDicomReader(ImageReader):
         if not stored:
             values, white = display_values(dataset, values)
         if self.deidentify == "strip":
-            values = values * kept_pixels(dataset, values)[None, :, :, None].astype(values.dtype)
+            kept = self.kept(dataset, values if len(values) == count and not stored else None)
+            bits = int(dataset.BitsStored) - int(dataset.get("PixelRepresentation") or 0)
+            black = 2**bits - 1 if stored and _inverse(dataset) else 0
+            values = np.where(kept[None, :, :, None], values, np.asarray(black, values.dtype))
         region = self._region(dataset)
         if self.crop and region is not None and region.box is not None:
             top, bottom, left, right = region.box
             values = values[:, top:bottom, left:right]
         return values, white
+
+    def kept(self, dataset: Dataset, values: np.ndarray | None = None) -> np.ndarray:
+        """Mask of the pixels that de-identification keeps, ``(H, W)``, from the shown values of all frames."""
+        if not hasattr(dataset, "_kept"):
+            if values is None:
+                values = display_values(dataset, stored_values(dataset))[0]
+            mask = kept_pixels(dataset, values, self.no_regions, self.text, self.beam)
+            object.__setattr__(dataset, "_kept", mask)
+        return dataset._kept
 
     def affine(self, dataset: Dataset) -> tuple[np.ndarray, bool]:
         """4x4 matrix from the voxel ``(x, y, frame)`` to mm, and whether the spacing is known for all of the image."""
@@ -279,6 +302,11 @@ class UltrasoundDicomReader(ImageReader):
         flat = [r for r in regions if _is_flat(r)]
         tissue = [r for r in flat if r.data_type == _TISSUE]
         return max(tissue or flat, key=lambda r: r.area, default=None)
+
+
+def _inverse(dataset: Dataset) -> bool:
+    """Whether the largest stored value is black."""
+    return str(dataset.PhotometricInterpretation) == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
 
 
 def _is_flat(region: UltrasoundRegion) -> bool:

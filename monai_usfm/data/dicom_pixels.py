@@ -14,10 +14,10 @@ from pydicom.dataset import Dataset
 
 from monai_usfm.data.dicom_geometry import functional_group
 
-__all__ = ["count_frames", "display_values", "has_color", "stored_values"]
+__all__ = ["PYDICOM3", "count_frames", "display_values", "has_color", "stored_values"]
 
-_PYDICOM3 = int(pydicom.__version__.split(".")[0]) >= 3
-_module = "pydicom.pixels" if _PYDICOM3 else "pydicom.pixel_data_handlers.util"
+PYDICOM3 = int(pydicom.__version__.split(".")[0]) >= 3
+_module = "pydicom.pixels" if PYDICOM3 else "pydicom.pixel_data_handlers.util"
 apply_color_lut, _ = optional_import(_module, name="apply_color_lut")
 apply_modality_lut, _ = optional_import(_module, name="apply_modality_lut")
 apply_voi_lut, _ = optional_import(_module, name="apply_voi_lut")
@@ -68,7 +68,7 @@ def stored_values(dataset: Dataset, index: int | None = None) -> np.ndarray:
         index: the only frame to decode.
     """
     _correct_photometric_interpretation(dataset)
-    if _PYDICOM3:
+    if PYDICOM3:
         values = pixel_array(dataset, index=index) if index is not None else pixel_array(dataset)
         values = values[None] if index is not None or count_frames(dataset) == 1 else values
     else:
@@ -144,7 +144,7 @@ def _lut_attributes(dataset: Dataset) -> Dataset:
     """The attributes of rescale and window, which enhanced images keep in their functional groups."""
     lut = Dataset()
     lut.file_meta = dataset.file_meta
-    if not _PYDICOM3:
+    if not PYDICOM3:
         lut.is_little_endian = dataset.is_little_endian
     groups = [
         functional_group(dataset, 0, name) for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence")
@@ -220,7 +220,7 @@ def _start_of_frame(stream: bytes) -> tuple[list[int], list[int], bool] | None:
 
 def _gray_as_ybr(dataset: Dataset) -> bool:
     """Whether the first frame, taken for RGB, is more colorful than taken for YCbCr."""
-    if _PYDICOM3:
+    if PYDICOM3:
         frame = pixel_array(dataset, index=0, raw=True)
     else:
         frame = dataset.pixel_array

@@ -142,9 +142,9 @@ def list_images(
 ) -> list[dict[str, Any]]:
     """Items to run inference on: a split of a datalist, or every image file below a folder.
 
-    Of a datalist each image once, with what is needed to read it (``spacing``, ``full_scale``) and its patient where all
-    have one: what else its items have need not collate. Below a folder what is no image, and what is left out (:func:`~monai_usfm.data.folders.find_files`: results of our tools,
-    hidden files and such), is named in a warning.
+    Of a datalist each image once, with what is needed to read it (``spacing``, ``full_scale``) and its patient where
+    all have one: what else its items have need not collate. Below a folder what is no image, and what is left out
+    (:func:`~monai_usfm.data.folders.find_files`: results of our tools, hidden files and such), is named in a warning.
 
     Raises:
         FileNotFoundError: when the folder does not exist or holds no image.

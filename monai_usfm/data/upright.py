@@ -130,7 +130,9 @@ class UprightGray(InvertibleTransform):
         """As :meth:`__call__`, from an array, the metadata of its reader, and a frame chosen by ``pick``."""
         name = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the image"))
         if full_scale is not None and not _positive(full_scale):
-            raise UnreadableImageError(name, f"full_scale must be a positive number, got {full_scale!r}; correct the item.")
+            raise UnreadableImageError(
+                name, f"full_scale must be a positive number, got {full_scale!r}; correct the item."
+            )
         values = _frames_from_channels(name, values, meta)
         shape = values.shape[1:]
         kept = _kept_axes(name, shape)
@@ -381,7 +383,8 @@ UprightGrayD = UprightGrayDict = UprightGrayd
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 < value < float("inf")
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return bool(number and 0 < value < float("inf"))
 
 
 def gray_from_rgb(values: np.ndarray) -> np.ndarray:

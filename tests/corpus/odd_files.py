@@ -123,7 +123,13 @@ def pages(name: str, kind: str, number: int = 3, **save: Any) -> Make:
 
 
 def turned(name: str, turn: int, **save: Any) -> Make:
-    back = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 6: lambda a: np.rot90(a), 8: lambda a: np.rot90(a, 3)}
+    back = {
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        6: lambda a: np.rot90(a),
+        8: lambda a: np.rot90(a, 3),
+    }
     exif = Image.Exif()
     exif[0x0112] = turn
 
@@ -353,7 +359,10 @@ def videos() -> list[Case]:
         "MP4 of text": written("case.mp4", b"no video\n" * 30),
         "MP4 of sound alone": sound,
     }
-    return [*[Case(kind, n, m, "defined") for n, m in good.items()], *[Case(kind, n, m, "error") for n, m in bad.items()]]
+    return [
+        *[Case(kind, n, m, "defined") for n, m in good.items()],
+        *[Case(kind, n, m, "error") for n, m in bad.items()],
+    ]
 
 
 # NIfTI
@@ -592,7 +601,9 @@ def dicom(pixels: np.ndarray = GRAY, name: str = "case.dcm", without: str = "", 
     return make
 
 
-def compressed(syntax: Any, pixels: np.ndarray, frames: list[bytes] | None, without: str = "", **attributes: Any) -> Make:
+def compressed(
+    syntax: Any, pixels: np.ndarray, frames: list[bytes] | None, without: str = "", **attributes: Any
+) -> Make:
     def make(folder: Path) -> dict[str, Any]:
         ds = dataset(pixels, **attributes)
         if syntax == DeflatedExplicitVRLittleEndian:

@@ -242,7 +242,9 @@ def weights(kind: str = "weights") -> list[Setting]:
     }
 
     def word(name: str) -> str:
-        return "model.pt" if name == "of another task" else "case"
+        """A prefix of all names is taken off, the network of tensors without a card is read from them."""
+        read = ("other names", "no card", "card that is a list")
+        return "" if name in read else "classification.pt" if name == "of another task" else "case"
 
     settings = []
     for name, make in makers.items():
@@ -435,7 +437,7 @@ def folders(kind: str = "folders for inference") -> list[Setting]:
 
     def listed(count: int) -> Callable[[World, Path], None]:
         def check(world: World, output: Path) -> None:
-            number(8)(world, output)
+            number(9)(world, output)
             rows = (output / "failed.csv").read_text().splitlines()[1:]
             assert len(rows) == count, rows
 
@@ -454,25 +456,25 @@ def folders(kind: str = "folders for inference") -> list[Setting]:
         return Setting(kind, name, prepare, expect, ("segmentation",), ("predict",), check)
 
     return [
-        of("plain", _as_folder, number(8)),
-        of("below two folders", with_files("a/b/x.png", "a/c/x.png"), number(10)),
-        of("hidden file", with_files(".x.png"), number(8)),
-        of("hidden folder", with_files(".cache/x.png"), number(8)),
-        of("@eaDir", with_files("@eaDir/x.png", "a/@eaDir/x.png"), number(8)),
-        of(".ipynb_checkpoints", with_files(".ipynb_checkpoints/image-checkpoint.png"), number(8)),
-        of("__MACOSX", with_files("__MACOSX/._image.png"), number(8)),
-        of(".Trash-1000", with_files(".Trash-1000/files/x.png"), number(8)),
-        of("thumbnails", with_files(".thumbnails/x.png"), number(8)),
-        of("Thumbs.db and .DS_Store", bad("Thumbs.db", ".DS_Store"), number(8)),
-        of("a loop of links", loop, number(8)),
-        of("a linked folder", link, number(9)),
-        of("a folder of results", results, number(8)),
+        of("plain", _as_folder, number(9)),
+        of("below two folders", with_files("a/b/x.png", "a/c/x.png"), number(11)),
+        of("hidden file", with_files(".x.png"), number(9)),
+        of("hidden folder", with_files(".cache/x.png"), number(9)),
+        of("@eaDir", with_files("@eaDir/x.png", "a/@eaDir/x.png"), number(9)),
+        of(".ipynb_checkpoints", with_files(".ipynb_checkpoints/image-checkpoint.png"), number(9)),
+        of("__MACOSX", with_files("__MACOSX/._image.png"), number(9)),
+        of(".Trash-1000", with_files(".Trash-1000/files/x.png"), number(9)),
+        of("thumbnails", with_files(".thumbnails/x.png"), number(9)),
+        of("Thumbs.db and .DS_Store", bad("Thumbs.db", ".DS_Store"), number(9)),
+        of("a loop of links", loop, number(9)),
+        of("a linked folder", link, number(10)),
+        of("a folder of results", results, number(9)),
         of("output below the images", inside, None),
         of("a damaged file", bad("damaged.png"), listed(1)),
         of("three damaged files", bad("a.png", "b.nii.gz", "c.dcm"), listed(3)),
-        of("text beside images", bad("readme.txt", "table.csv"), number(8)),
-        of("a report and a DICOMDIR", report, number(8)),
-        of("two forms of one name", with_files(*[unicodedata.normalize(f, "\u00e9.png") for f in ("NFC", "NFD")]), number(10)),
+        of("text beside images", bad("readme.txt", "table.csv"), number(9)),
+        of("a report and a DICOMDIR", report, number(9)),
+        of("two forms of one name", with_files(*[unicodedata.normalize(f, "\u00e9.png") for f in ("NFC", "NFD")]), number(11)),
         of("no image", lambda world: {**_as_folder(world), "dataset_dir": str(_made(world.folder / "none"))}, None, "none"),
         of("output is the folder itself", lambda world: {**_as_folder(world), "output_dir": str(world.data)}, None, "output_dir"),
     ]  # fmt: skip

@@ -10,17 +10,19 @@ import json
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence
 
 from monai_usfm.data import Pseudonyms, UltrasoundDicomReader, UnreadableImageError, convert_dicom_folder
+from monai_usfm.data.burned_in import find_text
 from tests.data.test_dicom import region, saved, ultrasound
 
 
 def test_names_of_files_and_folders_are_pseudonyms_of_a_key(tmp_path):
     folder = tmp_path / "scans" / "DOE_JANE"
     folder.mkdir(parents=True)
-    regions = Sequence([region((0, 0, 19, 11))])
+    regions = Sequence([region((0, 2, 19, 11))])
     pixels = np.full((12, 20), 90, np.uint8)
     for name in ("DOE_JANE_SECRET-4711.dcm", "two.dcm"):
         saved(folder, ultrasound(pixels, PatientID="4711", SequenceOfUltrasoundRegions=regions), name)
@@ -33,7 +35,7 @@ def test_names_of_files_and_folders_are_pseudonyms_of_a_key(tmp_path):
         text = " ".join(str(p) for p in output.rglob("*")) + " ".join(p.read_text() for p in output.rglob("*.json"))
         assert len(found) == 2 and "DOE" not in text and "4711" not in text and "SECRET" not in text
         notes = [json.loads(p.read_text()) for p in output.rglob("*.json")]
-        assert len({note["patient"] for note in notes}) == 1 and "blackened 0%" in notes[0]["deidentified"]
+        assert len({note["patient"] for note in notes}) == 1 and "blackened 17%" in notes[0]["deidentified"]
         outputs.append(found)
     assert outputs[0] == outputs[1] != outputs[2]
     assert (tmp_path / "key.txt").stat().st_mode & 0o077 == 0
@@ -58,7 +60,7 @@ def test_a_file_without_regions_is_refused_or_its_surroundings_blackened(tmp_pat
     pixels[24:90, 30:110] = np.random.default_rng(0).integers(60, 200, (66, 80))
     pixels[4:10, 4:40:2] = 255  # a name
     path = saved(tmp_path, ultrasound(pixels, PatientName="Doe^Jane"))
-    with pytest.raises(UnreadableImageError, match="has no ultrasound region tells where the image is"):
+    with pytest.raises(UnreadableImageError, match="no ultrasound region tells what is image"):
         UltrasoundDicomReader(deidentify="strip").read(path)
     reader = UltrasoundDicomReader(deidentify="strip", no_regions="blacken")
     shown = reader.frames(reader.read(path))[0][0, ..., 0]
@@ -67,6 +69,7 @@ def test_a_file_without_regions_is_refused_or_its_surroundings_blackened(tmp_pat
 
 def test_no_readable_text_is_left_in_any_example_of_pydicom():
     kept = {"DeidentificationMethod", "Manufacturer", "PatientID"}  # a pseudonym
+    kept |= {"CodeValue", "CodingSchemeDesignator", "CodeMeaning"}  # of the method
     for name in ("examples_jpeg2k.dcm", "examples_ybr_color.dcm", "examples_palette.dcm", "examples_rgb_color.dcm"):
         reader = UltrasoundDicomReader(deidentify="strip", no_regions="blacken")
         dataset = reader.read(get_testdata_file(name))
@@ -76,7 +79,7 @@ def test_no_readable_text_is_left_in_any_example_of_pydicom():
 
 
 def test_free_text_of_any_attribute_is_emptied_and_refused(tmp_path):
-    pixels, regions = np.zeros((12, 20), np.uint8), Sequence([region((0, 0, 19, 11))])
+    pixels, regions = np.zeros((12, 20), np.uint8), Sequence([region((0, 2, 19, 11))])
     inner = pydicom.Dataset()
     inner.CommentsOnThePerformedProcedureStep = "seen by Dr Roe"
     texts = {"ProtocolName": "Doe", "StudyComments": "Jane", "PerformedProcedureStepDescription": "Doe"}
@@ -86,3 +89,78 @@ def test_free_text_of_any_attribute_is_emptied_and_refused(tmp_path):
         UltrasoundDicomReader(deidentify="check").read(path)
     text = str(UltrasoundDicomReader(deidentify="strip").read(path))
     assert "Doe" not in text and "Jane" not in text and "Roe" not in text
+
+
+def test_a_region_that_covers_all_of_the_image_tells_nothing(tmp_path):
+    regions = Sequence([region((0, 0, 19, 11))])
+    path = saved(tmp_path, ultrasound(np.zeros((12, 20), np.uint8), SequenceOfUltrasoundRegions=regions))
+    with pytest.raises(UnreadableImageError, match="its ultrasound regions cover all of it"):
+        UltrasoundDicomReader(deidentify="strip").read(path)
+
+
+def sector(text: str = "") -> np.ndarray:
+    """``(240, 320)``: a sector of speckle below a text."""
+    rows, columns = np.mgrid[:240, :320]
+    radius, angle = np.hypot(rows - 10, columns - 160), np.arctan2(columns - 160, rows - 10)
+    inside = (radius > 60) & (radius < 220) & (np.abs(angle) < 0.6)
+    img = Image.fromarray(np.where(inside, np.random.default_rng(0).integers(40, 160, (240, 320)), 0).astype(np.uint8))
+    ImageDraw.Draw(img).text((120, 150), text, fill=255, font=ImageFont.load_default(20))
+    ImageDraw.Draw(img).text((10, 10), text, fill=255, font=ImageFont.load_default(20))
+    return np.asarray(img)
+
+
+def test_text_in_the_image_is_found_and_blackened_or_the_file_refused(tmp_path):
+    pytest.importorskip("rapidocr_onnxruntime")
+    path = saved(tmp_path, ultrasound(sector("DOE JANE")))
+    with pytest.raises(UnreadableImageError, match="lines of text can be read in its pixels"):
+        reader = UltrasoundDicomReader(deidentify="strip", text="refuse")
+        reader.frames(reader.read(path))
+    reader = UltrasoundDicomReader(deidentify="strip", text="blacken")
+    dataset = reader.read(path)
+    shown = reader.frames(dataset)[0][0, ..., 0]
+    assert not find_text(shown[..., None]) and (shown == sector("DOE JANE")).mean() > 0.85
+    assert dataset.BurnedInAnnotation == "NO" and "recognition found" in dataset.identity_report
+
+
+def test_all_outside_the_fitted_beam_is_blackened(tmp_path):
+    path = saved(tmp_path, ultrasound(sector("DOE JANE")))
+    reader = UltrasoundDicomReader(deidentify="strip", beam=True)
+    shown = reader.frames(reader.read(path))[0][0, ..., 0]
+    assert not shown[:40, :110].any() and (shown[80:220, 120:200] > 0).mean() > 0.95
+    flat = saved(tmp_path, ultrasound(np.full((64, 64), 99, np.uint8)), "flat.dcm")
+    with pytest.raises(UnreadableImageError, match="no beam fits"):
+        reader.frames(reader.read(flat))
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "RGB"])
+def test_dicom_comes_out_without_names_overlays_and_previews(tmp_path, photometric):
+    gray = np.full((3, 12, 20), 90, np.uint8)
+    pixels = np.repeat(gray[..., None], 3, -1) if photometric == "RGB" else gray
+    regions = Sequence([region((0, 2, 19, 11))])
+    icon = ultrasound(np.full((4, 4), 9, np.uint8))
+    named = {"PatientName": "Doe^Jane", "PatientID": "4711", "PhotometricInterpretation": photometric}
+    ds = ultrasound(pixels, SequenceOfUltrasoundRegions=regions, IconImageSequence=Sequence([icon]), **named)
+    ds.add_new(0x60003000, "OW", b"DOE^JANE")
+    ds.DeviceUID = "1.2.3.4"
+    (tmp_path / "in").mkdir()
+    saved(tmp_path / "in", ds)
+    options = {"format": "dcm", "key": tmp_path / "key", "deidentify": "strip", "review": tmp_path / "review"}
+    assert convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options) == []
+    (file,) = (tmp_path / "out").rglob("*.dcm")
+    found = pydicom.dcmread(file)
+    content = file.read_bytes()
+    assert b"DOE" not in content.upper() and b"4711" not in content and b"1.2.3.4" not in content
+    assert "IconImageSequence" not in found or "PixelData" not in found.IconImageSequence[0]
+    assert found.SOPInstanceUID == found.file_meta.MediaStorageSOPInstanceUID != ds.SOPInstanceUID
+    assert [item.CodeValue for item in found.DeidentificationMethodCodeSequence] == ["113100"]
+    black = 255 if photometric == "MONOCHROME1" else 0
+    assert (found.pixel_array[:, :2] == black).all() and (found.pixel_array[:, 2:] == 90).all()
+    assert len(list((tmp_path / "review").rglob("*.jpg"))) == 1
+
+
+def test_what_is_refused_is_listed_for_a_person(tmp_path):
+    (tmp_path / "in").mkdir()
+    saved(tmp_path / "in", ultrasound(np.full((12, 20), 90, np.uint8)))
+    options = {"key": tmp_path / "key", "deidentify": "strip", "review": tmp_path / "review"}
+    failed = convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options)
+    assert len(failed) == 1 and "made.dcm" in (tmp_path / "review" / "refused.csv").read_text()

@@ -337,7 +337,7 @@ def test_strip_refuses_burnt_in_text_that_it_cannot_place(tmp_path, scan):
 
 
 def test_strip_warns_that_text_inside_a_region_stays(tmp_path, scan, caplog):
-    regions = Sequence([region((0, 0, 19, 11))])
+    regions = Sequence([region((0, 2, 19, 11))])
     path = saved(tmp_path, ultrasound(scan, BurnedInAnnotation="YES", SequenceOfUltrasoundRegions=regions))
     UltrasoundDicomReader(deidentify="strip").read(path)
     assert (

@@ -323,9 +323,9 @@ def test_the_scale_of_a_data_set_is_on_every_item_and_on_the_card(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "c.png").rename(tmp_path / "new" / "c.png")  # alone it would be taken for 8 bits
     (item,) = inference_items(str(tmp_path / "new"), full_scale=full_scale_of(card))
-    assert UprightGrayd("image")({**item, "image": LoadImage(UltrasoundReader, ensure_channel_first=True)(item["image"])})[
-        "image"
-    ].max().item() == pytest.approx(200 / 4095)
+    assert UprightGrayd("image")(
+        {**item, "image": LoadImage(UltrasoundReader, ensure_channel_first=True)(item["image"])}
+    )["image"].max().item() == pytest.approx(200 / 4095)
     (alone,) = inference_items(str(tmp_path / "new"))
     assert alone["full_scale"] == 255
 

@@ -178,7 +178,7 @@ class UltrasoundViT(nn.Module):
         """
         for index in indices:
             if index < 0 or index >= self.num_layers:
-                raise ValueError(f"block index {index} is outside 0..{self.num_layers - 1}.")
+                raise ValueError(f"block index {index} (feature_blocks, indices) is outside 0..{self.num_layers - 1}.")
         grid = self.token_grid(x)
         tokens, bias = self._place(self.patch_embed(x), grid, None)
         maps: dict[int, torch.Tensor] = {}

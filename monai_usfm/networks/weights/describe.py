@@ -13,13 +13,14 @@ import torch
 
 from monai_usfm.networks.blocks.position import sincos_position_table
 from monai_usfm.networks.weights.layouts import OWN, POSITIONS, REGISTERS, TABLE, Source, parse
-from monai_usfm.networks.weights.read import read_checkpoint
+from monai_usfm.networks.weights.read import names_file, read_checkpoint
 
 __all__ = ["decoder_arguments", "encoder_arguments", "is_sincos", "source_layout", "token_grid"]
 
 Checkpoint = str | os.PathLike | Mapping[str, Any]
 
 
+@names_file("source")
 def encoder_arguments(source: Checkpoint, *, source_grid: Sequence[int] | None = None) -> dict[str, Any]:
     """Arguments of :class:`UltrasoundViT` for an encoder into which a source loads without any adaptation.
 
@@ -64,6 +65,7 @@ def encoder_arguments(source: Checkpoint, *, source_grid: Sequence[int] | None =
     return arguments
 
 
+@names_file("source")
 def decoder_arguments(source: Checkpoint) -> dict[str, Any] | None:
     """Arguments of :class:`MaskedAutoencoder` for the decoder in a source, or None where there is none.
 
@@ -80,6 +82,7 @@ def decoder_arguments(source: Checkpoint) -> dict[str, Any] | None:
     }
 
 
+@names_file("source")
 def source_layout(source: Checkpoint) -> str:
     """Name of the layout of a source, as :func:`load_pretrained` reports it."""
     return parse(read_checkpoint(source)).layout.name

@@ -24,7 +24,7 @@ from monai_usfm.networks.weights.layouts import (
     Source,
     parse,
 )
-from monai_usfm.networks.weights.read import read_checkpoint
+from monai_usfm.networks.weights.read import names_file, read_checkpoint
 from monai_usfm.networks.weights.report import LoadReport, summarize
 
 __all__ = ["load_pretrained"]
@@ -342,6 +342,7 @@ def _note_positions(source: Source, encoder: UltrasoundViT, report: LoadReport) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@names_file("source")
 def load_pretrained(
     net: nn.Module,
     source: Checkpoint,

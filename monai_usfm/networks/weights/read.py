@@ -5,19 +5,45 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from monai.utils import optional_import
 
-__all__ = ["read_checkpoint"]
+__all__ = ["names_file", "read_checkpoint"]
 
 safetensors_torch, has_safetensors = optional_import("safetensors.torch")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def names_file(argument: str) -> Callable[[F], F]:
+    """Decorator: every ValueError of the function names the file that it was given as ``argument``."""
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except ValueError as error:
+                source = signature.bind(*args, **kwargs).arguments[argument]
+                if not isinstance(source, str | os.PathLike) or os.path.basename(source) in str(error):
+                    raise
+                raise ValueError(f"{source}: {error}") from error
+
+        return cast(F, call)
+
+    return decorate
 
 
 def read_checkpoint(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
