@@ -80,10 +80,11 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
         def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
             if issubclass(base, PILWriter) and channel_dim == 0 and data_array.ndim > 3:
                 data_array = _as_image(data_array, output_ext)
-            # MONAI's squeezing takes axes of the image along, and fails on an image of one pixel
-            super().set_data_array(data_array, channel_dim=channel_dim, **{**kwargs, "squeeze_end_dims": False})
+            # of an image of one pixel, and of an image file of one row, MONAI's squeezing takes the axes along
+            squeeze = not issubclass(base, PILWriter) and max(data_array.shape) > 1
+            super().set_data_array(data_array, channel_dim=channel_dim, **{**kwargs, "squeeze_end_dims": squeeze})
             values: Any = self.data_obj  # type: ignore[has-type]
-            if channel_dim is not None and values.shape[-1] == 1:
+            if not squeeze and channel_dim is not None and values.shape[-1] == 1:
                 self.data_obj = values[..., 0]
 
         def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:

@@ -36,7 +36,7 @@ def decode_image(path: str, pick: FramePicker | None, gray: bool, label: bool) -
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
         # from a stream: of a named TIFF turned by a quarter Pillow would map the pixels with height and width swapped
         with open(path, "rb") as stream, Image.open(stream) as img:
-            pages_of_file = _whole_pages(img)
+            pages_of_file = _whole_pages(path, img)
             count = len(pages_of_file)
             check_size(path, *img.size, count)
             # 8-bit pages need no common scale, so one page can be read alone
@@ -55,8 +55,6 @@ def decode_image(path: str, pick: FramePicker | None, gray: bool, label: bool) -
                     img.seek(pages_of_file[index])
                     check_size(path, *img.size)
                 pages.append(_label_values(path, img) if label else _image_values(img, gray))
-    if len({page.shape for page in pages}) > 1:
-        raise UnreadableImageError(path, "its pages differ in size; split them into files.")
     values = np.stack(pages, axis=2) if len(pages) > 1 else pages[0][:, :, None]
     if values.ndim == 3:
         values = values[..., None]
@@ -78,16 +76,19 @@ def decode_image(path: str, pick: FramePicker | None, gray: bool, label: bool) -
     )
 
 
-def _whole_pages(img: Any) -> list[int]:
+def _whole_pages(path: str, img: Any) -> list[int]:
     """Numbers of the pages that are frames: without the reduced copies and masks that TIFF may hold as pages."""
     count = getattr(img, "n_frames", 1) if img.format in _PAGED else 1
     if count == 1 or img.format != "TIFF":
         return list(range(count))
-    whole = []
+    whole, sizes = [], set()
     for index in range(count):
         img.seek(index)
         if not int(img.tag_v2.get(254, 0)) & 0b101:  # NewSubfileType: bit 0 a reduced copy, bit 2 a mask
             whole.append(index)
+            sizes.add(img.size)
+    if len(sizes) > 1:
+        raise UnreadableImageError(path, "its pages differ in size; split them into files.")
     img.seek(0)
     return whole or [0]
 
