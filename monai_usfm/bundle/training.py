@@ -111,7 +111,7 @@ def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> An
         options: of the encoder that is asked for; None stands for "as in the start".
     """
     if pretrained != "shipped":
-        return pretrained
+        return None if pretrained == "null" else pretrained  # MONAI's command line hands the word on
     path = Path(bundle_root, "models", "foundation.pt")
     beside = Path(bundle_root).resolve().parent / "usfm_segmentation" / "models" / "foundation.pt"
     path = beside if beside.is_file() and not path.is_file() else path

@@ -105,6 +105,7 @@ def test_the_shipped_start_is_taken_unless_an_option_asks_for_another_encoder(tm
     assert start_weights("shipped", str(tmp_path), pos_embed="relative") is None
     assert "pos_embed: not that of the shipped start" in caplog.text
     assert start_weights(None, str(tmp_path)) is None
+    assert start_weights("null", str(tmp_path)) is None  # as MONAI's command line has it
     assert start_weights("other.pt", str(tmp_path)) == "other.pt"
 
 
