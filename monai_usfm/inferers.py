@@ -9,12 +9,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from monai.inferers import Inferer, SimpleInferer
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from torch.overrides import TorchFunctionMode
 
 from monai_usfm.networks.uncertainty import monte_carlo, to_logits
 
-__all__ = ["AutocastInferer", "DropoutInferer", "autocast", "autocast_dtype"]
+__all__ = ["AutocastInferer", "DropoutInferer", "WindowInferer", "autocast", "autocast_dtype"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -125,6 +125,32 @@ class DropoutInferer(Inferer):
 
         probabilities, _ = monte_carlo(one_pass, inputs, self.samples, self.seed, module=network)
         return to_logits(probabilities)
+
+
+class WindowInferer(SlidingWindowInferer):
+    """MONAI's sliding windows, of which those that are 0 all over go through the network once.
+
+    Outside the field of view an image is black, and a network gives the same to every black window. The result is that
+    of MONAI's inferer, also there.
+    """
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        black: list[torch.Tensor] = []
+
+        def predict(windows: torch.Tensor, *more: Any, **options: Any) -> Any:
+            shown = windows.flatten(1).any(1)
+            if more or options or bool(shown.all()):
+                return network(windows, *more, **options)
+            if not black:
+                black.append(network(torch.zeros_like(windows[:1])))
+            if not isinstance(black[0], torch.Tensor):
+                return network(windows)
+            out = black[0].expand(len(windows), *black[0].shape[1:]).clone()
+            if shown.any():
+                out[shown] = network(windows[shown])
+            return out
+
+        return super().__call__(inputs, predict, *args, **kwargs)
 
 
 def _to_float32(output: Any) -> Any:

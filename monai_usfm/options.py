@@ -75,6 +75,9 @@ def flag(value: Any) -> bool:
 
 def take_old_names(config: MutableMapping[str, Any]) -> bool:
     """Move values that are given under a name of 0.7.0 to the present one, with a warning; whether there were any."""
+    if "cache_rate" in config and "cache_dir" in config:
+        warnings.warn("--cache_rate does nothing now and goes with 0.8: see --cache_dir.", FutureWarning, stacklevel=2)
+        del config["cache_rate"]
     given = [old for old, new in RENAMED.items() if old in config and new in config]
     for old in given:
         warnings.warn(f"--{old} is now --{RENAMED[old]}, and goes with version 0.8.", FutureWarning, stacklevel=2)
@@ -272,7 +275,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(("weight_decay", "warmup_epochs", "organ_temperature", "mixup_alpha"), (_number(0), "0 or more")),
     **dict.fromkeys(("layer_decay", "label_fraction"), (_number(0, 1, open_low=True), "in (0, 1]")),
-    **dict.fromkeys(("holdout", "dropout", "label_smoothing", "cache_rate"), (_number(0, 1), "in [0, 1]")),
+    **dict.fromkeys(("holdout", "dropout", "label_smoothing"), (_number(0, 1), "in [0, 1]")),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),
     "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
     "device": (_device, "a device of this machine, such as cpu or cuda:0"),
@@ -282,6 +285,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (
             "resume",
             "resume_anyway",
+            "compile",
+            "deterministic",
             "freeze_encoder",
             "class_balance",
             "fold_normalization",

@@ -11,7 +11,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from monai_usfm.inferers import AutocastInferer, DropoutInferer
+from monai_usfm.inferers import AutocastInferer, DropoutInferer, WindowInferer
 
 
 def coin(width: float) -> nn.Module:
@@ -85,3 +85,20 @@ def test_unknown_precision_is_refused():
         AutocastInferer("half", "cpu")
     with pytest.raises(ValueError, match=r'"fp16" needs a GPU'):
         AutocastInferer("fp16", "cpu")
+
+
+def test_black_windows_go_through_the_network_once_and_the_result_is_that_of_all_windows():
+    seen = []
+
+    def network(windows):
+        seen.append(len(windows))
+        return torch.cat([windows + 1, windows.mean((2, 3), keepdim=True).expand_as(windows)], 1)
+
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 20:30, 30:50] = torch.rand(10, 20)
+    options = {"roi_size": (16, 16), "sw_batch_size": 4, "overlap": 0.5, "mode": "gaussian"}
+    wanted = SlidingWindowInferer(**options)(image, network)
+    every = sum(seen)
+    seen.clear()
+    torch.testing.assert_close(WindowInferer(**options)(image, network), wanted)
+    assert sum(seen) < every / 2

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.transforms import Activationsd, Compose, GaussianSmoothd, Invertd, Lambdad
+from torch.utils.data import get_worker_info
 
 import monai_usfm
 from monai_usfm.bundle.errors import root_cause, under_command_line
@@ -35,6 +37,7 @@ __all__ = [
     "InferenceDataset",
     "InferenceEvaluator",
     "card_of",
+    "class_indices",
     "class_inferer",
     "collate_readable",
     "default_checkpoint",
@@ -159,6 +162,19 @@ def probabilities(
     return Compose(steps)
 
 
+def class_indices(probabilities: torch.Tensor) -> torch.Tensor:
+    """The most probable class ``(K, *S) -> (1, *S)``, the first of equal ones.
+
+    As ``argmax``, which takes ten times as long on a CPU where the classes are the first axis.
+    """
+    best, index = probabilities[:1], torch.zeros_like(probabilities[:1], dtype=torch.uint8)
+    for number in range(1, len(probabilities)):
+        value = probabilities[number : number + 1]
+        index = torch.where(value > best, torch.full_like(index, number), index)
+        best = torch.maximum(best, value)
+    return index
+
+
 def entropy_map(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy over the classes ``(K, *S)`` as gray levels ``(1, *S)``: 255 is the maximum, all classes alike."""
     return (255 * predictive_entropy(probabilities[None])[0]).round()
@@ -194,13 +210,16 @@ def inference_items(
 
 
 class InferenceDataset(Dataset):
-    """A dataset that hands a file which cannot be read on as its error, if told to, instead of raising it.
+    """A dataset that reads ahead in a thread, and hands a file which cannot be read on as its error, if told to.
+
+    It is read in the order of the list. The workers of a loader read for themselves.
 
     Args:
         data: items.
         transform: reads them.
         skip_unreadable: see above; None for the files of a folder, but not of a ``datalist``, which was written.
         datalist: the list that the items are from, if any.
+        ahead: items that are read beside the network; 0 for none.
     """
 
     def __init__(
@@ -209,9 +228,28 @@ class InferenceDataset(Dataset):
         transform: Callable | None = None,
         skip_unreadable: bool | str | None = None,
         datalist: str | None = None,
+        ahead: int = 0,
     ) -> None:
         super().__init__(data, transform)
         self.skip_unreadable = datalist is None if skip_unreadable is None else flag(skip_unreadable)
+        self.ahead = ahead
+        self._thread: ThreadPoolExecutor | None = None
+        self._started: dict[int, Future] = {}
+
+    def __getitem__(self, index: Any) -> Any:
+        if not self.ahead or not isinstance(index, int) or get_worker_info() is not None:
+            return super().__getitem__(index)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1)
+        if index not in self._started:
+            self._started.clear()  # begun anew
+        for number in range(index, min(index + self.ahead + 1, len(self.data))):
+            if number not in self._started:
+                self._started[number] = self._thread.submit(self._transform, number)
+        return self._started.pop(index).result()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_thread": None, "_started": {}}
 
     def _transform(self, index: int) -> Any:
         try:

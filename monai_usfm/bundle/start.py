@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 from monai_usfm.bundle.errors import install_hook
 from monai_usfm.data import mark_results
 from monai_usfm.files import atomic_write
-from monai_usfm.options import DESCRIPTIONS, check_names, check_values, take_old_names
+from monai_usfm.options import DESCRIPTIONS, check_names, check_values, flag, take_old_names
 
 __all__ = ["options", "require_writable", "start", "stop"]
 
@@ -81,6 +81,8 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         check_values(values)
         if "seed" in values:
             set_determinism(seed=int(values["seed"]), use_deterministic_algorithms=None)
+            exact = flag(values.get("deterministic", False))  # MONAI's seeding turns cuDNN's choice off
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = exact, not exact
     if export_path is not None:
         require_writable(Path(str(export_path)).parent, "export_path")
     if output_dir is not None:

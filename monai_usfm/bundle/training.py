@@ -18,11 +18,11 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import DistributedSampler
 from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHandler
-from monai.inferers import Inferer, SlidingWindowInferer
+from monai.inferers import Inferer
 from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
 from PIL import Image
-from torch.utils.data import Dataset, RandomSampler, Sampler
+from torch.utils.data import Dataset, Sampler
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_usfm.bundle.start import options
@@ -44,6 +44,7 @@ from monai_usfm.handlers import (
 )
 from monai_usfm.handlers.gradient import loss_of
 from monai_usfm.handlers.records import readable
+from monai_usfm.inferers import WindowInferer
 from monai_usfm.losses import ATMLoss
 from monai_usfm.networks import apply_lora, freeze
 
@@ -89,10 +90,18 @@ def default_device() -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
 
 
-def on_device(network: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
-    """The network on its device; of several processes, in PyTorch's wrapper that averages their gradients."""
+def on_device(network: torch.nn.Module, device: torch.device | str, compile: bool = False) -> torch.nn.Module:
+    """The network on its device; of several processes that train, in PyTorch's wrapper that averages their gradients.
+
+    Args:
+        network: moved and compiled in place, so that its weights keep their names.
+        device: where to.
+        compile: by :func:`torch.compile`, at the first call.
+    """
     network = network.to(device)
-    if not (dist.is_available() and dist.is_initialized()):
+    if compile:
+        network.compile()
+    if not (network.training and dist.is_available() and dist.is_initialized()):
         return network
     ids = [torch.device(device)] if torch.device(device).type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
@@ -106,7 +115,7 @@ def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> An
 
     Args:
         pretrained: a file, ``"shipped"``, or None for none.
-        bundle_root: folder of the bundle; the start lies in its ``models/foundation.pt``, or in that of the segmentation
+        bundle_root: folder of the bundle; the start lies in its ``models/foundation.pt``, or that of the segmentation
             bundle beside it.
         options: of the encoder that is asked for; None stands for "as in the start".
     """
@@ -236,11 +245,12 @@ class FirstChannelLoss(torch.nn.Module):
 
 
 def training_sampler(dataset: Dataset, seed: int = 0, num_samples: int | None = None) -> Sampler:
-    """Each image once in random order, or ``num_samples`` of them; of several processes each takes its part."""
+    """Each image once in random order, or ``num_samples`` of them.
+
+    Of several processes each takes its part: a step sees the images that one process would see in a batch as large.
+    """
     length = len(dataset)  # type: ignore[arg-type]
-    if dist.is_available() and dist.is_initialized():
-        return OrganBalancedSampler(["any"] * length, num_samples=num_samples, seed=seed)
-    return RandomSampler(dataset, num_samples=num_samples)  # type: ignore[arg-type]
+    return OrganBalancedSampler(["any"] * length, num_samples=num_samples, seed=seed)
 
 
 def validation_sampler(dataset: Dataset) -> Sampler | None:
@@ -272,9 +282,10 @@ def window_inferer(size: Sequence[int], batch_size: int = 4, **options: Any) -> 
     """Windows that overlap by half, blended by Gaussian weights.
 
     MONAI raises small weights to 0.001: with its narrower default all weights near the edge of an image would be that,
-    and seams would show there.
+    and seams would show there. Windows that are black all over are computed once, see
+    :class:`~monai_usfm.inferers.WindowInferer`.
     """
-    return SlidingWindowInferer(size, batch_size, overlap=0.5, mode="gaussian", sigma_scale=0.225, **options)
+    return WindowInferer(size, batch_size, overlap=0.5, mode="gaussian", sigma_scale=0.225, **options)
 
 
 class MixedBatch:

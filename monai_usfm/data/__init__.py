@@ -22,8 +22,8 @@ from .loading import LoadUltrasound, LoadUltrasoundd
 from .patients import add_patients
 from .reader import UltrasoundReader, dataset_full_scale
 from .sampler import OrganBalancedSampler, organ_balanced_weights
-from .seeded import SeededCacheDataset
 from .splits import list_images, load_sections, load_splits, result_name, results_root
+from .store import Uint8Store
 from .upright import UprightGray, UprightGrayd
 
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
     "LoadUltrasoundd",
     "OrganBalancedSampler",
     "Pseudonyms",
-    "SeededCacheDataset",
     "SyntheticUltrasound",
+    "Uint8Store",
     "UltrasoundDataset",
     "UltrasoundDicomReader",
     "UltrasoundReader",

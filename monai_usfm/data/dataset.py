@@ -1,29 +1,23 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset that survives unreadable files and can keep its decoded images in a memory-mapped file."""
+"""A dataset that survives unreadable files and can keep what it decoded."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import shutil
-import socket
+import pickle
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import PathLike
 from monai.data import Dataset
-from monai.data.utils import pickle_hashing
+from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
-from monai.utils import convert_to_tensor
 
 from .formats import UnreadableImageError
+from .store import Uint8Store
 
 __all__ = ["UltrasoundDataset"]
 
@@ -31,30 +25,30 @@ logger = logging.getLogger(__name__)
 
 
 class UltrasoundDataset(Dataset):
-    """MONAI dataset for lists of files of which some may be damaged, with an optional one-time uint8 cache.
+    """MONAI dataset for lists of files of which some may be damaged, with a store of what was decoded.
 
     **Unreadable files.** With ``skip_unreadable`` a file that raises :class:`UnreadableImageError` is logged once,
     added to :attr:`skipped`, and its place is taken by the next readable item of the list. The rule depends on the list
     alone, so a resumed run draws what an uninterrupted one drew. Without it the error is raised as it is, naming the
     file. Errors of other kinds always go through.
 
-    **Cache.** With ``cache_dir`` the transforms before the first random one are run once over the list, and the
-    resulting images, which must have one size and values in [0, 1], are kept there as one memory-mapped uint8 file;
-    later samples start from it at memory speed, exact to 1/510. The folder's name is a hash of the items, the files'
-    sizes and times, and the transforms, so any change builds another. It is written under a temporary name and renamed
-    when complete, so an interrupted build leaves nothing that could be taken for a cache, and processes that build at
-    once do not disturb each other. Cached images carry no metadata.
+    **Store.** With ``cache_dir`` the transforms before the first random one run once for each item; what they made is
+    kept in a :class:`~monai_usfm.data.Uint8Store` there, a byte a pixel and without metadata. Training starts at once
+    and fills it; memory does not grow with the list. A sample is the same whether it was stored or not.
+
+    **Random transforms.** With a ``seed`` an item's draws depend on the seed, the epoch and its place in the list
+    alone. MONAI seeds the transforms once for each worker, so that 0, 1 and 2 workers augment differently.
 
     Args:
         data: items with file names, as :func:`~monai_usfm.data.load_datalist` gives them.
         transform: callable or list of callables; the first must load the files.
         skip_unreadable: leave damaged and missing files out instead of raising.
-        cache_dir: folder for the cache, made if need be; ``None`` for none.
-        image_key: key of the image that is cached.
+        cache_dir: folder of the store, made if need be; ``None`` for none.
+        image_key: key of the image, which names an item.
+        seed: non-negative; ``None`` leaves the random state of the transforms alone.
 
     Raises:
-        ValueError: for an empty list; while caching, when images differ in size or leave [0, 1], or when the transforms
-            before the first random one make tensors under other keys, which the cache does not hold.
+        ValueError: for an empty list, and where nothing or something else than images and labels could be stored.
         UnreadableImageError: for an unreadable file without ``skip_unreadable``.
         RuntimeError: with ``skip_unreadable``, when no file of the list is readable.
     """
@@ -66,24 +60,31 @@ class UltrasoundDataset(Dataset):
         skip_unreadable: bool = False,
         cache_dir: PathLike | None = None,
         image_key: str = "image",
+        seed: int | None = None,
     ) -> None:
         super().__init__(data, transform)
         if len(data) == 0:
             raise ValueError("the list of data is empty.")
         self.skip_unreadable = skip_unreadable
         self.image_key = image_key
+        self.seed = seed
+        self.epoch = 0  # set by monai_usfm.handlers.EpochSeed before the workers start
         # in shared memory, so that the main process knows what the loader's workers met
         self._unreadable = torch.zeros(len(data), dtype=torch.uint8).share_memory_()
         self._reasons: dict[int, tuple[str, str]] = {}
-        self._cache: _Uint8Cache | None = None
+        self._store: Uint8Store | None = None
         if cache_dir is not None:
-            self._split = self.transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait))
+            self._split = self.transform.get_index_of_first(
+                lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
+            )
             if self._split == 0 or not self.transform.transforms:
                 raise ValueError(
-                    "there is nothing to cache before the first random transform; "
-                    'load a fixed frame (frame="middle") and a fixed size first.'
+                    'there is nothing to store before the first random transform; load a fixed frame (frame="middle").'
                 )
-            self._cache = _Uint8Cache(cache_dir, self)
+            try:
+                self._store = Uint8Store(cache_dir, self.transform.transforms[: self._split])
+            except (AttributeError, TypeError, pickle.PicklingError) as error:  # a lambda has no name to be known by
+                logger.warning("images are decoded every time: the transforms cannot be stored (%s).", error)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -112,11 +113,14 @@ class UltrasoundDataset(Dataset):
         raise RuntimeError(f"none of the {size} files is readable; the last one: {self._reasons[(first - 1) % size]}.")
 
     def _sample(self, index: int) -> Any:
-        if self._cache is None:
+        if self.seed is not None:
+            state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+            self.transform.set_random_state(seed=int(state[0]))
+        if self._store is None:
             return self._run(index)
-        image = self._cache.image(index)
-        # what the cached transforms took out of the item stays out, or items of different lists would not collate
-        item = {**{k: self.data[index][k] for k in self._cache.kept(index)}, self.image_key: image}
+        item = self._store.get(self.data[index])
+        if item is None:
+            item = self._store.put(self.data[index], self._run(index, end=self._split))
         return item if self._split is None else self.transform(item, start=self._split)
 
     def _run(self, index: int, end: int | None = None) -> Any:
@@ -136,138 +140,3 @@ class UltrasoundDataset(Dataset):
         if not self._unreadable[index]:
             self._unreadable[index] = 1
             logger.warning("left out (%d so far): %s", int(self._unreadable.sum()), error)
-
-
-class _Uint8Cache:
-    """The memory-mapped images of one dataset.
-
-    ``images.npy`` of shape ``(files, C, *S)``, ``keys.json`` with the keys that the cached transforms leave in each
-    item, and ``skipped.json``, which is written last.
-    """
-
-    def __init__(self, cache_dir: PathLike, dataset: UltrasoundDataset) -> None:
-        self._memory: np.ndarray | None = None
-        root = Path(cache_dir)
-        root.mkdir(parents=True, exist_ok=True)
-        self.folder = root / f"images-{_fingerprint(dataset)}"
-        if not (self.folder / "skipped.json").is_file():
-            _remove_abandoned(root)
-            self._build(dataset)
-        self.skipped = {
-            int(index): UnreadableImageError(path, reason)
-            for index, path, reason in json.loads((self.folder / "skipped.json").read_text())
-        }
-        self._keys: list[list[str]] = json.loads((self.folder / "keys.json").read_text())
-        if self.skipped and not dataset.skip_unreadable:
-            raise self.skipped[min(self.skipped)]
-
-    def kept(self, index: int) -> list[str]:
-        """Keys of the item beside its image."""
-        return self._keys[index]
-
-    def image(self, index: int) -> torch.Tensor:
-        """``(C, *S)``, float32 in [0, 1]."""
-        if index in self.skipped:
-            first = self.skipped[index]
-            raise UnreadableImageError(first.path, first.reason)  # anew: a kept one gathers every traceback
-        if self._memory is None:  # opened in the process that reads
-            self._memory = np.load(self.folder / "images.npy", mmap_mode="r")
-        return torch.from_numpy(self._memory[index].astype(np.float32)).div_(255)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_memory": None}  # a worker maps the file anew; a pickled map would be a copy
-
-    def _build(self, dataset: UltrasoundDataset) -> None:
-        part = self.folder.with_name(f"{self.folder.name}.part-{socket.gethostname()}-{os.getpid()}")
-        logger.info("caching %d images in %s", len(dataset.data), self.folder)
-        try:
-            shutil.rmtree(part, ignore_errors=True)  # of a killed process that had this number, as in containers
-            part.mkdir()
-            self._write(dataset, part)
-            try:
-                os.replace(part, self.folder)
-            except OSError:  # another process was first
-                if not (self.folder / "skipped.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-    def _write(self, dataset: UltrasoundDataset, folder: Path) -> None:
-        memory, shape, skipped = None, None, []
-        keys: list[list[str]] = [[] for _ in dataset.data]
-
-        def load(index: int) -> np.ndarray | UnreadableImageError:
-            item = dataset.data[index]
-            try:
-                sample = dataset._run(index, end=dataset._split)
-                keys[index] = [k for k in item if k in sample and k != dataset.image_key]
-                return _as_uint8(sample, item, dataset.image_key)
-            except UnreadableImageError as error:
-                return error
-
-        # decoding leaves the interpreter lock, so threads help; a window of work bounds the memory
-        threads = min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as pool:
-            for start in range(0, len(dataset.data), 64):
-                window = range(start, min(start + 64, len(dataset.data)))
-                for index, image in zip(window, pool.map(load, window), strict=True):
-                    if isinstance(image, UnreadableImageError):
-                        if not dataset.skip_unreadable:
-                            raise image
-                        dataset._report(index, image)
-                        skipped.append((index, image.path, image.reason))
-                        continue
-                    if memory is None:
-                        shape = image.shape
-                        memory = np.lib.format.open_memmap(
-                            folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(dataset.data), *shape)
-                        )
-                    if image.shape != shape:
-                        raise ValueError(
-                            f"{dataset.data[index].get(dataset.image_key)}: shape {image.shape} after the transforms "
-                            f"before the first random one, others have {shape}; a cache needs one size: put a resizing "
-                            "transform before the random ones."
-                        )
-                    memory[index] = image
-        if memory is None:
-            raise RuntimeError(f"none of the {len(dataset.data)} files is readable; the first one: {skipped[0][1:]}.")
-        memory.flush()
-        (folder / "keys.json").write_text(json.dumps(keys))
-        (folder / "skipped.json").write_text(json.dumps(skipped))
-
-
-def _as_uint8(sample: dict[str, Any], item: dict[str, Any], key: str) -> np.ndarray:
-    """The image of a transformed item in 8 bits, rounded."""
-    arrays = [k for k, v in sample.items() if isinstance(v, (torch.Tensor, np.ndarray)) and v is not item.get(k)]
-    others = [k for k in arrays if k != key]
-    if others:
-        raise ValueError(f"the cache holds {key!r} only, but the transforms also made {', '.join(map(str, others))}.")
-    image = convert_to_tensor(sample[key], track_meta=False)
-    if image.is_floating_point():
-        low, high = float(image.min()), float(image.max())
-        if not (low >= -1 / 510 and high <= 1 + 1 / 510):
-            raise ValueError(f"{item.get(key)}: values from {low:g} to {high:g}; the cache holds [0, 1] only.")
-        image = image.clamp(0, 1).mul(255).round()
-    return image.to(torch.uint8).cpu().numpy()
-
-
-def _fingerprint(dataset: UltrasoundDataset) -> str:
-    """Hash of all that the cached images depend on."""
-    digest = hashlib.sha256(b"3" + pickle_hashing(dataset.transform.transforms[: dataset._split]))  # 3: whole items
-    for item in dataset.data:
-        path = Path(str(item.get(dataset.image_key)))
-        stat = path.stat() if path.is_file() else None
-        known = (stat.st_size, stat.st_mtime_ns) if stat else None
-        digest.update(repr((str(path), known)).encode() + pickle_hashing(item))
-    return digest.hexdigest()[:16]
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Delete what builds on this machine left that were killed."""
-    for part in root.glob(f"images-*.part-{socket.gethostname()}-*"):
-        try:
-            os.kill(int(part.name.rsplit("-", 1)[1]), 0)  # signal 0 only asks whether the process lives
-        except ProcessLookupError:
-            shutil.rmtree(part, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue

@@ -100,7 +100,10 @@ class EpochSeed:
         # A large odd multiplier keeps the seeds of neighboring runs and epochs apart.
         epoch = 0 if self.fixed else engine.state.epoch
         seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % (2**31)
+        cudnn = torch.backends.cudnn
+        chosen = cudnn.deterministic, cudnn.benchmark  # at the start, for the whole run
         set_determinism(seed=seed, use_deterministic_algorithms=None)
+        cudnn.deterministic, cudnn.benchmark = chosen
         set_rnd(self.data_loader.dataset, seed=seed)
         if hasattr(self.data_loader.dataset, "epoch"):  # items of this dataset have seeds of their own
             self.data_loader.dataset.epoch = epoch
@@ -111,7 +114,7 @@ class EpochSeed:
 # Options that a resumed run may change: they say where things lie, how fast and how long it goes, what is shown.
 FREE_NAMES = (
     "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_rate cache_dir "
-    "device resume resume_anyway figure_interval rank class_names"
+    "device compile resume resume_anyway figure_interval rank class_names"
 )
 FREE_OPTIONS = frozenset(FREE_NAMES.split())
 

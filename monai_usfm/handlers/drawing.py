@@ -58,15 +58,18 @@ def draw_overlay(
     to_x, to_y = shape[0] / image.shape[1], shape[1] / image.shape[0]
     for number in np.unique(labels[labels > 0]).tolist():
         color = COLORS[(int(number) - 1) % len(COLORS)]
-        lines = [line for line in outlines(labels == number) if len(line) > 3]
-        area, border = (Image.new("L", (2 * shape[0], 2 * shape[1])) for _ in range(2))  # twice as large: smooth lines
-        for line in sorted(lines, key=len, reverse=True):
-            points = [(2 * (x + 0.5) * to_x, 2 * (y + 0.5) * to_y) for y, x in line]
-            ImageDraw.Draw(border).line(points, fill=255, width=4, joint="curve")
-        inside = Image.fromarray((labels == number).astype(np.uint8) * 255).resize(area.size, Image.Resampling.BILINEAR)
-        for mask, opacity in ((inside, FILL), (border, 1.0)):
-            weight = mask.resize(shape, Image.Resampling.BOX).point(lambda v, k=opacity: round(v * k))
-            drawn.paste(color, mask=weight)
+        inside = Image.fromarray((labels == number).astype(np.uint8) * round(255 * FILL))
+        drawn.paste(color, mask=inside.resize(shape, Image.Resampling.BILINEAR))
+        lines = [(line[:, ::-1] + 0.5) * (to_x, to_y) for line in outlines(labels == number) if len(line) > 3]
+        if lines:
+            ends = np.concatenate(lines)
+            corner = np.floor(ends.min(0)).astype(int) - 4
+            width, height = (int(n) for n in np.ceil(ends.max(0)).astype(int) + 4 - corner)
+            border = Image.new("L", (2 * width, 2 * height))  # twice as large: smooth lines
+            for line in lines:
+                points = [(float(x), float(y)) for x, y in 2 * (line - corner)]
+                ImageDraw.Draw(border).line(points, fill=255, width=4, joint="curve")
+            drawn.paste(color, tuple(corner.tolist()), border.resize((width, height), Image.Resampling.BOX))
     if spacing:
         _scale_bar(drawn, factor)
     return drawn

@@ -98,7 +98,7 @@ class MetricsTable:
 
     ``learning_rate`` is that of the head; where layers learn at rates of their own, these follow by name. Rows of
     epochs that a resumed run repeats are replaced. The same rows are written to ``metrics.json``, and drawn in
-    ``metrics.png``. Of several processes the first writes, with the loss of its own share of the data.
+    ``metrics.png``. Of several processes the first writes; the loss is the mean over all.
 
     Args:
         output_dir: folder of the files.
@@ -149,10 +149,13 @@ class MetricsTable:
         self.losses.append(loss_of(engine))
 
     def _write(self, engine: Engine) -> None:
+        loss = sum(self.losses) / max(len(self.losses), 1)
+        if idist.get_world_size() > 1:
+            loss = float(idist.all_reduce(loss)) / idist.get_world_size()
         row: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
-            "train_loss": f"{sum(self.losses) / max(len(self.losses), 1):.6g}",
+            "train_loss": f"{loss:.6g}",
             **{name: f"{rate:.6g}" for name, rate in learning_rates(self.optimizer).items()},
             "seconds": f"{time.perf_counter() - self.started:.2f}",
         }

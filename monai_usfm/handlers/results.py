@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from monai_usfm.metrics.measurements import measure
 __all__ = ["CasePreviews", "ClassificationPreviews", "EnhancementPreviews", "GrowingTable", "SegmentationResults"]
 
 THUMBNAIL, COLUMNS, PAGE = (270, 300), 4, 24
+AHEAD = 8  # cases that may wait to be drawn
 
 
 class CasePreviews:
@@ -40,7 +43,7 @@ class CasePreviews:
 
     Attach it to an evaluator that decollates: ``pred`` has the axes of the file, ``image`` the metadata that
     tells which file it was. The file is read again, so that the preview has its full resolution. After every 24 cases
-    another sheet begins, ``contact_sheet_2.jpg`` and so on.
+    another sheet begins, ``contact_sheet_2.jpg`` and so on. All this is done in a thread beside the network.
 
     Args:
         output_dir: folder of the results.
@@ -55,6 +58,8 @@ class CasePreviews:
         self.preview = preview
         self.page: list[Image.Image] = []
         self.pages = 0
+        self.beside: ThreadPoolExecutor | None = None
+        self.waiting: deque[Future] = deque()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -67,6 +72,8 @@ class CasePreviews:
 
     def _start(self, engine: Engine) -> None:
         self.page, self.pages = [], 0
+        self.waiting.clear()
+        self.beside = ThreadPoolExecutor(1)  # one, so that cases keep their order
 
     @property
     def wanted(self) -> bool:
@@ -74,25 +81,40 @@ class CasePreviews:
         return self.preview
 
     def _cases(self, engine: Engine) -> None:
-        for item in engine.state.output if self.wanted else ():
-            meta = item["image"].meta
-            path = Path(str(meta["filename_or_obj"]))
-            suffix = max((s for s in SUPPORTED_SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
-            below = path.parent.absolute().relative_to(Path(self.root).absolute()) if self.root else Path()
-            stem = self.folder / below / path.name[: len(path.name) - len(suffix)]
-            dims = item["image"].dim() - 1
-            # A plane of a volume or cine is the one the network saw.
-            loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
-            figure = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
-            if figure is not None:
-                _save(figure, stem.with_name(f"{stem.name}.jpg"))
-                small = figure.copy()
-                small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-                self.page.append(small)
-                if len(self.page) == PAGE:
-                    self._finish(engine)
+        if self.wanted and self.beside is not None:
+            self.waiting.extend(self.beside.submit(self._case, engine, item) for item in engine.state.output)
+            self._wait(AHEAD)
+
+    def _wait(self, left: int) -> None:
+        """Until so many cases are left to draw; an error of one that was drawn is raised here."""
+        while len(self.waiting) > left:
+            self.waiting.popleft().result()
+
+    def _case(self, engine: Engine, item: Mapping[str, Any]) -> None:
+        meta = item["image"].meta
+        path = Path(str(meta["filename_or_obj"]))
+        suffix = max((s for s in SUPPORTED_SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
+        below = path.parent.absolute().relative_to(Path(self.root).absolute()) if self.root else Path()
+        stem = self.folder / below / path.name[: len(path.name) - len(suffix)]
+        dims = item["image"].dim() - 1
+        # A plane of a volume or cine is the one the network saw.
+        loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
+        figure = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
+        if figure is not None:
+            _save(figure, stem.with_name(f"{stem.name}.jpg"))
+            small = figure.copy()
+            small.thumbnail(THUMBNAIL, Image.Resampling.BILINEAR)
+            self.page.append(small)
+            if len(self.page) == PAGE:
+                self._sheet(engine)
 
     def _finish(self, engine: Engine) -> None:
+        self._wait(0)
+        self._sheet(engine)
+        if self.beside is not None:
+            self.beside.shutdown()
+
+    def _sheet(self, engine: Engine) -> None:
         if self.page:
             self.pages += 1
             number = f"_{self.pages}" if self.pages > 1 else ""

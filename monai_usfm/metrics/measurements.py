@@ -98,15 +98,21 @@ def diameters(
     longest, ends = _farthest(hull)
     heights = hull @ ((ends[1] - ends[0]) / longest)
     low, high = heights[edges].T
+    start, step = hull[edges[:, 0]], hull[edges[:, 1]] - hull[edges[:, 0]]
     across, across_ends = 0.0, ends
     # Between two vertices of the hull the chord changes linearly in 2D, so that the longest one is at a vertex.
     levels = np.unique(heights) if len(heights) < 200 else np.linspace(heights.min(), heights.max(), 201)
-    for level in levels[1:-1]:
-        crossed = (low - level) * (high - level) <= 0
-        crossed &= low != high
-        share = ((level - low[crossed]) / (high[crossed] - low[crossed]))[:, None]
-        start, end = hull[edges[crossed, 0]], hull[edges[crossed, 1]]
-        length, points = _farthest(start + share * (end - start))
+    levels = levels[1:-1, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = (levels - low) / (high - low)  # of each level (rows) along each edge
+    crossed = ((low - levels) * (high - levels) <= 0) & (low != high)
+    if mask.ndim == 2 and len(levels):  # the points of a level lie on one line
+        sideways = np.array([ends[0, 1] - ends[1, 1], ends[1, 0] - ends[0, 0]])
+        along = np.where(crossed, start @ sideways + shares * (step @ sideways), np.nan)
+        best = np.nanargmax(np.nanmax(along, axis=1) - np.nanmin(along, axis=1))
+        shares, crossed = shares[best : best + 1], crossed[best : best + 1]
+    for share, hit in zip(shares, crossed, strict=True):
+        length, points = _farthest(start[hit] + share[hit, None] * step[hit])
         if length > across:
             across, across_ends = length, points
     return (longest, ends), (across, across_ends)

@@ -92,6 +92,7 @@ from monai_usfm.transforms.probe import (
     straight_geometry,
     zoomed_geometry,
 )
+from monai_usfm.transforms.resize import SeparableResize, SeparableResized, resize_linear
 from monai_usfm.transforms.speckle import (
     RandSpeckleNoise,
     RandSpeckleNoised,
@@ -160,6 +161,8 @@ __all__ = [
     "RandWaveletDenoised",
     "RemoveAnnotations",
     "RemoveAnnotationsd",
+    "SeparableResize",
+    "SeparableResized",
     "SpeckleNoise",
     "SpeckleNoised",
     "ToBeamSpace",
@@ -186,6 +189,7 @@ __all__ = [
     "presence_score",
     "random_ring_masks",
     "recompress",
+    "resize_linear",
     "respeckle",
     "reverberate",
     "ring_mask",

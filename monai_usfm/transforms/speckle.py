@@ -9,11 +9,10 @@ from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import Randomizable, RandomizableTransform, Transform
+from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type
 
 from monai_usfm.physics.beam import BeamGeometry
@@ -46,8 +45,8 @@ __all__ = [
 ]
 
 
-class SpeckleNoise(Randomizable, Transform):
-    """Give an ultrasound image fully developed speckle with fixed parameters; only the random field differs per call.
+class RandSpeckleNoise(RandomizableTransform):
+    """Randomly give an ultrasound image fully developed speckle.
 
     A B-mode image already carries speckle. ``mode="add"`` puts the new one on top, as one more independent source
     (see :func:`add_speckle`): with ``strength=1`` an image with fully developed speckle then spreads by 7.9 instead of
@@ -57,15 +56,17 @@ class SpeckleNoise(Randomizable, Transform):
     samples outside the field of view are returned as they were.
 
     Args:
-        looks: number of independent looks that the speckle is averaged over (compounding): 1 is fully developed,
-            5.57 dB; 4 gives 2.31 dB. A whole number unless ``psf_sigma`` is ``None``.
+        prob: chance that an image is changed at all.
+        looks: range ``(low, high)`` of the number of independent looks that the speckle is averaged over (compounding),
+            both ends included: whole numbers, or with ``psf_sigma=None`` any number, uniformly. 1 is fully developed,
+            5.57 dB; 4 gives 2.31 dB. One number stands for itself.
         dynamic_range_db: decibels between black and white of the log-compressed image in [0, 1]; ``None`` for a linear
             envelope, which is multiplied instead.
         psf_sigma: standard deviation of the scanner's point-spread function, one number or one per spatial axis, in
             the unit that ``psf_unit`` names; speckle is ``2.36 * psf_sigma`` wide (full width at half maximum, in
             intensity). ``None``: no correlation, which is fastest and looks like no scanner.
         mode: ``"add"`` or ``"respeckle"``.
-        strength: factor on the decibels of the new speckle.
+        strength: range of the factor on the decibels of the new speckle, uniformly, or one number.
         psf_unit: ``"samples"``, or ``"mm"``: then ``psf_sigma`` is in millimeters, so that speckle has one size in the
             patient at every resolution and on anisotropic grids.
 
@@ -78,27 +79,39 @@ class SpeckleNoise(Randomizable, Transform):
 
     def __init__(
         self,
-        looks: float = 1.0,
+        prob: float = 0.1,
+        looks: float | Range = (1.0, 4.0),
         dynamic_range_db: float | None = 60.0,
         psf_sigma: float | Sequence[float] | None = 1.0,
         mode: str = "add",
-        strength: float = 1.0,
+        strength: float | Range = (0.5, 1.0),
         psf_unit: str = "samples",
     ) -> None:
-        check_strength(dynamic_range_db, strength)
+        RandomizableTransform.__init__(self, prob)
+        self.looks_range, self.strength_range = check_range("looks", looks), check_range("strength", strength)
+        for end in (0, 1):
+            check_strength(dynamic_range_db, self.strength_range[end])
+            check_looks(self.looks_range[end]) if psf_sigma is None else whole_looks(self.looks_range[end])
         if psf_unit not in ("samples", "mm"):
             raise ValueError(f'psf_unit must be "samples" or "mm", got {psf_unit!r}.')
         if mode not in ("add", "respeckle"):
             raise ValueError(f'mode must be "add" or "respeckle", got {mode!r}.')
-        self.looks = check_looks(looks) if psf_sigma is None else whole_looks(looks)
         if psf_sigma is not None:
             per_axis(psf_sigma, 1, 3)
         self.dynamic_range_db, self.psf_sigma, self.psf_unit = dynamic_range_db, psf_sigma, psf_unit
-        self.mode, self.strength, self.seed = mode, strength, 0
+        self.mode = mode
+        self.looks, self.strength, self.seed = self.looks_range[0], self.strength_range[0], 0
 
     def randomize(self, data: Any = None) -> None:
-        """Draw the seed of the speckle field."""
-        self.seed = _draw_seed(self.R)
+        """Draw whether to act, ``looks``, ``strength`` and the seed of the speckle field."""
+        super().randomize(None)
+        if self._do_transform:
+            low, high = self.looks_range
+            self.looks = (
+                self.R.uniform(low, high) if self.psf_sigma is None else int(self.R.randint(int(low), int(high) + 1))
+            )
+            self.strength = self.R.uniform(*self.strength_range)
+            self.seed = int(self.R.randint(2**31 - 1))
 
     def __call__(
         self,
@@ -121,74 +134,35 @@ class SpeckleNoise(Randomizable, Transform):
         """
         if randomize:
             self.randomize()
-        return _speckle(self, img, fov, geometry, spacing)
-
-
-class RandSpeckleNoise(RandomizableTransform):
-    """Randomly give an ultrasound image fully developed speckle; see :class:`SpeckleNoise`.
-
-    Args:
-        prob: chance that an image is changed at all.
-        looks: range ``(low, high)`` that the number of looks is drawn from, both ends included: whole numbers, or with
-            ``psf_sigma=None`` any number, uniformly. One number stands for itself.
-        dynamic_range_db: see :class:`SpeckleNoise`.
-        psf_sigma: see :class:`SpeckleNoise`.
-        mode: see :class:`SpeckleNoise`.
-        strength: range of the factor on the decibels of the new speckle, uniformly, or one number.
-        psf_unit: see :class:`SpeckleNoise`.
-
-    Raises:
-        ValueError: as :class:`SpeckleNoise`, and for a range that is not ``low <= high``.
-    """
-
-    backend = TORCH
-
-    def __init__(
-        self,
-        prob: float = 0.1,
-        looks: float | Range = (1.0, 4.0),
-        dynamic_range_db: float | None = 60.0,
-        psf_sigma: float | Sequence[float] | None = 1.0,
-        mode: str = "add",
-        strength: float | Range = (0.5, 1.0),
-        psf_unit: str = "samples",
-    ) -> None:
-        RandomizableTransform.__init__(self, prob)
-        self.looks_range, self.strength_range = check_range("looks", looks), check_range("strength", strength)
-        for low_or_high in (0, 1):
-            ends = (self.looks_range[low_or_high], self.strength_range[low_or_high])
-            SpeckleNoise(ends[0], dynamic_range_db, psf_sigma, mode, ends[1], psf_unit)
-        self.dynamic_range_db, self.psf_sigma, self.psf_unit = dynamic_range_db, psf_sigma, psf_unit
-        self.mode = mode
-        self.looks, self.strength, self.seed = self.looks_range[0], self.strength_range[0], 0
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw whether to act, ``looks``, ``strength`` and the seed of the speckle field."""
-        super().randomize(None)
-        if self._do_transform:
-            low, high = self.looks_range
-            self.looks = (
-                self.R.uniform(low, high) if self.psf_sigma is None else int(self.R.randint(int(low), int(high) + 1))
-            )
-            self.strength = self.R.uniform(*self.strength_range)
-            self.seed = _draw_seed(self.R)
-
-    def __call__(
-        self,
-        img: NdarrayOrTensor,
-        fov: NdarrayOrTensor | None = None,
-        geometry: BeamGeometry | Mapping[str, Any] | None = None,
-        randomize: bool = True,
-        spacing: Sequence[float] | None = None,
-    ) -> NdarrayOrTensor:
-        """Apply to ``img`` (C, *S); the other arguments are those of :class:`SpeckleNoise`."""
-        if randomize:
-            self.randomize()
         if not self._do_transform:
             image = as_tensor(img)
             _check_image(image.as_subclass(torch.Tensor), self.dynamic_range_db)
             return image
         return _speckle(self, img, fov, geometry, spacing)
+
+
+class SpeckleNoise(RandSpeckleNoise):
+    """:class:`RandSpeckleNoise` that always acts, with fixed parameters; only the random field differs per call.
+
+    Args:
+        looks: see :class:`RandSpeckleNoise`; one number.
+        dynamic_range_db: see :class:`RandSpeckleNoise`.
+        psf_sigma: see :class:`RandSpeckleNoise`.
+        mode: see :class:`RandSpeckleNoise`.
+        strength: see :class:`RandSpeckleNoise`; one number.
+        psf_unit: see :class:`RandSpeckleNoise`.
+    """
+
+    def __init__(
+        self,
+        looks: float = 1.0,
+        dynamic_range_db: float | None = 60.0,
+        psf_sigma: float | Sequence[float] | None = 1.0,
+        mode: str = "add",
+        strength: float = 1.0,
+        psf_unit: str = "samples",
+    ) -> None:
+        super().__init__(1.0, looks, dynamic_range_db, psf_sigma, mode, strength, psf_unit)
 
 
 class _SpeckleForm(DictionaryForm):
@@ -209,7 +183,7 @@ RandSpeckleNoised = dictionary_form(RandSpeckleNoise, _SpeckleForm)
 
 
 def _speckle(
-    how: SpeckleNoise | RandSpeckleNoise,
+    how: RandSpeckleNoise,
     img: NdarrayOrTensor,
     fov: NdarrayOrTensor | None,
     geometry: BeamGeometry | Mapping[str, Any] | None,
@@ -255,7 +229,7 @@ def _spacing_of(image: torch.Tensor, spacing: Sequence[float] | None) -> tuple[f
 
 
 def _draw(
-    how: SpeckleNoise | RandSpeckleNoise,
+    how: RandSpeckleNoise,
     spatial: tuple[int, ...],
     beams: BeamGeometry | None,
     spacing: tuple[float, ...] | None,
@@ -343,7 +317,3 @@ def _check_image(image: torch.Tensor, dynamic_range_db: float | None) -> float:
     if dynamic_range_db is not None and (low < -0.5 or high > 1.5):  # some overshoot of an interpolation is fine
         raise ValueError(f"a log-compressed image must be scaled to [0, 1], got [{low:g}, {high:g}].")
     return low
-
-
-def _draw_seed(state: np.random.RandomState) -> int:
-    return int(state.randint(2**31 - 1))

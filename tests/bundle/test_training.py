@@ -16,7 +16,8 @@ from monai.transforms import Compose, RandGaussianNoised
 
 from monai_usfm.bundle import TrainingRecords, fingerprint, start_weights, warmup_cosine
 from monai_usfm.cards import build_network, save_network
-from monai_usfm.data import SeededCacheDataset
+from monai_usfm.data import OrganBalancedSampler, UltrasoundDataset
+from monai_usfm.handlers import EpochSeed
 
 
 def rates(steps: int, warmup_steps: int) -> list[float]:
@@ -54,7 +55,7 @@ def test_the_fingerprint_of_the_data_is_that_of_the_names_wherever_they_lie() ->
 
 def test_an_item_draws_by_seed_epoch_and_place_alone() -> None:
     noise = Compose([RandGaussianNoised("image", prob=1.0)])
-    data = SeededCacheDataset([{"image": torch.zeros(4)}] * 3, noise, progress=False, seed=1)
+    data = UltrasoundDataset([{"image": torch.zeros(4)}] * 3, noise, seed=1)
     seen = [data[i]["image"] for i in range(3)]
     assert all(torch.equal(data[i]["image"], seen[i]) for i in (2, 0, 1))  # in another order, drawn before or not
     assert not torch.equal(seen[0], seen[1])
@@ -115,3 +116,25 @@ def test_the_shipped_start_of_another_bundle_is_that_of_the_segmentation_beside_
     small = {"hidden_size": 48, "mlp_dim": 96, "num_layers": 2, "num_heads": 3, "spatial_size": 32}
     save_network(file, build_network("segmentation", **small))
     assert start_weights("shipped", str(tmp_path / "usfm_classification")) == str(file)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_seeding_an_epoch_leaves_the_choice_of_cudnn_alone(deterministic: bool) -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic
+        loader = torch.utils.data.DataLoader([0, 1])
+        EpochSeed(1, loader)(SimpleNamespace(state=SimpleNamespace(epoch=1)))
+        assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, not deterministic)
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def test_one_process_draws_the_images_of_two_in_batches_twice_as_large() -> None:
+    one, *two = (
+        OrganBalancedSampler(["any"] * 12, seed=3, rank=r, num_replicas=n) for r, n in ((0, 1), (0, 2), (1, 2))
+    )
+    batches = [set(list(one)[k : k + 4]) for k in (0, 4, 8)]
+    halves = [list(sampler) for sampler in two]
+    assert batches == [set(halves[0][k : k + 2] + halves[1][k : k + 2]) for k in (0, 2, 4)]

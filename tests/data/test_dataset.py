@@ -1,12 +1,10 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The dataset that leaves unreadable files out and caches decoded images."""
+"""The dataset that leaves unreadable files out and stores what it decoded."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -109,131 +107,146 @@ def test_replacing_does_not_depend_on_what_was_met_before(items):
     assert torch.equal(first, second)
 
 
-def test_cached_samples_equal_uncached_ones_to_half_a_gray_level(items, tmp_path):
-    plain = UltrasoundDataset(good(items), FIXED)
-    cached = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
+def stored(items, transform, tmp_path, **options):
+    return UltrasoundDataset(items, transform, cache_dir=tmp_path / "store", **options)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """Numbers of the items that were read from their files."""
+    seen, run = [], UltrasoundDataset._run
+
+    def counted(self, index, end=None):
+        seen.append(self.data[index]["number"])
+        return run(self, index, end)
+
+    monkeypatch.setattr(UltrasoundDataset, "_run", counted)
+    return seen
+
+
+def test_stored_samples_equal_others_to_half_a_gray_level_from_the_first_time_on(items, tmp_path):
+    plain, dataset = UltrasoundDataset(good(items), FIXED), stored(good(items), FIXED, tmp_path)
     for index in range(4):
-        assert (cached[index]["image"] - plain[index]["image"]).abs().max() <= 0.5001 / 255
-        assert cached[index]["number"] == plain[index]["number"]
+        first, second = dataset[index], dataset[index]
+        assert torch.equal(first["image"], second["image"])
+        assert (second["image"] - plain[index]["image"]).abs().max() <= 0.5001 / 255
+        assert second["number"] == plain[index]["number"]
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_keys_that_the_transforms_drop_stay_away_and_lists_of_other_keys_collate(items, tmp_path, cached):
     mixed = [{**item, "organ": "breast", **({"source": "one"} if i % 2 else {})} for i, item in enumerate(good(items))]
     steps = [*FIXED, SelectItemsd(["image", "organ"])]
-    dataset = UltrasoundDataset(mixed, steps, cache_dir=tmp_path / "cache" if cached else None)
-    assert [set(sample) for sample in dataset] == [{"image", "organ"}] * 4
+    dataset = UltrasoundDataset(mixed, steps, cache_dir=tmp_path / "store" if cached else None)
+    for _ in range(2):
+        assert [set(sample) for sample in dataset] == [{"image", "organ"}] * 4
     batch = next(iter(DataLoader(dataset, batch_size=4)))
     assert batch["organ"] == ["breast"] * 4 and len(batch["image"]) == 4
-    # another set of keys is another cache
-    if cached:
-        bare = UltrasoundDataset([{"image": item["image"]} for item in mixed], FIXED, cache_dir=tmp_path / "cache")
-        assert [set(sample) for sample in bare] == [{"image"}] * 4
 
 
-def test_a_second_dataset_reads_no_image_file(items, tmp_path):
+def test_labels_are_stored_exactly_and_sizes_may_differ(items, tmp_path):
+    pairs = [{**item, "label": item["image"]} for item in good(items)]
+    load = LoadUltrasoundd(["image", "label"], scale=["auto", None])
+    plain, dataset = UltrasoundDataset(pairs, [load]), stored(pairs, [load], tmp_path)
+    for _ in range(2):
+        for index in range(4):
+            assert torch.equal(dataset[index]["label"], plain[index]["label"])
+            assert dataset[index]["image"].shape == (1, 30 + pairs[index]["number"], 40)
+
+
+def test_a_second_dataset_reads_no_file_and_a_subset_neither(items, tmp_path, reads):
     transform = [*FIXED, RandFlipd("image", prob=0.5)]
-    first = UltrasoundDataset(good(items), transform, cache_dir=tmp_path / "cache")
-    UltrasoundDataset._run, run = None, UltrasoundDataset._run  # reading would fail
-    try:
-        second = UltrasoundDataset(good(items), transform, cache_dir=tmp_path / "cache")
-        images = []
-        for dataset in (first, second):
-            dataset.transform.set_random_state(1)
-            images.append(dataset[2]["image"])
-        assert torch.equal(*images)
-    finally:
-        UltrasoundDataset._run = run
+    images = [item["image"] for item in stored(good(items), transform, tmp_path, seed=1)]
+    assert len(reads) == 4
+    again = stored(good(items), transform, tmp_path, seed=1)
+    assert all(torch.equal(again[index]["image"], images[index]) for index in (3, 1, 0, 2))
+    stored(good(items)[2:], transform, tmp_path)[0]
+    assert len(reads) == 4
 
 
-def test_random_transforms_stay_random_after_the_cache(items, tmp_path):
-    dataset = UltrasoundDataset(good(items), [*FIXED, RandGaussianNoised("image", prob=1.0)], cache_dir=tmp_path / "c")
+def test_random_transforms_stay_random_after_the_store(items, tmp_path):
+    dataset = stored(good(items), [*FIXED, RandGaussianNoised("image", prob=1.0)], tmp_path)
     assert not torch.equal(dataset[0]["image"], dataset[0]["image"])
 
 
-@pytest.mark.parametrize("change", ["file", "size", "list", "frame", "spacing"])
-def test_any_change_builds_another_cache(items, tmp_path, change):
+@pytest.mark.parametrize("change", ["file", "size", "frame"])
+def test_what_changed_is_read_anew(items, tmp_path, reads, change):
     items, transform = good(items), list(FIXED)
-    UltrasoundDataset(items, transform, cache_dir=tmp_path / "cache")
+    list(stored(items, transform, tmp_path))
     if change == "file":
         Image.fromarray(np.zeros((30, 40), np.uint8)).save(items[0]["image"])
     elif change == "size":
         transform[1] = Resized("image", (16, 16))
-    elif change == "list":
-        items = items[::-1]
     else:  # whatever a transform may read from the item
-        items[0][change] = 0
-    dataset = UltrasoundDataset(items, transform, cache_dir=tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-    if change == "file":
-        assert not dataset[0]["image"].any()
+        items[0]["frame"] = 0
+    dataset = stored(items, transform, tmp_path)
+    reads.clear()
+    dataset[0], dataset[1]
+    assert reads == ([0, 3] if change == "size" else [0])
+    assert bool(dataset[0]["image"].any()) != (change == "file")
 
 
-def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(items, tmp_path, monkeypatch):
-    def interrupted(self, index, end=None):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(UltrasoundDataset, "_run", interrupted)
-        UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")[0]["image"].any()
-
-
-def test_what_a_killed_build_left_is_not_used_and_is_removed(items, tmp_path):
-    finished = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
-    folder = finished._cache.folder
-    dead = folder.with_name(folder.name + f".part-{socket.gethostname()}-99999999")
-    folder.rename(dead)
-    (dead / "skipped.json").unlink()
-    dataset = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
-    assert dataset[0]["image"].any()
+@pytest.mark.parametrize("damage", ["byte", "cut", "index"])
+def test_a_damaged_item_is_read_from_its_file_again(items, tmp_path, reads, damage):
+    wanted = [item["image"] for item in stored(good(items), FIXED, tmp_path)]
+    shard, index = next((tmp_path / "store").glob("*.bin")), next((tmp_path / "store").glob("*.index"))
+    if damage == "byte":
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 255
+        shard.write_bytes(content)
+    else:  # as a killed process or a full disk leaves it
+        file = shard if damage == "cut" else index
+        file.write_bytes(file.read_bytes()[:-5])
+    dataset = stored(good(items), FIXED, tmp_path)
+    reads.clear()
+    for _ in range(2):
+        assert all(torch.equal(dataset[number]["image"], wanted[number]) for number in range(4))
+    assert reads == [5]
 
 
-def test_what_a_killed_build_of_this_number_left_is_replaced(items, tmp_path):
-    finished = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
-    folder = finished._cache.folder
-    folder.rename(folder.with_name(folder.name + f".part-{socket.gethostname()}-{os.getpid()}"))
-    assert UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")[0]["image"].any()
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
-
-
-def test_the_cache_remembers_unreadable_files(items, tmp_path):
-    for _ in range(2):  # built, then opened
-        dataset = UltrasoundDataset(items, FIXED, skip_unreadable=True, cache_dir=tmp_path / "cache")
+def test_unreadable_files_are_left_out_and_known(items, tmp_path):
+    for _ in range(2):
+        dataset = stored(items, FIXED, tmp_path, skip_unreadable=True)
         assert [dataset[index]["number"] for index in range(7)] == [0, 3, 3, 3, 4, 5, 0]
         assert [Path(path).name for path, _ in dataset.skipped] == ["1.png", "2.png", "6.png"]
     with pytest.raises(UnreadableImageError, match=r"1\.png"):
-        UltrasoundDataset(items, FIXED, cache_dir=tmp_path / "cache")
+        stored(items, FIXED, tmp_path)[1]
 
 
-def test_the_cache_works_in_workers(items, tmp_path):
-    dataset = UltrasoundDataset(good(items), FIXED, cache_dir=tmp_path / "cache")
-    expected = torch.stack([dataset[index]["image"] for index in range(4)])
-    batch = next(iter(DataLoader(dataset, batch_size=4, num_workers=1)))
-    assert torch.equal(batch["image"], expected)
+def test_workers_fill_shards_of_their_own_that_all_read(items, tmp_path, reads):
+    dataset = stored(good(items), FIXED, tmp_path)
+    batches = [batch["image"] for batch in DataLoader(dataset, batch_size=2, num_workers=2)]
+    assert len(list((tmp_path / "store").glob("*.bin"))) == 2
+    assert torch.equal(torch.stack([dataset[index]["image"] for index in range(4)]), torch.cat(batches))
+    assert reads == []  # in this process
 
 
-def test_images_of_different_size_are_refused_by_the_cache(items, tmp_path):
-    with pytest.raises(ValueError, match=r"3\.png: shape .* a cache needs one size"):
-        UltrasoundDataset(good(items), [LOAD], cache_dir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+def large(x):
+    return 300 * torch.cat([x] * 6)
 
 
-def test_values_outside_the_unit_range_are_refused_by_the_cache(items, tmp_path):
-    transform = [LoadUltrasoundd("image", scale=None), *FIXED[1:]]
-    with pytest.raises(ValueError, match=r"0\.png: values from .* the cache holds \[0, 1\] only"):
-        UltrasoundDataset(good(items), transform, cache_dir=tmp_path / "cache")
+def few(x):
+    return x[:, :2, :2] - 0.5
 
 
-def test_a_random_loader_cannot_be_cached(items, tmp_path):
-    with pytest.raises(ValueError, match="nothing to cache before the first random transform"):
-        UltrasoundDataset(items, [LoadUltrasoundd("image", frame="random")], cache_dir=tmp_path / "cache")
+def test_a_few_values_of_any_size_are_stored_exactly(items, tmp_path):
+    steps = [*FIXED, Lambdad("image", few)]
+    plain, dataset = UltrasoundDataset(good(items), steps), stored(good(items), steps, tmp_path)
+    assert all(torch.equal(dataset[0]["image"], plain[0]["image"]) for _ in range(2))
 
 
-def test_labels_cannot_be_cached(items, tmp_path):
-    pairs = [{**item, "label": item["image"]} for item in good(items)]
-    transform = [LoadUltrasoundd(["image", "label"]), Resized(["image", "label"], (24, 32))]
-    with pytest.raises(ValueError, match="the cache holds 'image' only, but the transforms also made label"):
-        UltrasoundDataset(pairs, transform, cache_dir=tmp_path / "cache")
+def test_values_that_a_byte_does_not_hold_are_refused(items, tmp_path):
+    with pytest.raises(ValueError, match=r"0\.png: values from .* the store holds \[0, 1\] and whole numbers"):
+        stored(good(items), [*FIXED, Lambdad("image", large)], tmp_path)[0]
+
+
+def test_a_random_loader_cannot_be_stored(items, tmp_path):
+    with pytest.raises(ValueError, match="nothing to store before the first random transform"):
+        stored(items, [LoadUltrasoundd("image", frame="random")], tmp_path)
+
+
+def test_transforms_that_cannot_be_told_apart_are_run_every_time(items, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        dataset = stored(good(items), [*FIXED, Lambdad("image", lambda x: x / 2)], tmp_path)
+    assert "decoded every time" in caplog.text
+    assert dataset[0]["image"].any() and not (tmp_path / "store").exists()

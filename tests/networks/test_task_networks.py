@@ -436,3 +436,17 @@ def test_networks_can_be_copied():
     x = torch.rand(1, 1, 48, 64)
     with torch.no_grad():
         torch.testing.assert_close(copy.deepcopy(net)(x), net(x))
+
+
+@pytest.mark.parametrize("kind", ["pyramid", "upernet", "segvit", "pyramid classes", "enhancer"])
+def test_in_evaluation_autocast_reaches_the_encoder_alone(kind):
+    net, seen = build(kind, 2), []
+    head = net.decoder if kind == "enhancer" else net.pyramid_pool if kind == "pyramid classes" else net.head
+
+    def look(module, inputs):
+        seen.append({inputs[0].dtype, inputs[1][0].dtype, torch.is_autocast_enabled("cpu")})
+
+    head.register_forward_pre_hook(look)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        net(torch.rand(1, 1, *SIZE[2]))
+    assert seen == [{torch.float32, False}]

@@ -233,8 +233,9 @@ class RelativePositionBias(_GridTable):
         return bias
 
     def train(self, mode: bool = True) -> "RelativePositionBias":
-        """Switch the mode; a bias kept from before training is forgotten."""
-        self.__dict__.pop("_cache", None)
+        """Switch the mode; in training the bias that was kept is forgotten."""
+        if mode:
+            self.__dict__.pop("_cache", None)
         super().train(mode)
         return self
 

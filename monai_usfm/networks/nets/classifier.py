@@ -99,7 +99,11 @@ class UltrasoundClassifier(TaskNetwork):
         """Pooled embedding ``(B, C, *S) -> (B, F)``: what the last layer sees."""
         image = pad_to_patches(x, self.patch_size)
         if self.pyramid_pool is not None:
-            pooled = self.pyramid_pool(image, self.encoder.forward_intermediates(image, self.indices))
+            maps = self.encoder.forward_intermediates(image, self.indices)
+            if torch.jit.is_scripting():
+                pooled = self.pyramid_pool(image, maps)
+            else:
+                pooled = self.head_in_float32(self.pyramid_pool, image, maps)
         elif self.pooling == "mean":
             pooled = self.encoder.forward_intermediates(image, self.indices)[0].flatten(2).mean(2)
         else:

@@ -77,11 +77,17 @@ class UltrasoundEnhancer(TaskNetwork):
             "finest": self.finest,
         }
 
+    def _correction(self, image: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        return self.correction(self.dropout(self.decoder(image, maps)))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, out_channels, *S)``; within [0, 1] in evaluation."""
         image = pad_to_patches(x, self.patch_size)
         maps = self.encoder.forward_intermediates(image, self.indices)
-        correction = self.correction(self.dropout(self.decoder(image, maps)))
+        if torch.jit.is_scripting():
+            correction = self._correction(image, maps)
+        else:
+            correction = self.head_in_float32(self._correction, image, maps)
         base = x.mean(1, keepdim=True) if self.gray else x
         enhanced = base + crop_to(correction, list(x.shape[2:]))
         if self.training:

@@ -96,7 +96,11 @@ class UltrasoundSegmenter(TaskNetwork):
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """``(B, C, *S) -> (B, num_classes, *S)``; a list in training where the head has more to say, see above."""
         image = pad_to_patches(x, self.patch_size)
-        outputs = self.head(image, self.encoder.forward_intermediates(image, self.indices))
+        maps = self.encoder.forward_intermediates(image, self.indices)
+        if torch.jit.is_scripting():
+            outputs = self.head(image, maps)
+        else:
+            outputs = self.head_in_float32(self.head, image, maps)
         cropped: list[torch.Tensor] = []
         for output in outputs:
             # Class logits of SegViT have no spatial axes.

@@ -1,0 +1,179 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Decoded images and labels kept as bytes on disk: filled while training reads, shared by lists and processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from monai.config import PathLike
+from monai.data.utils import pickle_hashing
+from monai.utils import convert_to_tensor
+
+__all__ = ["Uint8Store"]
+
+logger = logging.getLogger(__name__)
+SMALL = 4096  # values of a tensor that is kept in float32 where bytes do not hold it
+ENTRY = struct.Struct("<16sQQI")  # key, first byte, number of bytes, checksum
+
+
+class Uint8Store:
+    """Items of a dataset after its fixed transforms, one byte a pixel.
+
+    Images in [0, 1] are kept exactly to 1/510, whole numbers from 0 to 255 (labels) exactly, small tensors of other
+    values in float32, metadata not. An item is found by the hash of what it depends on: the transforms, its own
+    entries, the sizes and times of its files. So subsets, other lists and other runs share what they have in common,
+    and a changed file is read anew.
+
+    Every process that adds items writes a shard of its own, ``NAME.bin``, and lists them in ``NAME.index`` after the
+    bytes. Nothing is locked, and what a killed process wrote stays usable. The index is read by whoever opens the store
+    or misses an item. Each item has a checksum: one that does not fit counts as absent. Reading maps the files into
+    memory, so that it takes no memory that the system could not take back.
+
+    Args:
+        folder: of the shards, made if need be; give it up to start anew.
+        transforms: the fixed transforms, of which the contents depend.
+    """
+
+    def __init__(self, folder: PathLike, transforms: Any) -> None:
+        self.transforms = pickle_hashing(transforms)
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._entries: dict[bytes, tuple[Path, int, int, int]] = {}
+        self._read: dict[Path, int] = {}  # bytes of each index that are known
+        self._maps: dict[Path, np.ndarray] = {}
+        self._shard: Path | None = None
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "transforms": self.transforms}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def key(self, item: Mapping[str, Any]) -> bytes:
+        """Hash of what the stored form of an item depends on."""
+        digest = hashlib.blake2b(self.transforms, digest_size=16)
+        digest.update(repr(sorted(item.items(), key=lambda pair: str(pair[0]))).encode())
+        for value in item.values():
+            for name in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(name, str | os.PathLike) and os.path.isfile(name):
+                    stat = os.stat(name)
+                    digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+        return digest.digest()
+
+    def get(self, item: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The item with its tensors, as plain ones; None where it is not stored."""
+        if self._process != os.getpid():  # a forked worker: a shard has one writer
+            self._forget()
+        key = self.key(item)
+        if key not in self._entries:
+            self._refresh()
+        if key not in self._entries:
+            return None
+        shard, start, size, checksum = self._entries[key]
+        if shard not in self._maps or len(self._maps[shard]) < start + size:
+            self._maps[shard] = np.memmap(shard, np.uint8, mode="r")
+        content = self._maps[shard][start : start + size]
+        if len(content) != size or crc32(content) != checksum:
+            logger.warning("%s: an item is damaged and is read from its file again.", shard)
+            del self._entries[key]
+            return None
+        return _unpacked(content, item)
+
+    def put(self, item: Mapping[str, Any], transformed: Mapping[str, Any]) -> dict[str, Any]:
+        """Store what the transforms made of ``item``, and give it as :meth:`get` does.
+
+        Raises:
+            ValueError: for tensors that are neither in [0, 1] nor whole numbers up to 255, or new entries of another
+                kind, naming them.
+        """
+        content = _packed(item, transformed)
+        if self._shard is None:
+            self._shard = self._new_shard()
+        with open(self._shard, "ab") as shard, open(self._shard.with_suffix(".index"), "ab") as index:
+            start = shard.tell()
+            shard.write(content)
+            shard.flush()
+            index.write(ENTRY.pack(self.key(item), start, len(content), crc32(content)))
+        return _unpacked(np.frombuffer(content, np.uint8), item)
+
+    def _new_shard(self) -> Path:
+        number = len(list(self.folder.glob("*.bin")))
+        while True:
+            try:
+                path = self.folder / f"{number:05d}.bin"
+                path.touch(exist_ok=False)
+                return path
+            except FileExistsError:  # of another process
+                number += 1
+
+    def _refresh(self) -> None:
+        """Read what the indices got since."""
+        for path in sorted(self.folder.glob("*.index")):  # later shards replace what was damaged
+            known = self._read.get(path, 0)
+            if path.stat().st_size >= known + ENTRY.size:
+                with open(path, "rb") as stream:
+                    stream.seek(known)
+                    content = stream.read()
+                whole = len(content) - len(content) % ENTRY.size  # another process may be writing the next
+                self._read[path] = known + whole
+                shard = path.with_suffix(".bin")
+                self._entries.update((key, (shard, *place)) for key, *place in ENTRY.iter_unpack(content[:whole]))
+
+
+def _packed(item: Mapping[str, Any], transformed: Mapping[str, Any]) -> bytes:
+    """A line of JSON with the names of what is kept, then the bytes of the tensors."""
+    header: dict[str, Any] = {"kept": [], "tensors": []}
+    parts = []
+    for name, value in transformed.items():
+        if not isinstance(value, torch.Tensor | np.ndarray) or value is item.get(name):
+            if name not in item:
+                raise ValueError(f"the store holds tensors, but the fixed transforms also made {name!r}.")
+            header["kept"].append(name)
+            continue
+        tensor = convert_to_tensor(value, track_meta=False).cpu()
+        numbers = tensor.float()
+        low, high = (float(numbers.min()), float(numbers.max())) if tensor.numel() else (0.0, 0.0)
+        whole = low >= 0 and high <= 255 and bool((numbers == numbers.round()).all())
+        shades = low >= -1 / 510 and high <= 1 + 1 / 510
+        small = tensor.numel() <= SMALL and not whole and not shades  # coordinates and the like
+        if not (whole or shades or small):
+            raise ValueError(
+                f"{item.get(name)}: values from {low:g} to {high:g}; the store holds [0, 1] and whole numbers to 255."
+            )
+        stored = numbers if whole or small else numbers.clamp(0, 1).mul(255).round()
+        stored = stored if small else stored.to(torch.uint8)
+        parts.append(stored.contiguous().numpy().tobytes())
+        white = 0 if small else 1 if whole else 255
+        header["tensors"].append([name, list(tensor.shape), str(tensor.dtype)[6:], white])
+    return json.dumps(header).encode() + b"\n" + b"".join(parts)
+
+
+def _unpacked(content: np.ndarray, item: Mapping[str, Any]) -> dict[str, Any]:
+    start = int(np.argmax(content[:65536] == ord("\n"))) + 1
+    header = json.loads(content[:start].tobytes())
+    found = {name: item[name] for name in header["kept"]}
+    for name, shape, kind, white in header["tensors"]:
+        stored = np.dtype(np.uint8 if white else np.float32)
+        end = start + math.prod(shape) * stored.itemsize
+        values = np.frombuffer(content[start:end].tobytes(), stored).reshape(shape)
+        tensor = torch.from_numpy(values.astype(np.float32)).to(getattr(torch, kind))
+        found[name] = tensor.div_(255) if white > 1 else tensor
+        start = end
+    return found
