@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from monai_usfm.data import LoadUltrasound, load_datalist
-from monai_usfm.evaluation.statistics import bootstrap_ends, paired_test
+from monai_usfm.evaluation.statistics import bootstrap_interval, paired_test
 from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import draw_overlay
 from monai_usfm.transforms import LabelIndices
@@ -272,8 +272,8 @@ def patients(items: list[dict], images: list[str]) -> list[str]:
 
 def interval(dice: dict[str, float]) -> str:
     values = np.array(list(dice.values()))
-    low, high = bootstrap_ends(lambda rows: float(values[rows].mean()), list(dice))
-    return f"{low:.3f} to {high:.3f}"
+    span = bootstrap_interval(lambda rows: float(values[rows].mean()), list(dice))
+    return f"{span.low:.3f} to {span.high:.3f}"
 
 
 def curve(folder: Path, column: str) -> dict[int, float]:

@@ -333,3 +333,21 @@ def test_a_failed_step_names_its_log_and_shows_its_end(quickstart, tmp_path):
     assert done.returncode == 1
     assert f"Read {tmp_path / 'logs' / '1.log'}" in done.stderr
     assert "it broke" in done.stderr and "because" in done.stderr and "because" not in done.stdout
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["example", "data", "synthetic"])
+def test_a_whole_run_ends_in_a_report(tmp_path, source):
+    arguments = {"example": [], "synthetic": ["--synthetic"], "data": ["--data", tmp_path / "mine"]}[source]
+    if source == "data":
+        write_user_images(tmp_path / "mine", 30, label=255)
+    command = [sys.executable, SCRIPTS / "quickstart.py", "--quick", "--output", tmp_path / "out", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for heading in ("Segmentation of images", "Few labels:", "No labels:", "What was not shown", "Next: your own data"):
+        assert heading in page
+    assert json.loads((tmp_path / "out" / "quickstart.json").read_text())["finished"]

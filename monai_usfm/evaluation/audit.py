@@ -10,6 +10,7 @@ remains of the score is no substitute for another hospital's images, but what is
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from monai_usfm.data import LoadUltrasound
 from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, Change
 from monai_usfm.evaluation.images import read_items
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
-from monai_usfm.evaluation.statistics import bootstrap_ends
+from monai_usfm.evaluation.statistics import bootstrap_interval
 from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.metrics.scores import classification_scores, confusion_counts, macro_f1, overlap_scores
 from monai_usfm.transforms import LabelIndices
@@ -171,9 +172,9 @@ def audit_segmenter(
         part = cases[cases["change"] == name]
         loss = part["loss"].to_numpy()
         owners = _owners(patients, part["case"])
-        low, high = bootstrap_ends(lambda rows, loss=loss: float(loss[rows].mean()), owners, seed)  # type: ignore[misc]
+        span = bootstrap_interval(partial(_mean, loss), owners, seed=seed)
         row = {"change": name, "images": len(part), "dice_before": part["before"].mean(), "dice": part["dice"].mean()}
-        row |= {"loss": part["loss"].mean(), "loss_low": low, "loss_high": high}
+        row |= {"loss": span.value, "loss_low": span.low, "loss_high": span.high}
         rows.append({**row, "failed": float((part["dice"] < 0.5).mean())})
     return pd.DataFrame(rows), examples
 
@@ -253,17 +254,19 @@ def _class_row(
 
     first, second = (classification_scores(p, truth, bins=None) for p in (before, after))
     flips = (predicted[0] != predicted[1]).astype(float)
-    loss_ends = bootstrap_ends(lost, owners, seed)
-    flips_ends = bootstrap_ends(lambda rows: float(flips[rows].mean()), owners, seed)
+    loss = bootstrap_interval(lost, owners, seed=seed)
+    changed = bootstrap_interval(lambda rows: float(flips[rows].mean()), owners, seed=seed)
     return {
         "macro_f1_before": first["macro_f1"],
         "macro_f1": second["macro_f1"],
-        "loss": first["macro_f1"] - second["macro_f1"],
-        **dict(zip(("loss_low", "loss_high"), loss_ends, strict=True)),
+        "loss": loss.value,
+        "loss_low": loss.low,
+        "loss_high": loss.high,
         "auc_before": first["auc"],
         "auc": second["auc"],
-        "flips": float(flips.mean()),
-        **dict(zip(("flips_low", "flips_high"), flips_ends, strict=True)),
+        "flips": changed.value,
+        "flips_low": changed.low,
+        "flips_high": changed.high,
         "mean_change": (after - before).gather(1, before.argmax(1, keepdim=True)).abs().mean().item(),
     }
 
@@ -278,6 +281,10 @@ def _altered(
             altered, mask = change(image, label[None], torch.Generator().manual_seed(seed + i))
             if altered.shape != image.shape or not torch.equal(altered, image):
                 yield name, i, altered, mask[0]
+
+
+def _mean(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean()) if len(values) else float("nan")
 
 
 def _owners(patients: Sequence[Hashable] | None, index: Sequence[int]) -> list[Hashable]:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from monai.config import PathLike
 
 from monai_usfm.data import check_patient_leak, label_fraction, load_datalist
@@ -36,6 +38,7 @@ __all__ = ["FRACTIONS", "Cell", "label_subsets", "run_label_efficiency", "summar
 
 FRACTIONS: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of the labeled patients that are compared."""
+ENDS = ("mean", "low", "high")
 
 
 @dataclass
@@ -117,7 +120,6 @@ def run_label_efficiency(
     fractions: Sequence[float] = FRACTIONS,
     seeds: Sequence[int] = (0, 1, 2),
     conditions: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
     report: Callable[[str], None] = print,
 ) -> None:
     """Fill the cells that are not there yet, smallest fraction first.
@@ -129,7 +131,6 @@ def run_label_efficiency(
         fractions: of the labeled patients.
         seeds: of training; the parts of the data are the same for all.
         conditions: settings shared by all cells.
-        device: for the record.
         report: takes one line per cell.
 
     Raises:
@@ -155,11 +156,10 @@ def run_label_efficiency(
                     "metrics": cell.metrics,
                     "details": cell.details,
                     "conditions": expected,
-                    "run": conditions_of_run(device),
+                    "run": conditions_of_run(),
                     "cases": cell.cases,
                 }
-                text = json.dumps(_json_ready(content))
-                write_text_atomically(file, text)
+                write_text_atomically(file, json.dumps(_json_ready(content)))
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in cell.metrics.items())
                 report(
                     f"[{done}/{total}] {name}, {_percent(fraction)} %, seed {seed}: {shown} "
@@ -345,27 +345,15 @@ def _markdown(
 
 
 def _plot(path: Path, rows: Sequence[dict], names: Sequence[str], primary: str, title: str) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4))
-    axes = figure.add_subplot()
-    fractions = sorted({row["fraction"] for row in rows})
-    for place, name in enumerate(names):
-        curve = [row for row in rows if row["initialization"] == name and row["metric"] == primary]
-        # a few per cent apart, so that intervals do not cover each other
-        x = [100 * row["fraction"] * (1 + 0.025 * (place - (len(names) - 1) / 2)) for row in curve]
-        y = np.array([row["mean"] for row in curve])
-        span = np.array([[m - row["low"], row["high"] - m] for m, row in zip(y, curve, strict=True)]).T
-        axes.errorbar(x, y, yerr=np.nan_to_num(span), label=name, marker="o", markersize=4, capsize=2, linewidth=1.2)
-    axes.set_xscale("log")
-    axes.set_xticks([100 * f for f in fractions], [str(_percent(f)) for f in fractions])
+    table = pd.DataFrame(rows).query("metric == @primary").assign(percent=lambda t: 100 * t["fraction"])
+    mean, low, high = (table.pivot(index="percent", columns="initialization", values=v)[list(names)] for v in ENDS)
+    error = np.nan_to_num(np.stack([(mean - low).to_numpy().T, (high - mean).to_numpy().T], axis=1))
+    axes = Figure(figsize=(6.4, 4.4)).add_subplot()
+    mean.plot(ax=axes, yerr=error, marker="o", capsize=2, logx=True, grid=True, title=title)
+    axes.set_xticks(mean.index, [f"{percent:g}" for percent in mean.index])
     axes.minorticks_off()
-    axes.set_xlabel("labeled training patients (%)")
-    axes.set_ylabel(f"test {primary.replace('_', ' ')} (mean, 95 % interval over seeds)")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(path, figure)
+    axes.set(xlabel="labeled training patients (%)", ylabel=f"test {primary} (mean, 95 % interval over seeds)")
+    save_figure(path, axes.figure)
 
 
 def _check_conditions(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -144,8 +143,6 @@ def _run(
 
 def _interval(result: ProbeResult, metric: str, test: ImageSet) -> Interval:
     """95 % interval of the metric over the patients of the test split; none of one patient."""
-    if len(set(test.patients)) < 2:
-        return Interval(result.metrics[metric], math.nan, math.nan, 1)
     if metric in result.cases:
         values = result.cases[metric].numpy()
         return bootstrap_interval(lambda rows: float(values[rows].mean()), test.patients)

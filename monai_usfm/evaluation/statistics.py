@@ -17,7 +17,6 @@ from scipy import stats
 __all__ = [
     "Interval",
     "PairedTest",
-    "bootstrap_ends",
     "bootstrap_interval",
     "holm_adjust",
     "mean_interval",
@@ -111,23 +110,15 @@ def bootstrap_interval(
         resamples: draws; a draw for which the statistic is NaN (an AUC without positives) is left out.
         seed: of the draws.
 
-    Raises:
-        ValueError: for fewer than two patients.
+    Returns:
+        The interval; its ends are NaN where there are fewer than two patients.
     """
+    if len(set(patients)) < 2:
+        return Interval(float(statistic(np.arange(len(patients)))), np.nan, np.nan, len(set(patients)))
     draws = _bootstrap(statistic, patients, resamples, seed)
     tail = 100 * (1 - confidence) / 2
     low, high = np.nanpercentile(draws, [tail, 100 - tail])
     return Interval(float(statistic(np.arange(len(patients)))), float(low), float(high), len(set(patients)))
-
-
-def bootstrap_ends(
-    statistic: Callable[[np.ndarray], float], patients: Sequence[Hashable], seed: int = 0
-) -> tuple[float, float]:
-    """Lower and upper end of :func:`bootstrap_interval`; NaN where there are fewer than two patients."""
-    if len(set(patients)) < 2:
-        return float("nan"), float("nan")
-    interval = bootstrap_interval(statistic, patients, seed=seed)
-    return interval.low, interval.high
 
 
 def paired_test(
