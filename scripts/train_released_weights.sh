@@ -28,6 +28,9 @@ unlabeled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" 
     --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --plan#decoder_hidden_size 192
     --plan#decoder_num_layers 3 --plan#decoder_num_heads 3)
 bundle usfm_pretraining pretraining --objective sparse "${unlabeled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
+# With its decoder, which the quickstart needs. That of the shipped file was trained after its encoder, which was frozen.
+bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache" \
+    --plan#decoder_hidden_size 128 --plan#decoder_num_heads 4 --exported "@network_def"
 # The fine-tuned weights below were trained from the encoder above, before there was a foundation.
 # Three training stages, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, flips and gamma alone.
@@ -72,6 +75,7 @@ from pathlib import Path
 
 here, out = sys.argv[1:]
 files = {
+    "mae": "usfm_pretraining/models/mae.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
     "simulated_volumes": "usfm_segmentation/models/simulated_volumes.pt",

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ import torch
 from monai.config import PathLike
 
 from monai_usfm import __version__
+from monai_usfm.cards.card import sha256_of
 from monai_usfm.files import atomic_write
 
 __all__ = ["conditions_of_run", "file_digest", "markdown_table", "save_figure"]
@@ -38,11 +38,7 @@ def save_figure(path: PathLike, figure: Any) -> Path:
 
 def file_digest(path: PathLike) -> str:
     """First 12 hexadecimal digits of the SHA-256 of a file: tells weights of one name apart."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:12]
+    return sha256_of(Path(path))[:12]
 
 
 def conditions_of_run(device: torch.device | str = "cpu") -> dict[str, Any]:
