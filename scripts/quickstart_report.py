@@ -5,16 +5,15 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import io
 import json
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from monai.transforms import Resize
@@ -63,12 +62,12 @@ def write(output: Path, plan: dict[str, Any]) -> list[str]:
     parts.append("Each image has an overlay like these in <code>shipped/previews</code>, measurements in")
     parts.append("<code>shipped/statistics.csv</code>.</p>")
     parts.append(grid(previews(output, shown, 8), "wide"))
-    dice = dice_of_images(output / "shipped" / "evaluation" / "cases.csv")
+    dice = mean_of_images(output / "shipped" / "evaluation" / "cases.csv", "dice")
     if dice:
         cards.append((f"Dice {np.mean(list(dice.values())):.3f}", f"{interval(dice)} of the shipped network, {images}"))
 
     if plan["labeled"]:
-        scores = {name: dice_of_images(output / name / "evaluation" / "cases.csv") for name in RUNS}
+        scores = {name: mean_of_images(output / name / "evaluation" / "cases.csv", "dice") for name in RUNS}
         cards.append(few_labels(parts, output, plan, shown, scores))
     cards.append(adaptation(parts, output, plan, shown))
 
@@ -169,7 +168,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     """Self-supervised adaptation: parts of an image are hidden, and the network learns to fill them in."""
     path = output / "reconstructions.csv"
     names = ["shipped", "adapted", *(f"spread_{s}" for s in SPREADS)]
-    psnr = {name: mean_of_images(path, "psnr", method=name) for name in names}
+    psnr = {name: mean_of_images(path, "psnr", f"method == {name!r}") for name in names}
     mean = {name: float(np.mean(list(values.values()))) for name, values in psnr.items()}
     best = max((f"spread_{s}" for s in SPREADS), key=lambda name: mean[name])
     images = list(psnr["shipped"])
@@ -248,20 +247,11 @@ def verdict(means: np.ndarray, low: float, high: float) -> str:
     return "No gain from the shipped start could be shown: the interval includes zero"
 
 
-def dice_of_images(path: Path) -> dict[str, float]:
-    """Image -> Dice, averaged over its classes; empty where nothing was scored."""
-    return mean_of_images(path, "dice")
-
-
-def mean_of_images(path: Path, column: str, **wanted: str) -> dict[str, float]:
-    """Image -> mean of a column over the rows that have the wanted values; empty without the table."""
-    values: dict[str, list[float]] = defaultdict(list)
-    if path.is_file():
-        with open(path, newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                if all(row[name] == value for name, value in wanted.items()):
-                    values[row["image"]].append(float(row[column]))
-    return {image: float(np.mean(found)) for image, found in values.items()}
+def mean_of_images(path: Path, column: str, query: str = "index >= 0") -> dict[str, float]:
+    """Image -> mean of a column over the rows of a query; empty without the table."""
+    if not path.is_file():
+        return {}
+    return pd.read_csv(path).query(query).groupby("image", sort=False)[column].mean().to_dict()
 
 
 def patients(items: list[dict], images: list[str]) -> list[str]:
@@ -278,20 +268,14 @@ def interval(dice: dict[str, float]) -> str:
 
 def curve(folder: Path, column: str) -> dict[int, float]:
     """Epoch -> value of a column of ``metrics.csv``; epochs without a value are left out."""
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as stream:
-        return {int(row["epoch"]): float(row[column]) for row in csv.DictReader(stream) if row.get(column)}
+    return pd.read_csv(folder / "metrics.csv", index_col="epoch")[column].dropna().to_dict()
 
 
 def draw_curves(lines: dict[str, dict[int, float]], title: str) -> Image.Image:
-    figure = Figure(figsize=(7, 3), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for name, points in lines.items():
-        axes.plot(list(points), list(points.values()), marker=".", label=name)
-    axes.set(xlabel="epoch", ylabel=title, ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes = Figure(figsize=(7, 3), dpi=110, layout="constrained").subplots()
+    pd.DataFrame(lines).sort_index().plot(ax=axes, marker=".", xlabel="epoch", ylabel=title, ylim=(0, 1), grid=True)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    axes.figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 

@@ -275,7 +275,7 @@ def test_networks_that_learnt_nothing_are_not_compared(report):
 def test_scores_are_paired_by_image_whatever_their_order(report, tmp_path):
     rows = [{"image": n, "class": 1, "dice": d} for n, d in (("b", 0.2), ("a", 0.4), ("b", 0.6))]
     write_rows(tmp_path / "cases.csv", rows)
-    assert report.dice_of_images(tmp_path / "cases.csv") == pytest.approx({"a": 0.4, "b": 0.4})
+    assert report.mean_of_images(tmp_path / "cases.csv", "dice") == pytest.approx({"a": 0.4, "b": 0.4})
 
 
 # ------------------------------------------------------------------ choice of the images
