@@ -298,15 +298,15 @@ def previews(output: Path, items: list[dict], number: int) -> list[tuple[Image.I
 
 def grid(figures: list[tuple[Image.Image, str]], layout: str) -> str:
     """Figures with their captions, side by side as far as there is room; stored in the page."""
-    figures = []
+    shown = []
     for drawn, caption in figures:
         buffer = io.BytesIO()
         drawn.save(buffer, "JPEG", quality=88)
         data = base64.b64encode(buffer.getvalue()).decode()
         size = f'width="{drawn.width}" height="{drawn.height}"'
         image = f'<img alt="{text(caption)}" src="data:image/jpeg;base64,{data}" {size}>'
-        figures.append(f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>")
-    return f'<div class="grid {layout}">' + "".join(figures) + "</div>"
+        shown.append(f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>")
+    return f'<div class="grid {layout}">' + "".join(shown) + "</div>"
 
 
 def as_table(rows: list[list[str]]) -> str:
