@@ -119,14 +119,14 @@ def adapt(plan: dict[str, Any], output: Path, options: argparse.Namespace, data:
 
     items = load_datalist(plan["datalist"], plan["dataset_dir"], "test")
     items = items[:: max(1, len(items) // SCORED)]
-    torch.manual_seed(0)  # of a decoder, where the weights have none
-    networks = {"shipped": build_network("pretraining", str(PRETRAINING), objective="mae")}
     epochs = 1 if options.quick else 40
     training = {"pretrained": str(PRETRAINING), "objective": "mae", "max_epochs": epochs, "warmup_epochs": epochs // 10}
     training |= {"batch_size": 15, "learning_rate": 2e-4, "augmentation#scale": [0.5, 1.0], "figure_interval": 0}
     folder = {"output_dir": str(output / "adapted"), "export_path": str(output / "adapted" / "model.pt")}
     with step(output, plan, f"Adapting the shipped encoder to {plan['training']} images, without labels"):
         flow = run_bundle("pretraining", "train", **data, **folder, **training, val_interval=epochs, num_workers=0)
+        torch.manual_seed(0)  # of a decoder, where the weights have none
+        networks = {"shipped": build_network("pretraining", str(PRETRAINING), objective="mae")}
         networks["adapted"] = flow.parser.get_parsed_content("network_def")
     with step(output, plan, "Filling in hidden parts of the test images"):
         save_reconstructions(networks, items, output)
