@@ -150,7 +150,8 @@ def draw_over_time(values: Mapping[str, Sequence[float]], unit: str) -> Image.Im
     axes = figure.subplots()
     for place, (name, line) in enumerate(values.items()):
         axes.plot(range(len(line)), line, label=name, color=[v / 255 for v in COLORS[place % len(COLORS)]])
-    axes.set(xlabel="frame", ylabel=f"area ({unit}²)", ylim=(0, None))
+    highest = max((max(line) for line in values.values() if len(line)), default=0)
+    axes.set(xlabel="frame", ylabel=f"area ({unit}²)", ylim=(0, 1.1 * highest or 1))
     axes.grid(alpha=0.3)
     axes.legend()
     buffer = io.BytesIO()
