@@ -5,7 +5,7 @@
 #
 #   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [OPTION...]
 #
-# About seven hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About eleven hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
 # Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in a quarter of an hour.
 set -euo pipefail
 data=$(cd "$1" && pwd)
@@ -28,10 +28,12 @@ unlabeled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" 
     --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --plan#decoder_hidden_size 192
     --plan#decoder_num_layers 3 --plan#decoder_num_heads 3)
 bundle usfm_pretraining pretraining --objective sparse "${unlabeled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
+# The fine-tuned weights below start from the encoder above; the shipped one has a second training stage.
+bundle usfm_pretraining pretraining_second --objective sparse "${unlabeled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
+    --pretrained "$out/pretraining/model.pt" --seed 1 --cache_dir "$out/cache"
 # With its decoder, which the quickstart needs. That of the shipped file was trained after its encoder, which was frozen.
 bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache" \
     --plan#decoder_hidden_size 128 --plan#decoder_num_heads 4 --exported "@network_def"
-# The fine-tuned weights below were trained from the encoder above, before there was a foundation.
 # Three training stages, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, flips and gamma alone.
 plain=(--augmentation#shrink_prob 0 --intensity_augmentation "[]")
@@ -41,7 +43,7 @@ bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pret
     --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1 "${plain[@]}"
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
-# The pretrained starts, small.pt and foundation.pt; needs DINOv2's weights: DINOV2=dinov2_vits14.pt.
+# The pretrained start; needs DINOv2's weights: DINOV2=dinov2_vits14.pt.
 [ -z "${DINOV2:-}" ] || bash "$here/scripts/train_foundation.sh" "$data/pretraining_all.json" "$DINOV2" "$out/starts" \
     ${options[@]+"${options[@]}"}
 # No labels: structures in simulated images, then in volumes, as a start for other volumes.
@@ -75,6 +77,7 @@ from pathlib import Path
 
 here, out = sys.argv[1:]
 files = {
+    "pretraining_second": "usfm_pretraining/models/model.pt",
     "mae": "usfm_pretraining/models/mae.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
@@ -83,7 +86,7 @@ files = {
     "enhancement": "usfm_enhancement/models/model.pt",
 }
 if Path(out, "starts").is_dir():
-    files |= {"starts/small": "usfm_pretraining/models/model.pt", "starts/foundation": "usfm_segmentation/models/foundation.pt"}
+    files["starts/foundation"] = "usfm_segmentation/models/foundation.pt"
 for name, file in files.items():
     shutil.copy(f"{out}/{name}/model.pt", f"{here}/bundles/{file}")
     shutil.copy(f"{out}/{name}/model.json", f"{here}/bundles/{file}".replace(".pt", ".json"))
