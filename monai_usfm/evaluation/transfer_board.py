@@ -202,7 +202,7 @@ def _score(sums: np.ndarray) -> np.ndarray:
     return np.nanmean(f1, axis=-1)
 
 
-def _bootstrap(patients: Sequence[Any], seeds: Mapping[int, np.ndarray], resamples: int = 2000) -> tuple[float, Any]:
+def _bootstrap(patients: Sequence[Any], seeds: Mapping[int, np.ndarray], resamples: int = 10_000) -> tuple[float, Any]:
     """Mean over seeds of the score, and its draws over patients, the same patients for every start."""
     place = np.unique(patients, return_inverse=True)[1]
     members = place.max() + 1
