@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SEGMENTATION = ROOT / "bundles" / "usfm_segmentation" / "models"
-PRETRAINING = SEGMENTATION / "foundation.pt"  # its encoder
+PRETRAINING = ROOT / "bundles" / "usfm_pretraining" / "models" / "mae.pt"
 MINIMUM = {"training": 16, "validation": 2, "test": 5}  # labeled images without which a score would say nothing
 RESULTS = ("shipped", "start", "scratch", "adapted", "reconstructions", "simulated", "logs")
 SCORED = 60  # test images that are reconstructed; more tell nothing new
