@@ -26,7 +26,7 @@ from PIL import Image
 import monai_usfm
 from monai_usfm import read_card
 from monai_usfm.bundle import TrainingSteps, check_names, describe, root_cause, warmup_cosine
-from monai_usfm.bundle.training import _as_list
+from monai_usfm.bundle.records import _as_list
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.options import READ_BY_CLIENTS
 

@@ -21,33 +21,37 @@ from monai_usfm.bundle.inference import (
     plan_of,
     probabilities,
 )
-from monai_usfm.bundle.own import hub_layout, own_bundle
-from monai_usfm.bundle.start import options, start, stop
-from monai_usfm.bundle.training import (
+from monai_usfm.bundle.items import (
     EnhancementItems,
-    FirstChannelLoss,
     LabeledBatch,
     MixedBatch,
+    fingerprint,
+    preprocessing_of,
+    record,
+    simulated,
+    training_items,
+    training_sampler,
+    validation_sampler,
+)
+from monai_usfm.bundle.own import hub_layout, own_bundle
+from monai_usfm.bundle.records import (
     TrainingRecords,
     TrainingSteps,
+)
+from monai_usfm.bundle.start import options, start, stop
+from monai_usfm.bundle.training import (
+    FirstChannelLoss,
     default_device,
     encoder_of,
     encoder_options,
-    fingerprint,
     loss_of_head,
     lower_is_better,
     network_loss,
     on_device,
     plan,
     prepare_network,
-    preprocessing_of,
     rank,
-    record,
-    simulated,
     start_weights,
-    training_items,
-    training_sampler,
-    validation_sampler,
     warmup_cosine,
     window_inferer,
 )

@@ -1,0 +1,173 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained on: lists of images, their record, samplers, and how a batch is handed to the network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.data import DistributedSampler
+from torch.utils.data import Dataset, Sampler
+
+from monai_usfm.bundle.start import options
+from monai_usfm.data import OrganBalancedSampler, label_fraction, load_splits
+
+__all__ = [
+    "EnhancementItems",
+    "LabeledBatch",
+    "MixedBatch",
+    "fingerprint",
+    "preprocessing_of",
+    "record",
+    "simulated",
+    "training_items",
+    "training_sampler",
+    "validation_sampler",
+]
+
+
+def simulated(spatial_dims: int, image_size: Sequence[int], volumes: int = 8, **more: Any) -> dict[str, Any]:
+    """Settings of the images that stand in for a missing ``dataset_dir``, see :func:`write_synthetic_dataset`.
+
+    Args:
+        spatial_dims: 2 for 64 training images, 3 for some volumes; a fourth of them for each other split.
+        image_size: of each.
+        volumes: training volumes.
+        more: further settings, or others than these.
+    """
+    training = volumes if spatial_dims == 3 else 64
+    sizes = {"num_training": training, "num_validation": training // 4, "num_test": training // 4}
+    return {**sizes, "spatial_dims": spatial_dims, "image_size": list(image_size), **more}
+
+
+def training_items(items: Sequence[dict[str, Any]], fraction: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
+    """The items, or a :func:`~monai_usfm.data.label_fraction` of them, each with the name of its ``file``."""
+    chosen = label_fraction(items, fraction, seed=seed) if fraction != 1 else items
+    return [{**item, "file": str(item["image"])} for item in chosen]
+
+
+def fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of the names of the images, wherever their folder lies: two runs on the same data have the same."""
+    names = [os.path.abspath(str(item["image"])) for item in items]
+    root = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
+    text = "\n".join(os.path.relpath(name, root) for name in names)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def preprocessing_of(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the pixels of training items became network inputs, for the card."""
+    white = next((item["full_scale"] for item in items if item.get("full_scale")), None)
+    return {"intensity": "gray, 0 to 1", **({"full_scale": float(white)} if white else {})}
+
+
+def record(training: Dataset, validation: Dataset) -> dict[str, Any]:
+    """What ``run.json`` tells of a run, and a resumed one compares: its options and its data."""
+    data: Any = training
+    sizes = {"training_items": len(data), "validation_items": len(validation)}  # type: ignore[arg-type]
+    return {**options(), **sizes, "data": fingerprint(data.data)}
+
+
+def training_sampler(dataset: Dataset, seed: int = 0, num_samples: int | None = None) -> Sampler:
+    """Each image once in random order, or ``num_samples`` of them.
+
+    Of several processes each takes its part: a step sees the images that one process would see in a batch as large.
+    """
+    length = len(dataset)  # type: ignore[arg-type]
+    return OrganBalancedSampler(["any"] * length, num_samples=num_samples, seed=seed)
+
+
+def validation_sampler(dataset: Dataset) -> Sampler | None:
+    """Of several processes each takes its part; None, every image in order, for one."""
+    if dist.is_available() and dist.is_initialized():
+        return DistributedSampler(dataset, even_divisible=False, shuffle=False)
+    return None
+
+
+class MixedBatch:
+    """``prepare_batch`` that mixes images and their classes with those of the neighbor in the shuffled batch.
+
+    Zhang et al. 2018, https://arxiv.org/abs/1710.09412.
+
+    Args:
+        augmentation: ``prepare_batch`` that gives images and class indices.
+        num_classes: classes.
+        alpha: of the Beta distribution of the share; 0 mixes nothing.
+    """
+
+    def __init__(self, augmentation: Any, num_classes: int, alpha: float = 0.0) -> None:
+        self.augmentation = augmentation
+        self.num_classes = num_classes
+        self.alpha = alpha
+
+    def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images, and class indices or, mixed, shares ``(B, num_classes)``."""
+        image, label = self.augmentation(batch, *args, **kwargs)
+        if self.alpha <= 0:
+            return image, label
+        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
+        numbers = label.is_floating_point()  # what is predicted are no classes
+        classes = label if numbers else torch.nn.functional.one_hot(label, self.num_classes).float()
+        mixed = [share * x + (1 - share) * x.roll(1, 0) for x in (image, classes)]
+        return mixed[0], mixed[1]
+
+
+class LabeledBatch:
+    """``prepare_batch`` of images and one of their labels, unchanged.
+
+    Args:
+        label_key: entry of the batch.
+    """
+
+    def __init__(self, label_key: str = "label") -> None:
+        self.label_key = label_key
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", self.label_key))
+        return image, label
+
+
+class EnhancementItems:
+    """Lists of images, or of recorded pairs under ``image`` (low quality) and ``label`` (high), split by split.
+
+    Args:
+        dataset_dir, datalist, synthetic_dir, synthetic, full_scale: see :func:`~monai_usfm.data.load_splits`.
+        pairs: whether pairs are wanted.
+        input_key: entry of an item that names the low-quality file; None is ``image``, of simulated pairs ``low``.
+        target_key: entry that names the high-quality file; None is ``label``, of simulated pairs ``image``.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | None,
+        datalist: str | None,
+        synthetic_dir: str,
+        synthetic: Mapping[str, Any],
+        pairs: bool = False,
+        input_key: str | None = None,
+        target_key: str | None = None,
+        full_scale: float | None = None,
+    ) -> None:
+        simulated = not dataset_dir and not datalist
+        self.places: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist}
+        self.options: dict[str, Any] = {"synthetic_dir": synthetic_dir, "synthetic": dict(synthetic)}
+        self.options["full_scale"] = full_scale
+        self.names = {
+            "image": input_key or ("low" if simulated else "image"),
+            "label": target_key or ("image" if simulated else "label"),
+        }
+        if not pairs:
+            self.names = {"image": "image"}
+
+    def __call__(self, split: str, **others: str | None) -> list[dict[str, Any]]:
+        """Items of a split; further names are entries that become others, where they are given."""
+        required = tuple(dict.fromkeys(("image", *self.names.values())))
+        found = load_splits(**self.places, **self.options, splits=(split,), required=required)[split]
+        names = {**self.names, **{name: key for name, key in others.items() if key}}
+        return [{**item, **{name: item[key] for name, key in names.items()}} for item in found]
