@@ -130,7 +130,8 @@ def run_job(folder: Path, *arguments: object) -> dict[str, torch.Tensor]:
     pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install nvflare")
     command = [sys.executable, str(EXAMPLE / "job.py"), "--output", str(folder), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    (file,) = folder.glob("nvflare/**/FL_global_model.pt") or [pytest.fail(done.stdout[-2000:] + done.stderr[-3000:])]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (file,) = folder.glob("nvflare/**/FL_global_model.pt")
     return torch.load(file, weights_only=True)["model"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nvflare.client as flare
 import torch
 from federated import SMALL, Site
-from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_constant import AlgorithmConstants
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--task")
@@ -30,6 +30,6 @@ while flare.is_running():
     received = flare.receive()
     if received is None:
         break
-    site.proximal = float(received.meta.get(AppConstants.FEDPROX_MU) or 0.0)
+    site.proximal = float(received.meta.get(AlgorithmConstants.FEDPROX_MU) or 0.0)
     weights, steps = site.train({name: torch.as_tensor(value) for name, value in received.params.items()})
     flare.send(flare.FLModel(params=weights, meta={"NUM_STEPS_CURRENT_ROUND": steps}))

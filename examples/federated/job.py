@@ -63,7 +63,11 @@ def main() -> None:
         recipe.add_client_output_filter(FILTERS[given.privacy](), tasks=["train"])
     names = [folder.name for folder in folders]
     run = recipe.execute(SimEnv(clients=names, workspace_root=str(root / "nvflare")))
-    print(f"status {run.get_status()}, result {run.get_result()}")
+    if not list(Path(str(run.get_result())).rglob("FL_global_model.pt")) or not all(
+        (root / "sites" / name / "checkpoints" / "last.pt").is_file() for name in names
+    ):
+        raise SystemExit(f"a site did not train: look at log.txt of the sites in {root / 'nvflare'}.")
+    print(f"results: {run.get_result()}")
 
 
 if __name__ == "__main__":
