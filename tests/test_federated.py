@@ -136,7 +136,8 @@ def run_job(folder: Path, *arguments: object) -> dict[str, torch.Tensor]:
 
 
 def test_a_job_of_nvflare_with_one_site_is_central_training(federated, tmp_path):
-    found = run_job(tmp_path, "--sites", 1, "--images", 24, "--rounds", 2)
+    # NVFlare multiplies weights by the steps and divides by their sum, which for a power of two costs no bit
+    found = run_job(tmp_path, "--sites", 1, "--images", 32, "--rounds", 2)
     central = tmp_path / "central"
     options = {**federated.SMALL, "max_epochs": 2, "output_dir": str(central)}
     run_bundle("segmentation", "train", dataset_dir=str(tmp_path / "images" / "site_1"), **options)
