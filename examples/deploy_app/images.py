@@ -22,6 +22,7 @@ from monai_usfm.bundle import probabilities
 from monai_usfm.cards import read_card
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.metrics import measure
+from monai_usfm.transforms import resize_linear
 
 # Ultrasound (Multi-frame) Image Storage and their retired forms. An Enhanced US Volume needs a network of volumes.
 IMAGES = (
@@ -165,8 +166,7 @@ def analyze(file: str | Path, model: Model) -> Result:
 @torch.inference_mode()
 def apply(model: Model, frames: torch.Tensor) -> torch.Tensor:
     """Probabilities ``(N, classes[, H, W])`` of frames ``(N, H, W)`` as ``inference.json`` of the bundle has them."""
-    shrink = Resize(model.size, anti_aliasing=True, mode="bilinear")
-    seen = torch.stack([torch.as_tensor(shrink(frame[None])).as_subclass(torch.Tensor) for frame in frames])
+    seen = resize_linear(frames[:, None], model.size)
     logits = model.network(seen.expand(-1, model.channels, -1, -1).contiguous())
     scores = torch.stack([torch.as_tensor(model.calibrated({"pred": one})["pred"]) for one in logits])
     if model.task == "classification":
