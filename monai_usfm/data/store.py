@@ -71,6 +71,9 @@ class Uint8Store:
         digest = hashlib.blake2b(self.transforms, digest_size=16)
         digest.update(repr(sorted(item.items(), key=lambda pair: str(pair[0]))).encode())
         for value in item.values():
+            if isinstance(value, torch.Tensor | np.ndarray):  # of which repr shows a part
+                digest.update(np.ascontiguousarray(value).tobytes())
+                continue
             for name in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(name, str | os.PathLike) and os.path.isfile(name):
                     stat = os.stat(name)

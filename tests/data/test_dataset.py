@@ -250,3 +250,10 @@ def test_transforms_that_cannot_be_told_apart_are_run_every_time(items, tmp_path
         dataset = stored(good(items), [*FIXED, Lambdad("image", lambda x: x / 2)], tmp_path)
     assert "decoded every time" in caplog.text
     assert dataset[0]["image"].any() and not (tmp_path / "store").exists()
+
+
+def test_images_in_memory_are_told_apart_by_all_their_values(tmp_path):
+    images = [torch.zeros(1, 40, 60), torch.zeros(1, 40, 60)]
+    images[1][0, 20, 30] = 1
+    dataset = stored([{"image": image} for image in images], [Resized("image", (20, 30))], tmp_path)
+    assert [bool(dataset[k]["image"].any()) for k in (0, 1, 0)] == [False, True, False]
