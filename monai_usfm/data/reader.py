@@ -95,6 +95,8 @@ class UltrasoundReader(ImageReader):
         decoded = self._decode(path, pick)
         if decoded.values.size == 0:
             raise UnreadableImageError(path, f"an empty image of shape {decoded.values.shape[:-1]}; leave it out.")
+        if decoded.values.dtype.kind not in "buif":
+            raise UnreadableImageError(path, f"holds values of type {decoded.values.dtype}; store real numbers.")
         values = np.moveaxis(decoded.values, -1, 0)
         return values, _metadata(path, decoded)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,7 @@ from monai_usfm.metrics.measurements import measure
 
 __all__ = ["CasePreviews", "ClassificationPreviews", "EnhancementPreviews", "GrowingTable", "SegmentationResults"]
 
+SPACING = ("spacing", "spacing_known", "spacing_box")
 THUMBNAIL, COLUMNS, PAGE = (270, 300), 4, 24
 AHEAD = 8  # cases that may wait to be drawn
 
@@ -99,6 +101,7 @@ class CasePreviews:
         dims = item["image"].dim() - 1
         # A plane of a volume or cine is the one the network saw.
         loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
+        loaded.meta |= {key: meta[key] for key in SPACING if key in meta}  # of the chosen region, or the datalist's
         figure = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
         if figure is not None:
             _save(figure, stem.with_name(f"{stem.name}.jpg"))
@@ -122,6 +125,26 @@ class CasePreviews:
             _save(tile(self.page, COLUMNS), path)
             engine.logger.info(f"{type(self).__name__}: {len(self.page)} cases at a glance: {path}")
             self.page = []
+
+
+def warn_beyond_spacing(labels: np.ndarray, meta: Mapping[str, Any]) -> None:
+    """Warn where structures lie outside the ultrasound region whose scale measures them.
+
+    Args:
+        labels: classes, ``(*S)``, 0 for background.
+        meta: of the image, with ``spacing_box``, the rows and columns (top, bottom, left, right) of that region.
+    """
+    if "spacing_box" not in meta:
+        return
+    top, bottom, left, right = (int(n) for n in meta["spacing_box"])
+    outside = int((labels > 0).sum() - (labels[..., top:bottom, left:right] > 0).sum())
+    if outside:
+        warnings.warn(
+            f"{meta['filename_or_obj']}: {outside} of {int((labels > 0).sum())} pixels of structures lie outside rows "
+            f"{top} to {bottom} and columns {left} to {right}, the ultrasound region whose scale measures them: their "
+            "mm do not hold. Choose another by --region INDEX.",
+            stacklevel=2,
+        )
 
 
 class SegmentationResults(CasePreviews):
@@ -179,6 +202,8 @@ class SegmentationResults(CasePreviews):
         labels = _upright(item["pred"], image)
         meta = item["loaded"].meta
         spacing = [float(v) for v in meta["spacing"]] if meta["spacing_known"] else None
+        if spacing:
+            warn_beyond_spacing(labels, meta)
         time = self.time and image.ndim == 3
         if time:
             plane = spacing and spacing[1:]

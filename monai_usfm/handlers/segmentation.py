@@ -20,6 +20,7 @@ from monai.networks.utils import one_hot
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from monai_usfm.handlers.report import EvaluationReport
+from monai_usfm.handlers.results import warn_beyond_spacing
 from monai_usfm.metrics.ellipse import fit_ellipse
 
 __all__ = ["DiceScore", "SegmentationReport", "published_circumferences", "score_case", "segmentation_panels"]
@@ -203,6 +204,8 @@ class SegmentationReport(EvaluationReport):
         for item in engine.state.output:
             label, prediction = item["label"], item["pred"]
             spacing = _known_spacing(label) or _known_spacing(item["image"])  # a PNG mask of a DICOM image has none
+            if spacing:
+                warn_beyond_spacing(np.asarray(label)[0], item["image"].meta)
             name = str(item["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
             frame = int(item["image"].meta.get("frame", 0))
             published = self.published.get((name, frame), self.published.get(name))

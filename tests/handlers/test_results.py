@@ -176,3 +176,16 @@ def test_muscle_is_measured_between_two_aponeuroses_of_the_upright_image(tmp_pat
     assert row["thickness"] == pytest.approx(27)  # rows 13 to 39
     assert row["aponeurosis_angle"] == pytest.approx(0, abs=1e-6)
     assert row["pennation_angle"] is None  # an even image has no direction
+
+
+def test_a_structure_beyond_the_region_that_gives_the_scale_is_told(tmp_path):
+    known = {"spacing": torch.tensor([0.1, 0.1]), "spacing_known": True, "spacing_box": torch.tensor([0, 30, 0, 20])}
+    image = MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": str(saved(tmp_path / "a.png")), **known})
+    prediction = torch.zeros(1, 40, 30)
+    prediction[0, 15:25, 4:10] = 1
+    engine = Engine(lambda *_: [{"image": image, "pred": prediction}])
+    SegmentationResults(str(tmp_path / "out"), 2, ["lesion"], preview=False).attach(engine)
+    with pytest.warns(UserWarning, match=r"a\.png: 30 of 60 pixels .* outside rows 0 to 30 and columns 0 to 20"):
+        engine.run([0])
+    (row,) = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert (row["area"], row["unit"]) == (pytest.approx(0.6), "mm")
