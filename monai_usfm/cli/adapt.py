@@ -88,7 +88,8 @@ def adapt(
         mixed = {k: torch.lerp(v, after[k], share) if v.is_floating_point() else v for k, v in before.items()}
         network.encoder.load_state_dict(mixed)
     note = {"method": method, "images": len(items), **({"share": share} if method == "pretrain" else {})}
-    saved = save_network(target / "model.pt", network, adapted=note, **dict.fromkeys(OUTDATED))
+    outdated: dict[str, Any] = dict.fromkeys(OUTDATED)
+    saved = save_network(target / "model.pt", network, adapted=note, **outdated)
     print(f"{saved}: adapted to {len(items)} images without labels ({method}).")
     return saved
 

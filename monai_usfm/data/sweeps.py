@@ -113,8 +113,8 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
     Raises:
         ValueError: for a table without these columns, without rows, or with frames of several pixel sizes.
     """
-    with open(poses, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    with open(poses, newline="", encoding="utf-8-sig") as table:
+        rows = list(csv.DictReader(table))
     missing = [name for name in COLUMNS if not rows or rows[0].get(name) is None]
     if missing:
         raise ValueError(

@@ -110,7 +110,9 @@ def select(
     if card["task"] not in ("segmentation", "classification") or card.get("landmarks") or card.get("values"):
         raise ValueError(f"{checkpoint} has no classes whose entropy would tell its uncertainty.")
     known: list[str] = []
-    for split in ("training", "validation", "test") if labeled else ():
+    for split in ("training", "validation", "test"):
+        if labeled is None:
+            break
         try:
             known += [str(item["image"]) for item in load_datalist(labeled, dataset_dir, split, check_files=False)]
         except ValueError:  # no such split

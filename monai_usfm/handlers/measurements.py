@@ -68,7 +68,7 @@ class LandmarkReport(EvaluationReport):
         self.names = list(names or ())
 
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
             spacing = _known_spacing(given["image"])
             file = str(given["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
