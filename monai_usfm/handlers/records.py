@@ -175,7 +175,8 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Rates by name: ``learning_rate`` of the head, and ``rate_<layer>`` of each layer where they differ."""
     groups = optimizer.param_groups
     rates = {"learning_rate": float(groups[-1]["lr"])}
-    if len({group["lr"] for group in groups}) > 1:
+    # a schedule may end at one rate for all: those they began with tell whether they have rates of their own
+    if len({group.get("initial_lr", group["lr"]) for group in groups}) > 1:
         last = max(group.get("layer", index) for index, group in enumerate(groups))
         for index, group in enumerate(groups):
             layer = group.get("layer", index)

@@ -134,6 +134,9 @@ def test_rates_of_layers_stand_by_name_and_the_first_is_that_of_the_head(tmp_pat
     wanted = {"learning_rate": 0.4, "rate_embedding": 0.1, "rate_block_1": 0.2, "rate_head": 0.4}
     assert learning_rates(torch.optim.SGD(groups, lr=1.0)) == pytest.approx(wanted)
     assert learning_rates(torch.optim.SGD([weights[0]], lr=0.5)) == {"learning_rate": 0.5}
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    assert learning_rates(optimizer).keys() == wanted.keys()
 
 
 def test_the_table_is_drawn_too(tmp_path: Path) -> None:
