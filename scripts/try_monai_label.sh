@@ -11,10 +11,12 @@ root="$(cd "$(dirname "$0")/.." && pwd)"
 env="${1:-$root/.venv-label}"
 if [ ! -x "$env/bin/pytest" ]; then
     python3 -m venv "$env"
+    printf '%s\n' "numpy<2" "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" >"$env/constraints.txt"
+    export PIP_CONSTRAINT="$env/constraints.txt"
     pip="$env/bin/pip install --quiet"
-    $pip torch==2.13.0 monai==1.6.1 "numpy<2"
+    $pip torch==2.13.0 monai==1.6.1 numpy
     $pip --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
-    $pip "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" SimpleITK jsonschema fastapi uvicorn pydantic-settings \
+    $pip pydicom pynetdicom dicomweb-client SimpleITK jsonschema fastapi uvicorn pydantic-settings \
         python-dotenv python-multipart httpx schedule timeloop expiringdict expiring_dict cachetools watchdog numpymaxflow \
         girder-client passlib pyjwt bcrypt shapely requests requests-toolbelt google-auth scikit-image setuptools pytest
     $pip -e "$root"
