@@ -3,15 +3,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs these bundles in MONAI Label's own server, in an environment of its own: bash scripts/try_monai_label.sh [FOLDER]
 #
-# MONAI Label 0.8.5 pins what the newest packages are not: numpy 1, pydicom 2. Its requirements sam2 and torchvision would
-# bring a second PyTorch with CUDA, several gigabytes, so it is installed without them. Of torchvision it imports two names
-# for apps that ours are not; where there is none, the environment gets a stand-in for these.
+# MONAI Label 0.8.5 needs pydicom 2. Its requirements sam2 and torchvision would bring a second PyTorch with CUDA, several
+# gigabytes, so it is installed without them. Of torchvision it imports two names for apps that ours are not; where there
+# is none, the environment gets a stand-in for these.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 env="${1:-$root/.venv-label}"
 if [ ! -x "$env/bin/pytest" ]; then
     python3 -m venv "$env"
-    printf '%s\n' "numpy<2" "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" >"$env/constraints.txt"
+    printf '%s\n' "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" >"$env/constraints.txt"
     export PIP_CONSTRAINT="$env/constraints.txt"
     pip="$env/bin/pip install --quiet"
     $pip torch==2.13.0 monai==1.6.1 numpy
