@@ -59,7 +59,9 @@ def check_workflow(workflow: ConfigWorkflow) -> None:
     workflow.finalize()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task == "segmentation" else pytest.mark.slow) for task in TASKS]
+)
 def test_the_zoos_unit_test(repository, images, tmp_path, task):
     """Two epochs of training, an evaluation, an inference, each with its properties checked."""
     root = repository / "bundles" / f"usfm_{task}"
