@@ -106,8 +106,10 @@ def _integers(
         raise ValueError("8-bit integers need ONNX Runtime: pip install onnx onnxruntime onnxscript.")
     with tempfile.TemporaryDirectory() as scratch:
         places: dict[str, Any] = {"checkpoint": checkpoint, "dataset_dir": folder, "output_dir": scratch}
-        flow = load_bundle(task, "predict", **places, split="training")
+        flow = load_bundle(task, "predict", **places, datalist=str(Path(folder, "dataset.json")), split="training")
         data = flow.parser.get_parsed_content("dataset")
+        if not len(data):
+            raise getattr(data.data, "error", None) or ValueError(f"{folder}: no images in the training split.")
         chosen = range(0, len(data), -(-len(data) // CALIBRATION_IMAGES))
         images = [torch.as_tensor(data[i]["image"]).as_subclass(torch.Tensor)[None] for i in chosen]
 
