@@ -26,6 +26,7 @@ from monai_usfm.networks.nets import (
 from monai_usfm.networks.nets.segmentation import HEADS
 from monai_usfm.networks.nets.vit import SIZES
 from monai_usfm.networks.weights import encoder_arguments, read_checkpoint, source_layout
+from monai_usfm.networks.weights.read import names_file
 
 __all__ = ["ENCODER", "NETWORKS", "OBJECTIVES", "WIDTHS", "named_options", "network_options"]
 
@@ -109,6 +110,7 @@ def network_options(
     return merged
 
 
+@names_file("pretrained")
 def _source_options(pretrained: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The encoder's options in a file or state dict, and its card."""
     if not pretrained:

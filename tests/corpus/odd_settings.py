@@ -108,7 +108,6 @@ def options(kind: str = "options") -> list[Setting]:
         of("lora_rank", -1, "lora_rank", seg + cls),
         of("label_fraction", 0, "label_fraction", seg + cls),
         of("label_fraction", 2, "label_fraction", seg + cls),
-        of("cache_rate", 2, "cache_rate", seg + cls),
         of("crops_per_volume", 0, "crops_per_volume", seg),
         of("freeze_encoder", "perhaps", "freeze_encoder", seg + cls),
         of("resume", "perhaps", "resume"),
@@ -249,9 +248,10 @@ def weights(kind: str = "weights") -> list[Setting]:
     settings = []
     for name, make in makers.items():
         for option, runs in (("pretrained", ("train",)), ("checkpoint", ("evaluate", "predict"))):
+            words = "case" if (option, name) == ("checkpoint", "other names") else word(name)
             tasks = ("segmentation",) if option == "checkpoint" else ("segmentation", "pretraining")
             settings.append(
-                Setting(kind, f"--{option}: {name}", _named(option, make), word(name), tasks, runs, _nothing_ran)
+                Setting(kind, f"--{option}: {name}", _named(option, make), words, tasks, runs, _nothing_ran)
             )
     for name, make in only_read.items():
         settings.append(
