@@ -113,7 +113,7 @@ def _integers(
         chosen = range(0, len(data), -(-len(data) // CALIBRATION_IMAGES))
         images = [torch.as_tensor(data[i]["image"]).as_subclass(torch.Tensor)[None] for i in chosen]
 
-        class Reader(quantization.CalibrationDataReader):
+        class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
             left = iter(images)
 
             def get_next(self) -> Any:
@@ -138,7 +138,8 @@ def _integers(
 
 def _scores(task: str, places: dict[str, Any], networks: Sequence[torch.nn.Module]) -> tuple[str, list[float]]:
     """Name and values of the bundle's own key metric on the test split."""
-    flow = load_bundle(task, "evaluate", **places, split="test", **{"validate#handlers": []})
+    options: dict[str, Any] = {**places, "split": "test", "validate#handlers": []}
+    flow = load_bundle(task, "evaluate", **options)
     flow.initialize()
     evaluator, scores = flow.parser.get_parsed_content("validate#evaluator"), []
     for network in networks:

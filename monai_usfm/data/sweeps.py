@@ -129,8 +129,8 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
     volume, fov, affine = compound(frames, matrices, sizes.pop(), spacing, max_gap)
     target = Path(output)
     stem = target.name.removesuffix(".gz").removesuffix(".nii")
-    for array, file in (((255 * volume).round(), target), (fov, target.with_name(f"{stem}_fov.nii.gz"))):
-        with atomic_write(file) as part:
+    for array, place in (((255 * volume).round(), target), (fov, target.with_name(f"{stem}_fov.nii.gz"))):
+        with atomic_write(place) as part:
             nib.save(nib.Nifti1Image(array.astype(np.uint8), affine), part)
     print(f"{target}: {' x '.join(map(str, volume.shape))} voxels of {spacing:g} mm from {len(frames)} frames.")
     return target

@@ -85,13 +85,16 @@ class SeparableResize(Resize):
         arguments: those of :class:`monai.transforms.Resize`.
     """
 
-    def __call__(self, img: torch.Tensor, mode: str | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(  # type: ignore[override]
+        self, img: torch.Tensor, mode: str | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        pending: Any = getattr(img, "pending_operations", None)
         chosen = str(mode or self.mode)
         options = inspect.signature(Resize.__call__).bind(self, img, mode, *args, **kwargs).arguments
         size = self.spatial_size if isinstance(self.spatial_size, Sequence) else ()
         set_by_hand = any(self._given(options, name) for name in ("align_corners", "anti_aliasing_sigma", "lazy"))
         smooths = self._given(options, "anti_aliasing") and chosen in LINEAR and not set_by_hand
-        if not smooths or len(size) != img.dim() - 1 or getattr(img, "pending_operations", ()):
+        if not smooths or len(size) != img.dim() - 1 or pending:
             return super().__call__(img, mode, *args, **kwargs)
         before = tuple(img.shape[1:])
         size = tuple(int(n) for n in fall_back_tuple(size, before))
