@@ -93,7 +93,7 @@ class Uint8Store:
         if shard not in self._maps or len(self._maps[shard]) < start + size:
             self._maps[shard] = np.memmap(shard, np.uint8, mode="r")
         content = self._maps[shard][start : start + size]
-        if len(content) != size or crc32(memoryview(content)) != checksum:
+        if len(content) != size or crc32(content) != checksum:  # type: ignore[arg-type]
             logger.warning("%s: an item is damaged and is read from its file again.", shard)
             del self._entries[key]
             return None
