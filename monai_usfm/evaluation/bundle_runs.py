@@ -105,9 +105,9 @@ class BundleTraining:
             started = time.process_time()
             run_bundle(self.bundle, overlays=self.overlays, **shared)
             spent = time.process_time() - started
-            run_bundle(
-                self.bundle, "evaluate", overlays=self.overlays, **{k: v for k, v in shared.items() if k != "steps"}
-            )
+            training = ("steps", "plan#")  # what evaluation takes from the card of the weights
+            scored = {k: v for k, v in shared.items() if not k.startswith(training)}
+            run_bundle(self.bundle, "evaluate", overlays=self.overlays, **scored)
         finally:
             logging.disable(logging.NOTSET)
         metrics, cases = self._read(folder / "evaluation")

@@ -16,7 +16,9 @@ def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path)
     source = repository / "bundles" / "usfm_segmentation"
     weights = source / "models" / "simulated_volumes.pt"
     copy = own_bundle(source, tmp_path / "apps" / "liver_segmentation", weights)
-    assert sorted(file.name for file in (copy / "models").iterdir()) == ["model.json", "model.pt"]
+    assert sorted(file.name for file in (copy / "models").iterdir()) == [
+        "foundation.json", "foundation.pt", "model.json", "model.pt",
+    ]  # fmt: skip
     metadata = json.loads((copy / "configs" / "metadata.json").read_text())
     formats = metadata["network_data_format"]
     assert formats["inputs"]["image"]["spatial_shape"] == [48, 96, 96]

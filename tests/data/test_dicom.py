@@ -332,7 +332,7 @@ def test_strip_empties_attributes_blackens_the_surroundings_and_says_so(tmp_path
 
 def test_strip_refuses_burnt_in_text_that_it_cannot_place(tmp_path, scan):
     path = saved(tmp_path, ultrasound(scan, BurnedInAnnotation="YES"))
-    with pytest.raises(UnreadableImageError, match="no ultrasound region tells where"):
+    with pytest.raises(UnreadableImageError, match="no ultrasound region tells what is image"):
         UltrasoundDicomReader(deidentify="strip").read(path)
 
 

@@ -1064,5 +1064,5 @@ def test_the_verb_fails_with_one_line_and_keeps_the_old_output(tmp_path, capsys)
     (tmp_path / "out.pt").write_bytes(b"old")
     assert convert([str(tmp_path / "other.pth"), str(tmp_path / "out.pt"), "--to", "ours"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: unknown checkpoint layout") and error.count("\n") == 1
+    assert error.startswith("error: ") and "other.pth: unknown checkpoint layout" in error and error.count("\n") == 1
     assert (tmp_path / "out.pt").read_bytes() == b"old"
