@@ -350,7 +350,7 @@ def test_calibration_scores_the_validation_images_of_the_bundle(root, network):
     flow = load_bundle("classification", "train", bundle_root=str(root), **options)
     flow.parser.parse(reset=True)
     logits, labels, *_ = calibration._collect(flow.parser, load_network(weights))
-    np.testing.assert_allclose(logits.softmax(1).numpy(), expected(network, root, "validation"), atol=2e-5)
+    np.testing.assert_allclose(logits.softmax(1).numpy(), expected(network, root, "validation"), atol=2e-3)
     assert labels.tolist() == [0, 0, 1, 1]
 
 

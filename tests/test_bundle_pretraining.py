@@ -145,7 +145,12 @@ def test_exported_encoder_is_that_of_the_last_checkpoint(trained: Path) -> None:
 def test_features_are_those_of_the_network_on_the_upright_image(
     bundle: Path, images: Path, trained: Path, tmp_path: Path, blocks: list[int]
 ) -> None:
-    settings = {"checkpoint": str(trained / "model.pt"), "feature_blocks": blocks, "output_dir": str(tmp_path)}
+    settings = {
+        "checkpoint": str(trained / "model.pt"),
+        "feature_blocks": blocks,
+        "output_dir": str(tmp_path),
+        "amp": "fp32",
+    }
     data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json")}
     run(workflow(bundle, "infer", ["inference.json"], **data, **settings))
     found = np.load(tmp_path / "embeddings.npz")
@@ -208,7 +213,7 @@ def test_volumes_train_and_give_features(bundle: Path, volumes: Path, trained: P
     run(workflow(bundle, "train", files, pretrained=str(trained / "model.pt"), **data, **VOLUME))
     assert len(losses(tmp_path)) == 1
     shape = {"spatial_dims": 3, "spatial_size": VOLUME["spatial_size"], "patch_size": [8, 16, 16]}
-    run(workflow(bundle, "infer", ["inference.json"], checkpoint=str(tmp_path / "model.pt"), **data))
+    run(workflow(bundle, "infer", ["inference.json"], checkpoint=str(tmp_path / "model.pt"), amp="fp32", **data))
     found = np.load(tmp_path / "embeddings.npz")
     network = FeatureExtractor(
         usfm_vit("tiny", img_size=shape["spatial_size"], patch_size=shape["patch_size"], spatial_dims=3, **TINY)

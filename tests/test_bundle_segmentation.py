@@ -200,6 +200,7 @@ def test_uncertainty_is_the_entropy_of_the_mean_over_dropout_masks_and_mirror_im
 ) -> None:
     data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json"), "output_dir": str(tmp_path)}
     settings = {"checkpoint": str(trained / "model.pt"), "uncertainty": True, "dropout_samples": 3, **INFER}
+    settings |= {"amp": "fp32", "batch_size": 1}  # dropout masks are those of the batch
     run(workflow(bundle, "infer", ["inference.json"], **data, **settings))
     image = LoadUltrasound()(images / "image_8.png")
     pixels = Resize(SIZE, mode="bilinear", anti_aliasing=True)(image).as_tensor()[None]
@@ -472,7 +473,7 @@ def test_exported_program_gives_the_same_logits(bundle: Path, trained: Path, tmp
         checkpoint=str(trained / "model.pt"),
         **INFER,
     )
-    image = torch.rand(2, 1, 64, 80)
+    image = torch.rand(2, 1, *SIZE)  # TorchScript with relative positions takes images of its own size alone
     with torch.no_grad():
         wanted = network_of(trained / "model.pt")(image)
         assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), wanted, atol=1e-5)
@@ -515,13 +516,17 @@ def dataset_with(images: Path, folder: Path, image: np.ndarray | None, mask: np.
 def test_unknown_label_value_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
     mask = np.array(Image.open(images / "mask_1.png"))
     mask[0, 0] = 7
-    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
+    message = training_error(
+        bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out", batch_size=1
+    )
     assert "mask_1.png: value(s) 7, 255 stand for no class" in message
 
 
 def test_label_of_another_size_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
     mask = np.array(Image.open(images / "mask_1.png"))[:-1]
-    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
+    message = training_error(
+        bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out", batch_size=1
+    )
     assert "mask_1.png: has size" in message and "must lie on one grid" in message
 
 
