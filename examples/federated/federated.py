@@ -197,15 +197,20 @@ def simulated(folder: Path, training: int, validation: int, organs: Sequence[str
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", default="pretraining", choices=("pretraining", "segmentation"))
+def add_options(parser: argparse.ArgumentParser, task: str) -> None:
+    """Options that the federation has here and under NVFlare; ``task`` is the default one."""
+    parser.add_argument("--task", default=task, choices=("pretraining", "segmentation"))
     parser.add_argument("--output", default="output/federated")
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--images", type=int, default=240, help="of the largest site; site i has 1/i of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--local_epochs", type=int, default=1)
     parser.add_argument("--proximal", type=float, default=0.0, help="mu of FedProx; 0 is FedAvg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser, "pretraining")
     parser.add_argument("--balanced", type=int, default=0, help="images each site draws in an epoch, and equal weights")
     given = parser.parse_args()
     root = Path(given.output)

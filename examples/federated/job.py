@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from federated import SMALL, make_sites
+from federated import SMALL, add_options, make_sites
 from nvflare.app_common.filters import PercentilePrivacy, SVTPrivacy
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -29,13 +29,7 @@ FILTERS = {"percentile": PercentilePrivacy, "svt": SVTPrivacy}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="segmentation", choices=("pretraining", "segmentation"))
-    parser.add_argument("--output", default="output/federated")
-    parser.add_argument("--sites", type=int, default=4)
-    parser.add_argument("--images", type=int, default=240, help="of the largest site; site i has 1/i of them")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--local_epochs", type=int, default=1)
-    parser.add_argument("--proximal", type=float, default=0.0, help="mu of FedProx; 0 is FedAvg")
+    add_options(parser, "segmentation")
     parser.add_argument("--privacy", choices=FILTERS, help="filter of what leaves a site, see PRIVACY.md")
     given, _ = parser.parse_known_args()  # --export is NVFlare's
     root = Path(given.output).resolve()

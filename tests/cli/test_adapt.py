@@ -27,6 +27,11 @@ def place(tmp_path):
     return tmp_path
 
 
+def adapt_arguments(place) -> list[str]:
+    files = [str(place / name) for name in ("images", "m.pt", "out")]
+    return ["adapt", files[0], "--checkpoint", files[1], "--output_dir", files[2]]
+
+
 def changed(place) -> set[str]:
     before, after = load_network(place / "m.pt"), load_network(place / "out" / "model.pt")
     new = after.state_dict()
@@ -34,14 +39,7 @@ def changed(place) -> set[str]:
 
 
 def test_pretraining_changes_the_encoder_and_leaves_head_and_card(place):
-    arguments = [
-        "adapt",
-        str(place / "images"),
-        "--checkpoint",
-        str(place / "m.pt"),
-        "--output_dir",
-        str(place / "out"),
-    ]
+    arguments = adapt_arguments(place)
     assert (
         main([*arguments, "--max_epochs", "1", "--batch_size", "3", "--device", "cpu", "--figure_interval", "0"]) == 0
     )
@@ -60,14 +58,7 @@ def test_pretraining_changes_the_encoder_and_leaves_head_and_card(place):
 
 
 def test_entropy_changes_norms_alone_and_gets_smaller(place):
-    arguments = [
-        "adapt",
-        str(place / "images"),
-        "--checkpoint",
-        str(place / "m.pt"),
-        "--output_dir",
-        str(place / "out"),
-    ]
+    arguments = adapt_arguments(place)
     assert main([*arguments, "--method", "entropy"]) == 0
     names = changed(place)
     assert names and not any(part in name for name in names for part in (".mlp.", ".qkv", "to_pixels", "proj"))
