@@ -14,7 +14,6 @@ from typing import Any
 
 from monai.config import PathLike
 from monai.data import ImageWriter, PILWriter, resolve_writer
-from monai.utils import deprecated
 
 __all__ = ["append_csv", "atomic_write", "atomic_writer", "remove_abandoned", "write_csv", "write_text_atomically"]
 
@@ -141,8 +140,3 @@ def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequen
         writer.writeheader()
         writer.writerows(rows)
     return Path(path)
-
-
-# Names of 0.7.0, also in the configs of bundles that were packed with it.
-whole_file = deprecated("0.7", "0.8", "Use atomic_write.", version_val="0.7")(atomic_write)
-whole_writer = deprecated("0.7", "0.8", "Use atomic_writer.", version_val="0.7")(atomic_writer)

@@ -11,18 +11,15 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import, str2bool
 
-__all__ = ["check_names", "check_values", "flag", "set_options", "take_old_names"]
+__all__ = ["check_names", "check_values", "flag", "set_options"]
 
-# Options of 0.7.0 -> their names since; taken with a warning until 0.8.
-RENAMED = {"picture_interval": "figure_interval", "appearance": "intensity_augmentation"}
 DESCRIPTIONS = "_options_"  # entry of a config that says in a sentence what each option means
 # Entries that MONAI and its clients look for by name, whether or not another entry refers to them.
 CLIENT_IDS = (
@@ -71,18 +68,6 @@ def flag(value: Any) -> bool:
         ValueError: for anything else.
     """
     return value if isinstance(value, bool) else bool(str2bool(str(value)))
-
-
-def take_old_names(config: MutableMapping[str, Any]) -> bool:
-    """Move values that are given under a name of 0.7.0 to the present one, with a warning; whether there were any."""
-    if "cache_rate" in config and "cache_dir" in config:
-        warnings.warn("--cache_rate does nothing now and goes with 0.8: see --cache_dir.", FutureWarning, stacklevel=2)
-        del config["cache_rate"]
-    given = [old for old, new in RENAMED.items() if old in config and new in config]
-    for old in given:
-        warnings.warn(f"--{old} is now --{RENAMED[old]}, and goes with version 0.8.", FutureWarning, stacklevel=2)
-        config[RENAMED[old]] = config.pop(old)
-    return bool(given)
 
 
 def _length(entry: Any) -> int:

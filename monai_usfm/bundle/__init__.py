@@ -4,108 +4,11 @@
 
 from __future__ import annotations
 
-from monai_usfm.bundle.errors import describe, root_cause
-from monai_usfm.bundle.inference import (
-    InferenceDataset,
-    InferenceEvaluator,
-    card_of,
-    class_indices,
-    class_inferer,
-    collate_readable,
-    default_checkpoint,
-    entropy_map,
-    finish,
-    full_scale_of,
-    inference_items,
-    inference_network,
-    plan_of,
-    probabilities,
-)
-from monai_usfm.bundle.items import (
-    EnhancementItems,
-    LabeledBatch,
-    MixedBatch,
-    fingerprint,
-    preprocessing_of,
-    record,
-    simulated,
-    training_items,
-    training_sampler,
-    validation_sampler,
-)
-from monai_usfm.bundle.own import hub_layout, own_bundle
-from monai_usfm.bundle.records import (
-    TrainingRecords,
-    TrainingSteps,
-)
-from monai_usfm.bundle.start import options, start, stop
-from monai_usfm.bundle.training import (
-    FirstChannelLoss,
-    default_device,
-    encoder_of,
-    encoder_options,
-    loss_of_head,
-    lower_is_better,
-    network_loss,
-    on_device,
-    plan,
-    prepare_network,
-    rank,
-    start_weights,
-    warmup_cosine,
-    window_inferer,
-)
-from monai_usfm.options import check_names, check_values, flag
-
-__all__ = [
-    "EnhancementItems",
-    "FirstChannelLoss",
-    "InferenceDataset",
-    "InferenceEvaluator",
-    "LabeledBatch",
-    "MixedBatch",
-    "TrainingRecords",
-    "TrainingSteps",
-    "card_of",
-    "check_names",
-    "check_values",
-    "class_indices",
-    "class_inferer",
-    "collate_readable",
-    "default_checkpoint",
-    "default_device",
-    "describe",
-    "encoder_of",
-    "encoder_options",
-    "entropy_map",
-    "fingerprint",
-    "finish",
-    "flag",
-    "full_scale_of",
-    "hub_layout",
-    "inference_items",
-    "inference_network",
-    "loss_of_head",
-    "lower_is_better",
-    "network_loss",
-    "on_device",
-    "options",
-    "own_bundle",
-    "plan",
-    "plan_of",
-    "prepare_network",
-    "preprocessing_of",
-    "probabilities",
-    "rank",
-    "record",
-    "root_cause",
-    "simulated",
-    "start",
-    "start_weights",
-    "stop",
-    "training_items",
-    "training_sampler",
-    "validation_sampler",
-    "warmup_cosine",
-    "window_inferer",
-]
+from monai_usfm.bundle.errors import *
+from monai_usfm.bundle.inference import *
+from monai_usfm.bundle.items import *
+from monai_usfm.bundle.own import *
+from monai_usfm.bundle.records import *
+from monai_usfm.bundle.start import *
+from monai_usfm.bundle.training import *
+from monai_usfm.options import *

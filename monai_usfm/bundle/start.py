@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 from monai_usfm.bundle.errors import install_hook
 from monai_usfm.data import mark_results
 from monai_usfm.files import atomic_write
-from monai_usfm.options import DESCRIPTIONS, check_names, check_values, flag, take_old_names
+from monai_usfm.options import DESCRIPTIONS, check_names, check_values, flag
 
 __all__ = ["options", "require_writable", "start", "stop"]
 
@@ -74,8 +74,6 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     parser, values = _parser(), dict[str, Any]()
     if parser is not None:
         config: Any = parser.config
-        if take_old_names(config):
-            parser.parse(reset=True)
         check_names(config)
         values = _values(parser, config)
         check_values(values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
 from monai_usfm.transforms.dictionary import add_aliases
 
-from .classes import class_weights, load_class_sections, load_class_splits, value_scale
+from .classes import class_weights, load_class_splits, value_scale
 from .convert import convert_dicom, convert_dicom_folder
 from .datalist import check_patient_leak, join_table, label_fraction, load_datalist, read_datalist
 from .dataset import UltrasoundDataset
@@ -22,7 +22,7 @@ from .loading import LoadUltrasound, LoadUltrasoundd
 from .patients import add_patients
 from .reader import UltrasoundReader, dataset_full_scale
 from .sampler import OrganBalancedSampler, organ_balanced_weights
-from .splits import list_images, load_sections, load_splits, result_name, results_root
+from .splits import list_images, load_splits, result_name, results_root
 from .store import Uint8Store
 from .upright import UprightGray, UprightGrayd
 
@@ -57,10 +57,8 @@ __all__ = [
     "joint_weights",
     "label_fraction",
     "list_images",
-    "load_class_sections",
     "load_class_splits",
     "load_datalist",
-    "load_sections",
     "load_splits",
     "make_datalist",
     "mark_results",

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.utils import deprecated
 
-from .datalist import renamed_argument
 from .splits import load_splits
 
 __all__ = ["class_weights", "load_class_splits", "value_scale"]
@@ -20,7 +18,6 @@ __all__ = ["class_weights", "load_class_splits", "value_scale"]
 Item = dict[str, Any]
 
 
-@renamed_argument("sections", "splits")
 def load_class_splits(
     dataset_dir: str | os.PathLike | None = None,
     datalist: str | os.PathLike | None = None,
@@ -74,9 +71,6 @@ def load_class_splits(
             patient = {} if unnamed else {"patient": str(item["patient"])}
             items[index] = {**{key: value for key, value in item.items() if key != "patient"}, **patient}
     return lists
-
-
-load_class_sections = deprecated("0.7", "0.8", "Use load_class_splits.", version_val="0.7")(load_class_splits)
 
 
 def _with_values(item: Item, names: Sequence[str]) -> Item:

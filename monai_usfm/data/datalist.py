@@ -11,9 +11,8 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from monai.config import PathLike
 
@@ -29,23 +28,6 @@ DATALIST_NAME = "dataset.json"
 """The name that our tools give a datalist and our bundles look for in ``dataset_dir``."""
 SPLITS = ("training", "validation", "test")
 Item = dict[str, Any]
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def renamed_argument(old: str, new: str) -> Callable[[F], F]:
-    """Decorator: for one version the keyword ``old`` still stands for ``new``, with a warning."""
-
-    def decorate(function: F) -> F:
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if old in kwargs:
-                warnings.warn(f"{function.__name__}: {old!r} is now {new!r}.", FutureWarning, stacklevel=2)
-                kwargs[new] = kwargs.pop(old)
-            return function(*args, **kwargs)
-
-        return cast(F, call)
-
-    return decorate
 
 
 def read_datalist(datalist: PathLike) -> dict[str, Any]:
@@ -75,7 +57,6 @@ def read_datalist(datalist: PathLike) -> dict[str, Any]:
     return content
 
 
-@renamed_argument("section", "split")
 def load_datalist(
     datalist: PathLike,
     dataset_dir: PathLike | None,

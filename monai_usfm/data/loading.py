@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection, PathLike
 from monai.transforms import MapTransform, Randomizable, Transform
-from monai.utils import deprecated_arg, ensure_tuple_rep
+from monai.utils import ensure_tuple_rep
 
 from monai_usfm.data.decoded import FramePicker, frame_picker
 from monai_usfm.data.grids import check_one_grid, on_one_grid, resampled
@@ -55,7 +55,6 @@ class LoadUltrasound(Transform):
     def __new__(cls, spatial_dims: int = 2, frame: str | int = "middle", *args: Any, **kwargs: Any) -> LoadUltrasound:
         return super().__new__(_LoadRandomFrame if cls is LoadUltrasound and frame == "random" else cls)
 
-    @deprecated_arg("grey", since="0.7", removed="0.8", new_name="gray", version_val="0.7")
     def __init__(
         self,
         spatial_dims: int = 2,
@@ -147,7 +146,6 @@ class LoadUltrasoundd(MapTransform):
     ) -> LoadUltrasoundd:
         return super().__new__(_LoadRandomFramed if cls is LoadUltrasoundd and frame == "random" else cls)
 
-    @deprecated_arg("grey", since="0.7", removed="0.8", new_name="gray", version_val="0.7")
     def __init__(
         self,
         keys: KeysCollection,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from monai.data.folder_layout import default_name_formatter
-from monai.utils import deprecated
 
 from monai_usfm.data.datalist import (
     DATALIST_NAME,
@@ -22,7 +21,6 @@ from monai_usfm.data.datalist import (
     check_patient_leak,
     load_datalist,
     read_datalist,
-    renamed_argument,
     with_patient,
 )
 from monai_usfm.data.folders import find_files
@@ -39,7 +37,6 @@ READING = ("spacing", "full_scale")
 logger = logging.getLogger(__name__)
 
 
-@renamed_argument("sections", "splits")
 def load_splits(
     dataset_dir: str | os.PathLike | None = None,
     datalist: str | os.PathLike | None = None,
@@ -136,7 +133,6 @@ def common_full_scale(items: Sequence[dict[str, Any]]) -> float | None:
     return white
 
 
-@renamed_argument("section", "split")
 def list_images(
     dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test"
 ) -> list[dict[str, Any]]:
@@ -180,7 +176,6 @@ def _images(
     return [{"image": str(file)} for file in found.images]
 
 
-@renamed_argument("section", "split")
 def results_root(dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test") -> str:
     """The ``data_root_dir`` of :class:`monai.transforms.SaveImaged` for the results of :func:`list_images`.
 
@@ -214,9 +209,6 @@ def result_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
     """
     named = default_name_formatter(meta, saver)
     return {**named, "subject": _with_ending(str(named["subject"]))}
-
-
-load_sections = deprecated("0.7", "0.8", "Use load_splits.", version_val="0.7")(load_splits)
 
 
 def _with_ending(name: str) -> str:

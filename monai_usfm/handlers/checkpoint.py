@@ -113,7 +113,7 @@ class EpochSeed:
 
 # Options that a resumed run may change: they say where things lie, how fast and how long it goes, what is shown.
 FREE_NAMES = (
-    "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_rate cache_dir "
+    "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_dir "
     "device compile resume resume_anyway figure_interval rank class_names"
 )
 FREE_OPTIONS = frozenset(FREE_NAMES.split())

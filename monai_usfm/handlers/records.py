@@ -23,7 +23,6 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from matplotlib.figure import Figure
-from monai.utils import deprecated
 from PIL import Image, ImageDraw
 
 from monai_usfm.files import atomic_write, remove_abandoned, write_csv, write_text_atomically
@@ -39,7 +38,6 @@ __all__ = [
     "learning_rates",
     "network_panels",
     "save_panels",
-    "write_text_atomically",
 ]
 
 
@@ -373,15 +371,4 @@ class FigureHandler:
             return
         if epoch == 1 or epoch % self.interval == 0:
             path = self.folder / f"{self.prefix}_epoch_{epoch:04d}.png"
-            save_panels(path, self._panels_of(engine), self.max_items)
-
-    def _panels_of(self, engine: Engine) -> Mapping[str, torch.Tensor]:
-        return self.panels(engine.state.output)
-
-
-@deprecated("0.7", "0.8", "Use FigureHandler.", version_val="0.7")
-class PictureHandler(FigureHandler):
-    """Name of :class:`FigureHandler` in 0.7.0, whose ``panels`` were called with the engine."""
-
-    def _panels_of(self, engine: Engine) -> Mapping[str, torch.Tensor]:
-        return self.panels(engine)
+            save_panels(path, self.panels(engine.state.output), self.max_items)

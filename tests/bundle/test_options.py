@@ -127,15 +127,6 @@ def test_arguments_of_generated_dictionary_forms_are_known() -> None:
         check_names({**CONFIG, **run, "intensity_augmentation": [{**augmentation[0], "probb": 1.0}]})
 
 
-def test_an_option_under_its_name_of_the_version_before_is_taken_with_a_warning() -> None:
-    config = {**CONFIG, "figure_interval": 10, "run": ["$bundle.options()", "@figure_interval"]}
-    parser = ConfigParser({**config, "_options_": {**CONFIG["_options_"], "figure_interval": "epochs"}})
-    parser["picture_interval"] = 3
-    with pytest.warns(FutureWarning, match="--picture_interval is now --figure_interval"):
-        parser.get_parsed_content("initialize")
-    assert parser.get_parsed_content("run") == [{**parser.get_parsed_content("run")[0], "figure_interval": 3}, 3]
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [

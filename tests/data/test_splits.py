@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 
-from monai_usfm.data import list_images, load_datalist, load_sections, load_splits, result_name, results_root
+from monai_usfm.data import list_images, load_datalist, load_splits, result_name, results_root
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
@@ -244,15 +244,6 @@ def test_results_of_files_named_by_uid_keep_its_last_number(tmp_path: Path) -> N
     )
     save(image)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1.2.77_seg.png"]
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_names_of_0_6_still_work(tmp_path: Path) -> None:
-    path = write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
-    assert set(load_sections(tmp_path, synthetic_dir=tmp_path, sections=("training",))) == {"training"}
-    assert len(load_datalist(path, None, section="validation")) == len(
-        list_images(tmp_path, path, section="validation")
-    )
 
 
 def test_results_of_images_outside_the_folder_stay_in_the_output_folder(tmp_path: Path) -> None:

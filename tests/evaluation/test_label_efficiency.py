@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monai_usfm.data import load_datalist
+from monai_usfm.data import add_patients, load_datalist
 from monai_usfm.evaluation import (
     Cell,
-    add_patients,
     label_subsets,
     run_label_efficiency,
     summarize_label_efficiency,

@@ -16,8 +16,8 @@ import torch.nn as nn
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
-from monai_usfm.data import load_datalist
-from monai_usfm.evaluation import LeakError, add_patients, calibrated_distance, check_leaks, find_leaks
+from monai_usfm.data import add_patients, load_datalist
+from monai_usfm.evaluation import LeakError, calibrated_distance, check_leaks, find_leaks
 
 
 def write_images(folder, count: int, seed: int) -> list[dict]:

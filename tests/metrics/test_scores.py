@@ -12,7 +12,7 @@ import torch
 from monai.metrics import compute_dice, compute_iou
 from torch.nn.functional import one_hot
 
-from monai_usfm.evaluation import classification_scores, overlap_scores
+from monai_usfm.metrics.scores import classification_scores, overlap_scores
 
 
 def draw(num_classes: int, count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
