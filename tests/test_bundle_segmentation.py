@@ -516,17 +516,13 @@ def dataset_with(images: Path, folder: Path, image: np.ndarray | None, mask: np.
 def test_unknown_label_value_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
     mask = np.array(Image.open(images / "mask_1.png"))
     mask[0, 0] = 7
-    message = training_error(
-        bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out", batch_size=1
-    )
+    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
     assert "mask_1.png: value(s) 7, 255 stand for no class" in message
 
 
 def test_label_of_another_size_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
     mask = np.array(Image.open(images / "mask_1.png"))[:-1]
-    message = training_error(
-        bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out", batch_size=1
-    )
+    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
     assert "mask_1.png: has size" in message and "must lie on one grid" in message
 
 

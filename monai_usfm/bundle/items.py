@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +17,13 @@ from monai.data import DistributedSampler
 from torch.utils.data import Dataset, Sampler
 
 from monai_usfm.bundle.start import options
-from monai_usfm.data import OrganBalancedSampler, label_fraction, load_splits
+from monai_usfm.data import OrganBalancedSampler, UltrasoundDataset, label_fraction, load_splits
 
 __all__ = [
     "EnhancementItems",
     "LabeledBatch",
     "MixedBatch",
+    "check_data",
     "fingerprint",
     "preprocessing_of",
     "record",
@@ -29,6 +32,8 @@ __all__ = [
     "training_sampler",
     "validation_sampler",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def simulated(spatial_dims: int, image_size: Sequence[int], volumes: int = 8, **more: Any) -> dict[str, Any]:
@@ -70,6 +75,15 @@ def record(training: Dataset, validation: Dataset) -> dict[str, Any]:
     data: Any = training
     sizes = {"training_items": len(data), "validation_items": len(validation)}  # type: ignore[arg-type]
     return {**options(), **sizes, "data": fingerprint(data.data)}
+
+
+def check_data(*datasets: UltrasoundDataset) -> None:
+    """Read all files of the lists before the first step, and keep what was read where the dataset has a store."""
+    processes = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    for dataset in datasets:
+        start = time.perf_counter()
+        if count := dataset.read_all(*processes):
+            logger.info("%d of %d items read and checked, %.0f s.", count, len(dataset), time.perf_counter() - start)
 
 
 def training_sampler(dataset: Dataset, seed: int = 0, num_samples: int | None = None) -> Sampler:

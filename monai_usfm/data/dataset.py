@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -33,8 +36,9 @@ class UltrasoundDataset(Dataset):
     file. Errors of other kinds always go through.
 
     **Store.** With ``cache_dir`` the transforms before the first random one run once for each item; what they made is
-    kept in a :class:`~monai_usfm.data.Uint8Store` there, a byte a pixel and without metadata. Training starts at once
-    and fills it; memory does not grow with the list. A sample is the same whether it was stored or not.
+    kept in a :class:`~monai_usfm.data.Uint8Store` there, a byte a pixel and without metadata. :meth:`read_all` fills it
+    before training, else training does; memory does not grow with the list. A sample is the same whether it was stored
+    or not.
 
     **Random transforms.** With a ``seed`` an item's draws depend on the seed, the epoch and its place in the list
     alone. MONAI seeds the transforms once for each worker, so that 0, 1 and 2 workers augment differently.
@@ -73,10 +77,10 @@ class UltrasoundDataset(Dataset):
         self._unreadable = torch.zeros(len(data), dtype=torch.uint8).share_memory_()
         self._reasons: dict[int, tuple[str, str]] = {}
         self._store: Uint8Store | None = None
+        self._split = self.transform.get_index_of_first(
+            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
+        )
         if cache_dir is not None:
-            self._split = self.transform.get_index_of_first(
-                lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
-            )
             if self._split == 0 or not self.transform.transforms:
                 raise ValueError(
                     'there is nothing to store before the first random transform; load a fixed frame (frame="middle").'
@@ -85,6 +89,37 @@ class UltrasoundDataset(Dataset):
                 self._store = Uint8Store(cache_dir, self.transform.transforms[: self._split])
             except (AttributeError, TypeError, pickle.PicklingError) as error:  # a lambda has no name to be known by
                 logger.warning("images are decoded every time: the transforms cannot be stored (%s).", error)
+
+    def read_all(self, rank: int = 0, world_size: int = 1) -> int:
+        """Run the fixed transforms on every item, so that a wrong file stops a run before its first step.
+
+        By threads, and once: what the store has was right before. Without a store nothing is kept, so that the files
+        are read once more; with ``skip_unreadable`` nothing is done, since a wrong file stops no run then.
+
+        Args:
+            rank: of ``world_size`` processes that share the work.
+            world_size: number of them.
+
+        Returns:
+            The number of items that were read.
+
+        Raises:
+            UnreadableImageError, RuntimeError: of the first wrong item of the list, naming the file.
+        """
+        part = [] if self.skip_unreadable else range(rank, len(self.data), world_size)
+        wanted = [index for index in part if self._store is None or self.data[index] not in self._store]
+        lock = Lock()
+
+        def read(index: int) -> None:
+            item = self._run(index, end=self._split)
+            if self._store is not None:
+                with lock:
+                    self._store.put(self.data[index], item)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(read, wanted):
+                pass
+        return len(wanted)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:

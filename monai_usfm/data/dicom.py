@@ -253,10 +253,7 @@ class UltrasoundDicomReader(ImageReader):
 
     def regions(self, dataset: Dataset) -> list[UltrasoundRegion]:
         """All regions of the image, see :func:`~monai_usfm.data.ultrasound_regions`; one warning per file."""
-        with warnings.catch_warnings():
-            if getattr(dataset, "_regions_reported", False):  # clamping is worth one warning per file
-                warnings.simplefilter("ignore")
-            regions = ultrasound_regions(dataset)
+        regions = ultrasound_regions(dataset, warn=not getattr(dataset, "_regions_reported", False))
         object.__setattr__(dataset, "_regions_reported", True)
         return regions
 

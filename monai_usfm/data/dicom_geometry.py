@@ -79,7 +79,7 @@ class UltrasoundRegion:
         return 0 if self.box is None else (self.box[1] - self.box[0]) * (self.box[3] - self.box[2])
 
 
-def ultrasound_regions(dataset: Dataset) -> list[UltrasoundRegion]:
+def ultrasound_regions(dataset: Dataset, warn: bool = True) -> list[UltrasoundRegion]:
     """The calibrated regions of an image, clamped to its matrix.
 
     Exporters that crop or shrink the image often leave the boxes as they were; such a box is clamped with a warning.
@@ -93,7 +93,7 @@ def ultrasound_regions(dataset: Dataset) -> list[UltrasoundRegion]:
         if None not in corners:
             top, bottom, left, right = (int(corner) for corner in corners)
             box = (min(top, rows), min(bottom + 1, rows), min(left, columns), min(right + 1, columns))
-            if bottom > rows or right > columns:
+            if warn and (bottom > rows or right > columns):
                 warnings.warn(
                     f"{dataset_name(dataset)}: ultrasound region {index} reaches to column {right} and row {bottom}, "
                     f"but the matrix has {columns} columns and {rows} rows; clamped. Its spacing is kept as written: "
@@ -214,9 +214,8 @@ def volume_affine(dataset: Dataset, measured: Dataset, count: int) -> np.ndarray
 
 def inside_regions(dataset: Dataset) -> np.ndarray:
     """Mask of the ultrasound regions, ``(H, W)``; all true where a file has none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # reading has already warned of clamped boxes
-        boxes = [region.box for region in ultrasound_regions(dataset) if region.box is not None]
+    # reading has already warned of clamped boxes
+    boxes = [region.box for region in ultrasound_regions(dataset, warn=False) if region.box is not None]
     inside = np.full((int(dataset.Rows), int(dataset.Columns)), not boxes)
     for top, bottom, left, right in boxes:
         inside[top:bottom, left:right] = True

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -32,29 +31,27 @@ def decode_image(path: str, pick: FramePicker | None, gray: bool, label: bool) -
         label: keep stored numbers: a gray palette gives its gray values, a colored one its indices, and a mask that is
             stored in the opacity channel alone is taken from there.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-        # from a stream: of a named TIFF turned by a quarter Pillow would map the pixels with height and width swapped
-        with open(path, "rb") as stream, Image.open(stream) as img:
-            pages_of_file = _whole_pages(path, img)
-            count = len(pages_of_file)
-            check_size(path, *img.size, count)
-            # 8-bit pages need no common scale, so one page can be read alone
-            alone = count == 1 or (pick is not None and img.mode in _EIGHT_BIT_MODES)
-            wanted = range(count)
-            if alone:
-                index = checked_frame(path, pick, count) if pick is not None else 0
-                wanted = range(index, index + 1)
-            mode, bits, spacing = img.mode, _significant_bits(img), _spacing_mm(img)
-            frame_time = float(img.info.get("duration") or 0) / 1000 if count > 1 else 0.0
-            animated = count > 1 and img.format != "TIFF"
-            turn = _turn(img)
-            pages = []
-            for index in wanted:
-                if pages_of_file[index] != img.tell():
-                    img.seek(pages_of_file[index])
-                    check_size(path, *img.size)
-                pages.append(_label_values(path, img) if label else _image_values(img, gray))
+    # from a stream: of a named TIFF turned by a quarter Pillow would map the pixels with height and width swapped
+    with open(path, "rb") as stream, Image.open(stream) as img:
+        pages_of_file = _whole_pages(path, img)
+        count = len(pages_of_file)
+        check_size(path, *img.size, count)
+        # 8-bit pages need no common scale, so one page can be read alone
+        alone = count == 1 or (pick is not None and img.mode in _EIGHT_BIT_MODES)
+        wanted = range(count)
+        if alone:
+            index = checked_frame(path, pick, count) if pick is not None else 0
+            wanted = range(index, index + 1)
+        mode, bits, spacing = img.mode, _significant_bits(img), _spacing_mm(img)
+        frame_time = float(img.info.get("duration") or 0) / 1000 if count > 1 else 0.0
+        animated = count > 1 and img.format != "TIFF"
+        turn = _turn(img)
+        pages = []
+        for index in wanted:
+            if pages_of_file[index] != img.tell():
+                img.seek(pages_of_file[index])
+                check_size(path, *img.size)
+            pages.append(_label_values(path, img) if label else _image_values(img, gray))
     values = np.stack(pages, axis=2) if len(pages) > 1 else pages[0][:, :, None]
     if values.ndim == 3:
         values = values[..., None]

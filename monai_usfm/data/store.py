@@ -80,14 +80,22 @@ class Uint8Store:
                     digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
         return digest.digest()
 
-    def get(self, item: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The item with its tensors, as plain ones; None where it is not stored."""
+    def _find(self, item: Mapping[str, Any]) -> bytes | None:
         if self._process != os.getpid():  # a forked worker: a shard has one writer
             self._forget()
         key = self.key(item)
         if key not in self._entries:
             self._refresh()
-        if key not in self._entries:
+        return key if key in self._entries else None
+
+    def __contains__(self, item: Mapping[str, Any]) -> bool:
+        """Whether the item was stored; its bytes are not looked at."""
+        return self._find(item) is not None
+
+    def get(self, item: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The item with its tensors, as plain ones; None where it is not stored."""
+        key = self._find(item)
+        if key is None:
             return None
         shard, start, size, checksum = self._entries[key]
         if shard not in self._maps or len(self._maps[shard]) < start + size:

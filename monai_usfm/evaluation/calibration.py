@@ -51,7 +51,8 @@ def calibrate(
         raise ValueError(
             f"sensitivity must be in [0.01, 1], and of a segmentation; got {sensitivity} for {card['task']}."
         )
-    flow = load_bundle(card["task"], "train", bundle_root=bundle_root, pretrained=checkpoint, **options)
+    options = {**options, "pretrained": checkpoint, "cache_dir": None}  # a byte a pixel is not what inference reads
+    flow = load_bundle(card["task"], "train", bundle_root=bundle_root, **options)
     flow.parser.parse(reset=True)
     logits, labels, presence, shown = _collect(flow.parser, load_network(checkpoint))
     result = _fit(logits, labels)

@@ -124,6 +124,29 @@ def reads(monkeypatch) -> list[int]:
     return seen
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_all_files_are_read_before_the_first_sample_and_the_first_wrong_one_is_raised(items, tmp_path, cache):
+    dataset = UltrasoundDataset(items[:1] + items[3:], FIXED, cache_dir=tmp_path / "store" if cache else None)
+    with pytest.raises(UnreadableImageError, match=r"6\.png: cannot be decoded"):
+        dataset.read_all()
+
+
+def test_what_was_read_once_is_not_read_by_samples_or_other_runs(items, tmp_path, reads):
+    dataset = stored(good(items), FIXED, tmp_path)
+    assert (dataset.read_all(), stored(good(items), FIXED, tmp_path).read_all()) == (4, 0)
+    dataset[2]
+    assert sorted(reads) == [0, 3, 4, 5]
+
+
+def test_processes_share_the_reading(items, tmp_path, reads):
+    assert [stored(good(items), FIXED, tmp_path).read_all(rank, 3) for rank in range(3)] == [2, 1, 1]
+    assert sorted(reads) == [0, 3, 4, 5]
+
+
+def test_with_skipping_nothing_is_read_before(items):
+    assert UltrasoundDataset(items, FIXED, skip_unreadable=True).read_all() == 0
+
+
 def test_stored_samples_equal_others_to_half_a_gray_level_from_the_first_time_on(items, tmp_path):
     plain, dataset = UltrasoundDataset(good(items), FIXED), stored(good(items), FIXED, tmp_path)
     for index in range(4):
