@@ -25,7 +25,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from monai.transforms import (
-    CropForeground,
     ForegroundMask,
     GibbsNoise,
     KSpaceSpikeNoise,
@@ -216,7 +215,6 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
         "RandAffine": RandAffine(rotate_range=0.3, scale_range=0.1, padding_mode="zeros", **always),
         "RandGaussianSmooth": RandGaussianSmooth(**always),
         "ForegroundMask": ForegroundMask(threshold="otsu"),
-        "CropForeground": CropForeground(),
     }
 
     def peers(*names: str) -> dict[str, Callable[[], object]]:
@@ -237,37 +235,24 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
     to_beams = ours.ToBeamSpace()
     from_beams, beams = ours.FromBeamSpace(size[-2:]), ours.ToBeamSpace()(image, beam)
     fit = ours.FitBeam(fallback="linear")
-    find, crop, clean = ours.FieldOfView(), ours.CropFieldOfView(), ours.RemoveAnnotations()
+    find, clean = ours.FieldOfView(), ours.RemoveAnnotations()
     recovery, augmentation = ours.NoiseRecovery(), ours.BatchAugmentation(size)
-    pipelines = {
-        name: getattr(ours, name)("image", size, fov_key="fov", geometry_key="beam")
-        for name in ("semantics_preserving_pipeline", "distilled_pipeline")
-    }
-    item = {"image": image, "fov": fov, "beam": beam}
     rows: dict[str, tuple[Callable[[], object], dict[str, Callable[[], object]]]] = {
         "RandGain": (effect("RandGain"), peers("RandScaleIntensity")),
         "RandDepthAttenuation": (effect("RandDepthAttenuation"), peers("RandBiasField")),
         "RandTimeGain": (effect("RandTimeGain"), {"NumPy, columns only": sliders}),
         "RandDynamicRange": (effect("RandDynamicRange"), peers("RandAdjustContrast")),
         "RandAcousticShadow": (effect("RandAcousticShadow"), peers("RandCoarseDropout")),
-        "RandPosteriorEnhancement": (effect("RandPosteriorEnhancement"), peers("RandBiasField")),
         "RandReverberation": (effect("RandReverberation"), {}),
         "RandHaze": (effect("RandHaze"), peers("RandRicianNoise")),
-        "RandWaveletDenoise": (effect("RandWaveletDenoise"), {}),
-        "RandCLAHE": (effect("RandCLAHE"), {}),
-        "RandSaltAndPepper": (effect("RandSaltAndPepper"), {}),
         "RandDepthZoom": (probe("RandDepthZoom"), peers("RandZoom", "RandAffine")),
-        "RandProbeTypeChange": (probe("RandProbeTypeChange"), peers("RandAffine")),
-        "RandConvexityChange": (probe("RandConvexityChange"), peers("RandAffine")),
         "ToBeamSpace": (lambda: to_beams(image, beam), {}),
         "FromBeamSpace": (lambda: from_beams(beams, beam), {}),
         "FitBeam": (lambda: fit(image), {}),
         "FieldOfView": (lambda: find(image), peers("ForegroundMask")),
-        "CropFieldOfView": (lambda: crop(image), peers("CropForeground")),
         "RemoveAnnotations": (lambda: clean(image), {}),
         "NoiseRecovery": (lambda: recovery.degrade(batch), peers("RandGaussianSmooth")),
         "BatchAugmentation": (lambda: augmentation.augment(batch), peers("RandAffine")),
-        **{name: ((lambda call=call: call(item)), {}) for name, call in pipelines.items()},
     }
     tokens = int(np.prod([n // 16 for n in size]))
     for kind in ("uniform", "block", "tube", "texture"):
@@ -276,20 +261,13 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
             lambda mask=mask: mask.draw(batch, (16,) * dims),
             {"torch.rand": lambda: torch.rand(1, tokens)},
         )
-    if installed("skimage"):
-        from skimage import exposure, restoration, util
-
-        rows["RandWaveletDenoise"][1]["scikit-image denoise_wavelet"] = lambda: restoration.denoise_wavelet(pixels)
-        rows["RandCLAHE"][1]["scikit-image equalize_adapthist"] = lambda: exposure.equalize_adapthist(pixels)
-        rows["RandSaltAndPepper"][1]["scikit-image random_noise"] = lambda: util.random_noise(pixels, "s&p")
     if dims == 2 and installed("cv2"):
         import cv2
 
-        bytes_, equalizer = (pixels * 255).astype(np.uint8), cv2.createCLAHE(2.0, (6, 6))
+        bytes_ = (pixels * 255).astype(np.uint8)
         marks = np.zeros_like(bytes_)
         marks[2:8, 4:40] = 1
         polar = (size, (size[1] / 2, -0.25 * size[0]), 1.15 * size[0])
-        rows["RandCLAHE"][1]["OpenCV CLAHE, 8 bits"] = lambda: equalizer.apply(bytes_)
         rows["ToBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(pixels, *polar, 0)
         rows["FromBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(
             pixels, *polar, cv2.WARP_INVERSE_MAP
@@ -310,9 +288,8 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
     if dims == 2 and installed("albumentations"):
         import albumentations
 
-        dropped, peppered = albumentations.CoarseDropout(p=1.0), albumentations.SaltAndPepper(p=1.0)
+        dropped = albumentations.CoarseDropout(p=1.0)
         rows["RandAcousticShadow"][1]["albumentations CoarseDropout"] = lambda: dropped(image=pixels)
-        rows["RandSaltAndPepper"][1]["albumentations SaltAndPepper"] = lambda: peppered(image=pixels)
     return rows
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw docs/figures/*.png: acquisition and post-processing transforms on one simulated image, with a contour.
+"""Draw docs/figures/*.png: acquisition, artifacts and depth on one simulated image, with a contour.
 
 Usage: python scripts/figure_transforms.py [output folder]
 """
@@ -15,21 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.transforms import (
-    AdjustContrast,
-    RandGaussianNoise,
-    ScaleIntensity,
-    ScaleIntensityFixedMean,
-)
 from PIL import Image, ImageDraw
-from skimage.segmentation import find_boundaries
+from scipy.ndimage import binary_erosion
 
 from monai_usfm.transforms.acquisition import apply_gain, attenuate, recompress, time_gain
 from monai_usfm.transforms.artifacts import acoustic_shadow, add_haze, reverberate
 from monai_usfm.transforms.beam import BeamGeometry
-from monai_usfm.transforms.pipelines import distilled_pipeline, semantics_preserving_pipeline
-from monai_usfm.transforms.postprocessing import clahe, salt_and_pepper, wavelet_denoise
-from monai_usfm.transforms.probe import change_geometry, curved_geometry, straight_geometry, zoomed_geometry
+from monai_usfm.transforms.probe import change_geometry, zoomed_geometry
 from monai_usfm.transforms.speckle import speckle_intensity
 
 SIZE = (230, 256)
@@ -85,7 +77,8 @@ def panel(image: torch.Tensor, title: str, label: torch.Tensor | None = None) ->
     gray = (image[0].numpy().clip(0, 1) * 255).round().astype(np.uint8)
     rgb = np.repeat(gray[..., None], 3, axis=2)
     if label is not None:
-        rgb[find_boundaries(label[0].numpy() > 0, mode="thick")] = OUTLINE
+        mask = label[0].numpy() > 0
+        rgb[mask & ~binary_erosion(mask)] = OUTLINE
     figure = Image.new("RGB", (rgb.shape[1], rgb.shape[0] + 18), (32, 32, 32))
     figure.paste(Image.fromarray(rgb), (0, 18))
     ImageDraw.Draw(figure).text((5, 3), title, fill=(235, 235, 235))
@@ -135,43 +128,16 @@ def main(folder: Path) -> None:
     for title, (source, target) in (
         ("depth x 0.75", zoomed_geometry(geometry, 0.75)),
         ("depth x 1.1", zoomed_geometry(geometry, 1.1)),
-        ("probe type: linear, width 0.8", (geometry, straight_geometry(geometry, 0.8))),
-        ("convexity: top/bottom 0.05", (geometry, curved_geometry(geometry, 0.05))),
-        ("convexity: top/bottom 0.65", (geometry, curved_geometry(geometry, 0.65))),
     ):
         moved = change_geometry(image, source, target), change_geometry(label, source, target, "nearest")
         probes.append((title, *moved))
-    inside = keep["fov"]
-    uniform = torch.rand((1, *SIZE), generator=generator)
-    noise = RandGaussianNoise(prob=1.0, std=2.5 / 255, sample_std=False).set_random_state(0)
-    postprocessing = [
-        ("original", lambda: image),
-        ("wavelet denoise db5, alpha 2.5", lambda: wavelet_denoise(image, "db5", alpha=2.5, **keep)),
-        ("CLAHE, clip limit 2", lambda: clahe(image, 2, **keep)),
-        ("gamma 1.5 (MONAI)", lambda: AdjustContrast(1.5)(image)),
-        ("brightness +30 % (MONAI)", lambda: torch.where(inside, ScaleIntensity(None, None, 0.3)(image), 0)),
-        ("contrast +30 % (MONAI)", lambda: torch.where(inside, ScaleIntensityFixedMean(0.3)(image), 0)),
-        ("salt and pepper 0.5 % each", lambda: salt_and_pepper(image, uniform, 0.005, 0.005, **keep)),
-        ("Gaussian noise 2.5 gray levels (MONAI)", lambda: torch.where(inside, noise(image), 0)),
-    ]
     for name, effects, columns in (
         ("acquisition", acquisition, 3),
         ("artifacts", artifacts, 3),
-        ("postprocessing", postprocessing, 4),
     ):
         panels = [panel(torch.as_tensor(effect()).as_subclass(torch.Tensor), title) for title, effect in effects]
         save(panels, columns, folder / f"{name}.png")
     save([panel(moved, title, contour) for title, moved, contour in probes], 3, folder / "probe.png")
-
-    item = {"image": image, "label": label, "fov": keep["fov"], "beam": geometry}
-    panels = []
-    for title, build in (("semantics-preserving", semantics_preserving_pipeline), ("distilled", distilled_pipeline)):
-        pipeline = build("image", SIZE, "label", "fov", "beam").set_random_state(7)
-        for draw in range(1, 5):
-            out = pipeline(item)
-            moved, contour = (torch.as_tensor(out[key]).as_subclass(torch.Tensor) for key in ("image", "label"))
-            panels.append(panel(moved, f"{title} {draw}", contour))
-    save(panels, 4, folder / "pipelines.png")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,6 @@ from monai_usfm.transforms.artifacts import (
     RandAcousticShadowd,
     RandHaze,
     RandHazed,
-    RandPosteriorEnhancement,
-    RandPosteriorEnhancementd,
     RandReverberation,
     RandReverberationd,
     acoustic_shadow,
@@ -59,37 +57,15 @@ from monai_usfm.transforms.beam import (
     ToBeamSpaced,
 )
 from monai_usfm.transforms.dictionary import add_aliases
-from monai_usfm.transforms.field_of_view import CropFieldOfView, CropFieldOfViewd, FieldOfView, FieldOfViewd
+from monai_usfm.transforms.field_of_view import FieldOfView, FieldOfViewd
 from monai_usfm.transforms.labels import LabelIndices, LabelIndicesd, is_jpeg_label
 from monai_usfm.transforms.landmarks import Landmarksd, draw_heatmaps, landmarks_of_logits, soft_argmax, spatial_softmax
 from monai_usfm.transforms.noise_recovery import NoiseRecovery, gaussian_blur
-from monai_usfm.transforms.pipelines import (
-    distilled_pipeline,
-    semantics_preserving_pipeline,
-)
-from monai_usfm.transforms.postprocessing import (
-    RandCLAHE,
-    RandCLAHEd,
-    RandSaltAndPepper,
-    RandSaltAndPepperd,
-    RandWaveletDenoise,
-    RandWaveletDenoised,
-    birge_massart_keep,
-    clahe,
-    salt_and_pepper,
-    wavelet_denoise,
-)
 from monai_usfm.transforms.presence import PresenceThresholdd, RandBackgroundCropd, presence_score
 from monai_usfm.transforms.probe import (
-    RandConvexityChange,
-    RandConvexityChanged,
     RandDepthZoom,
     RandDepthZoomd,
-    RandProbeTypeChange,
-    RandProbeTypeChanged,
     change_geometry,
-    curved_geometry,
-    straight_geometry,
     zoomed_geometry,
 )
 from monai_usfm.transforms.resize import SeparableResize, SeparableResized, resize_linear
@@ -110,8 +86,6 @@ __all__ = [
     "BatchAppearance",
     "BatchAugmentation",
     "BeamGeometry",
-    "CropFieldOfView",
-    "CropFieldOfViewd",
     "FieldOfView",
     "FieldOfViewd",
     "FitBeam",
@@ -129,10 +103,6 @@ __all__ = [
     "RandAcousticShadow",
     "RandAcousticShadowd",
     "RandBackgroundCropd",
-    "RandCLAHE",
-    "RandCLAHEd",
-    "RandConvexityChange",
-    "RandConvexityChanged",
     "RandDepthAttenuation",
     "RandDepthAttenuationd",
     "RandDepthZoom",
@@ -145,20 +115,12 @@ __all__ = [
     "RandGaind",
     "RandHaze",
     "RandHazed",
-    "RandPosteriorEnhancement",
-    "RandPosteriorEnhancementd",
-    "RandProbeTypeChange",
-    "RandProbeTypeChanged",
     "RandReverberation",
     "RandReverberationd",
-    "RandSaltAndPepper",
-    "RandSaltAndPepperd",
     "RandSpeckleNoise",
     "RandSpeckleNoised",
     "RandTimeGain",
     "RandTimeGaind",
-    "RandWaveletDenoise",
-    "RandWaveletDenoised",
     "RemoveAnnotations",
     "RemoveAnnotationsd",
     "SeparableResize",
@@ -174,11 +136,7 @@ __all__ = [
     "apply_gain",
     "attenuate",
     "beam_speckle_intensity",
-    "birge_massart_keep",
     "change_geometry",
-    "clahe",
-    "curved_geometry",
-    "distilled_pipeline",
     "draw_heatmaps",
     "draw_rings",
     "equal_rings",
@@ -193,16 +151,12 @@ __all__ = [
     "respeckle",
     "reverberate",
     "ring_mask",
-    "salt_and_pepper",
-    "semantics_preserving_pipeline",
     "soft_argmax",
     "spatial_softmax",
     "speckle_field",
     "speckle_intensity",
-    "straight_geometry",
     "time_gain",
     "usfm_rings",
-    "wavelet_denoise",
     "zoomed_geometry",
 ]
 

@@ -17,15 +17,7 @@ import torch
 from monai_usfm.physics.beam import BeamGeometry, beam_coordinates
 from monai_usfm.physics.display import check_dynamic_range
 from monai_usfm.transforms.dictionary import dictionary_form
-from monai_usfm.transforms.effect import (
-    RandEffect,
-    RandEffectForm,
-    Range,
-    blend,
-    check_range,
-    checked,
-    depth_mm,
-)
+from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_range, checked
 
 __all__ = [
     "RandDepthAttenuation",
@@ -145,69 +137,32 @@ class RandGain(RandEffect):
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
     """
 
+    effect = staticmethod(apply_gain)
+
     def __init__(
         self, prob: float = 0.1, gain_db: float | Range = (-10.0, 10.0), dynamic_range_db: float | None = 60.0
     ) -> None:
-        super().__init__(prob)
-        check_dynamic_range(dynamic_range_db)
-        self.gain_db, self.dynamic_range_db = check_range("gain_db", gain_db, symmetric=True), dynamic_range_db
-
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
-        return {"gain_db": self.R.uniform(*self.gain_db)}
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        return apply_gain(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
-
-
-RandGaind = dictionary_form(RandGain, RandEffectForm)
+        super().__init__(prob, dynamic_range_db, gain_db=check_range("gain_db", gain_db, symmetric=True))
 
 
 class RandDepthAttenuation(RandEffect):
     """Let the image darken with depth by a random amount; see :func:`attenuate`.
 
-    Either the whole loss over the depth shown is drawn (``loss_db``), or a tissue property: with ``coefficient`` the
-    loss is ``2 * coefficient * frequency_mhz * depth in cm``, the depth taken from the pixel spacing (mm) of a
-    ``MetaTensor``. Brightness loss along the radial direction as augmentation: Østvik et al. 2021,
+    Brightness loss along the radial direction as augmentation: Østvik et al. 2021,
     https://doi.org/10.1109/TMI.2021.3054566.
 
     Args:
         prob: chance that an image is changed.
         loss_db: range of the two-way loss from the face to full depth, dB. Negative values brighten.
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
-        coefficient: range in dB/cm/MHz of attenuation that TGC leaves over; replaces ``loss_db``.
-        frequency_mhz: center frequency, used with ``coefficient``.
-
-    Raises:
-        ValueError: for empty ranges; with ``coefficient``, for an image without spacing.
     """
 
+    effect = staticmethod(attenuate)
+
     def __init__(
-        self,
-        prob: float = 0.1,
-        loss_db: float | Range = (3.0, 15.0),
-        dynamic_range_db: float | None = 60.0,
-        coefficient: float | Range | None = None,
-        frequency_mhz: float = 5.0,
+        self, prob: float = 0.1, loss_db: float | Range = (3.0, 15.0), dynamic_range_db: float | None = 60.0
     ) -> None:
-        super().__init__(prob)
-        check_dynamic_range(dynamic_range_db)
-        self.loss_db, self.dynamic_range_db = check_range("loss_db", loss_db), dynamic_range_db
-        self.coefficient = None if coefficient is None else check_range("coefficient", coefficient)
-        self.frequency_mhz = frequency_mhz
-
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
-        if self.coefficient is None:
-            return {"loss_db": self.R.uniform(*self.loss_db)}
-        return {"coefficient": self.R.uniform(*self.coefficient)}
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        loss_db = self.params.get("loss_db")
-        if loss_db is None:
-            loss_db = 2 * self.params["coefficient"] * self.frequency_mhz * depth_mm(img, geometry) / 10
-        return attenuate(img, loss_db, self.dynamic_range_db, fov, geometry)
-
-
-RandDepthAttenuationd = dictionary_form(RandDepthAttenuation, RandEffectForm)
+        super().__init__(prob, dynamic_range_db, loss_db=check_range("loss_db", loss_db))
 
 
 class RandTimeGain(RandEffect):
@@ -222,6 +177,8 @@ class RandTimeGain(RandEffect):
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
     """
 
+    effect = staticmethod(time_gain)
+
     def __init__(
         self,
         prob: float = 0.1,
@@ -229,21 +186,13 @@ class RandTimeGain(RandEffect):
         sliders: int = 8,
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        super().__init__(prob)
-        check_dynamic_range(dynamic_range_db)
+        super().__init__(prob, dynamic_range_db, gains_db=check_range("gain_db", gain_db, symmetric=True))
         if sliders < 2:
             raise ValueError(f"sliders must be at least 2, got {sliders}; for one gain use RandGain.")
-        self.gain_db, self.sliders = check_range("gain_db", gain_db, symmetric=True), sliders
-        self.dynamic_range_db = dynamic_range_db
+        self.sliders = sliders
 
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
-        return {"gains_db": self.R.uniform(*self.gain_db, size=self.sliders).tolist()}
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        return time_gain(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
-
-
-RandTimeGaind = dictionary_form(RandTimeGain, RandEffectForm)
+    def draw(self, img: torch.Tensor) -> dict[str, Any]:
+        return {"gains_db": self.R.uniform(*self.ranges["gains_db"], size=self.sliders).tolist()}
 
 
 class RandDynamicRange(RandEffect):
@@ -255,18 +204,15 @@ class RandDynamicRange(RandEffect):
         dynamic_range_db: display range of the image as it is, dB.
     """
 
+    effect = staticmethod(recompress)
+
     def __init__(
         self, prob: float = 0.1, target_db: float | Range = (45.0, 75.0), dynamic_range_db: float = 60.0
     ) -> None:
-        super().__init__(prob)
-        check_dynamic_range(dynamic_range_db)
-        self.target_db, self.dynamic_range_db = check_range("target_db", target_db, above=0), dynamic_range_db
-
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
-        return {"target_db": self.R.uniform(*self.target_db)}
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        return recompress(img, self.dynamic_range_db, **self.params, fov=fov, geometry=geometry)
+        super().__init__(prob, dynamic_range_db, target_db=check_range("target_db", target_db, above=0))
 
 
+RandGaind = dictionary_form(RandGain, RandEffectForm)
+RandDepthAttenuationd = dictionary_form(RandDepthAttenuation, RandEffectForm)
+RandTimeGaind = dictionary_form(RandTimeGain, RandEffectForm)
 RandDynamicRanged = dictionary_form(RandDynamicRange, RandEffectForm)

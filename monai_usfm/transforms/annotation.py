@@ -16,18 +16,17 @@ import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import Transform
-from monai.utils import convert_to_dst_type, convert_to_tensor, optional_import
+from monai.utils import OptionalImportError, convert_to_dst_type, convert_to_tensor, optional_import
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, cKDTree
 
 from monai_usfm.transforms.dictionary import NUMPY, DictionaryForm, dictionary_form
-from monai_usfm.transforms.effect import needs
 from monai_usfm.transforms.field_of_view import field_of_view
 
 __all__ = ["AnnotationReport", "RemoveAnnotations", "RemoveAnnotationsd"]
 
-_FILLERS = {"telea": "cv2", "biharmonic": "skimage.restoration"}
+cv2, _has_cv2 = optional_import("cv2")
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -72,42 +71,32 @@ class RemoveAnnotations(Transform):
     searched slice by slice along the first spatial axis. Of four channels the last counts as alpha: it is neither
     searched nor filled.
 
-    Filling is OpenCV's fast marching inpainting (Telea 2004, https://doi.org/10.1080/10867651.2004.10487596) or
-    scikit-image's biharmonic inpainting, which is smoother and much slower.
+    Filling is OpenCV's fast marching inpainting (Telea 2004, https://doi.org/10.1080/10867651.2004.10487596); to find
+    marks alone, :meth:`detect` needs no library.
 
     Args:
         contrast: least difference between a mark and its surroundings, as a fraction of the image range. Lower values
             find fainter marks and more tissue.
-        method: ``"telea"`` or ``"biharmonic"``; ``None`` needs no library, for :meth:`detect` alone.
 
     Attributes:
         report: :class:`AnnotationReport` of the last image.
 
     Raises:
-        ValueError: for a contrast outside (0, 1), an unknown method, or an image that is not ``(C, H, W)`` or
-            ``(C, D, H, W)`` with one, three or four channels.
-        OptionalImportError: if the library of ``method`` is missing.
+        ValueError: for a contrast outside (0, 1), or an image that is not ``(C, H, W)`` or ``(C, D, H, W)`` with one,
+            three or four channels.
+        OptionalImportError: when marks are to be filled without OpenCV.
     """
 
     backend = NUMPY
 
-    def __init__(self, contrast: float = 0.2, method: str | None = "telea") -> None:
+    def __init__(self, contrast: float = 0.2) -> None:
         if not 0 < contrast < 1:
             raise ValueError(f"contrast is a fraction of the image range in (0, 1), got {contrast}.")
-        if method not in (*_FILLERS, None):
-            raise ValueError(f"method must be 'telea', 'biharmonic' or None, got {method!r}.")
-        if method is not None:
-            package = {"telea": "opencv-python-headless", "biharmonic": "scikit-image"}[method]
-            needs(optional_import(_FILLERS[method])[1], f"RemoveAnnotations(method={method!r})", package)
-        self.contrast, self.method = contrast, method
+        self.contrast = contrast
         self.report = AnnotationReport()
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         image = convert_to_tensor(img, track_meta=get_track_meta())
-        if self.method is None:
-            raise ValueError(
-                "RemoveAnnotations(method=None) only detects; choose 'telea' or 'biharmonic' to fill marks."
-            )
         mask, self.report = self.detect(image)
         if not mask.any():
             return image.clone()
@@ -118,7 +107,7 @@ class RemoveAnnotations(Transform):
         spots = mask[0].cpu().numpy().reshape(-1, *values.shape[-2:])
         for frame in np.flatnonzero(spots.any(axis=(1, 2))):
             for channel in range(colors):
-                frames[channel, frame] = _inpaint(frames[channel, frame], spots[frame], self.method)
+                frames[channel, frame] = _inpaint(frames[channel, frame], spots[frame])
         filled = torch.as_tensor(frames.reshape(values.shape), device=plain.device)
         if not plain.dtype.is_floating_point:
             filled = filled.round()
@@ -168,20 +157,18 @@ class _AnnotationForm(DictionaryForm):
 RemoveAnnotationsd = dictionary_form(RemoveAnnotations, _AnnotationForm)
 
 
-def _inpaint(gray: np.ndarray, mask: np.ndarray, method: str) -> np.ndarray:
+def _inpaint(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Fill ``mask`` in one float32 plane."""
+    if not _has_cv2:
+        raise OptionalImportError("RemoveAnnotations fills marks by OpenCV: pip install 'monai_usfm[augment]'.")
     if mask.all():
         return gray
-    library, _ = optional_import(_FILLERS[method])
-    usable = np.isfinite(gray)
-    clean = np.where(usable, gray, 0).astype(np.float32)
-    if method == "telea":
-        # as 16-bit counts: OpenCV adds one half for rounding, to floating-point images too
-        low, high = float(clean[~mask].min()), float(clean[~mask].max())
-        scale = 65535 / (high - low) if high > low else 1.0
-        counts = ((clean.clip(low, high) - low) * scale).round().astype(np.uint16)
-        return library.inpaint(counts, mask.astype(np.uint8), 3, library.INPAINT_TELEA).astype(np.float32) / scale + low
-    return library.inpaint_biharmonic(clean, mask).astype(np.float32)
+    clean = np.where(np.isfinite(gray), gray, 0).astype(np.float32)
+    # as 16-bit counts: OpenCV adds one half for rounding, to floating-point images too
+    low, high = float(clean[~mask].min()), float(clean[~mask].max())
+    scale = 65535 / (high - low) if high > low else 1.0
+    counts = ((clean.clip(low, high) - low) * scale).round().astype(np.uint16)
+    return cv2.inpaint(counts, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA).astype(np.float32) / scale + low
 
 
 # ---------------------------------------------------------------------- detection, on one frame

@@ -18,22 +18,13 @@ from monai_usfm.physics.display import check_dynamic_range, from_power, to_power
 from monai_usfm.physics.speckle import speckle_intensity
 from monai_usfm.transforms.acquisition import apply_gain
 from monai_usfm.transforms.dictionary import dictionary_form
-from monai_usfm.transforms.effect import (
-    RandEffect,
-    RandEffectForm,
-    Range,
-    blend,
-    check_range,
-    checked,
-)
+from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_range, checked
 
 __all__ = [
     "RandAcousticShadow",
     "RandAcousticShadowd",
     "RandHaze",
     "RandHazed",
-    "RandPosteriorEnhancement",
-    "RandPosteriorEnhancementd",
     "RandReverberation",
     "RandReverberationd",
     "acoustic_shadow",
@@ -177,7 +168,8 @@ def _plateau(position: torch.Tensor, center: float, width: float) -> torch.Tenso
 class RandAcousticShadow(RandEffect):
     """Cast one acoustic shadow at a random place; see :func:`acoustic_shadow`.
 
-    In a volume the absorber has a random place and extent along the first axis too.
+    In a volume the absorber has a random place and extent along the first axis too. Negative losses, such as
+    ``loss_db=(-9.0, -3.0)``, make the posterior enhancement behind fluid.
 
     Args:
         prob: chance that an image is changed.
@@ -187,6 +179,8 @@ class RandAcousticShadow(RandEffect):
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
     """
 
+    effect = staticmethod(acoustic_shadow)
+
     def __init__(
         self,
         prob: float = 0.1,
@@ -195,51 +189,20 @@ class RandAcousticShadow(RandEffect):
         width: float | Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        super().__init__(prob)
-        check_dynamic_range(dynamic_range_db)
-        self.loss_db, self.start = check_range("loss_db", loss_db), check_range("start", start)
-        self.width, self.dynamic_range_db = check_range("width", width, above=0), dynamic_range_db
+        super().__init__(
+            prob,
+            dynamic_range_db,
+            loss_db=check_range("loss_db", loss_db),
+            start=check_range("start", start),
+            center=(0.0, 1.0),
+            width=check_range("width", width, above=0),
+        )
 
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
-        params: dict[str, Any] = {
-            "loss_db": self.R.uniform(*self.loss_db),
-            "start": self.R.uniform(*self.start),
-            "center": self.R.uniform(),
-            "width": self.R.uniform(*self.width),
-        }
+    def draw(self, img: torch.Tensor) -> dict[str, Any]:
+        params = super().draw(img)
         if img.ndim == 4:
-            params["elevation"] = (self.R.uniform(), 2 * self.R.uniform(*self.width))
+            params["elevation"] = (self.R.uniform(), 2 * self.R.uniform(*self.ranges["width"]))
         return params
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        return acoustic_shadow(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
-
-
-RandAcousticShadowd = dictionary_form(RandAcousticShadow, RandEffectForm)
-
-
-class RandPosteriorEnhancement(RandAcousticShadow):
-    """Brighten a strip along the beams, as behind fluid that attenuates less; :func:`acoustic_shadow` with a gain.
-
-    Args:
-        prob: chance that an image is changed.
-        gain_db: range of the gain, dB.
-        start, width, dynamic_range_db: as in :class:`RandAcousticShadow`.
-    """
-
-    def __init__(
-        self,
-        prob: float = 0.1,
-        gain_db: float | Range = (3.0, 9.0),
-        start: float | Range = (0.2, 0.6),
-        width: float | Range = (0.1, 0.3),
-        dynamic_range_db: float | None = 60.0,
-    ) -> None:
-        low, high = check_range("gain_db", gain_db)
-        super().__init__(prob, (-high, -low), start, width, dynamic_range_db)
-
-
-RandPosteriorEnhancementd = dictionary_form(RandPosteriorEnhancement, RandEffectForm)
 
 
 class RandReverberation(RandEffect):
@@ -253,6 +216,8 @@ class RandReverberation(RandEffect):
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
     """
 
+    effect = staticmethod(reverberate)
+
     def __init__(
         self,
         prob: float = 0.1,
@@ -261,21 +226,12 @@ class RandReverberation(RandEffect):
         echoes: int = 3,
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        super().__init__(prob)
-        check_dynamic_range(dynamic_range_db)
-        self.spacing, self.loss_db = check_range("spacing", spacing, above=0), check_range("loss_db", loss_db)
-        self.echoes, self.dynamic_range_db = echoes, dynamic_range_db
+        spacing, loss_db = check_range("spacing", spacing, above=0), check_range("loss_db", loss_db)
+        super().__init__(prob, dynamic_range_db, spacing=spacing, loss_db=loss_db)
+        self.echoes = echoes
 
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
-        return {"spacing": self.R.uniform(*self.spacing), "loss_db": self.R.uniform(*self.loss_db)}
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        return reverberate(
-            img, **self.params, echoes=self.echoes, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry
-        )
-
-
-RandReverberationd = dictionary_form(RandReverberation, RandEffectForm)
+    def draw(self, img: torch.Tensor) -> dict[str, Any]:
+        return super().draw(img) | {"echoes": self.echoes}
 
 
 class RandHaze(RandEffect):
@@ -289,6 +245,8 @@ class RandHaze(RandEffect):
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
     """
 
+    effect = staticmethod(add_haze)
+
     def __init__(
         self,
         prob: float = 0.1,
@@ -297,25 +255,21 @@ class RandHaze(RandEffect):
         extent: float | Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        super().__init__(prob)
-        check_dynamic_range(dynamic_range_db)
-        self.level_db, self.center = check_range("level_db", level_db), check_range("center", center)
-        self.extent, self.dynamic_range_db = check_range("extent", extent, above=0), dynamic_range_db
+        super().__init__(
+            prob,
+            dynamic_range_db,
+            level_db=check_range("level_db", level_db),
+            center=check_range("center", center),
+            extent=check_range("extent", extent, above=0),
+        )
 
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
+    def draw(self, img: torch.Tensor) -> dict[str, Any]:
         generator = torch.Generator(img.device).manual_seed(int(self.R.randint(2**31)))
         sigma = (1.0,) * (img.ndim - 3) + (1.0, 2.5)  # clutter is smeared across beams
-        return {
-            "level_db": self.R.uniform(*self.level_db),
-            "center": self.R.uniform(*self.center),
-            "extent": self.R.uniform(*self.extent),
-            "texture": speckle_intensity(
-                (1, *img.shape[1:]), psf_sigma=sigma, generator=generator, device=img.device, dtype=torch.float32
-            ),
-        }
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        return add_haze(img, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
+        texture = speckle_intensity((1, *img.shape[1:]), psf_sigma=sigma, generator=generator, device=img.device)
+        return super().draw(img) | {"texture": texture}
 
 
+RandAcousticShadowd = dictionary_form(RandAcousticShadow, RandEffectForm)
+RandReverberationd = dictionary_form(RandReverberation, RandEffectForm)
 RandHazed = dictionary_form(RandHaze, RandEffectForm)

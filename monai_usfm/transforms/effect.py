@@ -12,16 +12,17 @@ returned as it was. In volumes (C, D, H, W) a 2D geometry serves every slice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import NdarrayOrTensor
-from monai.data import MetaTensor, get_track_meta
+from monai.data import get_track_meta
 from monai.transforms import RandomizableTransform
-from monai.utils import OptionalImportError, convert_to_dst_type, convert_to_tensor
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from monai_usfm.physics.beam import BeamGeometry, beams_of
+from monai_usfm.physics.beam import BeamGeometry
+from monai_usfm.physics.display import check_dynamic_range
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm
 
 __all__ = ["RandEffect", "RandEffectForm"]
@@ -104,15 +105,6 @@ def as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
     return img if isinstance(img, torch.Tensor) else convert_to_tensor(img, track_meta=get_track_meta())
 
 
-def depth_mm(img: torch.Tensor, geometry: BeamGeometry | None) -> float:
-    """Length of the beams in mm, from the pixel spacing of a ``MetaTensor``."""
-    if not isinstance(img, MetaTensor):
-        raise ValueError("depth in mm needs a MetaTensor with pixel spacing; or give the effect in dB over the depth.")
-    beams = beams_of(img, geometry)
-    rows = (beams.radii[1] - beams.radii[0]) / abs(beams.spacing[-2])
-    return rows * float(img.pixdim[img.ndim - 3])
-
-
 def check_range(
     name: str, values: float | Sequence[float], above: float | None = None, symmetric: bool = False
 ) -> Range:
@@ -134,36 +126,35 @@ def check_range(
     return pair
 
 
-def needs(found: bool, name: str, package: str) -> None:
-    """Refuse to build the transform ``name`` where an optional package is missing."""
-    if not found:
-        raise OptionalImportError(f"{name} needs {package}: pip install 'monai_usfm[augment]'.")
-
-
 class RandEffect(RandomizableTransform):
-    """Base of the random array transforms here: :meth:`randomize` draws ``params``, then ``effect`` applies them.
+    """Base of the random array transforms here: draws parameters, and hands them to the function ``effect``.
 
-    Subclasses give ``_draw(img)``, every draw from ``self.R``, and ``_apply(img, fov, geometry)``. The last drawn
-    parameters stay in ``params``, so that ``randomize=False`` repeats them.
+    The last drawn parameters stay in ``params``, so that ``randomize=False`` repeats them.
+
+    Args:
+        prob: chance that an image is changed.
+        dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
+        ranges: parameter of ``effect`` -> ``(low, high)`` between which it is drawn uniformly.
     """
 
     backend = TORCH
+    effect: Callable[..., torch.Tensor]  # called with the image, the parameters, dynamic_range_db, fov and geometry
 
-    def __init__(self, prob: float) -> None:
+    def __init__(self, prob: float, dynamic_range_db: float | None, **ranges: Range) -> None:
         super().__init__(prob)
+        check_dynamic_range(dynamic_range_db)
+        self.dynamic_range_db, self.ranges = dynamic_range_db, ranges
         self.params: dict[str, Any] = {}
 
-    def _draw(self, img: torch.Tensor) -> dict[str, Any]:
-        raise NotImplementedError(f"{type(self).__name__} must implement _draw.")
-
-    def _apply(self, img: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None) -> torch.Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must implement _apply.")
+    def draw(self, img: torch.Tensor) -> dict[str, Any]:
+        """Parameters for ``img`` (C, *S)."""
+        return {name: self.R.uniform(*ends) for name, ends in self.ranges.items()}
 
     def randomize(self, data: torch.Tensor) -> None:
         """Draw whether to act on ``data`` (C, *S), and with which parameters."""
         super().randomize(None)
         if self._do_transform:
-            self.params = self._draw(data)
+            self.params = self.draw(data)
 
     def __call__(
         self,
@@ -177,7 +168,10 @@ class RandEffect(RandomizableTransform):
         checked(image)  # also where the draw leaves it alone: a wrong range must not pass nine times out of ten
         if randomize:
             self.randomize(image)
-        return self._apply(image, fov, as_geometry(geometry)) if self._do_transform else image
+        if not self._do_transform:
+            return image
+        display, beams = self.dynamic_range_db, as_geometry(geometry)
+        return self.effect(image, **self.params, dynamic_range_db=display, fov=fov, geometry=beams)
 
 
 class RandEffectForm(DictionaryForm):

@@ -4,20 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, MutableMapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
-from monai.transforms import CropForeground, CropForegroundd, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
 
 from monai_usfm.transforms.dictionary import NUMPY, DictionaryForm, dictionary_form
 
-__all__ = ["CropFieldOfView", "CropFieldOfViewd", "FieldOfView", "FieldOfViewd"]
+__all__ = ["FieldOfView", "FieldOfViewd"]
 
 
 class FieldOfView(Transform):
@@ -33,7 +33,8 @@ class FieldOfView(Transform):
 
     The boundary follows what is brighter than the screen: shadows and anechoic regions that touch the border of the
     sector are left out where they are wider than the closing. Where a cone fits,
-    ``FitBeam()(image).mask(shape)`` follows the geometry instead and includes them.
+    ``FitBeam()(image).mask(shape)`` follows the geometry instead and includes them. To crop to it, use MONAI's
+    ``CropForegroundd(keys, source_key="image", select_fn=FieldOfView(), allow_smaller=True)``.
 
     Args:
         threshold: gray level above which a pixel is tissue, as a fraction of the image range; estimated if ``None``.
@@ -72,55 +73,6 @@ class _FieldOfViewForm(StoredForm):
 
 
 FieldOfViewd = dictionary_form(FieldOfView, _FieldOfViewForm)
-
-
-class CropFieldOfView(CropForeground):
-    """Crop an image to the bounding box of its :class:`FieldOfView`: MONAI's invertible ``CropForeground``.
-
-    Args:
-        margin: pixels kept around the box, as far as the image reaches.
-        k_divisible: make each size of the box a multiple of this.
-        threshold: see :class:`FieldOfView`.
-    """
-
-    def __init__(
-        self, margin: Sequence[int] | int = 0, k_divisible: Sequence[int] | int = 1, threshold: float | None = None
-    ) -> None:
-        super().__init__(select_fn=FieldOfView(threshold), margin=margin, k_divisible=k_divisible, allow_smaller=True)
-
-
-class CropFieldOfViewd(CropForegroundd):
-    """Dictionary form of :class:`CropFieldOfView`: one box, found on ``source_key``, crops every key.
-
-    The box is stored under ``foreground_start_coord`` and ``foreground_end_coord``, as in ``CropForegroundd``.
-
-    Args:
-        keys: images and labels to crop; they must share a spatial shape.
-        source_key: image on which the field of view is found.
-        margin: see :class:`CropFieldOfView`.
-        k_divisible: see :class:`CropFieldOfView`.
-        threshold: see :class:`FieldOfView`.
-        allow_missing_keys: do not raise when a key is missing.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        source_key: str,
-        margin: Sequence[int] | int = 0,
-        k_divisible: Sequence[int] | int = 1,
-        threshold: float | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(
-            keys,
-            source_key,
-            select_fn=FieldOfView(threshold),
-            margin=margin,
-            allow_smaller=True,
-            k_divisible=k_divisible,
-            allow_missing_keys=allow_missing_keys,
-        )
 
 
 def _gray(image: torch.Tensor) -> np.ndarray:

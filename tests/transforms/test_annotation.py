@@ -146,14 +146,6 @@ def test_filling_brings_the_tissue_back():
     np.testing.assert_array_equal(out[~rim], image[~rim])
 
 
-def test_biharmonic_filling_agrees_with_scikit_image():
-    restoration = pytest.importorskip("skimage.restoration")
-    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
-    remove = RemoveAnnotations(method="biharmonic")
-    mask = remove.detect(image[None])[0][0].numpy()
-    np.testing.assert_allclose(remove(image[None])[0], restoration.inpaint_biharmonic(image, mask), atol=1e-6)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_unmarked_speckle_is_returned_unchanged(seed):
     image = speckle(seed)
@@ -266,12 +258,12 @@ def test_both_forms_have_equal_defaults():
     assert all(theirs[name].default == parameter.default for name, parameter in ours.items())
 
 
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr(annotation, "optional_import", lambda name: (None, False))
-    with pytest.raises(OptionalImportError, match=r"opencv-python-headless: pip install 'monai_usfm\[augment\]'"):
-        RemoveAnnotations()
+def test_a_missing_library_is_named_where_marks_are_to_be_filled(monkeypatch):
+    monkeypatch.setattr(annotation, "_has_cv2", False)
     image, _ = draw(speckle(), MARKS["caliper"], 1.0)
-    assert RemoveAnnotations(method=None).detect(image[None])[1].count == 1
+    assert RemoveAnnotations().detect(image[None])[1].count == 1
+    with pytest.raises(OptionalImportError, match=r"OpenCV: pip install 'monai_usfm\[augment\]'"):
+        RemoveAnnotations()(image[None])
 
 
 @settings(max_examples=20, deadline=None)
@@ -294,7 +286,6 @@ def test_any_image_keeps_its_shape_and_type(shape, dtype, scale, nan):
     ("call", "message"),
     [
         (lambda: RemoveAnnotations(contrast=0), "contrast"),
-        (lambda: RemoveAnnotations(method="median"), "method"),
         (lambda: RemoveAnnotations()(torch.zeros(2, 20, 20)), "channels"),
         (lambda: RemoveAnnotations()(torch.zeros(20, 20)), "the image must be"),
     ],

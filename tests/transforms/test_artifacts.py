@@ -12,7 +12,6 @@ from monai_usfm.transforms import (
     BeamGeometry,
     RandAcousticShadow,
     RandHaze,
-    RandPosteriorEnhancement,
     acoustic_shadow,
     add_haze,
     reverberate,
@@ -52,8 +51,8 @@ def test_a_volume_is_shadowed_around_the_drawn_slice():
     assert loss.argmax() == 10 and loss[10] == pytest.approx(20, abs=0.01) and loss[30] < 0.01
 
 
-def test_enhancement_brightens_by_its_gain():
-    effect = RandPosteriorEnhancement(1.0, gain_db=(6.0, 6.0), start=(0.5, 0.5), width=(0.3, 0.3)).set_random_state(0)
+def test_a_negative_loss_is_the_enhancement_behind_fluid():
+    effect = RandAcousticShadow(1.0, loss_db=-6.0, start=0.5, width=0.3).set_random_state(0)
     image = torch.full((1, 64, 64), 0.4)
     out = effect(image)[0]
     assert torch.equal(out[:32], image[0, :32])

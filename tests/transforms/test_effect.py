@@ -19,7 +19,7 @@ import monai_usfm.transforms as transforms
 from monai_usfm.physics.beam import sample_pixels
 from monai_usfm.physics.display import from_power, to_power
 from monai_usfm.transforms import BeamGeometry
-from monai_usfm.transforms.effect import acting_region, depth_mm
+from monai_usfm.transforms.effect import acting_region
 
 EFFECTS = [
     "RandGain",
@@ -27,14 +27,10 @@ EFFECTS = [
     "RandTimeGain",
     "RandDynamicRange",
     "RandAcousticShadow",
-    "RandPosteriorEnhancement",
     "RandReverberation",
     "RandHaze",
-    "RandWaveletDenoise",
-    "RandCLAHE",
-    "RandSaltAndPepper",
 ]
-PROBES = ["RandDepthZoom", "RandProbeTypeChange", "RandConvexityChange"]
+PROBES = ["RandDepthZoom"]
 CONVEX = BeamGeometry("convex", apex=(-20.0, 31.5), radii=(30.0, 80.0), angles=(-0.4, 0.4))
 
 
@@ -132,16 +128,8 @@ def test_global_random_state_is_untouched_and_metadata_kept(name):
 
 @pytest.mark.parametrize("name", EFFECTS)
 def test_a_2d_geometry_serves_every_slice_of_a_volume(name):
-    if name in (
-        "RandHaze",
-        "RandSaltAndPepper",
-        "RandAcousticShadow",
-        "RandPosteriorEnhancement",
-        "RandWaveletDenoise",
-    ):
-        pytest.skip("draws or filters along the first axis too")
-    if name == "RandCLAHE":
-        pytest.skip("3D tiles")
+    if name in ("RandHaze", "RandAcousticShadow"):
+        pytest.skip("draws along the first axis too")
     image = sector()
     volume = image[:, None].expand(-1, 3, -1, -1)
     out, flat = build(name)(volume, geometry=CONVEX), build(name)(image, geometry=CONVEX)
@@ -182,13 +170,6 @@ def test_sampling_at_pixel_centres_gives_the_pixels_and_zero_beyond_the_image(di
     torch.testing.assert_close(out, padded, atol=1e-5, rtol=0)
 
 
-def test_depth_comes_from_the_spacing_of_the_image():
-    image = MetaTensor(torch.zeros(1, 64, 64), affine=torch.diag(torch.tensor([0.5, 9.0, 9.0, 1.0])))
-    assert depth_mm(image, CONVEX) == pytest.approx(25.0)
-    with pytest.raises(ValueError, match="MetaTensor"):
-        depth_mm(torch.zeros(1, 64, 64), CONVEX)
-
-
 def test_documented_defaults_are_those_of_the_code(repository):
     text = (repository / "docs" / "transforms.md").read_text(encoding="utf-8")
     documented = 0
@@ -200,4 +181,4 @@ def test_documented_defaults_are_those_of_the_code(repository):
         for argument, value in re.findall(r"`(\w+)=([^`]+)`", line):
             assert parameters[argument].default == ast.literal_eval(value), (name[1], argument)
             documented += 1
-    assert documented >= 20
+    assert documented >= 14

@@ -15,14 +15,9 @@ from scipy import ndimage
 
 from monai_usfm.transforms import (
     BeamGeometry,
-    RandConvexityChange,
     RandDepthZoom,
     RandDepthZoomd,
-    RandProbeTypeChange,
-    RandProbeTypeChanged,
     change_geometry,
-    curved_geometry,
-    straight_geometry,
     zoomed_geometry,
 )
 
@@ -42,43 +37,11 @@ def center(image: torch.Tensor) -> tuple[float, ...]:
     return ndimage.center_of_mass(np.asarray(image[0]))
 
 
-def polar(row: float, column: float) -> tuple[float, float]:
-    return math.hypot(row + 30, column - 69.5), math.atan2(column - 69.5, row + 30)
-
-
-def test_linear_image_of_a_sector_puts_a_point_at_its_radius_and_angle():
-    target = straight_geometry(CONVEX, 0.8)
-    out = change_geometry(blob((60.0, 85.0), 2.0), CONVEX, target)
-    radius, angle = polar(60.0, 85.0)
-    chord = 2 * 140 * math.sin(0.45)
-    top = 40 * math.cos(0.45) - 30
-    row = top + (radius - 40) / 100 * (110 - top)
-    column = 69.5 + angle / 0.9 * 0.8 * chord
-    assert center(out) == pytest.approx((row, column), abs=0.3)
-
-
-def test_curved_image_of_a_linear_image_keeps_the_place_along_the_beam():
-    target = curved_geometry(LINEAR, 0.4)
-    out = change_geometry(blob((50.0, 90.0), 2.0), LINEAR, target)
+def test_a_point_keeps_its_place_along_its_beam_under_another_probe():
+    out = change_geometry(blob((50.0, 90.0), 2.0), LINEAR, CONVEX)
     row, column = center(out)
-    depth, lateral = (
-        a * s for a, s in zip((row - target.apex[0], column - target.apex[1]), target.spacing, strict=True)
-    )
-    near, far = target.radii
-    assert (math.hypot(depth, lateral) - near) / (far - near) == pytest.approx(50 / 119, abs=0.005)
-    share = (math.atan2(lateral, depth) - target.angles[0]) / (target.angles[1] - target.angles[0])
-    assert share == pytest.approx((90 - 9.5) / 120, abs=0.005)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.7])
-@pytest.mark.parametrize("source", [CONVEX, LINEAR])
-def test_new_sector_has_the_asked_ratio_of_widths_and_fills_the_old_box(source, fraction):
-    target = curved_geometry(source, fraction)
-    half = (target.angles[1] - target.angles[0]) / 2
-    assert target.radii[0] * math.sin(half) == pytest.approx(fraction * target.radii[1] * math.sin(half))
-    old, new = (np.argwhere(np.asarray(g.mask((400, 400))[0])) for g in (source, target))
-    assert (new.min(0) >= old.min(0) - 1).all() and (new.max(0) <= old.max(0) + 1).all()
-    assert np.abs(np.ptp(new, axis=0) - np.ptp(old, axis=0)).min() <= 2  # one of the sides is filled
+    assert (math.hypot(row + 30, column - 69.5) - 40) / 100 == pytest.approx(50 / 119, abs=0.005)
+    assert (math.atan2(column - 69.5, row + 30) + 0.45) / 0.9 == pytest.approx((90 - 9.5) / 120, abs=0.005)
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.3])
@@ -102,15 +65,10 @@ def test_depth_zoom_keeps_world_coordinates(factor):
     assert where[:2].tolist() == pytest.approx([20.0, 40.0], abs=0.1)
 
 
-@pytest.mark.parametrize("name", ["zoom", "straight", "curved"])
-def test_labels_follow_the_image(name):
+@pytest.mark.parametrize(("source", "target"), [zoomed_geometry(CONVEX, 0.8), (CONVEX, LINEAR)])
+def test_labels_follow_the_image(source, target):
     label = ((blob((70.0, 75.0), 12.0) > 0.5).long() * 3).to(torch.uint8)
     image = torch.where(CONVEX.mask(SIZE), 0.2 + 0.2 * label, 0)
-    source, target = {
-        "zoom": zoomed_geometry(CONVEX, 0.8),
-        "straight": (CONVEX, straight_geometry(CONVEX, 0.7)),
-        "curved": (CONVEX, curved_geometry(CONVEX, 0.1)),
-    }[name]
     moved, moved_label = change_geometry(image, source, target), change_geometry(label, source, target, "nearest")
     assert moved_label.dtype == torch.uint8 and set(moved_label.unique().tolist()) == {0, 3}
     seen, expected = moved_label > 0, moved > 0.5
@@ -120,16 +78,14 @@ def test_labels_follow_the_image(name):
 
 def test_field_of_view_of_the_result_is_that_of_the_new_beams_without_a_dark_rim():
     image = torch.where(CONVEX.mask(SIZE), 0.5, 0.0)
-    target = straight_geometry(CONVEX, 0.7)
-    out = change_geometry(image, CONVEX, target)
-    assert torch.equal(out > 0.49, target.mask(SIZE))
-    assert float(out[~target.mask(SIZE)].max()) == 0
+    out = change_geometry(image, CONVEX, LINEAR)
+    assert torch.equal(out > 0.49, LINEAR.mask(SIZE))
+    assert float(out[~LINEAR.mask(SIZE)].max()) == 0
 
 
 def test_round_trip_gives_the_image_back():
     smooth = torch.where(CONVEX.mask(SIZE), 0.3 + 0.4 * blob((60.0, 75.0), 15.0), 0)
-    target = straight_geometry(CONVEX, 1.0)
-    back = change_geometry(change_geometry(smooth, CONVEX, target), target, CONVEX)
+    back = change_geometry(change_geometry(smooth, CONVEX, LINEAR), LINEAR, CONVEX)
     core = ndimage.binary_erosion(np.asarray(CONVEX.mask(SIZE)[0]), iterations=3)
     assert np.abs(np.asarray(back - smooth)[0][core]).max() < 0.01
 
@@ -140,31 +96,19 @@ def test_three_dimensional_sector_zooms_about_its_face():
     assert center(out) == pytest.approx((15.5 + 2.5 / 0.8, 5 + 17 / 0.8, 19.5 + 2.5 / 0.8), abs=0.2)
 
 
-def test_3d_sectors_pass_the_other_probe_changes_unchanged():
-    volume = torch.where(VOLUME.mask((32, 40, 40)), torch.rand(1, 32, 40, 40), 0)
-    for effect in (RandProbeTypeChange(1.0), RandConvexityChange(1.0)):
-        torch.testing.assert_close(effect(volume, VOLUME), volume, atol=1e-4, rtol=0)
-        assert effect.geometry == VOLUME
-    with pytest.raises(ValueError, match="2D geometry"):
-        straight_geometry(VOLUME, 0.5)
-
-
 def test_a_cine_shares_one_geometry():
     frame = torch.where(CONVEX.mask(SIZE), torch.rand(1, *SIZE), 0)
-    target = curved_geometry(CONVEX, 0.6)
-    out = change_geometry(frame[:, None].expand(-1, 4, -1, -1), CONVEX, target)
-    assert torch.equal(out[:, 2], change_geometry(frame, CONVEX, target))
+    out = change_geometry(frame[:, None].expand(-1, 4, -1, -1), CONVEX, LINEAR)
+    assert torch.equal(out[:, 2], change_geometry(frame, CONVEX, LINEAR))
 
 
 def test_dictionary_form_moves_labels_by_nearest_and_stores_the_new_beams():
     label = (blob((60.0, 70.0), 10.0) > 0.5).float()
-    effect = RandProbeTypeChanged(["image", "label"], 1.0, mode=["bilinear", "nearest"], geometry_key="beam")
-    effect.set_random_state(0)
+    effect = RandDepthZoomd(["image", "label"], 1.0, 0.8, mode=["bilinear", "nearest"], geometry_key="beam")
     out = effect({"image": 0.5 * CONVEX.mask(SIZE).float(), "label": label, "beam": CONVEX})
-    assert out["beam"].kind == "linear" and out["beam"] == effect.transform.geometry
-    assert set(out["label"].unique().tolist()) == {0.0, 1.0}
-    expected = change_geometry(label, CONVEX, out["beam"], "nearest")
-    assert torch.equal(out["label"].as_tensor(), expected)
+    source, target = zoomed_geometry(CONVEX, 0.8)
+    assert out["beam"] == effect.transform.geometry == target
+    assert torch.equal(out["label"].as_tensor(), change_geometry(label, source, target, "nearest"))
 
 
 @pytest.mark.parametrize("prob", [0.0, 1.0])
@@ -174,7 +118,6 @@ def test_predictions_can_be_brought_back_with_invertd(prob):
     forward = Compose(
         [
             RandDepthZoomd(["image", "label"], prob, (1.1, 1.1), ["bilinear", "nearest"], "beam"),
-            RandProbeTypeChanged(["image", "label"], prob, mode=["bilinear", "nearest"], geometry_key="beam"),
         ]
     )
     out = forward({"image": image, "label": label, "beam": CONVEX})
@@ -192,11 +135,8 @@ def test_predictions_can_be_brought_back_with_invertd(prob):
         (lambda: change_geometry(torch.zeros(1, 4, 4), CONVEX, VOLUME), "2D and 3D differ"),
         (lambda: change_geometry(torch.zeros(1, 4, 4), VOLUME, VOLUME), "needs a volume"),
         (lambda: change_geometry(torch.zeros(1, 4, 4), CONVEX, CONVEX, "cubic"), "mode must be"),
-        (lambda: curved_geometry(CONVEX, 1.0), "top_fraction"),
-        (lambda: straight_geometry(CONVEX, 0.0), "width_fraction"),
         (lambda: zoomed_geometry(CONVEX, 0.0), "factor must be positive|factor must be a positive"),
-        (lambda: RandConvexityChange(top_fraction=(0.5, 1.0)), "top_fraction"),
-        (lambda: RandProbeTypeChange(radius_factor=(1.0, 2.0)), "above 1"),
+        (lambda: RandDepthZoom(factor=(0.0, 2.0)), "above 0"),
     ],
 )
 def test_mistakes_are_named(build, words):
