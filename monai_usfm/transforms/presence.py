@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable, Resize
+from monai.utils import convert_to_dst_type
 
 from monai_usfm.transforms.dictionary import TORCH
 
@@ -111,5 +112,7 @@ class RandBackgroundCropd(Randomizable, MapTransform):
         axis, part = parts[self.R.randint(len(parts))]
         window = (slice(None), *[part if i == axis else slice(None) for i in range(len(size))])
         for key, mode in self.key_iterator(d, self.mode):
-            d[key] = Resize(size, mode=mode)(d[key][window])
+            resized = Resize(size, mode=mode)(d[key][window])
+            # Images out of a store are plain tensors, and a batch of both kinds cannot be collated.
+            d[key] = convert_to_dst_type(resized, d[key])[0]
         return d

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from monai.data import MetaTensor, list_data_collate
+
 from monai_usfm.transforms import PresenceThresholdd, RandBackgroundCropd, presence_score
 
 
@@ -67,3 +69,14 @@ def test_share_of_crops_is_the_probability() -> None:
     crop.set_random_state(0)
     empty = [not crop({"image": label.clone(), "label": label.clone()})["label"].any() for _ in range(400)]
     assert 0.19 < np.mean(empty) < 0.31
+
+
+@pytest.mark.parametrize("kind", [torch.as_tensor, MetaTensor])
+def test_crops_and_whole_images_can_share_a_batch(kind) -> None:
+    label = torch.zeros(1, 8, 8)
+    label[:, :4] = 1
+    crop = RandBackgroundCropd(("image", "label"), prob=0.5)
+    crop.set_random_state(0)
+    items = [crop({"image": kind(label.clone()), "label": kind(label.clone())}) for _ in range(8)]
+    shown = list_data_collate(items)["label"].flatten(1).any(1)
+    assert shown.any() and not shown.all()
