@@ -58,11 +58,11 @@ VERBS = {
     "Evidence": {
         "probe": ("monai_usfm.evaluation.probe:probe", "Probe frozen encoders: neighbors, linear, attentive, dense."),
         "label-efficiency": (
-            "monai_usfm.evaluation.curves:label_efficiency",
+            "monai_usfm.evaluation.board:label_efficiency",
             "Compare networks on few and many labels.",
         ),
         "transfer-board": (
-            "monai_usfm.evaluation.transfer_board:transfer_board",
+            "monai_usfm.evaluation.board:transfer_board",
             "Compare starts on several tasks and shares of the labels.",
         ),
         "audit": ("monai_usfm.evaluation.audit:audit", "Robustness to other scanners; shortcuts of a classifier."),

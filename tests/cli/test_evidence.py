@@ -127,10 +127,10 @@ def test_every_network_of_a_curve_is_trained_by_the_bundle_and_has_its_cell(data
     assert set(found) == {"scratch", "unet"}
     assert {row["images"] for row in found.values()} == {"8"}  # 2 of 3 patients of each class
     assert {row["steps"] for row in found.values()} == {"2"}
-    assert (tmp_path / "label_efficiency.png").is_file()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert (tmp_path / "board.png").is_file()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "segmentation" / "cells").iterdir()}
     assert call(*arguments) == 0  # nothing is computed anew
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "segmentation" / "cells").iterdir()}
     assert call(*arguments, "--learning_rate", 0.1) == 1  # other conditions must not stand in one table
     assert "seed0.json" in capsys.readouterr().err
 

@@ -13,13 +13,13 @@ from monai_usfm.evaluation import (
     SHORTCUTS,
     audit_classifier,
     audit_segmenter,
-    classification_scores,
     crop_borders,
     cut_sector,
     plant_calipers,
     plant_text,
 )
 from monai_usfm.evaluation.audit import _save_examples
+from monai_usfm.metrics.scores import classification_scores
 
 LAYOUT = ("margins all around", "empty lower half", "margins left and right", "user-interface overlay", "closer")
 LAYOUT += ("width x 0.7", "width x 1.4", "flipped")

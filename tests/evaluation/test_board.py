@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The transfer board: cells by the bundle's own training, and the tables made of them."""
+"""Boards: cells by the bundle's own training, and the tables made of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_usfm.evaluation.transfer_board import summarize_board, transfer_board
+from monai_usfm.data import add_patients, load_datalist
+from monai_usfm.evaluation import label_subsets, run_cells, summarize_board, transfer_board
 
 TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
 
@@ -21,7 +22,8 @@ def write_cell(folder: Path, task: str, start: str, seed: int, dice: list[float]
     file = folder / task / "cells" / f"{start}-5pct-seed{seed}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     cases = {"patient": patients, "dice": dice}
-    file.write_text(json.dumps({"initialization": start, "fraction": 0.05, "seed": seed, "cases": cases}))
+    content = {"initialization": start, "fraction": 0.05, "seed": seed, "cases": cases, "conditions": {"steps": 100}}
+    file.write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -133,3 +135,96 @@ def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(plan:
 def test_an_unknown_start_is_named(plan: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no starts best; it has scratch, unet"):
         transfer_board(str(plan), str(tmp_path / "out"), starts=["best"])
+
+
+def cell(fraction: float, seed: int, name: str) -> dict:
+    return {"metrics": {"dice": fraction}, "cases": {"patient": ["a", "b"], "dice": [fraction] * 2}, "details": {}}
+
+
+def fill(folder: Path, train=cell, seeds=(0,), **conditions) -> None:
+    run_cells(train, folder, dict.fromkeys(("scratch", "pretrained"), conditions), (0.1, 1.0), seeds, lambda line: None)
+
+
+def test_finished_cells_are_not_run_again(tmp_path):
+    fill(tmp_path)
+    ran = []
+
+    def recording(fraction, seed, name):
+        ran.append((fraction, seed, name))
+        return cell(fraction, seed, name)
+
+    fill(tmp_path, recording, seeds=(0, 1))
+    assert {seed for _, seed, _ in ran} == {1} and len(ran) == 4
+
+
+def test_a_killed_cell_leaves_nothing_behind(tmp_path):
+    def killed(fraction, seed, name):
+        if (fraction, name) == (1.0, "pretrained"):
+            raise KeyboardInterrupt
+        return cell(fraction, seed, name)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, killed)
+    assert sorted(file.name for file in (tmp_path / "cells").iterdir()) == [
+        "pretrained-10pct-seed0.json",
+        "scratch-100pct-seed0.json",
+        "scratch-10pct-seed0.json",
+    ]
+
+
+def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
+    fill(tmp_path, steps=100)
+    with pytest.raises(ValueError, match="steps was 100, is 200"):
+        fill(tmp_path, steps=200)
+
+
+def test_each_number_carries_its_conditions(tmp_path):
+    fill(tmp_path / "breast", steps=100, size="128x128")
+    summarize_board(tmp_path, "scratch")
+    with open(tmp_path / "cells.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert row["size"] == "128x128" and row["task"] == "breast"
+    assert {"seed", "steps", "dice", "torch", "monai", "monai_usfm", "commit", "device"} <= set(row)
+
+
+def test_the_curve_of_one_task_is_drawn_also_while_cells_are_missing(tmp_path):
+    fill(tmp_path / "breast")
+    (tmp_path / "breast" / "cells" / "pretrained-10pct-seed0.json").unlink()
+    (tmp_path / "breast" / "cells" / ".123.scratch-10pct-seed9.json").write_text('{"half')  # of a killed run
+    assert "| pretrained | - | 1.000" in summarize_board(tmp_path, "scratch").read_text()
+    assert (tmp_path / "board.png").stat().st_size > 5000
+
+
+def test_cells_scored_on_other_images_are_refused(cells):
+    write_cell(cells, "head", "scratch", 1, [0.5] * 6, list("abcdef"))
+    with pytest.raises(ValueError, match="other test images"):
+        summarize_board(cells, "foundation")
+
+
+def test_parts_drawn_here_are_nested_and_keep_patients_together():
+    items = [{"image": f"{i}.png", "patient": i // 3, "class": int(i % 15 < 3)} for i in range(600)]
+    subsets = label_subsets(items, (0.5, 0.05, 0.2, 1.0))
+    sizes = [len(subsets[f]) for f in (0.05, 0.2, 0.5, 1.0)]
+    assert sizes == [30, 120, 300, 600]
+    for fraction in (0.05, 0.2, 0.5):
+        assert np.mean([i["class"] for i in subsets[fraction]]) == pytest.approx(0.2)
+
+
+def test_the_parts_of_a_data_set_are_used_as_published(shared_data):
+    folder = shared_data / "busbra"
+    items = add_patients(load_datalist(folder / "dataset.json", folder, "training"), folder, folder / "labels.csv")
+    subsets = label_subsets(items, (0.05, 0.1, 0.2, 0.5, 1.0), published=folder / "label_fractions.json")
+    content = json.loads((folder / "label_fractions.json").read_text())
+    for fraction, percent in ((0.05, 5), (0.1, 10), (0.2, 20), (0.5, 50)):
+        names = [str(folder / item["image"]) for item in content[f"training_{percent}pct"]]
+        assert [item["image"] for item in subsets[fraction]] == names
+        assert len({item["patient"] for item in subsets[fraction]}) == content[f"numPatients_{percent}pct"]
+    assert len(subsets[1.0]) == 1127
+
+
+def test_published_parts_that_split_a_patient_are_refused(tmp_path):
+    items = [{"image": str(tmp_path / f"{i}.png"), "patient": i // 2} for i in range(4)]
+    part = tmp_path / "label_fractions.json"
+    part.write_text(json.dumps({"training_50pct": [{"image": "0.png"}, {"image": "2.png"}]}))
+    with pytest.raises(ValueError, match="patient"):
+        label_subsets(items, (0.5, 1.0), published=part)
