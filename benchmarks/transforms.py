@@ -89,9 +89,6 @@ def speckle(image: torch.Tensor) -> Candidates:
         "ours, PSF of 2.5 samples": lambda: wide(image),
         'ours, "respeckle"': lambda: anew(image),
     }
-    if dims == 2:
-        convex = BeamGeometry("convex", apex=(-60.0, 112.0), radii=(70.0, 280.0), angles=(-0.5, 0.5))
-        rows["ours, along the beams of a convex probe"] = lambda: correlated(image, geometry=convex)
     gaussian, rician = RandGaussianNoise(prob=1.0, std=0.1), RandRicianNoise(prob=1.0, std=0.1)
     state = np.random.RandomState(0)
     rows |= {

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
+from monai_usfm.physics.speckle import speckle_intensity
 from monai_usfm.transforms.acquisition import apply_gain, attenuate, recompress, time_gain
 from monai_usfm.transforms.artifacts import acoustic_shadow, add_haze, reverberate
 from monai_usfm.transforms.beam import BeamGeometry
 from monai_usfm.transforms.probe import change_geometry, zoomed_geometry
-from monai_usfm.transforms.speckle import speckle_intensity
 
 SIZE = (230, 256)
 SCALE = 0.8  # of the scene, which is laid out on 288 x 320 pixels

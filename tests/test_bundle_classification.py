@@ -346,7 +346,13 @@ def test_calibration_finds_the_temperature_that_was_hidden():
 
 def test_calibration_scores_the_validation_images_of_the_bundle(root, network):
     weights = str(root / "output" / "model.pt")
-    options = {"dataset_dir": str(root / "data"), "device": "cpu", "amp": "fp32", "pretrained": weights, "cache_dir": None}
+    options = {
+        "dataset_dir": str(root / "data"),
+        "device": "cpu",
+        "amp": "fp32",
+        "pretrained": weights,
+        "cache_dir": None,
+    }
     flow = load_bundle("classification", "train", bundle_root=str(root), **options)
     flow.parser.parse(reset=True)
     logits, labels, *_ = calibration._collect(flow.parser, load_network(weights))

@@ -11,13 +11,12 @@ fractions of the Nyquist frequency, so that a ring means the same at every image
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 __all__ = [
     "apply_band_stop",
@@ -60,13 +59,17 @@ def frequency_radius(
     Raises:
         ValueError: for an empty shape, an axis without samples, or a spacing that does not fit or is not positive.
     """
-    shape = _check_shape(spatial_shape)
-    scale = np.ones(len(shape))
-    if spacing is not None:
-        step = np.asarray(spacing, dtype=float)
-        if step.shape != (len(shape),) or not np.all(np.isfinite(step) & (step > 0)):
-            raise ValueError(f"spacing must hold {len(shape)} positive numbers, one per spatial axis, got {spacing}.")
-        scale = step.max() / step
+    shape = tuple(int(size) for size in spatial_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"spatial_shape must hold at least one size, all of them positive, got {shape}.")
+    step = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=float)
+    if step.shape != (len(shape),) or not np.all(np.isfinite(step) & (step > 0)):
+        raise ValueError(f"spacing must hold {len(shape)} positive numbers, one per spatial axis, got {spacing}.")
+    return _radius(shape, tuple(step.max() / step), torch.device(device or "cpu"))
+
+
+@lru_cache(maxsize=4)
+def _radius(shape: tuple[int, ...], scale: tuple[float, ...], device: torch.device) -> torch.Tensor:
     square = np.zeros(())
     for axis, size in enumerate(shape):
         frequency = np.fft.rfftfreq(size) if axis == len(shape) - 1 else np.fft.fftfreq(size)
@@ -133,26 +136,11 @@ def apply_band_stop(image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
             f"keep {tuple(keep.shape)} does not fit image {tuple(image.shape)}: it must be (*half) or (B, C, *half), "
             "half being the image's spatial shape with its last size S replaced by S // 2 + 1."
         )
-    one_for_all = keep.ndim <= dims or keep.shape[keep.ndim - dims - 1] == 1
-    return filter_spectrum(image, dims, lambda spectrum: _multiply(spectrum, keep), one_for_all)
-
-
-def filter_spectrum(
-    image: torch.Tensor, dims: int, change: Callable[[torch.Tensor], torch.Tensor], channels_alike: bool = True
-) -> torch.Tensor:
-    """``change`` the half spectrum of ``image`` (..., *S) and transform back."""
-    channel = image.ndim - dims - 1
-    gray = channels_alike and channel >= 0 and image.shape[channel] > 1 and image.stride(channel) == 0
-    once = image.narrow(channel, 0, 1) if gray else image  # gray, expanded: transform it once
     dtype = image.dtype if image.dtype.is_floating_point else torch.float32
-    work = once.to(torch.promote_types(dtype, torch.float32))  # no FFT in half precision on the CPU
+    work = image.to(torch.promote_types(dtype, torch.float32))  # no FFT in half precision on the CPU
     axes = tuple(range(-dims, 0))
-    out = torch.fft.irfftn(change(torch.fft.rfftn(work, dim=axes)), s=image.shape[image.ndim - dims :], dim=axes)
-    return out.to(dtype).expand(image.shape) if gray else out.to(dtype)
-
-
-def _multiply(spectrum: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    return spectrum * keep if spectrum.requires_grad else spectrum.mul_(keep.to(spectrum.real.dtype))
+    spectrum = torch.fft.rfftn(work, dim=axes) * keep.to(work.dtype)
+    return torch.fft.irfftn(spectrum, s=shape, dim=axes).to(dtype)
 
 
 def equal_rings(num_rings: int, center_radius: float = 0.1) -> list[tuple[float, float]]:
@@ -232,7 +220,8 @@ def draw_rings(
     """
     low, high = check_ratio(stop_ratio)
     ratio = low if low == high else random_state.uniform(low, high)
-    chosen = random_state.permutation(len(rings))[: _count(ratio, len(rings))]
+    count = min(len(rings), max(1, math.floor(ratio * len(rings) + _COUNT_MARGIN)))
+    chosen = random_state.permutation(len(rings))[:count]
     return [rings[index] for index in sorted(chosen)]
 
 
@@ -267,26 +256,12 @@ def random_ring_masks(
     """
     low, high = check_ratio(stop_ratio)
     candidates = ring_candidates(rings, num_rings, center_radius)
-    count = len(candidates)
+    count, options = len(candidates), {"center_radius": center_radius, "spacing": spacing}
     rank = torch.rand(batch, count, generator=generator, device=device).argsort(1).argsort(1)
     ratio = low + (high - low) * torch.rand(batch, 1, generator=generator, device=device)
     stopped = (ratio * count + _COUNT_MARGIN).floor().clamp(1, count)
-    return look_up_rings(rank >= stopped, spatial_shape, candidates, center_radius, spacing)
-
-
-def look_up_rings(
-    kept: torch.Tensor,
-    spatial_shape: Sequence[int],
-    rings: tuple[tuple[float, float], ...],
-    center_radius: float,
-    spacing: Sequence[float] | None,
-) -> torch.Tensor:
-    """``(B, number of rings) -> (B, 1, *half)``: spread one flag per ring over the half spectrum."""
-    shape = _check_shape(spatial_shape)
-    step = None if spacing is None else tuple(float(value) for value in spacing)
-    index = _ring_index(shape, rings, float(center_radius), step, kept.device)
-    table = F.pad(kept.float(), (1, 0), value=1.0)  # entry 0: what no ring can remove
-    return table.index_select(1, index).view(len(kept), 1, *shape[:-1], shape[-1] // 2 + 1)
+    stop = torch.stack([1 - ring_mask(spatial_shape, [ring], device=device, **options) for ring in candidates])
+    return (1 - (rank < stopped).float() @ stop.flatten(1)).view(batch, 1, *stop.shape[1:])
 
 
 def ring_candidates(rings: Rings | None, num_rings: int, center_radius: float) -> tuple[tuple[float, float], ...]:
@@ -298,49 +273,6 @@ def ring_candidates(rings: Rings | None, num_rings: int, center_radius: float) -
         if after[0] < before[1] - _EDGE:
             raise ValueError(f"rings to draw from must not overlap, got {before} and {after}.")
     return candidates
-
-
-@lru_cache(maxsize=32)
-def _ring_index(
-    shape: tuple[int, ...],
-    rings: tuple[tuple[float, float], ...],
-    center_radius: float,
-    spacing: tuple[float, ...] | None,
-    device: torch.device,
-) -> torch.Tensor:
-    """Number of the ring of every sample of the half spectrum, flat; 0 where no ring can remove it."""
-    radius = frequency_radius(shape, spacing=spacing)
-    index = torch.zeros(radius.shape, dtype=torch.int32)
-    for number, (low, high) in enumerate(rings, start=1):
-        index[(radius > low + _EDGE) & (radius <= high + _EDGE)] = number
-    index[radius <= center_radius + _EDGE] = 0
-    return index.flatten().to(device)
-
-
-@lru_cache(maxsize=8)
-def ring_samples(
-    shape: tuple[int, ...],
-    rings: tuple[tuple[float, float], ...],
-    center_radius: float,
-    spacing: tuple[float, ...] | None,
-    device: torch.device,
-) -> dict[tuple[float, float], torch.Tensor]:
-    """Which samples of the half spectrum, flat, each ring removes."""
-    index = _ring_index(shape, rings, center_radius, spacing, device)
-    return {ring: (index == number).nonzero().flatten() for number, ring in enumerate(rings, start=1)}
-
-
-def _count(ratio: float, total: int) -> int:
-    return min(total, max(1, math.floor(ratio * total + _COUNT_MARGIN)))
-
-
-def _check_shape(spatial_shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in spatial_shape)
-    if not shape or min(shape) < 1:
-        raise ValueError(
-            f"spatial_shape must hold at least one size, all of them positive, got {tuple(spatial_shape)}."
-        )
-    return shape
 
 
 def check_rings(rings: Rings) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from monai_usfm.physics.speckle import add_speckle, respeckle, speckle_intensity
 from monai_usfm.physics.spectrum import (
     apply_band_stop,
     draw_rings,
@@ -69,17 +70,7 @@ from monai_usfm.transforms.probe import (
     zoomed_geometry,
 )
 from monai_usfm.transforms.resize import SeparableResize, SeparableResized, resize_linear
-from monai_usfm.transforms.speckle import (
-    RandSpeckleNoise,
-    RandSpeckleNoised,
-    SpeckleNoise,
-    SpeckleNoised,
-    add_speckle,
-    beam_speckle_intensity,
-    respeckle,
-    speckle_field,
-    speckle_intensity,
-)
+from monai_usfm.transforms.speckle import RandSpeckleNoise, RandSpeckleNoised, SpeckleNoise, SpeckleNoised
 
 __all__ = [
     "AnnotationReport",
@@ -135,7 +126,6 @@ __all__ = [
     "apply_band_stop",
     "apply_gain",
     "attenuate",
-    "beam_speckle_intensity",
     "change_geometry",
     "draw_heatmaps",
     "draw_rings",
@@ -153,7 +143,6 @@ __all__ = [
     "ring_mask",
     "soft_argmax",
     "spatial_softmax",
-    "speckle_field",
     "speckle_intensity",
     "time_gain",
     "usfm_rings",

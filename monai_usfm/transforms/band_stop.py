@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from monai.config import NdarrayOrTensor
-from monai.data import MetaTensor
 from monai.transforms import RandomizableTransform, Transform
 from monai.utils import convert_to_dst_type
 
@@ -21,11 +20,8 @@ from monai_usfm.physics.spectrum import (
     check_ratio,
     check_rings,
     draw_rings,
-    filter_spectrum,
-    look_up_rings,
     ring_candidates,
     ring_mask,
-    ring_samples,
 )
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
 from monai_usfm.transforms.effect import as_tensor
@@ -37,8 +33,8 @@ class FourierBandStop(Transform):
     """Remove rings of the spectrum of an image, the same ones every time.
 
     The mean of the image is kept, so are the sign and the scale. An image in [0, 1] may leave that range a little;
-    transforms that ask for it, such as ``RandGain``, then need ``clip=True``. After a call, ``keep`` holds the
-    factors that the half spectrum was multiplied by.
+    transforms that ask for it, such as ``RandGain``, then need ``clip=True``. After a call, ``keep`` (1, *half) holds
+    the factors that the half spectrum was multiplied by.
 
     Args:
         rings: ``(low, high)`` radii in fractions of the Nyquist frequency: ``low < r <= high`` is removed. Divide what
@@ -62,34 +58,34 @@ class FourierBandStop(Transform):
         clip: bool = False,
     ) -> None:
         check_center(center_radius)
-        self.clip = clip
-        self.rings, self.center_radius, self.spacing = check_rings(rings), center_radius, spacing
+        self.rings, self.center_radius, self.spacing, self.clip = check_rings(rings), center_radius, spacing, clip
         self.keep: torch.Tensor | None = None
-        self._made_for: tuple[tuple[int, ...], torch.device] | None = None
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Apply to ``img`` (C, *S); integers become float32."""
         image = as_tensor(img)
         plain = image.as_subclass(torch.Tensor)
         _check_image(plain)
-        made_for = (tuple(plain.shape[1:]), plain.device)
-        if self.keep is None or self._made_for != made_for:  # most data sets have images of one size
-            self._made_for = made_for
-            self.keep = ring_mask(
-                made_for[0], self.rings, center_radius=self.center_radius, spacing=self.spacing, device=made_for[1]
-            )
-        keep = self.keep
-        out = apply_band_stop(plain, keep)
+        self.keep = ring_mask(
+            plain.shape[1:],
+            self.rings,
+            center_radius=self.center_radius,
+            spacing=self.spacing,
+            device=plain.device,
+        )[None]
+        if not self.rings:
+            return image if plain.is_floating_point() else image.to(torch.float32)
+        out = apply_band_stop(plain, self.keep[0])
         out = out.clamp(0, 1) if self.clip else out
-        return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
+        return convert_to_dst_type(out, image, dtype=out.dtype)[0]
 
 
-class RandFourierBandStop(RandomizableTransform):
+class RandFourierBandStop(RandomizableTransform, FourierBandStop):
     """Randomly remove rings of the spectrum of an image: the frequency half of USFM's pretraining corruption.
 
     Of the candidate rings, ``floor(ratio * number)`` and at least one are removed, every subset being equally likely
     (:func:`draw_rings`). After a call, ``rings`` holds the removed ones and ``keep`` (1, *half) the factors that the
-    half spectrum was multiplied by, all 1 when the image was left alone; a loss may use it. It is built when asked for.
+    half spectrum was multiplied by, all 1 when the image was left alone; a loss may use it.
 
     Args:
         prob: chance that an image is changed at all.
@@ -104,8 +100,6 @@ class RandFourierBandStop(RandomizableTransform):
         ValueError: for values out of range or rings that overlap; when called, as :class:`FourierBandStop`.
     """
 
-    backend = TORCH
-
     def __init__(
         self,
         prob: float = 0.1,
@@ -117,21 +111,10 @@ class RandFourierBandStop(RandomizableTransform):
         clip: bool = False,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
-        self.clip = clip
+        FourierBandStop.__init__(self, (), center_radius, spacing, clip)
         check_ratio(stop_ratio)
         self.candidates = ring_candidates(rings, num_rings, center_radius)
-        self.stop_ratio, self.center_radius, self.spacing = stop_ratio, center_radius, spacing
-        self.rings: list[tuple[float, float]] = []
-        self._seen: tuple[tuple[int, ...], torch.device] | None = None
-
-    @property
-    def keep(self) -> torch.Tensor | None:
-        """Factors ``(1, *half)`` of the half spectrum of the last image; ``None`` before the first."""
-        if self._seen is None:
-            return None
-        shape, device = self._seen
-        kept = torch.tensor([[ring not in self.rings for ring in self.candidates]], device=device)
-        return look_up_rings(kept, shape, self.candidates, self.center_radius, self.spacing)[0]
+        self.stop_ratio = stop_ratio
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to act, and which rings to remove."""
@@ -142,24 +125,7 @@ class RandFourierBandStop(RandomizableTransform):
         """Apply to ``img`` (C, *S); integers become float32. ``randomize=False`` repeats the last draw."""
         if randomize:
             self.randomize()
-        image = as_tensor(img)
-        plain = image.as_subclass(torch.Tensor)
-        self._seen = (tuple(plain.shape[1:]), plain.device)
-        _check_image(plain)
-        if not self._do_transform:
-            return image if plain.dtype.is_floating_point else image.to(torch.float32)
-        step = None if self.spacing is None else tuple(float(value) for value in self.spacing)
-        samples = ring_samples(self._seen[0], self.candidates, float(self.center_radius), step, plain.device)
-
-        def stop(spectrum: torch.Tensor) -> torch.Tensor:
-            flat = spectrum.flatten(1)
-            for ring in self.rings:  # fewer samples than a product with `keep` touches
-                flat.index_fill_(1, samples[ring], 0)
-            return flat.view_as(spectrum)
-
-        out = filter_spectrum(plain, plain.ndim - 1, stop)
-        out = out.clamp(0, 1) if self.clip else out
-        return convert_to_dst_type(out, image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
+        return FourierBandStop.__call__(self, img)
 
 
 class _BandForm(DictionaryForm):

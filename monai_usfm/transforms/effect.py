@@ -49,10 +49,7 @@ def acting_region(
     """
     shape = img.shape[1:]
     if fov is not None:
-        mask = torch.as_tensor(fov, device=img.device).as_subclass(torch.Tensor) > 0
-        if mask.shape != (1, *shape):
-            raise ValueError(f"the field of view must be (1, *{tuple(shape)}), got {tuple(mask.shape)}.")
-        return mask
+        return given_region(fov, img)
     if geometry is not None:
         return geometry.mask(shape[-geometry.spatial_dims :], img.device).expand(1, *shape)
     bright = (img.as_subclass(torch.Tensor) > 0).any(dim=0, keepdim=True)
@@ -62,6 +59,14 @@ def acting_region(
         after = bright.flip(axis).cumsum(axis).flip(axis) > 0
         inside &= before & after
     return inside
+
+
+def given_region(fov: NdarrayOrTensor, img: torch.Tensor) -> torch.Tensor:
+    """A known field of view as booleans ``(1, *S)``, or a ValueError if it does not fit ``img`` (C, *S)."""
+    mask = torch.as_tensor(fov, device=img.device).as_subclass(torch.Tensor) > 0
+    if mask.shape != (1, *img.shape[1:]):
+        raise ValueError(f"the field of view must be (1, *{tuple(img.shape[1:])}), got {tuple(mask.shape)}.")
+    return mask
 
 
 def checked(img: torch.Tensor) -> torch.Tensor:

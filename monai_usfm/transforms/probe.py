@@ -116,7 +116,8 @@ class RandDepthZoom(RandomizableTransform, InvertibleTransform):
     def __init__(self, prob: float = 0.1, factor: float | Range = (0.7, 1.1)) -> None:
         RandomizableTransform.__init__(self, prob)
         self.factor_range = check_range("factor", factor, above=0)
-        self.factor, self.geometry = 1.0, None
+        self.factor = 1.0
+        self.geometry: BeamGeometry | None = None
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to act, and ``factor``."""
@@ -136,14 +137,13 @@ class RandDepthZoom(RandomizableTransform, InvertibleTransform):
         _values(image)  # also where the draw leaves it alone
         if randomize:
             self.randomize()
-        out, info, affine = image, {}, None
+        out, info, affine = image, dict[str, Any](), None
         self.geometry = as_geometry(geometry)
         if self._do_transform:
-            source, self.geometry = zoomed_geometry(beams_of(image, self.geometry), self.factor)
-            out = change_geometry(image, source, self.geometry, mode)
-            affine = _affine(source, self.geometry, image.ndim - 1)
-            beams = {"source": source.to_dict(), "target": self.geometry.to_dict()}
-            info = {**beams, "mode": mode, "affine": affine.tolist()}
+            source, target = zoomed_geometry(beams_of(image, self.geometry), self.factor)
+            out, self.geometry = change_geometry(image, source, target, mode), target
+            affine = _affine(source, target, image.ndim - 1)
+            info = {"source": source.to_dict(), "target": target.to_dict(), "mode": mode, "affine": affine.tolist()}
         if get_track_meta():
             out = convert_to_tensor(out, track_meta=True)
             self.push_transform(out, affine=affine, extra_info=info)

@@ -21,7 +21,7 @@ from monai_usfm.metrics import (
     LocalNCCMetric,
     SpeckleSNRMetric,
 )
-from monai_usfm.transforms.speckle import speckle_intensity
+from monai_usfm.physics.speckle import speckle_intensity
 
 
 def halves(size: tuple[int, ...]) -> torch.Tensor:

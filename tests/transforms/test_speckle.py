@@ -17,21 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from monai_usfm.transforms import BeamGeometry
-from monai_usfm.transforms.speckle import (
+from monai_usfm.transforms import (
+    BeamGeometry,
     RandSpeckleNoise,
     RandSpeckleNoised,
     SpeckleNoise,
     SpeckleNoised,
     add_speckle,
-    beam_speckle_intensity,
     respeckle,
-    speckle_field,
     speckle_intensity,
 )
 
 CONVEX = BeamGeometry("convex", apex=(-60.0, 96.0), radii=(80.0, 250.0), angles=(-0.5, 0.5))
-SECTOR_3D = BeamGeometry("sector3d", (12.0, -10.0, 12.0), (14.0, 40.0), ((-0.5, 0.5), (-0.5, 0.5)))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -120,20 +117,6 @@ def test_autocovariance_widths_are_those_of_the_psf(shape, sigmas):
         assert autocovariance_width(10 * np.log10(intensity), axis) == pytest.approx(1.84 * sigma, rel=0.06)
 
 
-def test_field_equals_filtered_white_noise_in_its_autocovariance():
-    """Against complex noise filtered by a spatial Gaussian (SciPy), up to lags of three sigma."""
-    sigma, state = 1.6, np.random.RandomState(0)
-    ours = speckle_field((400, 256), (sigma,), generator=generator()).numpy()
-    theirs = sum(w * scipy.ndimage.gaussian_filter1d(state.randn(400, 256), sigma, 1, mode="wrap") for w in (1, 1j))
-
-    def normalized(field: np.ndarray) -> np.ndarray:
-        covariance = np.array([(field[:, lag:] * field[:, : 256 - lag].conj()).mean() for lag in range(6)])
-        return covariance / covariance[0].real
-
-    np.testing.assert_allclose(normalized(ours), normalized(theirs), atol=0.03)
-    assert (np.abs(ours) ** 2).mean() == pytest.approx(1, abs=0.03)
-
-
 def test_statistics_are_stationary_up_to_the_border_and_opposite_borders_are_strangers():
     intensity = speckle_intensity((6000, 24), 1, (2.0,), generator=generator()).double().numpy()
     assert np.abs(intensity.mean(0) - 1).max() < 0.06  # four standard errors
@@ -153,59 +136,6 @@ def test_one_sigma_counts_for_the_spatial_axes_of_a_batch():
     batch = speckle_intensity((500, 2, 16, 16), 1, 1.5, generator=generator()).double().numpy()
     assert abs(np.corrcoef(batch[:, 0].ravel(), batch[:, 1].ravel())[0, 1]) < 0.02
     assert np.corrcoef(batch[..., 1:, :].ravel(), batch[..., :-1, :].ravel())[0, 1] > 0.7
-
-
-# ------------------------------------------------------------------------------------------- along the beams
-
-
-def test_beam_speckle_keeps_the_first_order_statistics_everywhere():
-    """Interpolation takes variance away between beam samples; undone, the mean is 1 in every part of the sector."""
-    intensity = beam_speckle_intensity((120, 200, 192), CONVEX, 1, (0.6, 0.6), generator=generator()).double()
-    inside = CONVEX.mask((200, 192))[0]
-    level = decibels(intensity[:, inside])
-    assert level.std() == pytest.approx(5.57, abs=0.06) and level.mean() == pytest.approx(-2.51, abs=0.06)
-    radius = CONVEX.cartesian_to_beam((200, 192))[..., 0]
-    for low in (0.0, 0.33, 0.66):
-        part = intensity[:, inside & (radius >= low) & (radius < low + 0.33)]
-        assert part.mean().item() == pytest.approx(1, abs=0.02)
-    per_pixel = intensity.mean(0)[inside]
-    assert per_pixel.std().item() == pytest.approx(120**-0.5, rel=0.1)  # no pattern of the beam grid shows through
-
-
-def test_lateral_size_grows_with_depth_and_axial_size_does_not():
-    intensity = beam_speckle_intensity((60, 200, 192), CONVEX, 1, (2.0, 3.0), generator=generator()).double().numpy()
-    middle = slice(76, 117)
-    lateral = [autocovariance_width(intensity[:, row - 4 : row + 5, middle].reshape(-1, 41), 1) for row in (40, 170)]
-    distance = [row + 60.0 for row in (40, 170)]  # from the apex
-    assert lateral[1] / lateral[0] == pytest.approx(distance[1] / distance[0], rel=0.12)
-    assert lateral[1] == pytest.approx(2.355 * 3.0 * distance[1] / 250, rel=0.1)
-    axial = [autocovariance_width(intensity[:, rows, 92:101], 1) for rows in (slice(30, 80), slice(130, 180))]
-    assert axial == pytest.approx([2.355 * 2.0] * 2, rel=0.15)
-
-
-def test_speckle_bends_into_arcs():
-    """Away from the axis a speckle is long across its beam, not across the image."""
-    intensity = beam_speckle_intensity((60, 200, 192), CONVEX, 1, (1.0, 4.0), generator=generator()).double()
-    angle, radius = 0.4, 200.0
-    row, column = -60 + radius * math.cos(angle), 96 + radius * math.sin(angle)
-
-    def correlation(direction: float, reach: float = 4.0) -> float:
-        drop, shift = reach * math.cos(direction), reach * math.sin(direction)
-        rows = [round(row), round(row + drop)]
-        columns = [round(column), round(column + shift)]
-        first, second = (intensity[:, r - 6 : r + 7, c - 6 : c + 7] for r, c in zip(rows, columns, strict=True))
-        return np.corrcoef(first.flatten(), second.flatten())[0, 1]
-
-    across, mirrored = correlation(angle + math.pi / 2), correlation(-angle + math.pi / 2)
-    assert across > 0.25 and mirrored < 0.1
-
-
-def test_beam_speckle_in_3d_has_unit_mean_and_full_spread():
-    intensity = beam_speckle_intensity((12, 24, 40, 24), SECTOR_3D, 2, 1.0, generator=generator())
-    inside = SECTOR_3D.mask((24, 40, 24))[0]
-    assert inside.float().mean() > 0.2
-    assert intensity[:, inside].mean().item() == pytest.approx(1, abs=0.03)
-    assert intensity[:, inside].var().item() == pytest.approx(0.5, rel=0.1)
 
 
 # ------------------------------------------------------------------------------------------- on images
@@ -236,14 +166,13 @@ def test_speckle_on_speckle_spreads_by_the_root_of_two_and_respeckling_does_not(
     assert replaced.std().item() * 80 == pytest.approx(5.57, rel=0.06)
 
 
-@pytest.mark.parametrize(("old", "new"), [(1, 1), (1, 4), (4, 1), (None, 1)])
-def test_respeckling_keeps_the_mean_intensity_of_the_tissue(old, new):
-    """Whatever the looks of the old and new speckle, also where there was none."""
+@pytest.mark.parametrize("new", [1, 4])
+@pytest.mark.parametrize("psf_sigma", [None, 1.0])
+def test_respeckling_keeps_the_mean_intensity_of_the_tissue(new, psf_sigma):
     image, truth = torch.full((1, 1, 256, 256), 0.7), 10 ** (0.7 * 8)
-    if old is not None:
-        image = add_speckle(image, speckle_intensity(image.shape, old, generator=generator()), 80.0)
+    image = add_speckle(image, speckle_intensity(image.shape, 1, psf_sigma, generator=generator()), 80.0)
     out = respeckle(image, speckle_intensity(image.shape, new, generator=generator(1)), 80.0, window=9)
-    assert (10 ** (out * 8)).mean().item() == pytest.approx(truth, rel=0.06)
+    assert (10 ** (out * 8)).mean().item() == pytest.approx(truth, rel=0.1)
 
 
 def test_respeckling_an_envelope_keeps_its_intensity():
@@ -255,8 +184,10 @@ def test_respeckling_an_envelope_keeps_its_intensity():
 def test_the_black_surroundings_do_not_darken_the_rim_of_a_respeckled_sector():
     fov = CONVEX.mask((200, 192))[None]
     image = torch.where(fov, 0.6, 0.0)
-    out = respeckle(image, torch.ones_like(image), 60.0, window=9, fov=fov)
-    torch.testing.assert_close(out[fov], image[fov], atol=1e-5, rtol=0)
+    out = respeckle(image, torch.ones_like(image), 60.0)
+    assert not out[~fov].any()
+    inner = torch.from_numpy(scipy.ndimage.binary_opening(fov[0, 0].numpy(), np.ones((7, 7))))[None, None]
+    torch.testing.assert_close(out[inner], image[inner] + 1.592 / 60, atol=1e-4, rtol=0)
 
 
 def test_real_images_keep_their_brightness_when_respeckled(shared_data):
@@ -281,79 +212,28 @@ def edge_profile(estimate: np.ndarray) -> tuple[float, float, float]:
     return position[1] - position[0], low, high
 
 
-@pytest.mark.parametrize(
-    ("shape", "step", "psf_sigma"),
-    [((64, 96), 20, None), ((64, 96), 20, 1.0), ((64, 96), 10, 1.0), ((20, 32, 96), 20, 1.0)],
-)
+@pytest.mark.parametrize(("shape", "psf_sigma"), [((64, 96), None), ((64, 96), 1.0), ((20, 32, 96), 1.0)])
 @pytest.mark.parametrize("display", [80.0, None])
-def test_the_echogenicity_of_a_step_is_sharp_and_unbiased_on_both_sides(shape, step, psf_sigma, display):
-    """A mean over the same reach, 7.7 samples wide between 10 and 90 %, fails; so does selection by variance."""
-    level = torch.where(torch.arange(96) >= 48, 60.0, 60.0 - step).expand(8, 1, *shape)
+def test_the_echogenicity_of_a_step_is_sharp_and_unbiased_on_both_sides(shape, psf_sigma, display):
+    """A mean over the same reach, 7.7 samples wide between 10 and 90 %, fails."""
+    level = torch.where(torch.arange(96) >= 48, 60.0, 40.0).expand(8, 1, *shape)
     speckle = speckle_intensity((8, 1, *shape), 1, psf_sigma, generator=generator())
-    image = level / 80 if display else 10 ** ((level - 60) / 20)
-    image = add_speckle(image, speckle, display)
+    image = add_speckle(level / 80 if display else 10 ** ((level - 60) / 20), speckle, display)
     out = respeckle(image, torch.ones(()), display)  # speckle of 1 leaves the estimate
     estimate = out.numpy() * 80 if display else 20 * np.log10(out.numpy()) + 60
     width, low, high = edge_profile(estimate)
-    assert width < (4.5 if step == 20 or display is None else 6.0)
-    assert (low, high) == (pytest.approx(60 - step, abs=0.4), pytest.approx(60, abs=0.4))
+    assert width < 5
+    assert (low, high) == (pytest.approx(40, abs=0.5), pytest.approx(60, abs=0.5))
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_an_edge_across_any_axis_of_a_volume_is_kept(axis):
     image = torch.full((1, 1, 24, 24, 24), 0.3)
     image.narrow(axis + 1, 12, 12).fill_(0.7)
-    torch.testing.assert_close(respeckle(image, torch.ones(()), 60.0), image, atol=0.02, rtol=0)
+    torch.testing.assert_close(respeckle(image, torch.ones(()), 60.0), image + 1.592 / 60, atol=1e-4, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------- transforms
-
-
-@pytest.mark.parametrize(("shape", "spacing"), [((300, 300), (0.2, 0.5)), ((64, 96, 120), (0.6, 0.25, 0.4))])
-@pytest.mark.parametrize("given_as", ["affine", "argument", "item"])
-def test_a_psf_in_millimeters_has_its_width_in_millimeters_along_every_axis(shape, spacing, given_as):
-    """Decibels: the autocovariance is 1.84 sigma wide, whatever the samples."""
-    sigma, image = (0.9, 0.6, 1.0)[: len(shape)], torch.full((1, *shape), 0.7)
-    options = {"dynamic_range_db": 80.0, "psf_sigma": sigma, "psf_unit": "mm"}
-    if given_as == "affine":
-        affine = torch.diag(torch.tensor([*spacing, *(1.0,) * (4 - len(spacing))]))
-        image = MetaTensor(image, affine=affine)
-        out = SpeckleNoise(**options).set_random_state(0)(image)
-    elif given_as == "argument":
-        fixed = {"prob": 1.0, "looks": (1, 1), "strength": (1.0, 1.0)}
-        out = RandSpeckleNoise(**fixed, **options).set_random_state(0)(image, spacing=spacing)
-    else:
-        dictionary = SpeckleNoised("image", **options, spacing_key="mm").set_random_state(0)
-        out = dictionary({"image": image, "mm": spacing})["image"]
-    field = np.asarray(out, dtype=np.float64)
-    for axis, (mm, step) in enumerate(zip(sigma, spacing, strict=True), start=1):
-        assert autocovariance_width(field, axis) * step == pytest.approx(1.84 * mm, rel=0.12)
-
-
-def test_one_width_in_millimeters_is_another_in_samples_along_every_axis():
-    image = MetaTensor(torch.full((1, 64, 64), 0.7), affine=torch.diag(torch.tensor([0.5, 0.25, 1.0, 1.0])))
-    mm = SpeckleNoise(psf_sigma=0.5, psf_unit="mm").set_random_state(1)(image)
-    samples = SpeckleNoise(psf_sigma=(1.0, 2.0)).set_random_state(1)(image)
-    assert torch.equal(mm, samples)
-
-
-def test_a_psf_in_millimeters_along_beams_is_scaled_by_the_spacing_of_the_image():
-    image = torch.full((1, 200, 192), 0.7)
-    mm = SpeckleNoise(psf_sigma=(0.3, 0.6), psf_unit="mm").set_random_state(1)
-    samples = SpeckleNoise(psf_sigma=(1.5, 3.0)).set_random_state(1)
-    assert torch.equal(mm(image, geometry=CONVEX, spacing=(0.2, 0.2)), samples(image, geometry=CONVEX))
-
-
-@pytest.mark.parametrize("image", [torch.ones(1, 8, 8), MetaTensor(torch.ones(1, 8, 8), meta={"spacing_known": False})])
-def test_millimeters_without_a_known_spacing_are_refused(image):
-    with pytest.raises(ValueError, match="spacing of the image, which is unknown"):
-        SpeckleNoise(psf_unit="mm")(image)
-
-
-@pytest.mark.parametrize("spacing", [(1.0,), (1.0, 0.0), (1.0, float("nan"))])
-def test_a_spacing_that_does_not_fit_is_refused(spacing):
-    with pytest.raises(ValueError, match="2 positive mm"):
-        SpeckleNoise(psf_unit="mm")(torch.ones(1, 8, 8), spacing=spacing)
 
 
 @pytest.mark.parametrize("psf_sigma", [None, 1.0])
@@ -399,9 +279,8 @@ def test_outside_the_field_of_view_nothing_changes(mode, dynamic_range_db):
     fov = CONVEX.mask((200, 192))
     image[~fov] = 0
     image[0, :4, :20] = 1.0  # a burned-in mark
-    for arguments in ({"fov": fov}, {"geometry": CONVEX}, {"geometry": CONVEX.to_dict(), "fov": fov.float()}):
-        out = SpeckleNoise(mode=mode, dynamic_range_db=dynamic_range_db).set_random_state(0)(image, **arguments)
-        assert torch.equal(out[~fov], image[~fov]) and not torch.allclose(out[fov], image[fov])
+    out = SpeckleNoise(mode=mode, dynamic_range_db=dynamic_range_db).set_random_state(0)(image, fov)
+    assert torch.equal(out[~fov], image[~fov]) and not torch.allclose(out[fov], image[fov])
 
 
 @pytest.mark.parametrize("mode", ["add", "respeckle"])
@@ -437,18 +316,14 @@ def test_both_forms_have_equal_defaults(array, dictionary):
     assert {name: parameters[name].default for name in expected} == {n: p.default for n, p in expected.items()}
 
 
-@pytest.mark.parametrize("build", [
-    lambda: SpeckleNoised(["a", "b"], fov_key="fov", geometry_key="beam", keep_clean=True),
-    lambda: RandSpeckleNoised(["a", "b"], 1.0, fov_key="fov", geometry_key="beam", keep_clean=True),
-])  # fmt: skip
-def test_dictionary_form_draws_once_and_keeps_the_clean_image(build):
-    image, fov = torch.full((1, 200, 192), 0.6), torch.zeros(1, 200, 192)
-    fov[:, 60:160, 60:130] = 1
-    data = {"a": image, "b": image.clone(), "fov": fov, "beam": CONVEX}
-    first, second = (build().set_random_state(2)(data) for _ in range(2))
-    assert torch.equal(first["a"], first["b"]) and torch.equal(first["a"], second["a"])
-    assert torch.equal(first["a_clean"], image) and torch.equal(first["a"][fov == 0], image[fov == 0])
-    assert first["a"][fov > 0].std() > 0.01 and set(data) == {"a", "b", "fov", "beam"}
+def test_dictionary_form_draws_once():
+    image, fov = torch.full((1, 64, 64), 0.6), torch.zeros(1, 64, 64)
+    fov[:, 20:50, 20:50] = 1
+    data = {"a": image, "b": image.clone(), "fov": fov}
+    for build in (SpeckleNoised(["a", "b"], fov_key="fov"), RandSpeckleNoised(["a", "b"], 1.0, fov_key="fov")):
+        first = build.set_random_state(2)(data)
+        assert torch.equal(first["a"], first["b"]) and torch.equal(first["a"][fov == 0], image[fov == 0])
+        assert first["a"][fov > 0].std() > 0.01 and set(data) == {"a", "b", "fov"}
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -491,7 +366,7 @@ def test_an_image_that_cannot_be_taken_is_refused(image, message):
 
 @pytest.mark.parametrize("arguments", [
     {"looks": 0}, {"looks": 1.5}, {"looks": float("nan")}, {"mode": "replace"}, {"strength": -1.0},
-    {"dynamic_range_db": 0.0}, {"psf_sigma": -1.0}, {"psf_unit": "cm"},
+    {"dynamic_range_db": 0.0}, {"psf_sigma": -1.0},
 ])  # fmt: skip
 def test_impossible_parameters_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
