@@ -9,12 +9,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.transforms import Resize
 from torch.overrides import TorchFunctionMode
 
 from monai_usfm.networks.uncertainty import monte_carlo, to_logits
 
-__all__ = ["AutocastInferer", "DropoutInferer", "WindowInferer", "autocast", "autocast_dtype"]
+__all__ = ["AutocastInferer", "DropoutInferer", "ImagePredictor", "WindowInferer", "autocast", "autocast_dtype"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -151,6 +153,37 @@ class WindowInferer(SlidingWindowInferer):
             return out
 
         return super().__call__(inputs, predict, *args, **kwargs)
+
+
+class ImagePredictor:
+    """Class probabilities of one image of any size, by a 2D network with a card, resized as in ``inference.json``.
+
+    Args:
+        network: see :func:`monai_usfm.load_network`.
+        device: where it runs.
+
+    Raises:
+        ValueError: for a network of volumes.
+    """
+
+    def __init__(self, network: Any, device: torch.device | str = "cpu") -> None:
+        options = network.card["network"]
+        if options.get("spatial_dims", 2) != 2:
+            raise ValueError(
+                "single images are predicted by a 2D network; this one is for volumes and cines as a whole."
+            )
+        self.network, self.device = network.to(device).eval(), device
+        self.resize = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)
+        self.channels = options.get("in_channels", 1)
+
+    @torch.inference_mode()
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """``(1, H, W)`` in [0, 1] -> ``(K, H, W)`` of a segmentation, ``(K,)`` of a classification, on the CPU."""
+        small = torch.as_tensor(self.resize(image.to(self.device))).as_subclass(torch.Tensor)
+        probabilities = self.network(small.expand(self.channels, -1, -1)[None]).float().softmax(1)
+        if probabilities.dim() > 2:
+            probabilities = F.interpolate(probabilities, size=image.shape[1:], mode="bilinear")
+        return probabilities[0].cpu()
 
 
 def _to_float32(output: Any) -> Any:

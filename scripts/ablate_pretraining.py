@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 from cyclopts import App, Parameter
 
-from monai_usfm.evaluation.probe import probe
+from monai_usfm.evaluation.probes import probe
 from monai_usfm.evaluation.report import markdown_table
 from monai_usfm.files import write_text_atomically
 from monai_usfm.workflow import run_bundle, steps_within

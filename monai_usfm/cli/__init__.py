@@ -56,7 +56,7 @@ VERBS = {
         "calibrate": ("monai_usfm.cli.bundles:calibrate", "Fit the temperature of trained weights."),
     },
     "Evidence": {
-        "probe": ("monai_usfm.evaluation.probe:probe", "Probe frozen encoders: neighbors, linear, attentive, dense."),
+        "probe": ("monai_usfm.evaluation.probes:probe", "Probe frozen encoders: neighbors, linear, attentive, dense."),
         "label-efficiency": (
             "monai_usfm.evaluation.board:label_efficiency",
             "Compare networks on few and many labels.",

@@ -11,12 +11,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.transforms import Resize
 
 from monai_usfm.cards import load_network
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.files import atomic_write, write_csv
+from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics.cine import propagate_label
 
 __all__ = ["FrameSegmenter", "propagate", "stream"]
@@ -35,25 +34,16 @@ class FrameSegmenter:
     def __init__(self, network: Any, smoothing: float = 0.0, device: torch.device | str = "cpu") -> None:
         if not 0 <= smoothing < 1:
             raise ValueError(f"--smoothing must be in [0, 1); got {smoothing!r}.")
-        self.network, self.device = network.to(device).eval(), torch.device(device)
-        options = network.card["network"]
-        if options.get("spatial_dims", 2) != 2:
-            raise ValueError("frames are segmented by a 2D network; this one is for volumes and cines as a whole.")
-        self.resize = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)  # as in inference.json
-        self.channels, self.smoothing = options["in_channels"], smoothing
+        self.predict, self.smoothing = ImagePredictor(network, device), smoothing
         self.past: torch.Tensor | None = None
 
-    @torch.inference_mode()
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Gray ``(H, W)`` in [0, 1] -> class indices ``(H, W)``."""
-        small = self.resize(torch.as_tensor(frame, dtype=torch.float32, device=self.device)[None])
-        small = torch.as_tensor(small).as_subclass(torch.Tensor).expand(self.channels, -1, -1)[None]
-        now = self.network(small).float().softmax(1)
+        now = self.predict(torch.as_tensor(frame, dtype=torch.float32)[None])
         if self.past is not None and self.smoothing:
-            now = self.smoothing * self.past + (1 - self.smoothing) * now
+            now = torch.lerp(now, self.past, self.smoothing)
         self.past = now
-        large = F.interpolate(now, frame.shape, mode="bilinear")
-        return large[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return now.argmax(0).to(torch.uint8).numpy()
 
 
 def stream(

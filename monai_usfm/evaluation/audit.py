@@ -9,18 +9,15 @@ remains of the score is no substitute for another hospital's images, but what is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from monai.config import PathLike
-from monai.transforms import Resize
 
 from monai_usfm.cards import load_network
 from monai_usfm.data import LoadUltrasound
@@ -29,6 +26,7 @@ from monai_usfm.evaluation.images import read_items
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
 from monai_usfm.evaluation.statistics import bootstrap_interval
 from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics.scores import classification_scores, confusion_counts, macro_f1, overlap_scores
 from monai_usfm.transforms import LabelIndices
 
@@ -79,7 +77,7 @@ def audit(
     Raises:
         ValueError: for weights of another task, or items without what the audit needs.
     """
-    network = load_network(checkpoint).to(device)
+    network = load_network(checkpoint)
     card: dict[str, Any] = network.card  # type: ignore[assignment]
     tasks = ("segmentation", "classification") if kind == "robustness" else ("classification",)
     if card["task"] not in tasks or card["network"].get("spatial_dims", 2) != 2:
@@ -95,7 +93,7 @@ def audit(
     labels = None
     if all(item.get("label") for item in items):
         labels = [_plain(read_label(item["label"], item.get("frame"))) for item in items]
-    predict = _predictor(network, torch.device(device))
+    predict = ImagePredictor(network, device)
     if card["task"] == "classification":
         changes = CHANGES if kind == "robustness" else SHORTCUTS
         masks = None if labels is None else [label[0] for label in labels]
@@ -104,7 +102,7 @@ def audit(
         num_classes = card["network"]["num_classes"]
         to_indices = LabelIndices(num_classes, label_values if label_values is not None else card.get("label_values"))
         maps = [_plain(to_indices(label))[0].long() for label in labels or ()]
-        rows, examples = audit_segmenter(predict, images, maps, patients, num_classes)
+        rows, examples = audit_segmenter(lambda image: predict(image).argmax(0), images, maps, patients, num_classes)
     folder = Path(output_dir)
     _save_examples(folder / f"{kind}.png", examples)
     run = {"model": f"sha256:{file_digest(checkpoint)}", "split": split, **conditions_of_run(device)}
@@ -145,37 +143,32 @@ def audit_segmenter(
     Raises:
         ValueError: for no images, another number of label maps, or an image whose label map has another size.
     """
-    if not images or len(images) != len(labels):
-        raise ValueError(f"need images and as many label maps, got {len(images)} and {len(labels)}.")
+    _check_pairs(images, labels, "label maps")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         if image.dim() != 3 or label.shape != image.shape[1:]:
             shapes = f"{tuple(image.shape)} and {tuple(label.shape)}"
             raise ValueError(f"image {i}: need an image (C, H, W) and a label map (H, W), got {shapes}.")
     if not any(bool((label > 0).any()) for label in labels):
         raise ValueError("every label map is empty: there is nothing to score.")
-    found, examples, worst = [], {}, dict.fromkeys(changes, -np.inf)
+    dice: dict[str, dict[int, float]] = {name: {} for name in ("unchanged", *changes)}
+    examples: dict[str, Example] = {}
     for name, i, image, label in _altered(images, labels, changes, seed):
         if not bool((label > 0).any()):
             continue
         prediction = segment(image)
-        dice = overlap_scores(prediction, label, num_classes)["dice"]
-        found.append({"change": name, "case": i, "dice": dice})
-        if name != "unchanged" and -dice > worst[name]:
-            worst[name] = -dice
-            examples[name] = image, [label, prediction], f"{name}: Dice {dice:.2f}"
-    cases = pd.DataFrame(found)
-    before = cases[cases["change"] == "unchanged"].set_index("case")["dice"]
-    cases["before"] = cases["case"].map(before)
-    cases["loss"] = cases["before"] - cases["dice"]
+        score = overlap_scores(prediction, label, num_classes)["dice"]
+        if name != "unchanged" and score < min(dice[name].values(), default=np.inf):
+            examples[name] = image, [label, prediction], f"{name}: Dice {score:.2f}"
+        dice[name][i] = score
     rows = []
-    for name in ("unchanged", *changes):
-        part = cases[cases["change"] == name]
-        loss = part["loss"].to_numpy()
-        owners = _owners(patients, part["case"])
-        span = bootstrap_interval(partial(_mean, loss), owners, seed=seed)
-        row = {"change": name, "images": len(part), "dice_before": part["before"].mean(), "dice": part["dice"].mean()}
-        row |= {"loss": span.value, "loss_low": span.low, "loss_high": span.high}
-        rows.append({**row, "failed": float((part["dice"] < 0.5).mean())})
+    for name, found in dice.items():
+        after, before = (np.array([scores[i] for i in found]) for scores in (found, dice["unchanged"]))
+        row: dict[str, Any] = {"change": name, "images": len(found)}
+        if found:
+            row |= {"dice_before": before.mean(), "dice": after.mean()}
+            row |= _spread("loss", before - after, patients, found, seed)
+            row["failed"] = float((after < 0.5).mean())
+        rows.append(row)
     return pd.DataFrame(rows), examples
 
 
@@ -193,13 +186,10 @@ def audit_classifier(
 
     Args:
         classify: image ``(C, H, W)`` in [0, 1] of any size -> probabilities ``(K,)``.
-        images: images ``(C, H, W)`` in [0, 1], of any sizes.
+        images, patients, changes, seed: see :func:`audit_segmenter`.
         classes: class index of each.
-        patients: the patient of each image, for the intervals; None takes every image for a patient.
         labels: where the finding is, ``(H, W)`` for each image, for the changes that look at it; the whole image where
             there is none.
-        changes: name -> change.
-        seed: of the changes; image ``i`` is altered alike whatever the others are.
 
     Returns:
         A row for the images as they are and one for each change, on the images that it altered: ``change``, ``images``,
@@ -210,41 +200,40 @@ def audit_classifier(
     Raises:
         ValueError: for no images, or another number of classes.
     """
-    if not images or len(images) != len(classes):
-        raise ValueError(f"need images and as many classes, got {len(images)} and {len(classes)}.")
+    _check_pairs(images, classes, "classes")
     truth = torch.as_tensor(list(classes))
     masks = list(labels) if labels is not None else [torch.zeros(image.shape[1:]) for image in images]
     masks = [mask if bool((mask > 0).any()) else torch.ones_like(mask) for mask in masks]
     found: dict[str, dict[int, torch.Tensor]] = {name: {} for name in ("unchanged", *changes)}
-    examples: dict[str, Any] = {}
-    largest = dict.fromkeys(changes, -1.0)
+    examples: dict[str, Example] = {}
+    largest = dict.fromkeys(found, -1.0)
     for name, i, image, _ in _altered(images, masks, changes, seed):
-        found[name][i] = classify(image).cpu()
+        found[name][i] = after = classify(image).cpu()
         before = found["unchanged"][i]
         chosen = int(before.argmax())
-        change = float((found[name][i] - before)[chosen].abs())
+        change = float((after - before)[chosen].abs())
         if name != "unchanged" and change > largest[name]:
             largest[name] = change
-            title = f"{name}: p(class {chosen})\n{before[chosen]:.2f} to {found[name][i][chosen]:.2f}"
+            title = f"{name}: p(class {chosen})\n{before[chosen]:.2f} to {after[chosen]:.2f}"
             examples[name] = image, [], title
     rows = []
-    for name, after_by_case in found.items():
-        row: dict[str, Any] = {"change": name, "images": len(after_by_case)}
-        if after_by_case:
-            index = list(after_by_case)
-            row |= _class_row(
-                torch.stack([found["unchanged"][i] for i in index]),
-                torch.stack(list(after_by_case.values())),
-                truth[index],
-                _owners(patients, index),
-                seed,
-            )
+    for name, outputs in found.items():
+        row: dict[str, Any] = {"change": name, "images": len(outputs)}
+        if outputs:
+            index = list(outputs)
+            before, after = torch.stack([found["unchanged"][i] for i in index]), torch.stack([*outputs.values()])
+            row |= _class_row(before, after, truth[index], patients, index, seed)
         rows.append(row)
     return pd.DataFrame(rows), examples
 
 
 def _class_row(
-    before: torch.Tensor, after: torch.Tensor, truth: torch.Tensor, owners: Sequence[Hashable], seed: int
+    before: torch.Tensor,
+    after: torch.Tensor,
+    truth: torch.Tensor,
+    patients: Sequence[Hashable] | None,
+    index: Sequence[int],
+    seed: int,
 ) -> dict[str, float]:
     predicted, labels = [p.argmax(1).numpy() for p in (before, after)], truth.numpy()
 
@@ -253,22 +242,29 @@ def _class_row(
         return f1[0] - f1[1]
 
     first, second = (classification_scores(p, truth, bins=None) for p in (before, after))
-    flips = (predicted[0] != predicted[1]).astype(float)
-    loss = bootstrap_interval(lost, owners, seed=seed)
-    changed = bootstrap_interval(lambda rows: float(flips[rows].mean()), owners, seed=seed)
     return {
         "macro_f1_before": first["macro_f1"],
         "macro_f1": second["macro_f1"],
-        "loss": loss.value,
-        "loss_low": loss.low,
-        "loss_high": loss.high,
+        **_spread("loss", lost, patients, index, seed),
         "auc_before": first["auc"],
         "auc": second["auc"],
-        "flips": changed.value,
-        "flips_low": changed.low,
-        "flips_high": changed.high,
+        **_spread("flips", (predicted[0] != predicted[1]).astype(float), patients, index, seed),
         "mean_change": (after - before).gather(1, before.argmax(1, keepdim=True)).abs().mean().item(),
     }
+
+
+def _spread(
+    name: str, values: Any, patients: Sequence[Hashable] | None, index: Iterable[int], seed: int
+) -> dict[str, float]:
+    """A statistic, or the mean of the values of the cases ``index``, with its interval over patients."""
+    statistic = values if callable(values) else lambda rows: float(values[rows].mean())
+    span = bootstrap_interval(statistic, [i if patients is None else patients[i] for i in index], seed=seed)
+    return {name: span.value, f"{name}_low": span.low, f"{name}_high": span.high}
+
+
+def _check_pairs(images: Sequence[Any], others: Sequence[Any], what: str) -> None:
+    if not images or len(images) != len(others):
+        raise ValueError(f"need images and as many {what}, got {len(images)} and {len(others)}.")
 
 
 def _altered(
@@ -281,14 +277,6 @@ def _altered(
             altered, mask = change(image, label[None], torch.Generator().manual_seed(seed + i))
             if altered.shape != image.shape or not torch.equal(altered, image):
                 yield name, i, altered, mask[0]
-
-
-def _mean(values: np.ndarray, rows: np.ndarray) -> float:
-    return float(values[rows].mean()) if len(values) else float("nan")
-
-
-def _owners(patients: Sequence[Hashable] | None, index: Sequence[int]) -> list[Hashable]:
-    return [patients[i] for i in index] if patients is not None else list(index)
 
 
 def _save_examples(path: PathLike, examples: Mapping[str, Example]) -> None:
@@ -306,22 +294,6 @@ def _save_examples(path: PathLike, examples: Mapping[str, Example]) -> None:
                 ax.contour(mask > 0, levels=[0.5], colors=color, linewidths=0.8)
         ax.set_title(title, fontsize=8)
     save_figure(path, figure)
-
-
-def _predictor(network: Any, device: torch.device) -> Predict:
-    """Image ``(1, H, W)`` -> class indices ``(H, W)`` or probabilities ``(K,)``, at the size of the training."""
-    options = network.card["network"]
-    shrink = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)
-
-    @torch.no_grad()
-    def predict(image: torch.Tensor) -> torch.Tensor:
-        batch = torch.as_tensor(shrink(image)).as_subclass(torch.Tensor)[None]
-        logits = network(batch.repeat(1, options.get("in_channels", 1), 1, 1).to(device))
-        if logits.dim() == 2:
-            return logits[0].softmax(0).cpu()
-        return F.interpolate(logits.softmax(1), size=image.shape[1:], mode="bilinear").argmax(1)[0].cpu()
-
-    return predict
 
 
 def _plain(image: Any) -> torch.Tensor:

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Probes of frozen features: nearest neighbors, linear, dense linear and attentive.
+"""Probes of frozen features: nearest neighbors, linear, dense linear and attentive; ``monai-usfm probe``.
 
 A probe says what an encoder has learned without training it further. None of them looks at the test data before the
 scores: standardization, the strength of regularization and the weights come from the training data alone.
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
@@ -24,21 +26,20 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from monai_usfm.cards import build_network
+from monai_usfm.evaluation.features import extract_features
+from monai_usfm.evaluation.images import ImageSet, load_images, read_items
+from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
+from monai_usfm.evaluation.statistics import Interval, bootstrap_interval
+from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.metrics.scores import classification_scores, overlap_scores
 from monai_usfm.networks.nets.classifier import AttentionPool
+from monai_usfm.settings import split_named_path
 
-__all__ = [
-    "L2_GRID",
-    "ProbeResult",
-    "attentive_probe",
-    "dense_linear_probe",
-    "grouped_folds",
-    "knn_probe",
-    "linear_probe",
-]
+__all__ = ["ProbeResult", "attentive_probe", "dense_linear_probe", "grouped_folds", "knn_probe", "linear_probe"]
 
-L2_GRID: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Strengths tried by the linear probes, relative to the mean cross-entropy of standardized features."""
+# Strengths tried by the linear probe, relative to the mean cross-entropy of standardized features.
+L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass
@@ -56,6 +57,140 @@ class ProbeResult:
     output: torch.Tensor
     cases: dict[str, torch.Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+def probe(
+    datalist: str,
+    encoders: Sequence[str],
+    *,
+    probes: Sequence[Literal["knn", "linear", "attentive", "dense"]] = ("knn", "linear"),
+    pool: Literal["mean", "class"] = "mean",
+    split: str = "test",
+    dataset_dir: str | None = None,
+    spatial_size: tuple[int, ...] = (224, 224),
+    num_classes: int = 2,
+    label_values: Sequence[int] | None = None,
+    limit: int | None = None,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    amp: bool = False,
+    output_dir: str = "probes",
+) -> Path:
+    """Probe frozen encoders: nearest neighbors, linear, attentive (classes) and dense linear (label maps).
+
+    Every encoder sees the same images. Writes ``probes.csv`` with 95 % bootstrap intervals over patients, ``probes.md``
+    and ``probes.png``.
+
+    Args:
+        datalist: JSON file with ``training`` and the split that is scored.
+        encoders: weights, own or published, as FILE or NAME=FILE; ``random`` is the untrained tiny encoder.
+        probes: which ones; ``dense`` needs label maps, the others need classes.
+        pool: features of ``knn`` and ``linear``.
+        split: the split to score; ``validation`` while settings are being chosen.
+        dataset_dir: folder the paths of the datalist start from; default: that of the file.
+        spatial_size: pixels (H, W) or (D, H, W).
+        num_classes: classes of the label maps, with background.
+        label_values: file values of the classes; default: 0, 1, ...
+        limit: use only so many images of each split, for a trial.
+        device: where the encoders run.
+        amp: bfloat16 autocast.
+        output_dir: folder of the results.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: for items without what a probe needs.
+    """
+    sets: list[ImageSet] = []
+    for name in ("training", split):
+        items = read_items(datalist, name, dataset_dir, limit)
+        sets.append(load_images(items, spatial_size, num_classes if "dense" in probes else 0, label_values))
+        if sets[-1].classes is None and set(probes) - {"dense"}:
+            raise ValueError(f"{datalist}: not every item of {name!r} has an integer 'class'; only dense needs none.")
+    train, test = sets
+    rows = []
+    for entry in encoders:
+        title, path = split_named_path(entry)
+        title, weights = title or Path(path).stem, None if path == "random" else path
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder = build_network("encoder", weights, spatial_size=list(spatial_size))
+        features: dict[str, list[torch.Tensor]] = {}
+        for kind in probes:
+            form = "tokens" if kind in ("attentive", "dense") else pool
+            if form not in features:
+                features[form] = [extract_features(encoder, s, form, device=device, amp=amp) for s in sets]
+            result = _run(kind, features[form], train, test, num_classes)
+            for metric, value in result.metrics.items():
+                span = _interval(result, metric, test)
+                rows.append(
+                    {
+                        "encoder": title,
+                        "weights": f"sha256:{file_digest(weights)}" if weights else "",
+                        "probe": kind,
+                        "metric": metric,
+                        "value": value,
+                        "low": span.low,
+                        "high": span.high,
+                        "patients": span.count,
+                        "split": split,
+                        "training_images": len(train),
+                        "test_images": len(test),
+                        "size": "x".join(map(str, spatial_size)),
+                        "pool": form,
+                        "l2": result.settings.get("l2", ""),
+                        **conditions_of_run(device),
+                    }
+                )
+            print(f"{title}, {kind}: " + ", ".join(f"{k} {v:.3f}" for k, v in result.metrics.items()), flush=True)
+    folder = Path(output_dir)
+    shown = [
+        (r["encoder"], r["probe"], r["metric"], str(Interval(r["value"], r["low"], r["high"], r["patients"])))
+        for r in rows
+    ]
+    text = markdown_table(["encoder", "probe", "metric", f"{split}, 95 % interval over patients"], shown)
+    write_text_atomically(folder / "probes.md", text)
+    _plot(folder / "probes.png", pd.DataFrame(rows))
+    return write_csv(folder / "probes.csv", rows)
+
+
+def _run(kind: str, x: Sequence[torch.Tensor], train: ImageSet, test: ImageSet, num_classes: int) -> ProbeResult:
+    """One probe, fitted on the training split and scored on the other."""
+    if kind == "dense":
+        assert train.labels is not None and test.labels is not None  # read when the dense probe is wanted
+        return dense_linear_probe(x[0], train.labels, x[1], test.labels, train.patients, num_classes)
+    assert train.classes is not None and test.classes is not None  # checked when they were read
+    if kind == "linear":
+        return linear_probe(x[0], train.classes, x[1], test.classes, train.patients)
+    fit = knn_probe if kind == "knn" else attentive_probe
+    return fit(x[0], train.classes, x[1], test.classes)
+
+
+def _interval(result: ProbeResult, metric: str, test: ImageSet) -> Interval:
+    """95 % interval of the metric over the patients of the test split; none of one patient."""
+    if metric in result.cases:
+        values = result.cases[metric].numpy()
+        return bootstrap_interval(lambda rows: float(values[rows].mean()), test.patients)
+
+    def score(rows: np.ndarray) -> float:
+        bins = 15 if metric == "ece" else None
+        return classification_scores(result.output[rows], test.classes[rows], bins)[metric]  # type: ignore[index]
+
+    return bootstrap_interval(score, test.patients, resamples=1000)
+
+
+def _plot(path: Path, table: pd.DataFrame) -> None:
+    """Bars of macro-F1 and Dice, a group for each probe."""
+    shown = table[table["metric"].isin(["macro_f1", "dice"])]
+    shown = shown.assign(group=shown["probe"] + "\n" + shown["metric"].str.replace("_", " "))
+    value, low, high = (
+        shown.pivot(index="group", columns="encoder", values=v).reindex(shown["group"].unique())
+        for v in ("value", "low", "high")
+    )
+    error = np.nan_to_num(np.stack([(value - low).to_numpy().T, (high - value).to_numpy().T], axis=1)).clip(0)
+    figure = Figure(figsize=(1.6 + 1.4 * len(value), 3.6))
+    value.plot.bar(ax=figure.add_subplot(), yerr=error, capsize=2, rot=0, ylim=(0, 1), xlabel="")
+    save_figure(path, figure)
 
 
 def knn_probe(
@@ -79,17 +214,15 @@ def knn_probe(
         temperature: ``T`` above.
 
     Raises:
-        ValueError: for features and labels that do not fit together, or unless ``k`` and ``temperature`` are positive.
+        ValueError: for features and labels that do not fit together.
     """
-    if k < 1 or temperature <= 0:
-        raise ValueError(f"k and temperature must be positive, got k={k}, temperature={temperature}.")
     num_classes = _checked_classes(train_x, train_y, test_x, test_y)
     k = min(k, len(train_x))
 
     def votes(distance: np.ndarray) -> np.ndarray:  # less the nearest, without overflow at low temperatures
         return np.exp((distance.min(axis=1, keepdims=True) - distance) / temperature)
 
-    model = KNeighborsClassifier(k, metric="cosine", weights=votes).fit(_rows(train_x), _array(train_y))
+    model = KNeighborsClassifier(k, metric="cosine", weights=votes).fit(_rows(train_x), train_y.long().cpu().numpy())
     probabilities = _all_classes(model.predict_proba(_rows(test_x)), model.classes_, num_classes)
     return _classified(probabilities, test_y, {"k": k, "temperature": temperature})
 
@@ -111,10 +244,7 @@ def linear_probe(
     folds (:func:`grouped_folds`); the features are standardized within each fold.
 
     Args:
-        train_x: features ``(M, E)``.
-        train_y: class indices (M,).
-        test_x: features ``(M', E)``.
-        test_y: class indices (M',).
+        train_x, train_y, test_x, test_y: see :func:`knn_probe`.
         train_groups: the patient of each training image; None takes every image for a patient.
         l2: penalties to choose from; a single one is used as it is.
         folds: folds of the choice; fewer where the rarest class has fewer patients.
@@ -125,11 +255,11 @@ def linear_probe(
             there is a choice of penalties.
     """
     num_classes = _checked_classes(train_x, train_y, test_x, test_y)
-    classes = _array(train_y)
+    classes = train_y.long().cpu().numpy()
     splits = grouped_folds(classes.tolist(), train_groups, folds, seed) if len(l2) > 1 else []
-    model, chosen, losses = _logistic_regression(_rows(train_x), classes, np.ones(len(classes)), l2, splits)
+    model, settings = _logistic_regression(_rows(train_x), classes, np.ones(len(classes)), l2, splits)
     probabilities = _all_classes(model.predict_proba(_rows(test_x)), model.classes_, num_classes)
-    return _classified(probabilities, test_y, {"l2": chosen, "cross_validation_loss": losses})
+    return _classified(probabilities, test_y, settings)
 
 
 def dense_linear_probe(
@@ -155,11 +285,8 @@ def dense_linear_probe(
         train_y: label maps ``(M, *S)`` of class indices.
         test_x: feature maps ``(M', E, *grid)``.
         test_y: label maps ``(M', *S)``.
-        train_groups: the patient of each training image; None takes every image for a patient.
+        train_groups, l2, folds, seed: see :func:`linear_probe`.
         num_classes: classes including background 0.
-        l2: penalties to choose from on training folds, as in :func:`linear_probe`.
-        folds: folds of the choice.
-        seed: of the folds.
 
     Raises:
         ValueError: for maps that do not fit together or labels outside the classes.
@@ -174,43 +301,45 @@ def dense_linear_probe(
                 f"{name} label maps hold {int(y.min())} to {int(y.max())}, outside the {num_classes} classes; "
                 "set num_classes, or map the values to class indices."
             )
-    groups = list(train_groups) if train_groups is not None else list(range(len(train_x)))
-    if len(groups) != len(train_x):
-        raise ValueError(f"train_groups has {len(groups)} entries for {len(train_x)} images; give one for each.")
     shares = torch.stack([_patch_share(train_y, c, train_x.shape[2:]) for c in range(num_classes)], dim=1)
     # scikit-learn takes one class a row: a token is a row for each class that it has a share of, with that weight
-    weights = _token_rows(shares).cpu().numpy()
+    weights = _token_rows(shares)
     tokens, classes = weights.nonzero()
     owner = tokens // (len(weights) // len(train_x))
     splits = []
     if len(l2) > 1:  # folds over images; all tokens of an image follow it
-        for _, held_out in grouped_folds([0] * len(train_x), groups, folds, seed):
+        for _, held_out in grouped_folds([0] * len(train_x), train_groups, folds, seed):
             inside = np.isin(owner, held_out)
             splits.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
-    features = _token_rows(train_x).cpu().numpy()[tokens]
-    model, chosen, losses = _logistic_regression(features, classes, weights[tokens, classes], l2, splits)
-    logits_of = partial(_logits, model, num_classes=num_classes)
+    features = _token_rows(train_x)[tokens]
+    model, settings = _logistic_regression(features, classes, weights[tokens, classes], l2, splits)
+    prior = np.log(weights.mean(0).clip(1e-6))
+
+    def label_map(image: torch.Tensor, shape: Sequence[int], evenness: float) -> torch.Tensor:
+        """Class of each pixel from one feature map ``(E, *grid)``: logits less the offset, upsampled, the largest."""
+        values = model.decision_function(_token_rows(image[None]))
+        if values.ndim == 1:  # two classes: the logit of the second against the first
+            values = np.stack([np.zeros_like(values), values], axis=1)
+        logits = torch.from_numpy(_all_classes(values, model.classes_, num_classes, -np.inf) - evenness * prior)
+        maps = logits.float().T.reshape(1, num_classes, *image.shape[1:])
+        mode = "bilinear" if len(shape) == 2 else "trilinear"
+        return F.interpolate(maps, size=tuple(shape), mode=mode)[0].argmax(0).to(torch.uint8)
+
+    def scored(x: torch.Tensor, y: torch.Tensor, evenness: float) -> tuple[list[torch.Tensor], pd.DataFrame]:
+        maps = [label_map(image, label.shape, evenness) for image, label in zip(x, y, strict=True)]
+        cases = [overlap_scores(found, label.cpu(), num_classes) for found, label in zip(maps, y, strict=True)]
+        return maps, pd.DataFrame(cases)
 
     # a small structure rarely gets the largest probability; how far to even out the classes is read off training images
-    prior = torch.from_numpy(weights.mean(0)).clamp_min(1e-6).log()
     sample = torch.linspace(0, len(train_x) - 1, min(100, len(train_x))).long().unique()
-    evenness = {}
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        found = (_label_map(logits_of, train_x[i], train_y[i].shape, share * prior) for i in sample)
-        scores = [overlap_scores(f, train_y[i].cpu(), num_classes)["dice"] for f, i in zip(found, sample, strict=True)]
-        evenness[share] = sum(scores) / len(scores)
-    share = max(evenness, key=evenness.__getitem__)
-
-    maps, cases = [], []
-    for maps_of_image, label in zip(test_x, test_y, strict=True):
-        maps.append(_label_map(logits_of, maps_of_image, label.shape, share * prior))
-        cases.append(overlap_scores(maps[-1], label.cpu(), num_classes))
-    per_case = {name: torch.tensor([case[name] for case in cases]) for name in cases[0]}
+    choices = (0.0, 0.25, 0.5, 0.75, 1.0)
+    share = max(choices, key=lambda share: scored(train_x[sample], train_y[sample], share)[1]["dice"].mean())
+    maps, cases = scored(test_x, test_y, share)
     return ProbeResult(
-        metrics={name: values.mean().item() for name, values in per_case.items()},
+        metrics=cases.mean().to_dict(),
         output=torch.stack(maps),
-        cases=per_case,
-        settings={"l2": chosen, "cross_validation_loss": losses, "prior_correction": share},
+        cases={name: torch.tensor(column.to_list()) for name, column in cases.items()},
+        settings={**settings, "prior_correction": share},
     )
 
 
@@ -220,16 +349,14 @@ def attentive_probe(
     test_x: torch.Tensor,
     test_y: torch.Tensor,
     steps: int = 400,
-    batch_size: int = 64,
     learning_rate: float = 1e-3,
-    weight_decay: float = 0.1,
-    num_heads: int = 1,
     seed: int = 0,
 ) -> ProbeResult:
     """One learned query attends to the frozen tokens; a linear layer reads the class from what it collected.
 
     After the attentive probe of V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471), with a single query and
-    no MLP. AdamW with a cosine schedule for a fixed number of steps; nothing is selected afterwards.
+    no MLP. AdamW with a cosine schedule for a fixed number of steps of 64 images, and a weight decay of 0.1 of all but
+    offsets, norms and the query; nothing is selected afterwards.
 
     Args:
         train_x: feature maps ``(M, E, *grid)``, from ``extract_features(..., pool="tokens")``.
@@ -237,10 +364,7 @@ def attentive_probe(
         test_x: feature maps ``(M', E, *grid)``.
         test_y: class indices (M',).
         steps: optimizer steps.
-        batch_size: images per step.
         learning_rate: at the start.
-        weight_decay: of all weights but offsets, norms and the query.
-        num_heads: attention heads; must divide ``E``.
         seed: of the initial weights and of the order of images.
 
     Raises:
@@ -249,25 +373,24 @@ def attentive_probe(
     num_classes = _checked_classes(train_x, train_y, test_x, test_y)
     if train_x.ndim < 3:
         raise ValueError(f'need feature maps (M, E, *grid), got {tuple(train_x.shape)}; extract with pool="tokens".')
-    train, test = train_x.float().flatten(2).transpose(1, 2), test_x.float().flatten(2).transpose(1, 2)
-    mean, std = _moments(train.flatten(0, 1))
+    train, test = (x.float().flatten(2).transpose(1, 2) for x in (train_x, test_x))
+    std, mean = torch.std_mean(train.flatten(0, 1), dim=0, correction=0)
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.inf)  # constant features keep the value zero
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the caller's random state stays as it was
         torch.manual_seed(seed)
         width = train.shape[2]
-        head = nn.Sequential(AttentionPool(width, num_heads), nn.LayerNorm(width), nn.Linear(width, num_classes))
+        head = nn.Sequential(AttentionPool(width, 1), nn.LayerNorm(width), nn.Linear(width, num_classes))
         head.to(train.device)
-    decayed = [p for p in head.parameters() if p.ndim == 2]
-    kept = [p for p in head.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}], lr=learning_rate
-    )
+    decayed, kept = ([p for p in head.parameters() if (p.ndim == 2) == matrix] for matrix in (True, False))
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     for _ in range(steps):
-        if len(order) < min(batch_size, len(train)):
+        if len(order) < min(64, len(train)):
             order = torch.randperm(len(train), generator=generator).tolist()
-        rows, order = order[:batch_size], order[batch_size:]
+        rows, order = order[:64], order[64:]
         loss = F.cross_entropy(head((train[rows] - mean) / std), train_y[rows].long())
         optimizer.zero_grad()
         loss.backward()
@@ -275,17 +398,14 @@ def attentive_probe(
         schedule.step()
     with torch.no_grad():
         logits = torch.cat([head((part - mean) / std) for part in test.split(256)])
-    return _classified(
-        torch.softmax(logits.double(), dim=1),
-        test_y,
-        {"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay, "seed": seed},
-    )
+    settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    return _classified(logits.double().softmax(1), test_y, settings)
 
 
 def grouped_folds(
     strata: Sequence[Hashable], groups: Sequence[Hashable] | None, folds: int, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Folds that keep each patient together and the classes in proportion: scikit-learn's ``StratifiedGroupKFold``.
+    """Indices to fit on and held out, patients together, classes in proportion: scikit-learn's StratifiedGroupKFold.
 
     Args:
         strata: the class of each image.
@@ -293,27 +413,21 @@ def grouped_folds(
         folds: number of folds; fewer where the rarest class has fewer patients.
         seed: of the shuffle.
 
-    Returns:
-        For each fold the indices of the images to fit on and of those held out.
-
     Raises:
         ValueError: if fewer than two folds are possible, naming the class.
     """
     groups = list(groups) if groups is not None else list(range(len(strata)))
     if len(groups) != len(strata):
         raise ValueError(f"{len(groups)} patients for {len(strata)} images; give one for each image.")
-    patients = {stratum: len({g for s, g in zip(strata, groups, strict=True) if s == stratum}) for stratum in strata}
-    scarce = min(patients, key=patients.__getitem__)
-    folds = min(folds, patients[scarce])
-    if folds < 2:
+    patients = pd.DataFrame({"class": list(strata), "patient": groups}).groupby("class")["patient"].nunique()
+    scarce, most = patients.idxmin(), int(min(folds, patients.min()))
+    if most < 2:
         raise ValueError(
-            f"class {scarce} has {patients[scarce]} patient(s) and at most {folds} fold(s) can be made; "
+            f"class {scarce} has {patients[scarce]} patient(s) and at most {most} fold(s) can be made; "
             "two are needed to choose a penalty. Add patients, or give a single l2."
         )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    classes = {stratum: number for number, stratum in enumerate(sorted(patients, key=str))}
-    return list(splitter.split(strata, [classes[s] for s in strata], [numbers[g] for g in groups]))
+    splitter = StratifiedGroupKFold(most, shuffle=True, random_state=seed)
+    return list(splitter.split(strata, pd.factorize(pd.Series(strata))[0], pd.factorize(pd.Series(groups))[0]))
 
 
 def _logistic_regression(
@@ -322,8 +436,8 @@ def _logistic_regression(
     weights: np.ndarray,
     l2: Sequence[float],
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[Pipeline, float, dict[float, float]]:
-    """The model with the penalty of the lowest held-out cross-entropy, the penalty, and the loss of each."""
+) -> tuple[Pipeline, dict[str, Any]]:
+    """The model with the penalty of the lowest held-out cross-entropy; the penalty, and the loss of each."""
     if len(l2) == 0 or min(l2) <= 0:
         raise ValueError(f"l2 must hold at least one penalty, all positive, got {list(l2)}.")
 
@@ -332,26 +446,17 @@ def _logistic_regression(
         names = {f"{name}__sample_weight": weights[rows] for name in ("standardscaler", "logisticregression")}
         return make_pipeline(StandardScaler(), model).fit(x[rows], y[rows], **names)
 
-    losses = {}
-    for penalty in map(float, l2) if len(l2) > 1 else ():
+    def held_out_loss(penalty: float) -> float:
         total = 0.0
         for inside, held_out in splits:
-            model = fitted(penalty, inside)
+            model, weight = fitted(penalty, inside), weights[held_out]
             probabilities = model.predict_proba(x[held_out])
-            total += weights[held_out].sum() * log_loss(
-                y[held_out], probabilities, sample_weight=weights[held_out], labels=model.classes_
-            )
-        losses[penalty] = total / weights.sum()
-    chosen = min(losses, key=losses.__getitem__) if losses else float(l2[0])
-    return fitted(chosen, slice(None)), chosen, losses
+            total += weight.sum() * log_loss(y[held_out], probabilities, sample_weight=weight, labels=model.classes_)
+        return total / weights.sum()
 
-
-def _logits(model: Pipeline, x: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """``(M, E) -> (M, K)``; a class that no training token has a share of is never the largest."""
-    values = model.decision_function(x.cpu().numpy())
-    if values.ndim == 1:  # two classes: the logit of the second against the first
-        values = np.stack([np.zeros_like(values), values], axis=1)
-    return torch.from_numpy(_all_classes(values, model.classes_, num_classes, -np.inf)).float()
+    losses = {float(penalty): held_out_loss(penalty) for penalty in l2} if len(l2) > 1 else {}
+    chosen = min(losses, key=losses.__getitem__, default=float(l2[0]))
+    return fitted(chosen, slice(None)), {"l2": chosen, "cross_validation_loss": losses}
 
 
 def _all_classes(values: np.ndarray, classes: np.ndarray, num_classes: int, missing: float = 0.0) -> np.ndarray:
@@ -361,37 +466,14 @@ def _all_classes(values: np.ndarray, classes: np.ndarray, num_classes: int, miss
     return result
 
 
-def _label_map(
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
-    features: torch.Tensor,
-    shape: Sequence[int],
-    offset: torch.Tensor,
-) -> torch.Tensor:
-    """Class of each pixel from one feature map ``(E, *grid)``: logits less ``offset``, upsampled, the largest."""
-    logits = (logits_of(_token_rows(features[None])) - offset).T.reshape(1, len(offset), *features.shape[1:])
-    mode = "bilinear" if len(shape) == 2 else "trilinear"
-    pixels = F.interpolate(logits, size=tuple(shape), mode=mode, align_corners=False)[0].argmax(dim=0)
-    return pixels.to(torch.uint8 if len(offset) < 256 else torch.int64).cpu()
-
-
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation per feature; constant features keep the value zero."""
-    std, mean = torch.std_mean(x, dim=0, correction=0)
-    return mean, torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.inf)
-
-
 def _rows(features: torch.Tensor) -> np.ndarray:
     """``(M, ...) -> (M, E)`` in double precision, on the CPU."""
     return features.double().flatten(1).cpu().numpy()
 
 
-def _array(labels: torch.Tensor) -> np.ndarray:
-    return labels.long().cpu().numpy()
-
-
-def _token_rows(maps: torch.Tensor) -> torch.Tensor:
-    """``(M, E, *grid) -> (M * N, E)``, float32."""
-    return maps.float().flatten(2).transpose(1, 2).flatten(0, 1)
+def _token_rows(maps: torch.Tensor) -> np.ndarray:
+    """``(M, E, *grid) -> (M * N, E)``, float32, on the CPU."""
+    return maps.float().flatten(2).transpose(1, 2).flatten(0, 1).cpu().numpy()
 
 
 def _patch_share(labels: torch.Tensor, value: int, grid: Sequence[int]) -> torch.Tensor:
@@ -411,10 +493,6 @@ def _checked_classes(train_x: torch.Tensor, train_y: torch.Tensor, test_x: torch
             raise ValueError(f"the {name} features hold NaN or infinite values; check the encoder's weights.")
         if int(y.min()) < 0:
             raise ValueError(f"the {name} labels hold {int(y.min())}; class indices start at 0.")
-    if train_x.shape[1:] != test_x.shape[1:]:
-        raise ValueError(
-            f"train and test features differ in shape: {tuple(train_x.shape[1:])} and {tuple(test_x.shape[1:])}."
-        )
     return max(int(train_y.max()), int(test_y.max())) + 1
 
 
@@ -422,9 +500,5 @@ def _classified(output: np.ndarray | torch.Tensor, labels: torch.Tensor, setting
     probabilities = torch.as_tensor(output).double().cpu()
     probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)  # rounding must not push one over one
     labels = labels.long().cpu()
-    return ProbeResult(
-        metrics=classification_scores(probabilities, labels),
-        output=probabilities,
-        cases={"correct": (probabilities.argmax(dim=1) == labels).double()},
-        settings=settings,
-    )
+    cases = {"correct": (probabilities.argmax(dim=1) == labels).double()}
+    return ProbeResult(classification_scores(probabilities, labels), probabilities, cases, settings)

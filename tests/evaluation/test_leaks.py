@@ -11,13 +11,11 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-import torch.nn as nn
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
 from monai_usfm.data import add_patients, load_datalist
-from monai_usfm.evaluation import LeakError, calibrated_distance, check_leaks, find_leaks
+from monai_usfm.evaluation import LeakError, check_leaks, find_leaks
 
 
 def write_images(folder, count: int, seed: int) -> list[dict]:
@@ -117,36 +115,6 @@ def test_flat_images_are_no_copies_of_each_other(tmp_path):
     for name, level in (("a", 0), ("b", 90)):
         Image.fromarray(np.full((40, 40), level, np.uint8)).save(tmp_path / f"{name}.png")
     assert find_leaks([{"image": str(tmp_path / "a.png")}], [{"image": str(tmp_path / "b.png")}]) == []
-
-
-class Thumbnail(nn.Module):
-    """An encoder for which a copy is near: a small image, standardized against changes of brightness."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        small = nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)
-        return (small - small.mean(1, keepdim=True)) / small.std(1, keepdim=True)
-
-
-def test_an_encoder_finds_a_copy_that_the_hash_misses(tmp_path):
-    train, test = write_images(tmp_path / "train", 40, 0), write_images(tmp_path / "test", 6, 1)
-    image = Image.open(train[7]["image"]).crop((7, 0, 150, 112))
-    image.save(test[4]["image"])
-    assert find_leaks(train, test, max_bits=3) == []
-    leaks = find_leaks(train, test, max_bits=3, encoder=Thumbnail(), size=(64, 64))
-    assert [(leak.train, leak.test, leak.reason) for leak in leaks] == [
-        (train[7]["image"], test[4]["image"], "embedding")
-    ]
-
-
-def test_an_encoder_that_cannot_tell_copies_is_refused():
-    class Brightness(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.stack([x.mean((1, 2, 3)), torch.ones(len(x))], 1)
-
-    with pytest.raises(ValueError, match="one image has no other"):
-        calibrated_distance(Brightness(), torch.rand(1, 1, 16, 16))
-    with pytest.raises(ValueError, match="does not tell copies"):
-        calibrated_distance(Brightness(), torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
 
 
 def splits(folder, step: int):

@@ -26,7 +26,6 @@ from monai_usfm.handlers import (
     RunRecord,
     learning_rates,
     save_panels,
-    write_text_atomically,
 )
 
 
@@ -179,13 +178,6 @@ def test_run_record_holds_options_versions_and_command(tmp_path: Path) -> None:
     assert record["options"] == {"batch_size": 8, "device": "cpu"}
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert record["command"]
-
-
-def test_text_file_is_replaced_whole(tmp_path: Path) -> None:
-    for text in ("a long first version", "é"):
-        write_text_atomically(tmp_path / "deep" / "note.txt", text)
-    assert (tmp_path / "deep" / "note.txt").read_text(encoding="utf-8") == "é"
-    assert len(list((tmp_path / "deep").iterdir())) == 1
 
 
 def test_panels_show_each_image_at_its_place_in_its_orientation(tmp_path: Path) -> None:

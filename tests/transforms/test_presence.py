@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from monai.data import MetaTensor, list_data_collate
 
 from monai_usfm.transforms import PresenceThresholdd, RandBackgroundCropd, presence_score
