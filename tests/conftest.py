@@ -11,9 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from monai_usfm.simulation import write_synthetic_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,6 +34,31 @@ def shared_data() -> Path:
     if not (folder / "busbra" / "dataset.json").is_file():
         pytest.skip(f"no development images at {folder}; set MONAI_USFM_DATA to the folder that holds busbra/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def simulated_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight simulated images to train on, four to validate and four to test, with their ``dataset.json``."""
+    folder = tmp_path_factory.mktemp("simulated")
+    file = write_synthetic_dataset(folder, 8, 4, 4, image_size=(40, 40), organs=("breast",))
+    (folder / "dataset.json").write_text(file.read_text())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_training() -> dict[str, Any]:
+    """Options of every bundle's ``train.json`` for a training of a second."""
+    network = {"num_layers": 1, "hidden_size": 24, "mlp_dim": 48, "num_heads": 3}
+    return {
+        "pretrained": None,
+        **{f"network_options#{name}": value for name, value in network.items()},
+        "spatial_size": [32, 32],
+        "batch_size": 4,
+        "max_epochs": 2,
+        "num_workers": 0,
+        "device": "cpu",
+        "amp": "fp32",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,19 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import monai.bundle
 import pytest
+
+from monai_usfm.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -46,6 +51,49 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
         assert found.exists() or found.with_suffix(".ipynb").exists(), f"{page}: {target}"
         if anchor and found.suffix == ".md":
             assert anchor in anchors(found) or anchor.rstrip("-") in anchors(found), f"{page}: {target}#{anchor}"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands of a page that run something of ours, each as its words."""
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)).replace("\\\n", " ")
+    words = [shlex.split(re.sub(r"\s#.*", "", line)) for line in lines.splitlines()]
+    return [line for line in words if line and re.search(r"monai-usfm$|^python|^torchrun|^bash", line[0])]
+
+
+@pytest.fixture(scope="module")
+def bundle_options() -> set[str]:
+    """Names of the options and entries of all configs."""
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in ROOT.glob("bundles/*/configs/*.json")]
+    of_monai = inspect.signature(monai.bundle.ConfigWorkflow).parameters
+    return {name for config in configs for name in [*config, *config.get("_options_", ())]}.union(of_monai)
+
+
+def options_of(words: list[str], bundle_options: set[str], page: Path) -> set[str]:
+    """Names of the options that a command takes."""
+    if words[0].endswith("monai-usfm"):
+        if words[1].startswith("-"):
+            return {"help", "version"}
+        verb = inspect.signature(app[words[1]].default_command)
+        return set(verb.parameters) | (bundle_options if "options" in verb.parameters else set())
+    if "monai.bundle" in words:
+        verb = words[words.index("monai.bundle") + 1]
+        taken = set(inspect.signature(getattr(monai.bundle, verb)).parameters)
+        return taken | bundle_options | {"standalone", "nproc_per_node"}
+    script = next(word for word in words if word.endswith((".py", ".sh")))
+    (file,) = {place / script for place in (ROOT, page.parent) if (place / script).is_file()}
+    text = "".join(part.read_text(encoding="utf-8") for part in {file, *file.parent.glob("*.py")})
+    return {name.replace("-", "_") for pair in re.findall(r"--(\w[\w-]*)|\b(\w+): ", text) for name in pair}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.suffix == ".md" and commands(page)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_command_of_a_page_has_a_verb_and_options_that_exist(page, bundle_options):
+    for words in commands(page):
+        given = {re.split("[=#]", word[2:])[0].replace("-", "_") for word in words if re.match(r"--\w", word)}
+        assert given <= options_of(words, bundle_options, page), shlex.join(words)
 
 
 @pytest.fixture(scope="module")

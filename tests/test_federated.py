@@ -15,23 +15,9 @@ import torch
 from monai.fl.utils.constants import ExtraItems, ModelType
 
 from monai_usfm import load_network
-from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS, find_bundle, run_bundle
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "federated"
-OPTIONS = {
-    "pretrained": None,
-    "spatial_size": [32, 32],
-    "network_options#num_layers": 1,
-    "network_options#hidden_size": 24,
-    "network_options#mlp_dim": 48,
-    "network_options#num_heads": 3,
-    "batch_size": 4,
-    "num_workers": 0,
-    "val_interval": 1,
-    "device": "cpu",
-    "amp": "fp32",
-}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -46,13 +32,10 @@ def federated():
     del sys.modules["federated"]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """Eight simulated images to train on, two to validate."""
-    folder = tmp_path_factory.mktemp("images")
-    file = write_synthetic_dataset(folder, 8, 2, 2, image_size=(40, 40), organs=("breast",))
-    (folder / "dataset.json").write_text(file.read_text())
-    return folder
+@pytest.fixture
+def options(tiny_training) -> dict:
+    """Options of a site: how many epochs it trains is the federation's."""
+    return {name: value for name, value in tiny_training.items() if name != "max_epochs"} | {"val_interval": 1}
 
 
 def same(one, other) -> bool:
@@ -60,10 +43,12 @@ def same(one, other) -> bool:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(federated, images, tmp_path, task):
+def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(
+    federated, simulated_images, options, tmp_path, task
+):
     shipped = find_bundle(task) / "models" / "model.pt"
     before = hashlib.sha256(shipped.read_bytes()).hexdigest()
-    site = federated.Site("a", task, images, tmp_path, rounds=2, **OPTIONS)
+    site = federated.Site("a", task, simulated_images, tmp_path, rounds=2, **options)
     start = site.weights
     after, steps = site.train(start)
     assert steps == 2 and not same(start, after)
@@ -80,16 +65,16 @@ def test_final_and_best_model_are_those_of_the_network_and_shipped_weights_stay(
     assert all(torch.equal(state[name], after[name].half().float()) for name in state if name in after)
 
 
-def test_one_site_is_central_training_to_the_last_bit(federated, images, tmp_path):
-    site = federated.Site("a", "segmentation", images, tmp_path / "site", rounds=2, **OPTIONS)
+def test_one_site_is_central_training_to_the_last_bit(federated, simulated_images, options, tmp_path):
+    site = federated.Site("a", "segmentation", simulated_images, tmp_path / "site", rounds=2, **options)
     weights = federated.run_rounds([site], 2)
     run_bundle(
         "segmentation",
         "train",
-        dataset_dir=str(images),
+        dataset_dir=str(simulated_images),
         output_dir=str(tmp_path / "central"),
         max_epochs=2,
-        **OPTIONS,
+        **options,
     )
     central = torch.load(tmp_path / "central" / "checkpoints" / "last.pt", weights_only=True)["network"]
     assert same(central, weights)
@@ -104,10 +89,12 @@ def test_the_average_is_weighted_by_the_shares(federated):
     assert federated.average(states)["n"].item() == 3
 
 
-def test_fedprox_stays_nearer_to_the_start_of_the_round(federated, images, tmp_path):
+def test_fedprox_stays_nearer_to_the_start_of_the_round(federated, simulated_images, options, tmp_path):
     moved = []
     for proximal in (0.0, 100.0):
-        site = federated.Site("a", "segmentation", images, tmp_path / str(proximal), 1, proximal=proximal, **OPTIONS)
+        site = federated.Site(
+            "a", "segmentation", simulated_images, tmp_path / str(proximal), 1, proximal=proximal, **options
+        )
         start = site.weights
         after, _ = site.train(start)
         moved.append(sum(float((after[name] - start[name]).square().sum()) for name in start))

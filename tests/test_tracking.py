@@ -4,28 +4,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS
 
-TINY = {
-    "pretrained": None,
-    "network_options#num_layers": 2,
-    "network_options#hidden_size": 24,
-    "network_options#mlp_dim": 48,
-    "network_options#num_heads": 3,
-    "spatial_size": [32, 32],
-    "batch_size": 4,
-    "max_epochs": 2,
-    "num_workers": 0,
-    "val_interval": 1,
-    "device": "$torch.device('cpu')",
-}
 METRICS = {
     "pretraining": "val_loss",
     "segmentation": "val_mean_dice",
@@ -35,43 +22,39 @@ METRICS = {
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """A few simulated images with their list."""
-    folder = tmp_path_factory.mktemp("images")
-    file = write_synthetic_dataset(folder, 8, 4, 0, image_size=(40, 40), organs=("breast",))
-    (folder / "dataset.json").write_text(file.read_text())
-    return folder
+@pytest.fixture
+def train(repository, simulated_images, tiny_training) -> Callable[..., None]:
+    """Two short epochs of a bundle."""
+
+    def run(task: str, output: Path, **options) -> None:
+        root = repository / "bundles" / f"usfm_{task}"
+        places = {"bundle_root": str(root), "dataset_dir": str(simulated_images), "output_dir": str(output)}
+        options |= {**places, **tiny_training, "val_interval": 1}
+        file = str(root / "configs" / "train.json")
+        workflow = ConfigWorkflow(file, workflow_type="train", logging_file=False, **options)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+
+    return run
 
 
-def train(repository: Path, images: Path, output: Path, task: str, **options) -> None:
-    root = repository / "bundles" / f"usfm_{task}"
-    places = {"bundle_root": str(root), "dataset_dir": str(images), "output_dir": str(output)}
-    file = str(root / "configs" / "train.json")
-    workflow = ConfigWorkflow(file, workflow_type="train", logging_file=False, **places, **TINY, **options)
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
-
-
-def test_tensorboard_has_losses_scores_figures_and_the_rate_of_every_layer(repository, images, tmp_path):
-    train(repository, images, tmp_path, "segmentation", figure_interval=1)
+def test_tensorboard_has_losses_scores_figures_and_the_rate_of_every_layer(train, tmp_path):
+    train("segmentation", tmp_path, figure_interval=1)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()
-    rates = {
-        f"rate/{name}" for name in ("learning_rate", "rate_embedding", "rate_block_1", "rate_block_2", "rate_head")
-    }
+    rates = {f"rate/{name}" for name in ("learning_rate", "rate_embedding", "rate_block_1", "rate_head")}
     assert set(tags["scalars"]) >= {*rates, "train_loss", "train_loss/epoch", "val_mean_dice"}
     assert tags["images"] == ["segmentation"]
     assert [event.step for event in events.Images("segmentation")] == [1, 2]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_mlflow_has_parameters_metrics_figures_and_the_card(repository, images, tmp_path, task):
+def test_mlflow_has_parameters_metrics_figures_and_the_card(train, tmp_path, task):
     """By MONAI's own switch, with its own settings: a SQLite store below the results."""
     mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install mlflow")
-    train(repository, images, tmp_path, task, tracking="mlflow")
+    train(task, tmp_path, tracking="mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
     experiment = client.get_experiment_by_name("monai_experiment")
     runs = client.search_runs([experiment.experiment_id])

@@ -23,32 +23,9 @@ from safetensors.torch import load_file
 
 from monai_usfm.cli import main
 from monai_usfm.options import check_names
-from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS
 
-SIZE = [32, 32]
-TINY = {
-    "pretrained": None,
-    "network_options#num_layers": 1,
-    "network_options#hidden_size": 24,
-    "network_options#mlp_dim": 48,
-    "network_options#num_heads": 3,
-    "spatial_size": SIZE,
-    "batch_size": 4,
-    "max_epochs": 2,
-    "num_workers": 0,
-    "device": "$torch.device('cpu')",
-}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """A few simulated images with their list."""
-    folder = tmp_path_factory.mktemp("images")
-    file = write_synthetic_dataset(folder, 8, 4, 4, image_size=(40, 40), organs=("breast",))
-    (folder / "dataset.json").write_text(file.read_text())
-    return folder
 
 
 def check_workflow(workflow: ConfigWorkflow) -> None:
@@ -62,15 +39,15 @@ def check_workflow(workflow: ConfigWorkflow) -> None:
 @pytest.mark.parametrize(
     "task", [pytest.param(task, marks=() if task == "segmentation" else pytest.mark.slow) for task in TASKS]
 )
-def test_the_zoos_unit_test(repository, images, tmp_path, task):
+def test_the_zoos_unit_test(repository, simulated_images, tiny_training, tmp_path, task):
     """Two epochs of training, an evaluation, an inference, each with its properties checked."""
     root = repository / "bundles" / f"usfm_{task}"
-    places = {"bundle_root": str(root), "dataset_dir": str(images), "output_dir": str(tmp_path)}
-    tiny = {**places, **TINY}
+    places = {"bundle_root": str(root), "dataset_dir": str(simulated_images), "output_dir": str(tmp_path)}
+    tiny = {**places, **tiny_training}
     for names, kind in ((["train"], "train"), (["train", "evaluate"], "train")):
         files = [str(root / "configs" / f"{name}.json") for name in names]
         check_workflow(ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **tiny))
-    inference = {**places, "checkpoint": str(tmp_path / "model.pt"), "device": TINY["device"]}
+    inference = {**places, "checkpoint": str(tmp_path / "model.pt"), "device": "cpu"}
     file = str(root / "configs" / "inference.json")
     check_workflow(ConfigWorkflow(config_file=file, workflow_type="inference", logging_file=False, **inference))
 
@@ -136,14 +113,15 @@ def test_the_layout_of_the_hub_has_a_card_at_the_root_whose_images_are_there(rep
 
 
 @pytest.mark.slow
-def test_a_release_runs_in_a_clean_environment(repository, images, tmp_path):
-    """The wheel and the zip file are all that is taken of the checkout."""
-    weights = repository / "bundles" / "usfm_segmentation" / "models" / "model.pt"
-    release = tmp_path / "release" / "usfm_segmentation.zip"
-    assert main(["pack", str(weights), str(release)]) == 0
-    (wheel,) = release.parent.glob("monai_usfm-*.whl")
+def test_a_release_runs_in_a_clean_environment(repository, simulated_images, tmp_path):
+    """The wheel and the zip files are all that is taken of the checkout."""
+    release = tmp_path / "release"
+    for task in TASKS:
+        weights = repository / "bundles" / f"usfm_{task}" / "models" / "model.pt"
+        assert main(["pack", str(weights), str(release / f"usfm_{task}.zip")]) == 0
+    (wheel,) = release.glob("monai_usfm-*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
-    python = tmp_path / "env" / "bin" / "python"
+    python = str(tmp_path / "env" / "bin" / "python")
     # the requirements are those of this environment, without the checkout, which is in it as an editable install
     packages = Path(torch.__file__).parents[1]
     (place,) = (tmp_path / "env").glob("lib/python*/site-packages")
@@ -151,14 +129,19 @@ def test_a_release_runs_in_a_clean_environment(repository, images, tmp_path):
         if not entry.name.startswith(("monai_usfm", "_editable_impl_monai_usfm", "__editable__", "pip", "setuptools")):
             (place / entry.name).exists() or (place / entry.name).symlink_to(entry)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
-    with zipfile.ZipFile(release) as archive:
-        archive.extractall(tmp_path / "unpacked")
-    root = tmp_path / "unpacked" / "usfm_segmentation"
     (tmp_path / "in").mkdir()
-    shutil.copy(next(images.glob("*.png")), tmp_path / "in" / "a.png")
-    command = [python, "-m", "monai.bundle", "run", "--config_file", root / "configs" / "inference.json"]
-    command += ["--bundle_root", root, "--dataset_dir", tmp_path / "in", "--output_dir", tmp_path / "out"]
-    subprocess.run([str(part) for part in command], check=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"})
-    assert (tmp_path / "out" / "a_seg.png").is_file()
-    command = [str(python), "-c", "import monai_usfm; print(monai_usfm.__file__)"]
-    assert str(tmp_path / "env") in subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
+    shutil.copy(next(simulated_images.glob("**/*.png")), tmp_path / "in" / "a.png")
+    clean = {"cwd": tmp_path, "env": {"PATH": "/usr/bin:/bin"}, "check": True}
+    for task, result in {
+        "segmentation": "a_seg.png", "enhancement": "a_enhanced.png", "classification": "images.csv",
+        "pretraining": "embeddings.npz",
+    }.items():  # fmt: skip
+        with zipfile.ZipFile(release / f"usfm_{task}.zip") as archive:
+            archive.extractall(tmp_path / "unpacked")
+        root, output = tmp_path / "unpacked" / f"usfm_{task}", tmp_path / "out" / task
+        command = [python, "-m", "monai.bundle", "run", "--config_file", str(root / "configs" / "inference.json")]
+        places = ["--bundle_root", str(root), "--dataset_dir", str(tmp_path / "in"), "--output_dir", str(output)]
+        subprocess.run([*command, *places], **clean)
+        assert (output / result).is_file()
+    where = [python, "-c", "import monai_usfm; print(monai_usfm.__file__)"]
+    assert str(tmp_path / "env") in subprocess.run(where, capture_output=True, text=True, **clean).stdout

@@ -206,6 +206,7 @@ def add_options(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--local_epochs", type=int, default=1)
     parser.add_argument("--proximal", type=float, default=0.0, help="mu of FedProx; 0 is FedAvg")
+    parser.add_argument("--seed", type=int, default=0, help="of images and start; under NVFlare of the images alone")
 
 
 def main() -> None:
@@ -214,8 +215,8 @@ def main() -> None:
     parser.add_argument("--balanced", type=int, default=0, help="images each site draws in an epoch, and equal weights")
     given = parser.parse_args()
     root = Path(given.output)
-    folders = make_sites(root / "images", given.sites, given.images)
-    options = dict(SMALL)
+    folders = make_sites(root / "images", given.sites, given.images, seed=10_000 * given.seed)
+    options = SMALL | {"seed": given.seed}
     if given.balanced:
         options["epoch_length" if given.task == "pretraining" else "train#sampler#num_samples"] = given.balanced
     sites = [

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A job of NVFlare 2.9: FedAvg or FedProx of a bundle of ours, in its simulator, or exported for real sites.
 
-python job.py --task segmentation --sites 4 --rounds 5                      runs it
-python job.py --task segmentation --sites 4 --rounds 5 --export             writes the job for an admin to submit
+python job.py --task segmentation --sites 4 --rounds 5                             runs it
+python job.py --task segmentation --sites 4 --rounds 5 --export --export-dir JOB   writes the job for an admin to submit
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--privacy", choices=FILTERS, help="filter of what leaves a site, see PRIVACY.md")
     given, _ = parser.parse_known_args()  # --export is NVFlare's
     root = Path(given.output).resolve()
-    folders = make_sites(root / "images", given.sites, given.images)
+    folders = make_sites(root / "images", given.sites, given.images, seed=10_000 * given.seed)
 
     flow = load_bundle(given.task, dataset_dir=str(folders[0]), output_dir=str(root / "start"), **SMALL)
     flow.initialize()
