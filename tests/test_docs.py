@@ -57,7 +57,7 @@ def commands(page: Path) -> list[list[str]]:
     """The commands of a page that run something of ours, each as its words."""
     lines = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)).replace("\\\n", " ")
     words = [shlex.split(re.sub(r"\s#.*", "", line)) for line in lines.splitlines()]
-    return [line for line in words if line and re.search(r"monai-usfm$|^python|^torchrun|^bash", line[0])]
+    return [line for line in words if line and re.search(r"monai-usfm$|^python$|^torchrun|^bash", line[0])]
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,13 @@ def test_tensorboard_has_losses_scores_figures_and_the_rate_of_every_layer(train
     assert [event.step for event in events.Images("segmentation")] == [1, 2]
 
 
+def test_tensorboard_has_the_confusion_of_each_validation_of_a_classification(train, tmp_path):
+    train("classification", tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("confusion")] == [1, 2]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_mlflow_has_parameters_metrics_figures_and_the_card(train, tmp_path, task):
     """By MONAI's own switch, with its own settings: a SQLite store below the results."""
@@ -65,5 +72,4 @@ def test_mlflow_has_parameters_metrics_figures_and_the_card(train, tmp_path, tas
     assert any("loss" in name for name in metrics) and METRICS[task] in metrics
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert files >= {"metrics.png", "model.pt", "model.json"}
-    if task != "classification":  # which draws no figure of a training
-        assert any(name.endswith(("_epoch_0001.png", "_epoch_0000.png")) for name in files)
+    assert any(name.endswith(("_epoch_0001.png", "_epoch_0000.png", "confusion.png")) for name in files)

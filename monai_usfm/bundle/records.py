@@ -165,9 +165,14 @@ class TrainingRecords:
             for name, rate in learning_rates(self.optimizer).items():
                 self.writer.add_scalar(f"rate/{name}", rate, engine.state.epoch)
             self.writer.add_scalar("train_loss/epoch", loss_of(engine), engine.state.epoch)
-            for file in (self.folder / "figures").glob(f"*_epoch_{engine.state.epoch:04d}.png"):
+            for file in self._figures(engine.state.epoch):
                 pixels = np.asarray(Image.open(file).convert("RGB"))
                 self.writer.add_image(file.stem.split("_epoch_")[0], pixels, engine.state.epoch, dataformats="HWC")
+
+    def _figures(self, epoch: int) -> list[Path]:
+        """What an epoch and its validation have drawn."""
+        files = list(self.folder.glob(f"figures/*_epoch_{epoch:04d}.png"))
+        return files + list(self.folder.glob("validation/*.png")) * (self.evaluator.state.epoch == epoch)
 
     def _start_mlflow(self, engine: Engine) -> None:
         """The trainer begins the run: of the validation of the start it would get that one's max_epochs, for good."""
@@ -185,7 +190,8 @@ class TrainingRecords:
                 if name not in known:
                     tracker.client.log_param(run, name, str(value)[:500])
             files = [self.folder / "metrics.png", self.export_path, self.export_path.with_suffix(".json")]
-            for file in (*files, *sorted((self.folder / "figures").glob("*.png"))[-1:]):
+            figures = [*sorted(self.folder.glob("figures/*.png"))[-1:], *self.folder.glob("validation/*.png")]
+            for file in (*files, *figures):
                 if file.is_file():
                     tracker.client.log_artifact(run, str(file))
 
