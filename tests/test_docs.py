@@ -56,7 +56,11 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page that run something of ours, each as its words."""
     lines = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)).replace("\\\n", " ")
-    words = [shlex.split(re.sub(r"\s#.*", "", line)) for line in lines.splitlines()]
+    words = []
+    for line in lines.splitlines():
+        if line.startswith("B="):
+            bundle = line[2:]
+        words.append(shlex.split(re.sub(r"\s#.*", "", line.replace("$B", bundle) if "$B" in line else line)))
     return [line for line in words if line and re.search(r"monai-usfm$|^python$|^torchrun|^bash", line[0])]
 
 
@@ -90,8 +94,10 @@ def options_of(words: list[str], bundle_options: set[str], page: Path) -> set[st
     [page for page in PAGES if page.suffix == ".md" and commands(page)],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_every_command_of_a_page_has_a_verb_and_options_that_exist(page, bundle_options):
+def test_every_command_of_a_page_has_a_verb_options_and_files_of_ours_that_exist(page, bundle_options):
     for words in commands(page):
+        files = re.findall(r"\b(?:bundles|examples|scripts|benchmarks)/[\w/]*\w\.(?:pt|json|py|sh)", shlex.join(words))
+        assert [file for file in files if not (ROOT / file).is_file()] == [], shlex.join(words)
         given = {re.split("[=#]", word[2:])[0].replace("-", "_") for word in words if re.match(r"--\w", word)}
         assert given <= options_of(words, bundle_options, page), shlex.join(words)
 

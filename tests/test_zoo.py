@@ -114,12 +114,14 @@ def test_the_layout_of_the_hub_has_a_card_at_the_root_whose_images_are_there(rep
 
 @pytest.mark.slow
 def test_a_release_runs_in_a_clean_environment(repository, simulated_images, tmp_path):
-    """The wheel and the zip files are all that is taken of the checkout."""
-    release = tmp_path / "release"
+    """The wheel and the packed bundles, one of them by its zip file, are all that is taken of the checkout."""
+    release, unpacked = tmp_path / "release" / "usfm_segmentation.zip", tmp_path / "unpacked"
     for task in TASKS:
         weights = repository / "bundles" / f"usfm_{task}" / "models" / "model.pt"
-        assert main(["pack", str(weights), str(release / f"usfm_{task}.zip")]) == 0
-    (wheel,) = release.glob("monai_usfm-*.whl")
+        assert main(["pack", str(weights), str(release if task == "segmentation" else unpacked / f"usfm_{task}")]) == 0
+    with zipfile.ZipFile(release) as archive:
+        archive.extractall(unpacked)
+    (wheel,) = release.parent.glob("monai_usfm-*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
     python = str(tmp_path / "env" / "bin" / "python")
     # the requirements are those of this environment, without the checkout, which is in it as an editable install
@@ -136,9 +138,7 @@ def test_a_release_runs_in_a_clean_environment(repository, simulated_images, tmp
         "segmentation": "a_seg.png", "enhancement": "a_enhanced.png", "classification": "images.csv",
         "pretraining": "embeddings.npz",
     }.items():  # fmt: skip
-        with zipfile.ZipFile(release / f"usfm_{task}.zip") as archive:
-            archive.extractall(tmp_path / "unpacked")
-        root, output = tmp_path / "unpacked" / f"usfm_{task}", tmp_path / "out" / task
+        root, output = unpacked / f"usfm_{task}", tmp_path / "out" / task
         command = [python, "-m", "monai.bundle", "run", "--config_file", str(root / "configs" / "inference.json")]
         places = ["--bundle_root", str(root), "--dataset_dir", str(tmp_path / "in"), "--output_dir", str(output)]
         subprocess.run([*command, *places], **clean)
