@@ -20,7 +20,7 @@ from monai.metrics import CumulativeIterationMetric
 
 from monai_usfm.files import atomic_write, write_csv
 from monai_usfm.handlers.report import EvaluationReport
-from monai_usfm.metrics.scores import classification_scores
+from monai_usfm.metrics.scores import classification_scores, confusion_counts
 
 __all__ = ["ClassificationReport", "ClassificationScore", "save_confusion"]
 
@@ -111,7 +111,7 @@ class ClassificationReport(EvaluationReport):
 
     Args:
         output_dir: folder of the files, which are replaced atomically.
-        class_names: names of the classes; None counts them from 0.
+        names: of the classes; None counts them from 0.
 
     Raises:
         ValueError: during the run, if there are more or fewer names than classes.
@@ -119,36 +119,27 @@ class ClassificationReport(EvaluationReport):
 
     streamed = "images.csv"
 
-    def __init__(self, output_dir: str, class_names: Sequence[str] | None = None) -> None:
-        super().__init__(output_dir)
-        self.class_names = None if class_names is None else [str(name) for name in class_names]
-        if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class_names must differ, for they name columns; got {', '.join(self.class_names)}.")
+    def __init__(self, output_dir: str, names: Sequence[str] | None = None) -> None:
+        super().__init__(output_dir, names)
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"class_names must differ, for they name columns; got {', '.join(self.names)}.")
 
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
             probabilities = torch.as_tensor(item["pred"]).flatten().tolist()
-            if self.class_names is not None and len(self.class_names) != len(probabilities):
-                raise ValueError(f"class_names has {len(self.class_names)} names for {len(probabilities)} classes.")
+            if self.names and len(self.names) != len(probabilities):
+                raise ValueError(f"class_names has {len(self.names)} names for {len(probabilities)} classes.")
             label = item.get("label")
-            number = len(self.rows) + len(rows)
-            rows.append(
-                {
-                    "image": str(getattr(given["image"], "meta", {}).get("filename_or_obj", number)),
-                    "patient": given.get("patient"),
-                    "class": None if label is None else int(label),
-                    "probabilities": probabilities,
-                }
-            )
-
+            row = {"image": self.file_of(given["image"], rows), "patient": given.get("patient")}
+            rows.append({**row, "class": None if label is None else int(label), "probabilities": probabilities})
         return rows
 
     def shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return _table(rows, self._names(rows))
 
     def _names(self, rows: list[dict[str, Any]]) -> list[str]:
-        return self.class_names or [str(number) for number in range(len(rows[0]["probabilities"]))]
+        return self.names or [str(number) for number in range(len(rows[0]["probabilities"]))]
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         names = self._names(rows)
@@ -179,13 +170,12 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict
 
 
 def _by_patient(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per patient, in the order in which they first appear."""
+    """One row per patient, in the order in which they first appear; of its classes the most frequent one."""
     groups = pd.DataFrame(rows).groupby("patient", sort=False)
     return [
         {
             "patient": str(patient),
             "images": len(images),
-            # mode() gives the most frequent ones in order
             "class": None if images["class"].isna().any() else int(images["class"].mode()[0]),
             "probabilities": np.mean(images["probabilities"].tolist(), axis=0).tolist(),
         }
@@ -197,10 +187,9 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     probabilities = torch.tensor([row["probabilities"] for row in rows], dtype=torch.float64)
     labels = torch.tensor([row["class"] for row in rows])
     scores = classification_scores(probabilities, labels)
-    size = probabilities.shape[1]
-    confusion = torch.bincount(labels * size + probabilities.argmax(1), minlength=size**2).reshape(size, size)
+    confusion = confusion_counts(labels.numpy(), probabilities.argmax(1).numpy(), probabilities.shape[1])
     return {
         "count": len(rows),
         **{name: value if math.isfinite(value) else None for name, value in scores.items()},
-        "confusion_matrix": confusion.tolist(),
+        "confusion_matrix": confusion.astype(int).tolist(),
     }

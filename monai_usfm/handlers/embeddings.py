@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 
-from monai_usfm.files import append_csv, atomic_write, write_csv
+from monai_usfm.files import append_csv, atomic_write
 from monai_usfm.networks.nets.features import FeatureExtractor
 
 __all__ = ["EmbeddingSaver"]
@@ -53,11 +52,11 @@ class EmbeddingSaver:
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output:
             image = item["image"]
-            known = isinstance(image, MetaTensor) and "filename_or_obj" in image.meta
-            name = str(image.meta["filename_or_obj"]) if known else f"image_{len(self.names):06d}"
+            name = str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{len(self.names):06d}"))
             self.names.append(name)
             self.vectors.append(torch.as_tensor(item["pred"]).detach().float().cpu().flatten().numpy())
-            append_csv(self.folder / "embeddings.csv", [_row(name, self.vectors[-1])], anew=len(self.names) == 1)
+            row = {"image": name, **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(self.vectors[-1])}}
+            append_csv(self.folder / "embeddings.csv", [row], anew=len(self.names) == 1)
             if self.network is not None and self.feature_blocks:
                 with torch.no_grad():
                     pixels = torch.as_tensor(image).as_subclass(torch.Tensor).unsqueeze(0)
@@ -73,12 +72,5 @@ class EmbeddingSaver:
             np.savez_compressed(part, **arrays)
 
     def _write(self, engine: Engine) -> None:
-        if not self.vectors:
-            return
-        vectors = np.stack(self.vectors)
-        self._save("embeddings.npz", {"embeddings": vectors, "images": np.array(self.names)})
-        write_csv(self.folder / "embeddings.csv", [_row(*pair) for pair in zip(self.names, vectors, strict=True)])
-
-
-def _row(name: str, vector: np.ndarray) -> dict[str, str]:
-    return {"image": name, **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(vector)}}
+        if self.vectors:
+            self._save("embeddings.npz", {"embeddings": np.stack(self.vectors), "images": np.array(self.names)})

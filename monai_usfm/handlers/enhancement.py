@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
 from monai.handlers import from_engine
 from monai.metrics import PSNRMetric, SSIMMetric
 from monai.networks.layers import Pool
+from scipy.optimize import bisect
 
-from monai_usfm.handlers.report import EvaluationReport
+from monai_usfm.handlers.report import EvaluationReport, moments
 from monai_usfm.metrics import (
     CNRMetric,
     EnhancementQualityMetric,
@@ -56,14 +58,12 @@ def matched_blur(image: torch.Tensor, enhanced: torch.Tensor) -> tuple[torch.Ten
         The blurred image and the standard deviation in samples, to within 0.02; 16 where no blur changes it enough.
     """
     wanted = (enhanced - image).square().mean()
-    low, high = 0.0, _WIDEST_BLUR
-    while high - low > 0.02:  # the change grows with the width
-        middle = (low + high) / 2
-        if (gaussian_blur(image, middle) - image).square().mean() < wanted:
-            low = middle
-        else:
-            high = middle
-    return gaussian_blur(image, high), high
+
+    def excess(sigma: float) -> float:  # the change grows with the width
+        return float((gaussian_blur(image, sigma) - image).square().mean() - wanted)
+
+    sigma = _WIDEST_BLUR if excess(_WIDEST_BLUR) < 0 else float(bisect(excess, 0.0, _WIDEST_BLUR, xtol=0.01))
+    return gaussian_blur(image, sigma), sigma
 
 
 def best_blur(image: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -204,9 +204,7 @@ class EnhancementReport(EvaluationReport):
                 _plain(source[key]).to(before.device) if key in source else None for key in ("roi", "background")
             )
             blurs = matched_blur(before[None], after[None]), best_blur(before[None], target[None])
-            meta = getattr(source["image"], "meta", {})
-            number = (len(self.rows) + len(rows)) // len(METHODS)
-            name = str(meta.get("filename_or_obj", f"image_{number:06d}"))
+            name = self.file_of(source["image"], rows, len(METHODS))
             images = (before, after, *(blurred[0] for blurred, _ in blurs))
             sigmas = (0.0, 0.0, *(sigma for _, sigma in blurs))
             for method, image, sigma in zip(METHODS, images, sigmas, strict=True):
@@ -216,36 +214,21 @@ class EnhancementReport(EvaluationReport):
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         self.write_table("cases.csv", rows)
-        summary = self._summary(rows)
+        tables = {method: pd.DataFrame(rows[k :: len(METHODS)]) for k, method in enumerate(METHODS)}
+        summary: dict[str, Any] = {"cases": len(tables["input"])}
+        for method, table in tables.items():
+            columns = [*SCORES, *["blur_sigma"] * (method in BLURS)]
+            summary[method] = {score: moments(table[score], "mean")["mean"] for score in columns}
+        summary["blur_wins"] = {}
+        for score in BETTER_WHEN_HIGHER:
+            enhanced = tables["enhanced"][score]
+            blur = np.maximum(*(tables[method][score] for method in BLURS))
+            wins = (blur > enhanced)[blur.notna() & enhanced.notna()]
+            summary["blur_wins"][score] = float(wins.mean()) if len(wins) else None
         self.write_summary(engine, summary)
         lost = [score for score, share in summary["blur_wins"].items() if share is not None and share > 0.5]
         if lost:
             engine.logger.warning(f"a Gaussian blur beats the network on most images in {', '.join(lost)}.")
-
-    def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        values = {
-            (method, score): np.array([row[score] for row in rows if row["method"] == method])
-            for method in METHODS
-            for score in ("blur_sigma", *SCORES)
-        }
-        summary: dict[str, Any] = {"cases": len(rows) // len(METHODS)}
-        for method in METHODS:
-            summary[method] = {score: _mean(values[method, score]) for score in SCORES}
-        for method in BLURS:
-            summary[method]["blur_sigma"] = _mean(values[method, "blur_sigma"])
-        summary["blur_wins"] = {}
-        for score in BETTER_WHEN_HIGHER:
-            enhanced = values["enhanced", score]
-            blur = np.maximum(*(values[method, score] for method in BLURS))
-            known = ~(np.isnan(blur) | np.isnan(enhanced))
-            summary["blur_wins"][score] = float((blur > enhanced)[known].mean()) if known.any() else None
-        return summary
-
-
-def _mean(values: np.ndarray) -> float | None:
-    """Mean of the finite values; None where there are none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
 
 
 def _plain(tensor: Any) -> torch.Tensor:

@@ -17,9 +17,8 @@ from PIL import Image
 
 from monai_usfm.files import write_csv
 from monai_usfm.handlers.drawing import draw_overlay, label_figure
-from monai_usfm.handlers.report import EvaluationReport
-from monai_usfm.handlers.results import CasePreviews, GrowingTable, _upright
-from monai_usfm.handlers.segmentation import _known_spacing
+from monai_usfm.handlers.report import EvaluationReport, known_spacing, moments, unit_of
+from monai_usfm.handlers.results import CasePreviews, upright
 from monai_usfm.transforms.landmarks import soft_argmax
 
 __all__ = ["LandmarkReport", "LandmarkResults", "MeasurementError", "ValueReport"]
@@ -63,15 +62,10 @@ class LandmarkReport(EvaluationReport):
         names: of the landmarks.
     """
 
-    def __init__(self, output_dir: str, names: Sequence[str]) -> None:
-        super().__init__(output_dir)
-        self.names = list(names or ())
-
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
-            spacing = _known_spacing(given["image"])
-            file = str(given["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
+            spacing, file = known_spacing(given["image"]), self.file_of(given["image"], rows, len(self.names))
             for name, found, (y, x) in zip(self.names, item["pred"], item["label"].tolist(), strict=True):
                 row = _point_row(name, found.tolist(), spacing)
                 steps = spacing or [1.0, 1.0]
@@ -84,9 +78,8 @@ class LandmarkReport(EvaluationReport):
         summary: dict[str, Any] = {"cases": len(rows) // len(self.names)}
         for name in (*self.names, "all"):
             chosen = [row for row in rows if name in ("all", row["name"])]
-            units = {row["unit"] for row in chosen}
-            unit = units.pop() if len(units) == 1 else "mixed mm and px: do not average"
-            summary[name] = {"unit": unit, **_spread_of([row["error"] for row in chosen])}
+            summary[name] = {"unit": unit_of([row["unit"] for row in chosen])}
+            summary[name] |= _error_of([row["error"] for row in chosen])
         self.write_summary(engine, summary)
 
 
@@ -99,29 +92,17 @@ class LandmarkResults(CasePreviews):
     Args:
         output_dir: folder of the results.
         names: of the landmarks.
-        data_root_dir: see :class:`~monai_usfm.handlers.results.CasePreviews`.
-        preview: draw figures.
+        data_root_dir, preview: see :class:`~monai_usfm.handlers.results.CasePreviews`.
     """
 
-    def __init__(self, output_dir: str, names: Sequence[str], data_root_dir: str = "", preview: bool = True) -> None:
-        super().__init__(output_dir, data_root_dir, preview)
-        self.names = list(names or ())
-
-    @property
-    def wanted(self) -> bool:
-        return True
-
-    def _start(self, engine: Engine) -> None:
-        super()._start(engine)
-        self.table = GrowingTable(self.folder.parent / "landmarks")
+    table = "landmarks"
 
     def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image | None:
-        meta = item["loaded"].meta
-        spacing = [float(v) for v in meta["spacing"]] if meta["spacing_known"] else None
-        maps = np.stack([_upright(one[None], image) for one in item["pred"]])
+        spacing = known_spacing(item["loaded"])
+        maps = np.stack([upright(one[None], image) for one in item["pred"]])
         points = soft_argmax(torch.from_numpy(maps)).tolist()
         rows = [_point_row(name, point, spacing) for name, point in zip(self.names, points, strict=True)]
-        self.table.add([{"image": str(meta["filename_or_obj"]), **row} for row in rows])
+        self.record(item, rows)
         if not self.preview:
             return None
         marks = np.zeros(image.shape, dtype=np.uint8)
@@ -146,14 +127,10 @@ class ValueReport(EvaluationReport):
 
     streamed = "values.csv"
 
-    def __init__(self, output_dir: str, names: Sequence[str]) -> None:
-        super().__init__(output_dir)
-        self.names = list(names or ())
-
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
-            file = str(getattr(given["image"], "meta", {}).get("filename_or_obj", len(self.rows) + len(rows)))
+            file = self.file_of(given["image"], rows, len(self.names))
             label = item.get("label")
             wanted = [None] * len(self.names) if label is None else label.tolist()
             for name, (value, std), target in zip(self.names, item["pred"].tolist(), wanted, strict=True):
@@ -174,7 +151,7 @@ class ValueReport(EvaluationReport):
             labels, values = (np.array([row[key] for row in chosen]) for key in ("label", "value"))
             errors, stds = values - labels, np.array([row["std"] for row in chosen])
             summary[name] = {
-                **_spread_of(np.abs(errors)),
+                **_error_of(np.abs(errors)),
                 "bias": float(errors.mean()),
                 "within_2_std": float((np.abs(errors) <= 2 * stds).mean()),
                 "correlation": float(np.corrcoef(labels, values)[0, 1]) if len(chosen) > 2 else None,
@@ -189,10 +166,8 @@ def _point_row(name: str, found: Sequence[float], spacing: Sequence[float] | Non
     return {"name": name, "x": x, "y": y, "spread": spread * (np.mean(spacing) if spacing else 1.0), "unit": unit}
 
 
-def _spread_of(errors: Any) -> dict[str, Any]:
+def _error_of(errors: Any) -> dict[str, Any]:
     """Mean, standard deviation and median of errors, of which NaN do not count."""
     known = np.asarray(errors, dtype=float)
     known = known[np.isfinite(known)]
-    if not len(known):
-        return {"error": None, "error_std": None, "error_median": None}
-    return {"error": float(known.mean()), "error_std": float(known.std()), "error_median": float(np.median(known))}
+    return {**moments(known, "error"), "error_median": float(np.median(known)) if len(known) else None}

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -23,9 +22,10 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from monai_usfm.files import atomic_write, remove_abandoned, write_csv, write_text_atomically
+from monai_usfm.handlers.drawing import label_figure, tile
 from monai_usfm.handlers.gradient import loss_of
 
 __all__ = [
@@ -128,19 +128,13 @@ class MetricsTable:
     def _open(self, engine: Engine) -> None:
         self.rows, self.opened = [], False
 
-    def _read(self, engine: Engine) -> None:
-        """Rows of earlier epochs. Read in the first epoch: by then a checkpoint has told which one that is."""
-        self.opened = True
-        if self.path.is_file() and engine.state.epoch > 1:
-            with open(self.path, newline="", encoding="utf-8") as file:
-                rows = [
-                    {**row, **{key: int(row[key]) for key in ("epoch", "iteration")}} for row in csv.DictReader(file)
-                ]
-            self.rows = [row for row in rows if row["epoch"] < engine.state.epoch]
-
     def _start(self, engine: Engine) -> None:
-        if not self.opened:
-            self._read(engine)
+        # Rows of earlier epochs are read in the first one: by then a checkpoint has told which one that is.
+        if not self.opened and self.path.is_file() and engine.state.epoch > 1:
+            rows = pd.read_csv(self.path, dtype=str, keep_default_na=False).to_dict("records")
+            rows = [{**row, **{key: int(row[key]) for key in ("epoch", "iteration")}} for row in rows]
+            self.rows = [row for row in rows if row["epoch"] < engine.state.epoch]
+        self.opened = True
         self.losses, self.started, self.validated = [], time.perf_counter(), False
 
     def _step(self, engine: Engine) -> None:
@@ -274,13 +268,7 @@ class RunRecord:
 
 def readable(value: Any) -> Any:
     """The value as JSON can hold it; what it has no form for as text."""
-    if isinstance(value, str | int | float | bool) or value is None:
-        return value
-    if isinstance(value, list | tuple):
-        return [readable(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): readable(v) for k, v in value.items()}
-    return str(value)
+    return json.loads(json.dumps(value, default=str))
 
 
 def _versions() -> dict[str, str]:
@@ -302,26 +290,14 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
         max_items: rows at most.
     """
     columns = []
-    for tensor in panels.values():
-        tensor = torch.as_tensor(tensor).detach().float().cpu()[:max_items]
-        if tensor.dim() == 5:
-            tensor = tensor[:, :, tensor.shape[2] // 2]
-        tensor = tensor[:, :3] if tensor.shape[1] >= 3 else tensor[:, :1].expand(-1, 3, -1, -1)
-        columns.append((tensor.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
-    gap, header = 4, 16
-    height = max(c.shape[1] for c in columns)
-    widths = [c.shape[2] for c in columns]
-    rows = max(len(c) for c in columns)
-    canvas = Image.new("RGB", (sum(widths) + gap * (len(columns) + 1), header + rows * (height + gap)), (24, 24, 24))
-    draw = ImageDraw.Draw(canvas)
-    left = gap
-    for title, column, width in zip(panels, columns, widths, strict=True):
-        draw.text((left + 2, 2), str(title), fill=(255, 255, 255))
-        for row, drawn in enumerate(column):
-            canvas.paste(Image.fromarray(drawn.numpy()), (left, header + row * (height + gap)))
-        left += width + gap
+    for title, tensor in panels.items():
+        images = torch.as_tensor(tensor).detach().float().cpu()[:max_items]
+        images = images[:, :, images.shape[2] // 2] if images.dim() == 5 else images
+        images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+        pixels = (images.nan_to_num().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        columns.append(label_figure(tile([Image.fromarray(image) for image in pixels], 1), str(title)))
     with atomic_write(path) as part:
-        canvas.save(part, format="PNG")
+        tile(columns, len(columns)).save(part, format="PNG")
     return Path(path)
 
 

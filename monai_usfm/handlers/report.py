@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
@@ -20,6 +22,27 @@ __all__ = ["EvaluationReport"]
 Row = dict[str, Any]
 
 
+def known_spacing(image: Any) -> list[float] | None:
+    """Spacing in mm along the axes of ``S``, or None where the file did not say."""
+    meta = getattr(image, "meta", {})
+    if meta.get("spacing") is None or not bool(meta.get("spacing_known", True)):
+        return None
+    return [float(v) for v in torch.as_tensor(meta["spacing"]).flatten()][: image.dim() - 1] or None
+
+
+def unit_of(units: Sequence[str]) -> str:
+    """The unit of all cases, or that they have several."""
+    return units[0] if len(set(units)) == 1 else "mixed mm and px: do not average"
+
+
+def moments(values: Any, name: str) -> dict[str, float | None]:
+    """Mean and standard deviation of the finite values, None where there are none."""
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    mean, std = (float(known.mean()), float(known.std())) if len(known) else (None, None)
+    return {name: mean, f"{name}_std": std}
+
+
 class EvaluationReport:
     """Collects rows during an evaluation and writes files at its end; of several processes the first, for all.
 
@@ -28,14 +51,15 @@ class EvaluationReport:
 
     Args:
         output_dir: folder of the files, which are replaced atomically.
+        names: of what is measured, for subclasses that need them.
     """
 
-    streamed: str | None = (
-        None  # table that grows with every batch, so that a run that is broken off leaves what it had
-    )
+    # table that grows with every batch, so that a run that is broken off leaves what it had
+    streamed: str | None = None
 
-    def __init__(self, output_dir: str) -> None:
+    def __init__(self, output_dir: str, names: Sequence[str] | None = None) -> None:
         self.folder = Path(output_dir)
+        self.names = [str(name) for name in names or ()]
         self.rows: list[Row] = []
 
     def attach(self, engine: Engine) -> None:
@@ -72,6 +96,11 @@ class EvaluationReport:
             rows = [row for part in parts for row in part]
         if rows and idist.get_rank() == 0:
             self.write(engine, rows)
+
+    def file_of(self, image: Any, rows: Sequence[Row] = (), each: int = 1) -> str:
+        """File of an image of the batch, or its number, of which each has so many rows."""
+        number = (len(self.rows) + len(rows)) // each
+        return str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{number:06d}"))
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows as CSV, floats with five decimals."""

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from collections import deque
@@ -19,7 +18,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from monai_usfm.data import SUPPORTED_SUFFIXES, LoadUltrasound
-from monai_usfm.files import atomic_write
+from monai_usfm.files import append_csv, atomic_write, write_text_atomically
 from monai_usfm.handlers.drawing import (
     draw_bars,
     draw_over_time,
@@ -30,10 +29,11 @@ from monai_usfm.handlers.drawing import (
     save_movie,
     tile,
 )
+from monai_usfm.handlers.report import known_spacing
 from monai_usfm.metrics.geometry import muscle_architecture
 from monai_usfm.metrics.measurements import measure
 
-__all__ = ["CasePreviews", "ClassificationPreviews", "EnhancementPreviews", "GrowingTable", "SegmentationResults"]
+__all__ = ["CasePreviews", "ClassificationPreviews", "EnhancementPreviews", "SegmentationResults"]
 
 SPACING = ("spacing", "spacing_known", "spacing_box")
 THUMBNAIL, COLUMNS, PAGE = (270, 300), 4, 24
@@ -49,13 +49,20 @@ class CasePreviews:
 
     Args:
         output_dir: folder of the results.
+        names: of classes or landmarks, for subclasses that need them.
         data_root_dir: the folder whose subfolders the previews repeat, as in :class:`monai.transforms.SaveImaged`;
             empty puts all into one.
         preview: draw figures at all.
     """
 
-    def __init__(self, output_dir: str, data_root_dir: str = "", preview: bool = True) -> None:
+    table = ""  # name of a CSV and JSON file that gets rows of every case
+
+    def __init__(
+        self, output_dir: str, names: Sequence[str] | None = None, data_root_dir: str = "", preview: bool = True
+    ) -> None:
         self.folder = Path(output_dir) / "previews"
+        self.names = [str(name) for name in names or ()]
+        self.rows: list[dict[str, Any]] = []
         self.root = data_root_dir
         self.preview = preview
         self.page: list[Image.Image] = []
@@ -73,17 +80,19 @@ class CasePreviews:
         raise NotImplementedError
 
     def _start(self, engine: Engine) -> None:
-        self.page, self.pages = [], 0
+        self.page, self.pages, self.rows = [], 0, []
         self.waiting.clear()
         self.beside = ThreadPoolExecutor(1)  # one, so that cases keep their order
 
-    @property
-    def wanted(self) -> bool:
-        """Whether there is anything to do for a case."""
-        return self.preview
+    def record(self, item: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows of a case, which all have the same keys; the CSV is whole after each, the JSON at the end."""
+        rows = [{"image": str(item["image"].meta["filename_or_obj"]), **row} for row in rows]
+        shown = [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        append_csv(self.folder.parent / f"{self.table}.csv", shown, anew=not self.rows)
+        self.rows.extend(rows)
 
     def _cases(self, engine: Engine) -> None:
-        if self.wanted and self.beside is not None:
+        if (self.preview or self.table) and self.beside is not None:
             self.waiting.extend(self.beside.submit(self._case, engine, item) for item in engine.state.output)
             self._wait(AHEAD)
 
@@ -114,6 +123,9 @@ class CasePreviews:
     def _finish(self, engine: Engine) -> None:
         self._wait(0)
         self._sheet(engine)
+        if self.rows:
+            lines = ",\n".join(json.dumps(row) for row in self.rows)
+            write_text_atomically(self.folder.parent / f"{self.table}.json", f"[\n{lines}\n]\n")
         if self.beside is not None:
             self.beside.shutdown()
 
@@ -157,9 +169,8 @@ class SegmentationResults(CasePreviews):
     Args:
         output_dir: folder of the results.
         num_classes: classes, background included.
-        class_names: names of the classes, with or without the background.
-        data_root_dir: see :class:`CasePreviews`.
-        preview: draw figures.
+        names: of the classes, with or without the background.
+        data_root_dir, preview: see :class:`CasePreviews`.
         statistics: write the tables.
         components: measure each connected part of a class.
         time: the first of three axes is time: every frame is measured by itself.
@@ -171,7 +182,7 @@ class SegmentationResults(CasePreviews):
         self,
         output_dir: str,
         num_classes: int,
-        class_names: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
         data_root_dir: str = "",
         preview: bool = True,
         statistics: bool = True,
@@ -180,30 +191,20 @@ class SegmentationResults(CasePreviews):
         fps: float = 12.0,
         muscle: bool = False,
     ) -> None:
-        super().__init__(output_dir, data_root_dir, preview)
-        names = [str(name) for name in class_names or range(num_classes)]
-        self.names = names if len(names) == num_classes else ["background", *names]
+        names = [str(name) for name in names or range(num_classes)]
+        names = names if len(names) == num_classes else ["background", *names]
+        super().__init__(output_dir, names, data_root_dir, preview)
         self.num_classes = num_classes
-        self.statistics = statistics
+        self.table = "statistics" if statistics else ""
         self.components = components
         self.time = time
         self.fps = fps
         self.muscle = muscle
 
-    @property
-    def wanted(self) -> bool:
-        return self.preview or self.statistics
-
-    def _start(self, engine: Engine) -> None:
-        super()._start(engine)
-        self.table = GrowingTable(self.folder.parent / "statistics")
-
     def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image | None:
-        labels = _upright(item["pred"], image)
-        meta = item["loaded"].meta
-        spacing = [float(v) for v in meta["spacing"]] if meta["spacing_known"] else None
+        labels, spacing = upright(item["pred"], image), known_spacing(item["loaded"])
         if spacing:
-            warn_beyond_spacing(labels, meta)
+            warn_beyond_spacing(labels, item["loaded"].meta)
         time = self.time and image.ndim == 3
         if time:
             plane = spacing and spacing[1:]
@@ -211,8 +212,8 @@ class SegmentationResults(CasePreviews):
             rows = [{"frame": k, **row} for k, found in enumerate(frames) for row in found]
         else:
             rows = self._rows(labels, image, spacing, self.components)
-        if self.statistics:
-            self.table.add([{"image": str(meta["filename_or_obj"]), **row} for row in rows])
+        if self.table:
+            self.record(item, rows)
         if not self.preview:
             return None
         if time:
@@ -251,27 +252,14 @@ class EnhancementPreviews(CasePreviews):
     """Before, after and the change; of a volume the middle slice."""
 
     def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image:
-        after = _upright(item["pred"], image) / 255.0
+        after = upright(item["pred"], image) / 255.0
         if image.ndim == 3:
             image, after = image[len(image) // 2], after[len(after) // 2]
         return label_figure(draw_pair(image, after), stem.name)
 
 
 class ClassificationPreviews(CasePreviews):
-    """The image over the probability of each class.
-
-    Args:
-        output_dir: folder of the results.
-        class_names: names of the classes; default their indices.
-        data_root_dir: see :class:`CasePreviews`.
-        preview: draw figures.
-    """
-
-    def __init__(
-        self, output_dir: str, class_names: Sequence[str] | None = None, data_root_dir: str = "", preview: bool = True
-    ) -> None:
-        super().__init__(output_dir, data_root_dir, preview)
-        self.names = list(class_names or [])
+    """The image over the probability of each class, by ``names`` or by its index."""
 
     def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image:
         shares = torch.as_tensor(item["pred"]).flatten().tolist()
@@ -280,36 +268,7 @@ class ClassificationPreviews(CasePreviews):
         return label_figure(draw_bars(plane, dict(zip(names, shares, strict=True))), stem.name)
 
 
-class GrowingTable:
-    """``stem.csv`` and ``stem.json``, both whole files after every call of :meth:`add`; a former table is replaced.
-
-    Args:
-        stem: path without an ending.
-    """
-
-    def __init__(self, stem: Path) -> None:
-        self.csv, self.json = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.json")
-        self.columns: list[str] = []
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows, which all have the keys of the first."""
-        new = not self.columns
-        self.columns = self.columns or list(rows[0])
-        self.csv.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.csv, "w" if new else "a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            for row in rows:
-                writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-        text = ",\n".join(json.dumps(row) for row in rows)
-        with open(self.json, "w+b" if new else "r+b") as stream:
-            if not new:
-                stream.seek(-len(b"\n]\n"), 2)  # the end of the list, which moves behind the new rows
-            stream.write(f"{'[' if new else ','}\n{text}\n]\n".encode())
-
-
-def _upright(prediction: torch.Tensor, image: np.ndarray) -> np.ndarray:
+def upright(prediction: torch.Tensor, image: np.ndarray) -> np.ndarray:
     """``(1, *axes of the file)`` -> the upright axes of ``image``; axes of length 1 come and go."""
     array = np.asarray(torch.as_tensor(prediction).as_subclass(torch.Tensor).cpu())[0]
     return array.T.reshape(image.shape)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,22 +12,19 @@ import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric, compute_dice, compute_iou
 from monai.networks.utils import one_hot
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from monai_usfm.handlers.report import EvaluationReport
+from monai_usfm.handlers.drawing import COLORS
+from monai_usfm.handlers.report import EvaluationReport, known_spacing, moments, unit_of
 from monai_usfm.handlers.results import warn_beyond_spacing
 from monai_usfm.metrics.ellipse import fit_ellipse
 
 __all__ = ["DiceScore", "SegmentationReport", "published_circumferences", "score_case", "segmentation_panels"]
 
 logger = logging.getLogger(__name__)
-
-# Colors of the classes after the background, repeated when there are more.
-COLORS = ((1.0, 0.25, 0.2), (0.2, 0.8, 1.0), (1.0, 0.85, 0.1), (0.5, 1.0, 0.3), (0.9, 0.4, 1.0))
 
 
 def score_case(
@@ -111,7 +107,7 @@ def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> to
     """Gray images ``(B, 1, *S)`` with colored classes ``(B, 3, *S)``."""
     color = image.expand(-1, 3, *image.shape[2:]).clone()
     for number in range(1, num_classes):
-        tint = torch.tensor(COLORS[(number - 1) % len(COLORS)]).view(1, 3, *[1] * (image.dim() - 2))
+        tint = torch.tensor(COLORS[(number - 1) % len(COLORS)]).view(1, 3, *[1] * (image.dim() - 2)) / 255
         color = torch.where(classes == number, 0.55 * color + 0.45 * tint, color)
     return color
 
@@ -203,64 +199,37 @@ class SegmentationReport(EvaluationReport):
         rows: list[dict[str, Any]] = []
         for item in engine.state.output:
             label, prediction = item["label"], item["pred"]
-            spacing = _known_spacing(label) or _known_spacing(item["image"])  # a PNG mask of a DICOM image has none
+            spacing = known_spacing(label) or known_spacing(item["image"])  # a PNG mask of a DICOM image has none
             if spacing:
                 warn_beyond_spacing(np.asarray(label)[0], item["image"].meta)
-            name = str(item["image"].meta.get("filename_or_obj", len(self.rows) + len(rows)))
+            name = self.file_of(item["image"], rows, self.num_classes - 1)
             frame = int(item["image"].meta.get("frame", 0))
             published = self.published.get((name, frame), self.published.get(name))
             for row in score_case(torch.as_tensor(prediction), torch.as_tensor(label), self.num_classes, spacing):
                 if self.circumference:
-                    row.update(self._circumference(prediction, label, row["class"], spacing, published))
+                    masks = (torch.as_tensor(x) == row["class"] for x in (prediction, label))
+                    ellipses = (fit_ellipse(mask, spacing or 1.0) for mask in masks)
+                    found, drawn = (ellipse.circumference if ellipse else float("nan") for ellipse in ellipses)
+                    expected = drawn if published is None else published
+                    row |= {"circumference": found, "circumference_label": expected}
+                    row["circumference_error"] = found - expected
                 rows.append({"image": name, **row, "unit": "px" if spacing is None else "mm"})
         return rows
-
-    def _circumference(
-        self,
-        prediction: torch.Tensor,
-        label: torch.Tensor,
-        number: int,
-        spacing: list[float] | None,
-        published: float | None,
-    ) -> dict[str, float]:
-        found, drawn = (fit_ellipse(torch.as_tensor(x) == number, spacing or 1.0) for x in (prediction, label))
-        measured = found.circumference if found else float("nan")
-        expected = published if published is not None else drawn.circumference if drawn else float("nan")
-        return {
-            "circumference": measured,
-            "circumference_label": expected,
-            "circumference_error": measured - expected,
-        }
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         self.write_table("cases.csv", rows)
         summary: dict[str, Any] = {"cases": len(rows) // (self.num_classes - 1)}
         for number, cases in pd.DataFrame(rows).groupby("class"):
-            units = set(cases["unit"])
-            entry: dict[str, Any] = {"unit": units.pop() if len(units) == 1 else "mixed mm and px: do not average"}
+            entry: dict[str, Any] = {"unit": unit_of(cases["unit"].to_list())}
             for name in ("dice", "iou", "hd95", "asd", *["circumference_error"] * self.circumference):
-                entry[name], entry[f"{name}_std"] = _number(cases[name].mean()), _number(cases[name].std(ddof=0))
+                entry |= moments(cases[name], name)
             if self.circumference:
-                entry["circumference_absolute_error"] = _number(cases["circumference_error"].abs().mean())
-            entry["dice_labeled"] = _number(cases["dice"][cases["labeled"] > 0].mean())
+                error = cases["circumference_error"].abs()
+                entry["circumference_absolute_error"] = moments(error, "mean")["mean"]
+            entry["dice_labeled"] = moments(cases["dice"][cases["labeled"] > 0], "mean")["mean"]
             entry["false_negatives"] = int(cases["false_negative"].sum())
             entry["false_positives"] = int(cases["false_positive"].sum())
             entry["images_without"] = without = int((cases["labeled"] == 0).sum())
             entry["false_positive_rate"] = entry["false_positives"] / without if without else None
             summary[f"class_{number}"] = entry
         self.write_summary(engine, summary)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _known_spacing(image: torch.Tensor) -> list[float] | None:
-    """Spacing in mm along the axes of ``S``, or None where the file did not say."""
-    if not isinstance(image, MetaTensor):
-        return None
-    known = image.meta.get("spacing")
-    if known is None or not bool(image.meta.get("spacing_known", True)):
-        return None
-    values = [float(v) for v in torch.as_tensor(known).flatten()][: image.dim() - 1]
-    return values or None

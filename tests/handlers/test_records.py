@@ -188,18 +188,18 @@ def test_panels_show_each_image_at_its_place_in_its_orientation(tmp_path: Path) 
     color[1, 0] = 1.0
     path = save_panels(tmp_path / "p.png", {"gray": images, "color": color})
     figure = np.array(Image.open(path))
-    gap, header = 4, 16
-    assert figure.shape == (header + 2 * (10 + gap), 2 * 20 + 3 * gap, 3)
-    np.testing.assert_array_equal(figure[header + 1, gap + 2], [255] * 3)
-    np.testing.assert_array_equal(figure[header + (10 + gap) + 8, gap + 18], [128] * 3)
-    np.testing.assert_array_equal(figure[header + (10 + gap) + 5, 2 * gap + 20 + 3], [255, 0, 0])
+    gap, header = 6, 21
+    assert figure.shape == (header + 2 * 10 + gap, 2 * 20 + gap, 3)
+    np.testing.assert_array_equal(figure[header + 1, 2], [255] * 3)
+    np.testing.assert_array_equal(figure[header + (10 + gap) + 8, 18], [128] * 3)
+    np.testing.assert_array_equal(figure[header + (10 + gap) + 5, gap + 20 + 3], [255, 0, 0])
 
 
 def test_panels_take_the_middle_slice_and_survive_values_that_are_no_number(tmp_path: Path) -> None:
     volume = torch.zeros(1, 1, 5, 6, 7)
     volume[0, 0, 2] = 1.0
     volume[0, 0, 2, 0, 0] = float("nan")
-    figure = np.array(Image.open(save_panels(tmp_path / "v.png", {"volume": volume})))[16:22, 4:11]
+    figure = np.array(Image.open(save_panels(tmp_path / "v.png", {"volume": volume})))[21:27, :7]
     assert figure[0, 0].max() == 0
     assert figure[1:].min() == 255
 

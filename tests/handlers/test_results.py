@@ -21,7 +21,6 @@ from monai_usfm.handlers.drawing import COLORS, INK, draw_overlay, draw_volume, 
 from monai_usfm.handlers.results import (
     ClassificationPreviews,
     EnhancementPreviews,
-    GrowingTable,
     SegmentationResults,
 )
 
@@ -113,7 +112,7 @@ def test_previews_repeat_the_subfolders_of_the_images(tmp_path):
     for name in ("p1", "p2"):
         (tmp_path / "in" / name).mkdir(parents=True)
     items = [(saved(tmp_path / "in" / name / "a.png"), torch.zeros(1, 40, 30), 2) for name in ("p1", "p2")]
-    run(EnhancementPreviews(str(tmp_path / "out"), str(tmp_path / "in")), items)
+    run(EnhancementPreviews(str(tmp_path / "out"), data_root_dir=str(tmp_path / "in")), items)
     assert (tmp_path / "out/previews/p1/a.jpg").is_file() and (tmp_path / "out/previews/p2/a.jpg").is_file()
 
 
@@ -125,13 +124,15 @@ def test_the_bar_of_the_more_probable_class_is_longer(tmp_path):
     assert colored.max() > 3 * gray.max() > 0
 
 
-def test_a_growing_table_is_whole_after_every_row_and_replaces_a_former_one(tmp_path):
+def test_a_table_is_whole_after_every_case_and_replaces_a_former_one(tmp_path):
+    handler = SegmentationResults(str(tmp_path), 2, preview=False)
+    items = [(saved(tmp_path / f"{n}.png"), torch.zeros(1, 40, 30), 2) for n in range(3)]
     for _ in range(2):
-        table = GrowingTable(tmp_path / "t")
-        for number in range(3):
-            table.add([{"n": number, "x": 0.5}])
-            assert [row["n"] for row in json.loads((tmp_path / "t.json").read_text())] == list(range(number + 1))
-    assert (tmp_path / "t.csv").read_text() == "n,x\n0,0.5\n1,0.5\n2,0.5\n"
+        run(handler, items)
+        with open(tmp_path / "statistics.csv", newline="") as stream:
+            table = [row["image"] for row in csv.DictReader(stream)]
+        written = [row["image"] for row in json.loads((tmp_path / "statistics.json").read_text())]
+        assert table == written == [str(path) for path, *_ in items]
 
 
 def test_outside_the_structures_an_overlay_is_the_gray_image():
