@@ -35,29 +35,24 @@ GROUP_IDS = (
 READ_BY_CLIENTS, READ_IN_GROUPS = frozenset(CLIENT_IDS.split()), frozenset(GROUP_IDS.split())
 # What users of other tools type.
 SYNONYMS = {
-    "lr": "learning_rate",
-    "epochs": "max_epochs",
-    "num_epochs": "max_epochs",
-    "data_dir": "dataset_dir",
-    "data": "dataset_dir",
-    "root": "dataset_dir",
-    "batch": "batch_size",
-    "workers": "num_workers",
-    "image_size": "spatial_size",
-    "img_size": "spatial_size",
-    "roi_size": "spatial_size",
-    "out": "output_dir",
-    "output": "output_dir",
-    "save_dir": "output_dir",
-    "gpu": "device",
-    "weights": "pretrained",
-    "init": "pretrained",
-    "classes": "num_classes",
-    "section": "split",
-    "wd": "weight_decay",
-    "model": "network_size",
-    "ckpt": "checkpoint",
-    "ckpt_path": "checkpoint",
+    word: name
+    for name, words in {
+        "learning_rate": "lr",
+        "max_epochs": "epochs num_epochs",
+        "dataset_dir": "data data_dir root",
+        "batch_size": "batch",
+        "num_workers": "workers",
+        "spatial_size": "image_size img_size roi_size",
+        "output_dir": "out output save_dir",
+        "device": "gpu",
+        "pretrained": "weights init",
+        "num_classes": "classes",
+        "split": "section",
+        "weight_decay": "wd",
+        "network_size": "model",
+        "checkpoint": "ckpt ckpt_path",
+    }.items()
+    for word in words.split()
 }
 
 
@@ -242,52 +237,27 @@ def _device(value: Any) -> bool:
 EXACT_TYPES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz", ".mha", ".nrrd")
 """Types of one file that keep the values of a result: JPEG would spread the classes of a mask."""
 
-# What an option of this name must be in every bundle that has it, and how that is said. None is left to the default.
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        ("max_epochs", "batch_size", "accumulation_steps", "val_interval", "in_channels", "crops_per_volume"),
-        (_whole(1), "a whole number from 1"),
+# What options of these names must be in every bundle that has them, and how that is said. None is left to the default.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_epochs batch_size accumulation_steps val_interval in_channels crops_per_volume epoch_length": (
+        _whole(1),
+        "a whole number from 1",
     ),
-    **dict.fromkeys(
-        ("num_workers", "figure_interval", "seed", "lora_rank", "rank", "dropout_samples"),
-        (_whole(0), "a whole number from 0"),
-    ),
-    **dict.fromkeys(("epoch_length",), (_whole(1), "a whole number from 1, or null")),
-    **dict.fromkeys(("spatial_size", "patch_size"), (_each(_whole(1)), "whole numbers from 1, one for each axis")),
-    **dict.fromkeys(
-        ("learning_rate", "clip_norm", "temperature", "dynamic_range_db"),
-        (_number(0, open_low=True), "a number above 0"),
-    ),
-    **dict.fromkeys(("weight_decay", "warmup_epochs", "organ_temperature", "mixup_alpha"), (_number(0), "0 or more")),
-    **dict.fromkeys(("layer_decay", "label_fraction"), (_number(0, 1, open_low=True), "in (0, 1]")),
-    **dict.fromkeys(("holdout", "dropout", "label_smoothing"), (_number(0, 1), "in [0, 1]")),
+    "num_workers figure_interval seed lora_rank rank dropout_samples": (_whole(0), "a whole number from 0"),
+    "spatial_size patch_size": (_each(_whole(1)), "whole numbers from 1, one for each axis"),
+    "learning_rate clip_norm temperature dynamic_range_db": (_number(0, open_low=True), "a number above 0"),
+    "weight_decay warmup_epochs organ_temperature mixup_alpha": (_number(0), "0 or more"),
+    "layer_decay label_fraction": (_number(0, 1, open_low=True), "in (0, 1]"),
+    "holdout dropout label_smoothing": (_number(0, 1), "in [0, 1]"),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),
     "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
     "device": (_device, "a device of this machine, such as cpu or cuda:0"),
     "output_ext": (lambda value: value in EXACT_TYPES, f"one of {', '.join(EXACT_TYPES)}"),
     "amp": (lambda value: value in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
-    **dict.fromkeys(
-        (
-            "resume",
-            "resume_anyway",
-            "compile",
-            "deterministic",
-            "freeze_encoder",
-            "class_balance",
-            "fold_normalization",
-            "circumference",
-            "uncertainty",
-            "pairs",
-            "preview",
-            "statistics",
-            "components",
-            "muscle",
-            "frames",
-            "skip_unreadable",
-        ),
-        (_switch, "true or false"),
-    ),
+    "resume resume_anyway compile deterministic freeze_encoder class_balance fold_normalization circumference "
+    "uncertainty pairs preview statistics components muscle frames skip_unreadable": (_switch, "true or false"),
 }
+RULES = {name: rule for names, rule in _RULES.items() for name in names.split()}
 
 
 def check_values(options: Mapping[str, Any]) -> None:

@@ -1,14 +1,15 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What stands on a command line: literals, paths with a name."""
+"""What stands on a command line: literals, paths with a name, options of a bundle."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["literal", "split_named_path"]
+__all__ = ["literal", "parse_options", "split_named_path"]
 
 
 def literal(value: Any) -> Any:
@@ -31,3 +32,28 @@ def split_named_path(entry: str) -> tuple[str, str]:
     """``"NAME=PATH" -> ("NAME", "PATH")``, ``"PATH" -> ("", "PATH")``; a path that exists may hold the sign itself."""
     name, _, path = entry.partition("=")
     return (name, path) if path and not Path(entry).exists() else ("", entry)
+
+
+def parse_options(tokens: Sequence[str]) -> dict[str, Any]:
+    """``["--size", "96", "96", "--net#name", "small"] -> {"size": [96, 96], "net#name": "small"}``.
+
+    A value is a Python literal, or else text; several values are a list; none is True. ``--name=value`` is taken too,
+    and dashes in a name are underscores. The parser of ``fire`` is not used: it takes what follows ``#`` for a comment,
+    which in a bundle separates the parts of a name.
+
+    Raises:
+        ValueError: for a value without an option.
+    """
+    found: dict[str, list[str]] = {}
+    name = ""
+    for token in tokens:
+        if token.startswith("--") and token != "--":
+            name, has_value, value = token[2:].partition("=")
+            name = name.replace("-", "_")
+            found[name] = [value] if has_value else []
+        elif name:
+            found[name].append(token)
+        else:
+            raise ValueError(f"{token!r} belongs to no option; options are written --name value.")
+    values = {name: [literal(text) for text in texts] or [True] for name, texts in found.items()}
+    return {name: texts[0] if len(texts) == 1 else texts for name, texts in values.items()}

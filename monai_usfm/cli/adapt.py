@@ -12,10 +12,10 @@ import torch
 from cyclopts import Parameter
 
 from monai_usfm.cards import load_network, save_network
-from monai_usfm.cli.options import parse_options
 from monai_usfm.data import list_images
 from monai_usfm.evaluation.images import load_images
 from monai_usfm.files import write_text_atomically
+from monai_usfm.settings import parse_options
 from monai_usfm.workflow import run_bundle
 
 __all__ = ["adapt", "minimize_entropy"]
@@ -73,16 +73,9 @@ def adapt(
             listed, json.dumps({"training": [{"image": str(Path(i["image"]).resolve())} for i in items]})
         )
         defaults = {"max_epochs": 20, "batch_size": 16, "learning_rate": 1e-4, "warmup_epochs": 1, "num_workers": 0}
+        defaults |= {"spatial_size": size, "spatial_dims": len(size)}
         folders = {"output_dir": str(listed.parent), "datalist": str(listed), "export_path": str(target / "encoder.pt")}
-        dims = len(size)
-        run_bundle(
-            "pretraining",
-            pretrained=checkpoint,
-            spatial_size=size,
-            spatial_dims=dims,
-            **{**defaults, **given},
-            **folders,
-        )
+        run_bundle("pretraining", pretrained=checkpoint, **{**defaults, **given}, **folders)
         after = load_network(target / "encoder.pt", "encoder").state_dict()
         before = network.encoder.state_dict()
         mixed = {k: torch.lerp(v, after[k], share) if v.is_floating_point() else v for k, v in before.items()}

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from monai.bundle import ConfigWorkflow
 
 from monai_usfm.bundle.inference import FAILED
-from monai_usfm.cli.options import parse_options
+from monai_usfm.cards import find_card
+from monai_usfm.settings import parse_options
 from monai_usfm.workflow import load_bundle, run_bundle
 
 __all__ = ["calibrate", "evaluate", "predict", "pretrain", "train"]
@@ -20,13 +22,26 @@ Task = Literal["pretraining", "segmentation", "classification", "enhancement"]
 Options = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 
 
-def train(
-    *options: Options,
-    task: Task,
-    overlays: tuple[str, ...] = (),
-    bundle_root: str | None = None,
-    list_options: bool = False,
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Bundle:
+    """Which configs are run, and how.
+
+    Args:
+        overlays: names of further configs of the bundle, for example ``demo``; of an evaluation those of the training.
+        bundle_root: folder of the bundle; default: that of the package.
+        list_options: only list the options and their values.
+    """
+
+    overlays: tuple[str, ...] = ()
+    bundle_root: str | None = None
+    list_options: bool = False
+
+
+DEFAULT = Bundle()
+
+
+def train(*options: Options, task: Task, bundle: Bundle = DEFAULT) -> None:
     """Train a network for a task, from pretrained weights or from scratch.
 
     Writes the weights ``model.pt`` with their card ``model.json``, tables and figures to ``--output_dir``, by default
@@ -36,38 +51,22 @@ def train(
 
     Args:
         task: what the network is for.
-        overlays: names of further configs of the bundle, for example ``demo``.
-        bundle_root: folder of the bundle; default: that of the package.
-        list_options: only list the options and their values.
     """
-    _run(task, "train", options, overlays, bundle_root, list_options)
+    _run(task, "train", options, bundle)
 
 
-def pretrain(
-    *options: Options, overlays: tuple[str, ...] = (), bundle_root: str | None = None, list_options: bool = False
-) -> None:
+def pretrain(*options: Options, bundle: Bundle = DEFAULT) -> None:
     """Train an encoder on images without labels: ``train --task pretraining``.
 
-    Writes the weights ``model.pt`` with their card ``model.json``, tables and figures to ``--output_dir``, by default
-    ``output/pretraining``. All options of the bundle's ``train.json`` are taken, for example::
+    Writes what ``train`` writes, by default to ``output/pretraining``; further overlays are ``foundation`` and
+    ``distill``. For example::
 
         monai-usfm pretrain --dataset_dir DATA --network_size small --max_epochs 100
-
-    Args:
-        overlays: names of further configs of the bundle, for example ``foundation`` or ``demo``.
-        bundle_root: folder of the bundle; default: that of the package.
-        list_options: only list the options and their values.
     """
-    _run("pretraining", "train", options, overlays, bundle_root, list_options)
+    _run("pretraining", "train", options, bundle)
 
 
-def evaluate(
-    *options: Options,
-    task: Task,
-    overlays: tuple[str, ...] = (),
-    bundle_root: str | None = None,
-    list_options: bool = False,
-) -> None:
+def evaluate(*options: Options, task: Task, bundle: Bundle = DEFAULT) -> None:
     """Score trained weights on a split of a datalist.
 
     Takes the weights that ``train`` left in ``--output_dir`` (or ``--checkpoint FILE``), and writes tables and figures
@@ -77,20 +76,12 @@ def evaluate(
 
     Args:
         task: what the network is for.
-        overlays: those of the training.
-        bundle_root: folder of the bundle; default: that of the package.
-        list_options: only list the options and their values.
     """
-    _run(task, "evaluate", options, overlays, bundle_root, list_options)
+    _run(task, "evaluate", options, bundle)
 
 
 def predict(
-    *options: Options,
-    task: Task | None = None,
-    checkpoint: str | None = None,
-    overlays: tuple[str, ...] = (),
-    bundle_root: str | None = None,
-    list_options: bool = False,
+    *options: Options, task: Task | None = None, checkpoint: str | None = None, bundle: Bundle = DEFAULT
 ) -> int:
     """Apply trained weights to a folder of images.
 
@@ -102,17 +93,18 @@ def predict(
     Args:
         task: what the network is for; default: what the card of ``checkpoint`` says.
         checkpoint: weights; default: those of the bundle.
-        overlays: names of further configs of the bundle.
-        bundle_root: folder of the bundle; default: that of the package.
-        list_options: only list the options and their values.
 
     Returns:
         The exit status: 3 where files could not be read, which ``failed.csv`` lists.
     """
-    if task is None and bundle_root is None:
-        task = _task_of(checkpoint)
+    name = task or ""
+    if task is None and bundle.bundle_root is None:
+        card = find_card(checkpoint) if checkpoint else None
+        if card is None:
+            raise ValueError(f"{checkpoint or 'without --checkpoint'}: no card tells the task; give --task.")
+        name = "pretraining" if card["task"] in ("features", "encoder") else card["task"]
     given = () if checkpoint is None else ("--checkpoint", checkpoint)
-    flow = _run(task or "", "predict", (*options, *given), overlays, bundle_root, list_options)
+    flow = _run(name, "predict", (*options, *given), bundle)
     return FAILED if flow is not None and flow.parser.get_parsed_content("evaluator").failures else 0
 
 
@@ -137,32 +129,14 @@ def calibrate(
     calibrate(checkpoint, bundle_root=bundle_root, sensitivity=sensitivity, **parse_options(options))
 
 
-def _task_of(checkpoint: str | None) -> Any:
-    """Task on the card of a weight file."""
-    if checkpoint is None:
-        raise ValueError("give --task, or --checkpoint with weights whose card tells the task.")
-    from monai_usfm.cards import find_card
-
-    card = find_card(checkpoint)
-    if card is None:
-        raise ValueError(f"{checkpoint} has no card that tells its task; give --task.")
-    return "pretraining" if card["task"] in ("features", "encoder") else card["task"]
-
-
-def _run(
-    bundle: str,
-    workflow: str,
-    tokens: tuple[str, ...],
-    overlays: tuple[str, ...],
-    bundle_root: str | None,
-    list_options: bool,
-) -> ConfigWorkflow | None:
+def _run(name: str, workflow: str, tokens: tuple[str, ...], bundle: Bundle) -> ConfigWorkflow | None:
     options = parse_options(tokens)
     # a bundle writes below its own folder unless told otherwise, which in an installed package is the wrong place
-    options.setdefault("output_dir", "output/predictions" if workflow == "predict" else f"output/{bundle}")
-    if not list_options:
-        return run_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options)
-    config = load_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options).parser.get()
-    for name, meaning in config["_options_"].items():
-        print(f"--{name} {json.dumps(config.get(name), default=str)}\n    {meaning}")
+    options.setdefault("output_dir", "output/predictions" if workflow == "predict" else f"output/{name}")
+    places: dict[str, Any] = {"overlays": bundle.overlays, "bundle_root": bundle.bundle_root}
+    if not bundle.list_options:
+        return run_bundle(name, workflow, **places, **options)
+    config = load_bundle(name, workflow, **places, **options).parser.get()
+    for option, meaning in config["_options_"].items():
+        print(f"--{option} {json.dumps(config.get(option), default=str)}\n    {meaning}")
     return None

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from monai_usfm.cli import app, main
-from monai_usfm.cli.options import parse_options
+from monai_usfm.settings import parse_options
 
 
 @pytest.mark.parametrize(
