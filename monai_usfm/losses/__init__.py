@@ -4,15 +4,6 @@
 
 from __future__ import annotations
 
-from monai_usfm.losses.atm import ATMLoss
-from monai_usfm.losses.measurements import HeatmapLoss, ValueLoss
-from monai_usfm.losses.reconstruction import FocalFrequencyLoss, MaskedReconstructionLoss, SpatialFrequencyLoss
-
-__all__ = [
-    "ATMLoss",
-    "FocalFrequencyLoss",
-    "HeatmapLoss",
-    "MaskedReconstructionLoss",
-    "SpatialFrequencyLoss",
-    "ValueLoss",
-]
+from monai_usfm.losses.atm import *
+from monai_usfm.losses.measurements import *
+from monai_usfm.losses.reconstruction import *

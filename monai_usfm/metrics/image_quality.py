@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Image quality of ultrasound: contrast, speckle, structure and resolution.
+"""Image quality of ultrasound: contrast, speckle and structure.
 
 MONAI's ``IgniteMetricHandler`` hands a metric two tensors, so what a metric needs besides the image travels in ``y``:
 region masks (channel 0 the region of interest, channel 1 the background), a reference image, or both. No single number
@@ -11,21 +11,20 @@ that smoothing cannot win. SSIM and PSNR are in :mod:`monai.metrics`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.metrics.regression import RegressionMetric
 from monai.utils import MetricReduction
 
+from monai_usfm.physics.display import check_dynamic_range
+
 __all__ = [
     "CNRMetric",
     "EnhancementQualityMetric",
-    "FWHMMetric",
     "GeneralizedCNRMetric",
     "LocalNCCMetric",
     "SpeckleSNRMetric",
-    "to_envelope",
 ]
 
 
@@ -37,11 +36,6 @@ def to_envelope(image: torch.Tensor, dynamic_range_db: float | None) -> torch.Te
     if dynamic_range_db is None:
         return image
     return 10.0 ** ((image - 1.0) * (dynamic_range_db / 20.0))
-
-
-def _check_dynamic_range(dynamic_range_db: float | None) -> None:
-    if dynamic_range_db is not None and not dynamic_range_db > 0:
-        raise ValueError(f"dynamic_range_db must be positive, or None for linear images, got {dynamic_range_db}.")
 
 
 class _RegionMetric(RegressionMetric):
@@ -158,7 +152,7 @@ class SpeckleSNRMetric(_RegionMetric):
         get_not_nans: bool = False,
     ) -> None:
         super().__init__(reduction=reduction, get_not_nans=get_not_nans)
-        _check_dynamic_range(dynamic_range_db)
+        check_dynamic_range(dynamic_range_db)
         self.dynamic_range_db = dynamic_range_db
 
     def _from_values(self, *values: torch.Tensor) -> torch.Tensor:
@@ -215,50 +209,6 @@ class LocalNCCMetric(RegressionMetric):
         r = torch.where(moves_a & moves_b, r.clamp(-1, 1), torch.zeros_like(r))
         counted = (moves_a | moves_b).sum(spatial)
         return (r.sum(spatial) / counted).float()  # 0 / 0 = NaN: nothing to compare
-
-
-class FWHMMetric(_RegionMetric):
-    """Full width at half maximum (-6 dB) of a point target along one axis.
-
-    The line through the brightest pixel of the region is searched outwards for the first fall to half the peak
-    amplitude; the crossings are interpolated between samples. A Gaussian of standard deviation s has 2.3548 s.
-
-    Call with ``y_pred`` (B, C, *S) and ``y`` (B, 1 or more, *S), whose first channel masks one target. Returns (B, C)
-    in the unit of ``spacing``, NaN where the mask is empty or the line does not fall to half inside the mask.
-
-    Args:
-        axis: spatial axis along which the width is measured; 0 is the first axis of S.
-        spacing: size of a pixel along that axis: mm for a width in mm, 1 for pixels.
-        dynamic_range_db: display range that maps gray levels in [0, 1] to amplitude; ``None`` if they are amplitudes.
-        reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
-
-    Raises:
-        ValueError: if ``spacing`` or ``dynamic_range_db`` is not positive, or the image has no such axis.
-    """
-
-    regions = ("point target",)
-
-    def __init__(
-        self,
-        axis: int,
-        spacing: float = 1.0,
-        dynamic_range_db: float | None = 60.0,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
-        get_not_nans: bool = False,
-    ) -> None:
-        super().__init__(reduction=reduction, get_not_nans=get_not_nans)
-        _check_dynamic_range(dynamic_range_db)
-        if not spacing > 0:
-            raise ValueError(f"spacing must be positive (mm per pixel, or 1), got {spacing}.")
-        self.axis, self.spacing, self.dynamic_range_db = axis, spacing, dynamic_range_db
-
-    def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        dims = y_pred.ndim - 2
-        if not -dims <= self.axis < dims:
-            raise ValueError(f"axis {self.axis} does not exist in an image with {dims} spatial axes.")
-        envelope, mask = to_envelope(_finite(y_pred, "y_pred"), self.dynamic_range_db), y[:, 0] > 0
-        out = [[_half_width(channel, m, self.axis) for channel in item] for item, m in zip(envelope, mask, strict=True)]
-        return torch.tensor(out, device=y_pred.device) * self.spacing
 
 
 class EnhancementQualityMetric(RegressionMetric):
@@ -328,26 +278,3 @@ def _finite(image: torch.Tensor, name: str) -> torch.Tensor:
 def _spread(image: torch.Tensor) -> torch.Tensor:
     spatial = tuple(range(2, image.ndim))
     return image.amax(spatial, keepdim=True) - image.amin(spatial, keepdim=True)
-
-
-def _half_width(envelope: torch.Tensor, mask: torch.Tensor, axis: int) -> float:
-    """Width in samples at half of the largest value inside ``mask`` (*S); NaN if a flank stays above half there."""
-    if not bool(mask.any()):
-        return math.nan
-    peak = int(torch.where(mask, envelope, -torch.inf).argmax())
-    index: list[int | slice] = [int(i) for i in torch.unravel_index(torch.tensor(peak), envelope.shape)]
-    start = int(index[axis])  # type: ignore[arg-type]
-    index[axis] = slice(None)
-    line, inside = envelope[tuple(index)].tolist(), mask[tuple(index)].tolist()
-    return _flank(line[start:], inside[start:]) + _flank(line[start::-1], inside[start::-1])
-
-
-def _flank(line: Sequence[float], inside: Sequence[bool]) -> float:
-    """Distance from the first sample to where the line falls to half of it, as far as it stays inside."""
-    half = line[0] / 2
-    for i in range(1, len(line)):
-        if not inside[i]:
-            break
-        if line[i] <= half:
-            return i - 1 + (line[i - 1] - half) / (line[i - 1] - line[i])
-    return math.nan

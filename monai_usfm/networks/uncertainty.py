@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer
+from scipy.optimize import minimize_scalar
 
 __all__ = ["FlipInferer", "TemperatureScaling", "monte_carlo", "predictive_entropy", "to_probabilities"]
 
@@ -208,16 +209,9 @@ class TemperatureScaling(nn.Module):
             raise ValueError(f"no label is left without {ignore_index}: nothing to fit.")
         if classes == 1:  # a sigmoid is a softmax against zero
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
-        with torch.enable_grad():
-            log_temperature = torch.zeros((), dtype=torch.double, device=scores.device, requires_grad=True)
-            optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 
-            def closure() -> torch.Tensor:
-                optimizer.zero_grad()
-                loss = F.cross_entropy(scores * (-log_temperature).exp(), truth)
-                loss.backward()
-                return loss
+        def loss(log_temperature: float) -> float:
+            return F.cross_entropy(scores * math.exp(-log_temperature), truth).item()
 
-            optimizer.step(closure)
-        self.temperature.copy_(log_temperature.exp())
+        self.temperature.fill_(math.exp(minimize_scalar(loss, bounds=(-7, 7), method="bounded").x))
         return self

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -193,45 +193,6 @@ class BeamGeometry:
         else:
             extents.append(self.radii[1] * (self.angles[1] - self.angles[0]))
         return tuple(math.ceil(extent / step - 1e-6) + 1 for extent in extents)
-
-    # ------------------------------------------------------------------ following the image
-
-    def crop(self, start: Sequence[int]) -> BeamGeometry:
-        """Geometry after cropping with ``start`` as the new first pixel; negative values describe padding."""
-        offset = _floats("start", start, self.spatial_dims)
-        return replace(self, apex=tuple(a - s for a, s in zip(self.apex, offset, strict=True)))
-
-    def resize(self, from_shape: Sequence[int], to_shape: Sequence[int]) -> BeamGeometry:
-        """Geometry after resampling with pixel edges aligned (``align_corners=False``, as torch and MONAI resize)."""
-        self._check_shape(from_shape)
-        self._check_shape(to_shape)
-        zoom = [new / old for old, new in zip(from_shape, to_shape, strict=True)]
-        return replace(
-            self,
-            apex=tuple((a + 0.5) * f - 0.5 for a, f in zip(self.apex, zoom, strict=True)),
-            spacing=tuple(s / f for s, f in zip(self.spacing, zoom, strict=True)),
-        )
-
-    def flip(self, axis: int, spatial_shape: Sequence[int]) -> BeamGeometry:
-        """Geometry after reversing one image axis: the lateral and elevation ranges mirror, depth changes its sign."""
-        self._check_shape(spatial_shape)
-        dims = self.spatial_dims
-        if not -dims <= axis < dims:
-            raise ValueError(f"axis {axis} is out of range for a geometry of {dims} dimensions.")
-        axis %= dims
-        apex = list(self.apex)
-        apex[axis] = spatial_shape[axis] - 1 - apex[axis]
-        if axis == dims - 2:
-            spacing = list(self.spacing)
-            spacing[axis] = -spacing[axis]
-            return replace(self, apex=tuple(apex), spacing=tuple(spacing))
-        if dims == 3:
-            ranges = [self.angles[0], self.angles[1]]
-            changed = 0 if axis == 0 else 1
-            ranges[changed] = (-ranges[changed][1], -ranges[changed][0])
-            return replace(self, apex=tuple(apex), angles=(ranges[0], ranges[1]))
-        width = None if self.width is None else (-self.width[1], -self.width[0])
-        return replace(self, apex=tuple(apex), angles=(-self.angles[1], -self.angles[0]), width=width)
 
     # ------------------------------------------------------------------ storage
 

@@ -1,9 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of what was written over the tissue: text, calipers, dotted lines, colored marks, logos.
-
-Longer than other modules: detection is one chain of steps that share their thresholds.
-"""
+"""Removal of what was written over the tissue: text, calipers, colored marks, logos."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from monai.transforms import Transform
 from monai.utils import OptionalImportError, convert_to_dst_type, convert_to_tensor, optional_import
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import ConvexHull, cKDTree
+from scipy.spatial import ConvexHull
 
 from monai_usfm.transforms.dictionary import NUMPY, DictionaryForm, dictionary_form
 from monai_usfm.transforms.field_of_view import field_of_view
@@ -35,8 +32,7 @@ class AnnotationReport:
     """What was found in one image.
 
     Attributes:
-        kinds: ``"text"``, ``"caliper"``, ``"dotted line"``, ``"color"`` or ``"screen"`` (outside the field of view),
-            one per mark.
+        kinds: ``"text"``, ``"caliper"``, ``"color"`` or ``"screen"`` (outside the field of view), one per mark.
         boxes: ``(frame, top, left, bottom, right)`` per mark in pixels, last row and column excluded; frame 0 in 2D.
         area_fraction: share of all pixels that the marks, with their blurred rims, take up.
     """
@@ -57,17 +53,15 @@ class RemoveAnnotations(Transform):
     A mark is told from tissue by what a beam cannot draw:
 
     - **text**: thin bright strokes that form at least three neighboring shapes with the same top and bottom row, as
-      capitals and digits have, and the same gray level; two such shapes, or one alone, where they look painted: dark
-      all around, even along the strokes, sharp; and the signs that continue such a line;
+      capitals and digits have, and the same gray level; and the signs that continue such a line;
     - **calipers**: upright or diagonal crosses with four bright arms, even and of equal length, darker on both sides
-      (the number of the caliper may touch one) and darker between and beyond them;
-    - **dotted lines**: at least six bright dots of equal level on a straight line at equal distances;
+      and darker between and beyond them;
     - **color** (three channels only): pixels that are not gray, unless they cover more than a twentieth of the image,
       which is Doppler and left alone;
     - **screen**: anything bright outside the field of view, such as logos, rulers and gray bars.
 
-    The input is never changed where nothing is found. Marks much fainter than the tissue around them, about a
-    third of single letters, handwriting and filled shapes are not found. Volumes and cines ``(C, D, H, W)`` are
+    The input is never changed where nothing is found. Single letters and pairs, dotted lines, marks much fainter than
+    the tissue around them, handwriting and filled shapes are not found. Volumes and cines ``(C, D, H, W)`` are
     searched slice by slice along the first spatial axis. Of four channels the last counts as alpha: it is neither
     searched nor filled.
 
@@ -193,13 +187,11 @@ class _Marks:
         marks.add_screen(gray, inside, contrast)
         if len(frame) == 3:
             marks.add_color(frame)
-        ridge = _ridge(gray)
         levels = np.linspace(0.95, 0.4, 10) * np.quantile(gray, 0.9995)
-        shapes = [_Shapes.of(gray, level, contrast, ridge) for level in levels]
-        marks.add_text(gray, shapes, [line for s in shapes for line in s.words(contrast)])
-        marks.add_crosses(gray, contrast)
-        marks.add_dotted_lines(gray, contrast)
-        marks.add_text(gray, shapes, [line for s in shapes for line in s.letters(contrast, marks.mask)])
+        shapes = [_Shapes.of(gray, level, contrast) for level in levels]
+        marks.add_text(gray, shapes, [line for s in shapes for line in s.words()])
+        for cross in _crosses(gray, contrast, marks.mask):
+            marks.add("caliper", cross)
         return marks
 
     def add(self, kind: str, mask: np.ndarray) -> None:
@@ -246,14 +238,6 @@ class _Marks:
         for rim in _joined(rims):
             self.add("text", rim)
 
-    def add_crosses(self, gray: np.ndarray, contrast: float) -> None:
-        for row, column, arm, cross in _crosses(gray, contrast, self.mask):
-            self.add("caliper", cross | _number_beside(gray, row, column, arm, contrast))
-
-    def add_dotted_lines(self, gray: np.ndarray, contrast: float) -> None:
-        for mask in _dotted_lines(gray, contrast, self.mask):
-            self.add("dotted line", mask)
-
 
 def _within_hull(points: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Which True pixels of ``points`` lie in the convex hull of ``inside``."""
@@ -282,11 +266,10 @@ class _Shapes:
     box: np.ndarray  # (N, 4) top, left, bottom, right
     level: np.ndarray  # (N,) mean gray
     contrast: np.ndarray  # (N,) mean gray less that of the surroundings
-    clarity: np.ndarray  # (N, 5) see _clarity
 
     @classmethod
-    def of(cls, gray: np.ndarray, threshold: float, contrast: float, ridge: np.ndarray | None = None) -> _Shapes:
-        """Shapes of ``gray > threshold``; with ``ridge``, from :func:`_ridge`, their clarity is measured too."""
+    def of(cls, gray: np.ndarray, threshold: float, contrast: float) -> _Shapes:
+        """Shapes of ``gray > threshold``."""
         labels, count = ndimage.label(gray > threshold, _EIGHT)
         tallest = max(0.12 * gray.shape[0], 24)
         # a cheap look at all shapes first: speckle makes thousands
@@ -307,85 +290,23 @@ class _Shapes:
             radius = max(height // 5, 1)
             if ndimage.binary_erosion(shape, np.ones((2 * radius + 1,) * 2)).sum() > 0.1 * shape.sum():
                 continue
-            clarity = _NO_CLARITY
-            if ridge is not None and height >= 5 and width >= 2:
-                clarity = _clarity(labels, label, window, gray, ridge)
             box = window[0].start, window[1].start, window[0].stop, window[1].stop
-            kept.append((label, *box, mean, rise, *clarity))
-        table = np.array(kept, dtype=float).reshape(-1, 7 + len(_NO_CLARITY))
-        return cls(labels, table[:, 0].astype(int), table[:, 1:5], table[:, 5], table[:, 6], table[:, 7:])
+            kept.append((label, *box, mean, rise))
+        table = np.array(kept, dtype=float).reshape(-1, 7)
+        return cls(labels, table[:, 0].astype(int), table[:, 1:5], table[:, 5], table[:, 6])
 
-    def words(self, contrast: float) -> list[_Line]:
-        """Neighboring letters with equal top, bottom and gray level: three, or two clear ones."""
-        groups = self._rows(np.ones(len(self.index), bool), 3)
-        groups += self._rows(self._clear(1.5 * contrast, 0.6, 0.3, 2.0, 0.8), 2)
-        return [_Line(self, members) for members in groups]
-
-    def letters(self, contrast: float, taken: np.ndarray) -> list[_Line]:
-        """Very clear letters that stand alone, away from what is ``taken``."""
-        clear = self._clear(1.75 * contrast, 0.8, 0.15, 1.4, 0.65)
-        if clear.any():
-            clear &= ~np.isin(self.index, np.unique(self.labels[taken]))
-        return [_Line(self, members) for members in self._rows(clear, 1)]
-
-    def _clear(self, contrast: float, outline: float, spread: float, growth: float, fill: float) -> np.ndarray:
-        """Which shapes look painted: each of the measures in ``clarity`` is on the right side of a limit."""
-        limits = [-contrast, -outline, spread, growth, fill]
-        return np.all(self.clarity * [-1, -1, 1, 1, 1] <= limits, axis=1)
-
-    def _rows(self, letter: np.ndarray, least: int) -> list[np.ndarray]:
-        """Indices of letters that follow each other on a row, in groups of at least ``least``."""
+    def words(self) -> list[_Line]:
+        """At least three letters that follow each other on a row, with equal top, bottom and gray level."""
         top, left, bottom, right = self.box.T
         height = bottom - top
-        letter = letter & (height >= (5 if least > 1 else 6)) & (right - left >= np.where(least > 1, 2, 0.25 * height))
-        if least < 3:
-            letter &= right - left <= 1.1 * height
+        letter = (height >= 5) & (right - left >= 2)
         gap = left[None, :] - right[:, None]  # from the end of the first shape to the start of the second
         aligned = (abs(top[:, None] - top) <= 1) & (abs(bottom[:, None] - bottom) <= 1)
         alike = abs(self.level[:, None] - self.level) < 0.1
         follows = aligned & alike & (gap >= 0) & (gap <= 1.2 * height[:, None]) & letter & letter[:, None]
         _, group = connected_components(follows, directed=False)
         count = np.bincount(group[letter], minlength=1)
-        return [np.flatnonzero((group == g) & letter) for g in np.flatnonzero(count >= least)]
-
-
-_NO_CLARITY = (0.0, 0.0, np.inf, np.inf, np.inf)
-
-
-def _ridge(gray: np.ndarray) -> np.ndarray:
-    """Pixels that no neighbor exceeds along at least one of the four directions: the middle of thin strokes."""
-    pairs = [(_shift(gray, y, x), _shift(gray, -y, -x)) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1))]
-    return np.any([(gray >= a) & (gray >= b) for a, b in pairs], axis=0)
-
-
-def _clarity(
-    labels: np.ndarray, label: int, window: tuple[slice, slice], gray: np.ndarray, ridge: np.ndarray
-) -> tuple[float, float, float, float, float]:
-    """How far a shape looks painted rather than scanned.
-
-    Returns:
-        The contrast between the middle of the strokes and the median two pixels outside; the same with the brightest
-        tenth outside, as a fraction of the first: low where the shape fades into tissue; the standard deviation along
-        the strokes as such a fraction; how much the shape grows when the threshold falls from 50 % to 30 % of the
-        contrast; the share of the bounding box that it fills.
-    """
-    wide = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in window)
-    shape, cut = labels[wide] == label, gray[wide]
-    near = ndimage.binary_dilation(shape, _EIGHT)
-    ring = cut[ndimage.binary_dilation(near, _EIGHT) & ~near]
-    strokes = cut[shape & ridge[wide]]
-    if not len(ring) or not len(strokes):
-        return _NO_CLARITY
-    level = float(np.median(strokes))
-    rise = level - float(np.median(ring))
-    if rise <= 0:
-        return _NO_CLARITY
-    half, low = (
-        ndimage.binary_propagation(shape & (cut > level - f * rise), _EIGHT, mask=cut > level - f * rise).sum()
-        for f in (0.5, 0.7)
-    )
-    fill = shape.sum() / ((window[0].stop - window[0].start) * (window[1].stop - window[1].start))
-    return rise, (level - float(np.quantile(ring, 0.9))) / rise, float(strokes.std()) / rise, low / max(half, 1), fill
+        return [_Line(self, np.flatnonzero((group == g) & letter)) for g in np.flatnonzero(count >= 3)]
 
 
 class _Line:
@@ -432,22 +353,14 @@ def _joined(masks: list[np.ndarray]) -> list[np.ndarray]:
     return [np.any([m for m, own in zip(masks, group, strict=True) if own == g], axis=0) for g in np.unique(group)]
 
 
-def _shift(gray: np.ndarray, row: int, column: int) -> np.ndarray:
-    """``out[y, x] = gray[y + row, x + column]``, continued past the border by its nearest pixel."""
-    pad = max(abs(row), abs(column))
-    wide = np.pad(gray, pad, mode="edge")
-    height, width = gray.shape
-    return wide[pad + row : pad + row + height, pad + column : pad + column + width]
-
-
 def _second_largest(parts: list[np.ndarray]) -> np.ndarray:
     """Second largest of four arrays, elementwise; ten times as fast as ``np.partition``."""
     a, b, c, d = parts
     return np.maximum(np.minimum(np.maximum(a, b), np.maximum(c, d)), np.maximum(np.minimum(a, b), np.minimum(c, d)))
 
 
-def _crosses(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[tuple[int, int, int, np.ndarray]]:
-    """Row, column, arm length and pixels of crosses: four arms brighter than the quadrants and than what is beyond."""
+def _crosses(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[np.ndarray]:
+    """Pixels of crosses: four arms brighter than the quadrants and than what is beyond."""
     height, width = gray.shape
     best = np.zeros_like(gray)
     kind = np.zeros(gray.shape, int)
@@ -492,56 +405,5 @@ def _crosses(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[tuple
         steps = np.arange(-arm, arm + 1)
         cross[y + steps, x + (steps if diagonal else 0)] = True
         cross[y + (steps if diagonal else 0), x + (-steps if diagonal else steps)] = True
-        found.append((int(y), int(x), arm, ndimage.binary_dilation(cross, _EIGHT)))
-    return found
-
-
-def _number_beside(gray: np.ndarray, row: int, column: int, arm: int, contrast: float) -> np.ndarray:
-    """The digit that scanners write beside a caliper: a thin shape of its gray level and about its size, very close."""
-    reach = 3 * arm + 3
-    window = tuple(slice(max(c - reach, 0), c + reach + 1) for c in (row, column))
-    out = np.zeros(gray.shape, bool)
-    cut = gray[window]
-    center = row - window[0].start, column - window[1].start
-    color = float(gray[row, column])
-    for fraction in (0.9, 0.75, 0.6):
-        shapes = _Shapes.of(cut, fraction * color, contrast)
-        for label, box, level in zip(shapes.index, shapes.box, shapes.level, strict=True):
-            top, left, bottom, right = box
-            apart = max(top - center[0], center[0] - bottom, left - center[1], center[1] - right)
-            digit = 4 <= bottom - top <= 2 * arm + 3 and right - left <= bottom - top
-            if digit and apart <= 2 * arm and abs(level - color) < 0.25:
-                out[window] |= ndimage.binary_dilation(shapes.labels == label, _EIGHT)
-    return out
-
-
-def _dotted_lines(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[np.ndarray]:
-    """Straight lines of at least six equally spaced dots of one gray level."""
-    ring = np.max([_shift(gray, y, x) for y in (-2, 0, 2) for x in (-2, 0, 2) if (y, x) != (0, 0)], axis=0)
-    dots = (gray == ndimage.maximum_filter(gray, size=3)) & (gray - ring > contrast) & ~taken
-    points = np.argwhere(dots)
-    points = points[np.argsort(-gray[tuple(points.T)], kind="stable")][:400]
-    if len(points) < 6:
-        return []
-    level = gray[tuple(points.T)]
-    tree = cKDTree(points)
-    found, used = [], np.zeros(len(points), bool)
-    for i, j in sorted(tree.query_pairs(16)):
-        step = (points[j] - points[i]).astype(float)
-        if used[i] or used[j] or np.hypot(*step) < 4 or abs(level[i] - level[j]) > 0.1:
-            continue
-        run = [i, j]
-        for end in (-1, 0):  # onwards from j, then backwards from i
-            while True:
-                a, b = (points[run[0]], points[run[-1]]) if end else (points[run[-1]], points[run[0]])
-                stride = (b - a) / (len(run) - 1)
-                distance, k = tree.query(b + stride)
-                if distance > 1.01 or k in run or abs(level[k] - level[i]) > 0.1:
-                    break
-                run = [*run, int(k)] if end else [int(k), *run]
-        if len(run) >= 6:
-            used[run] = True
-            mask = np.zeros_like(taken)
-            mask[tuple(points[run].T)] = True
-            found.append(ndimage.binary_dilation(mask, _EIGHT))
+        found.append(ndimage.binary_dilation(cross, _EIGHT))
     return found

@@ -91,7 +91,46 @@ FitBeamd = dictionary_form(FitBeam, _FitBeamForm)
 # ---------------------------------------------------------------------- resampling
 
 
-class ToBeamSpace(InvertibleTransform):
+class _Resampling(InvertibleTransform):
+    """What both directions share: the mode, the trace, and the way back, which is the other direction."""
+
+    backend = TORCH
+    to_beams: bool
+
+    def __init__(self, size: Sequence[int] | None, mode: str) -> None:
+        self.size = None if size is None else tuple(int(n) for n in size)
+        self.mode = _check_mode(mode)
+
+    def __call__(  # type: ignore[override]
+        self, img: NdarrayOrTensor, beam: BeamGeometry, mode: str | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            img: ``(C, *S)``.
+            beam: its geometry, known or from :class:`FitBeam`.
+            mode: overrides the mode given at construction.
+        """
+        image, mode = _check_image(img, beam), _check_mode(mode or self.mode)
+        out = _resample(image, beam, self.size or beam.natural_beam_shape(), mode, self.to_beams)
+        if not isinstance(image, MetaTensor) or not isinstance(out, MetaTensor):
+            return out
+        extra = {"beam": beam.to_dict(), "mode": mode, "affine": image.affine}
+        out = self.push_transform(out, orig_size=tuple(image.shape[1:]), extra_info=extra)
+        out.affine = torch.eye(len(image.affine), dtype=torch.float64)
+        return out
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        """Back to the grid that the image had, with its affine."""
+        info = self.pop_transform(data)
+        extra = info[TraceKeys.EXTRA_INFO]
+        beam, size = BeamGeometry.from_dict(extra["beam"]), [int(n) for n in info[TraceKeys.ORIG_SIZE]]
+        out = _resample(data, beam, size[-beam.spatial_dims :], _check_mode(extra["mode"]), not self.to_beams)
+        if isinstance(out, MetaTensor):
+            out.affine = extra["affine"]
+        return out
+
+
+class ToBeamSpace(_Resampling):
     """Resample an image along its beams: ``(C, *S) -> (C, *beam_shape)``, axial before lateral (elevation first in 3D).
 
     Lines of constant depth become rows and beams become columns, so that filters, patches and speckle mean the same at
@@ -111,37 +150,17 @@ class ToBeamSpace(InvertibleTransform):
         ValueError: for another mode, or if the image does not fit the geometry.
     """
 
-    backend = TORCH
+    to_beams = True
 
     def __init__(self, beam_shape: Sequence[int] | None = None, mode: str = "bilinear") -> None:
-        self.beam_shape = None if beam_shape is None else tuple(int(n) for n in beam_shape)
-        self.mode = _check_mode(mode)
-
-    def __call__(  # type: ignore[override]
-        self, img: NdarrayOrTensor, beam: BeamGeometry, mode: str | None = None
-    ) -> torch.Tensor:
-        """
-        Args:
-            img: image or label ``(C, *S)``.
-            beam: its geometry, known or from :class:`FitBeam`.
-            mode: overrides the mode given at construction.
-        """
-        image, mode = _check_image(img, beam), _check_mode(mode or self.mode)
-        beam_shape = self.beam_shape or beam.natural_beam_shape()
-        out = _to_beams(image, beam, beam_shape, mode)
-        return _trace(self, out, image, beam, mode)
-
-    def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        info = self.pop_transform(data)
-        beam, mode, affine, size = _untrace(info)
-        return _with_affine(_from_beams(data, beam, size[-beam.spatial_dims :], mode), affine)
+        super().__init__(beam_shape, mode)
 
 
-class FromBeamSpace(InvertibleTransform):
+class FromBeamSpace(_Resampling):
     """Scan conversion: resample beams ``(C, *B)`` to an image ``(C, *spatial_shape)``, black outside the beams.
 
-    The opposite of :class:`ToBeamSpace`, for data that starts in beam space, such as simulated or beamformed lines; to
-    undo :class:`ToBeamSpace` use its inverse. Invertible in the same way.
+    The opposite of :class:`ToBeamSpace`, for data that starts in beam space, such as simulated or beamformed lines
+    ``(C, axial, lateral)``, with elevation or frames before axial in 3D; to undo :class:`ToBeamSpace` use its inverse.
 
     Args:
         spatial_shape: size of the image, (H, W) or (D, H, W).
@@ -151,29 +170,10 @@ class FromBeamSpace(InvertibleTransform):
         ValueError: for another mode, or if beams or ``spatial_shape`` do not fit the geometry.
     """
 
-    backend = TORCH
+    to_beams = False
 
     def __init__(self, spatial_shape: Sequence[int], mode: str = "bilinear") -> None:
-        self.spatial_shape = tuple(int(n) for n in spatial_shape)
-        self.mode = _check_mode(mode)
-
-    def __call__(  # type: ignore[override]
-        self, img: NdarrayOrTensor, beam: BeamGeometry, mode: str | None = None
-    ) -> torch.Tensor:
-        """
-        Args:
-            img: beams ``(C, axial, lateral)``, with elevation or frames before axial in 3D.
-            beam: where they lie in the image.
-            mode: overrides the mode given at construction.
-        """
-        image, mode = _check_image(img, beam), _check_mode(mode or self.mode)
-        out = _from_beams(image, beam, self.spatial_shape, mode)
-        return _trace(self, out, image, beam, mode)
-
-    def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        info = self.pop_transform(data)
-        beam, mode, affine, size = _untrace(info)
-        return _with_affine(_to_beams(data, beam, size[-beam.spatial_dims :], mode), affine)
+        super().__init__(spatial_shape, mode)
 
 
 class _BeamForm(InvertibleForm):
@@ -208,17 +208,13 @@ def _check_image(img: NdarrayOrTensor, beam: BeamGeometry) -> torch.Tensor:
     return image
 
 
-def _to_beams(image: torch.Tensor, beam: BeamGeometry, beam_shape: Sequence[int], mode: str) -> torch.Tensor:
+def _resample(image: torch.Tensor, beam: BeamGeometry, size: Sequence[int], mode: str, to_beams: bool) -> torch.Tensor:
+    if not to_beams:
+        return _sample(image, beam.image_grid(size, image.device), beam.mask(size, image.device)[0], mode)
     shape = image.shape[-beam.spatial_dims :]
-    pixel = beam.beam_to_cartesian(beam_shape, image.device)
-    last = pixel.new_tensor([n - 1 for n in shape])
-    inside = ((pixel >= -0.5) & (pixel <= last + 0.5)).all(dim=-1)
-    return _sample(image, beam.beam_grid(shape, beam_shape, image.device), inside, mode)
-
-
-def _from_beams(beams: torch.Tensor, beam: BeamGeometry, spatial_shape: Sequence[int], mode: str) -> torch.Tensor:
-    grid = beam.image_grid(spatial_shape, beams.device)
-    return _sample(beams, grid, beam.mask(spatial_shape, beams.device)[0], mode)
+    pixel = beam.beam_to_cartesian(size, image.device)
+    inside = ((pixel >= -0.5) & (pixel <= pixel.new_tensor([n - 0.5 for n in shape]))).all(dim=-1)
+    return _sample(image, beam.beam_grid(shape, size, image.device), inside, mode)
 
 
 def _sample(image: torch.Tensor, grid: torch.Tensor, inside: torch.Tensor, mode: str) -> torch.Tensor:
@@ -234,25 +230,3 @@ def _sample(image: torch.Tensor, grid: torch.Tensor, inside: torch.Tensor, mode:
     if mode == "nearest" or plain.dtype.is_floating_point:
         out = out.to(plain.dtype)
     return convert_to_dst_type(out, dst=image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out
-
-
-def _trace(
-    transform: InvertibleTransform, out: torch.Tensor, image: torch.Tensor, beam: BeamGeometry, mode: str
-) -> torch.Tensor:
-    if not isinstance(image, MetaTensor) or not isinstance(out, MetaTensor):
-        return out
-    extra = {"beam": beam.to_dict(), "mode": mode, "affine": image.affine}
-    out = transform.push_transform(out, orig_size=tuple(image.shape[1:]), extra_info=extra)
-    return _with_affine(out, torch.eye(len(image.affine), dtype=torch.float64))
-
-
-def _untrace(info: dict[str, Any]) -> tuple[BeamGeometry, str, torch.Tensor, tuple[int, ...]]:
-    extra = info[TraceKeys.EXTRA_INFO]
-    size = tuple(int(n) for n in info[TraceKeys.ORIG_SIZE])
-    return BeamGeometry.from_dict(extra["beam"]), _check_mode(extra["mode"]), extra["affine"], size
-
-
-def _with_affine(image: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
-    if isinstance(image, MetaTensor):
-        image.affine = affine
-    return image

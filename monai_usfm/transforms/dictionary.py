@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping
 from typing import Any, ClassVar
 
@@ -100,64 +101,52 @@ def dictionary_form(array: type[Transform], base: type[DictionaryForm] = Diction
     Its constructor takes ``keys``, then what must be looked up, the arguments of ``array``, those that may differ from
     key to key, the other look-ups, the options of ``base`` and ``allow_missing_keys``.
     """
-    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter("keys", keyword, annotation=KeysCollection)]
-    known, lines = _documented(array), ["keys: images."]
+    known = _documented(array)
+    entries: list[tuple[str, Any, str]] = [("keys", inspect.Parameter.empty, "keys: images.")]
     for item in base.required:
-        parameters.append(inspect.Parameter(f"{item}_key", keyword, annotation=str))
-        lines.append(f"{item}_key: item that holds the argument ``{item}`` of the array form.")
-    for parameter in inspect.signature(array).parameters.values():
-        if parameter.name not in base.each:
-            parameters.append(parameter)
-            line = known.get(parameter.name, f"{parameter.name}: see :class:`{array.__name__}`.")
-            lines += [line] if line not in lines else []  # one entry may document several
-    extra: list[tuple[str, Any, str]] = [
-        (name, default, f"``{name}`` of the array form: one value, or one for each key.")
-        for name, default in base.each.items()
-    ]
-    extra += [
-        (f"{item}_key", None, f"item that holds the argument ``{item}`` of the array form, if there is one.")
-        for item in base.items
-        if item not in base.required
-    ]
-    extra += [(name, default, text) for name, (default, text) in base.options.items()]
-    extra.append(("allow_missing_keys", False, "do not raise when a key is absent."))
-    for name, default, text in extra:
-        parameters.append(inspect.Parameter(name, keyword, default=default))
-        lines.append(f"{name}: {text}")
+        text = f"{item}_key: item that holds the argument ``{item}`` of the array form."
+        entries.append((f"{item}_key", inspect.Parameter.empty, text))
+    for name, parameter in inspect.signature(array).parameters.items():
+        if name not in base.each:
+            entries.append((name, parameter.default, known.get(name, f"{name}: see :class:`{array.__name__}`.")))
+    for name, default in base.each.items():
+        entries.append((name, default, f"{name}: ``{name}`` of the array form: one value, or one for each key."))
+    for item in (item for item in base.items if item not in base.required):
+        entries.append(
+            (f"{item}_key", None, f"{item}_key: item with the argument ``{item}``, if there is one.")
+        )
+    entries += [(name, default, f"{name}: {text}") for name, (default, text) in base.options.items()]
+    entries.append(("allow_missing_keys", False, "allow_missing_keys: do not raise when a key is absent."))
     random = issubclass(array, Randomizable)
     summary = f"Dictionary form of :class:`{array.__name__}`." + (" One draw serves every key." if random else "")
-    summary += f" {base.note}" if base.note else ""
-    bases: tuple[type, ...] = (base,)
+    lines = dict.fromkeys(text for _, _, text in entries)  # one entry may document several
+    bases: tuple[type, ...] = (base, Randomizable) if random else (base,)
     if issubclass(array, InvertibleTransform) and not issubclass(base, InvertibleForm):
-        bases = (InvertibleForm, base) if base is not DictionaryForm else (InvertibleForm,)
-    if random:
-        bases = (bases[0], *bases[1:], Randomizable)
-    form = type(
-        f"{array.__name__}d",
+        bases = (InvertibleForm, *bases[(base is DictionaryForm) :])
+    name = f"{array.__name__}d"
+    return type(
+        name,
         bases,
         {
-            "__doc__": summary + "\n\nArgs:\n" + "\n".join(f"    {line}" for line in lines) + "\n",
+            "__doc__": f"{summary} {base.note}".rstrip() + "\n\nArgs:\n" + "\n".join(f"    {x}" for x in lines) + "\n",
             "__module__": array.__module__,
-            "__qualname__": f"{array.__name__}d",
-            "__signature__": inspect.Signature(parameters),
+            "__qualname__": name,
+            "__signature__": inspect.Signature(
+                [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=d) for n, d, _ in entries]
+            ),
             "array": array,
             "backend": array.backend,
         },
     )
-    return form
 
 
 def _documented(array: type) -> dict[str, str]:
     """What the docstring of a class says on its arguments: the whole entry of each, by name."""
     _, _, section = (inspect.getdoc(array) or "").partition("Args:\n")
-    entries: list[list[str]] = []
-    for line in section.split("\n\n")[0].splitlines():
-        if line.startswith("    ") and not line.startswith("     "):
-            entries.append([line[4:]])
-        elif entries:
-            entries[-1].append(f"    {line.strip()}")
-    return {name.strip(): "\n    ".join(e) for e in entries for name in e[0].split(":")[0].split(",")}
+    found = {}
+    for entry in re.findall(r"^    \S.*(?:\n     .*)*", section.split("\n\n")[0], re.MULTILINE):
+        found |= {name.strip(): entry.strip() for name in entry.split(":")[0].split(",")}
+    return found
 
 
 def add_aliases(names: MutableMapping[str, Any]) -> list[str]:

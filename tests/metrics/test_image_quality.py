@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,6 @@ from scipy import ndimage, stats
 from monai_usfm.metrics import (
     CNRMetric,
     EnhancementQualityMetric,
-    FWHMMetric,
     GeneralizedCNRMetric,
     LocalNCCMetric,
     SpeckleSNRMetric,
@@ -122,24 +119,6 @@ def test_lncc_of_two_constant_images_is_undefined_and_left_out_of_the_mean():
     assert float(metric.aggregate()) == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("axis", [0, 1, -1])
-@pytest.mark.parametrize("dynamic_range_db", [None, 60.0])
-def test_fwhm_of_a_gaussian_point_is_its_closed_form_in_mm(axis, dynamic_range_db):
-    sigmas = (3.0, 5.0)
-    rows, columns = np.mgrid[0:61, 0:81]
-    point = np.exp(-0.5 * (((rows - 30) / sigmas[0]) ** 2 + ((columns - 38) / sigmas[1]) ** 2))
-    image = point if dynamic_range_db is None else (1 + 20 * np.log10(point) / dynamic_range_db).clip(0, 1)
-    metric = FWHMMetric(axis, spacing=0.2, dynamic_range_db=dynamic_range_db)
-    value = float(metric(torch.from_numpy(image)[None, None], torch.ones(1, 1, 61, 81)))
-    assert value == pytest.approx(2.3548 * sigmas[axis] * 0.2, rel=0.01)
-
-
-def test_fwhm_is_undefined_where_the_mask_cuts_the_point():
-    image = torch.ones(1, 1, 9, 9)
-    assert math.isnan(float(FWHMMetric(0)(image, torch.ones(1, 1, 9, 9))))
-    assert math.isnan(float(FWHMMetric(0)(image, torch.zeros(1, 1, 9, 9))))
-
-
 def phantom(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-compressed speckle with a dark and a gray lesion and a bright layer, (1, 1, 128, 128), and its two masks."""
     generator = torch.Generator().manual_seed(seed)
@@ -186,7 +165,6 @@ METRICS = {
     "gcnr": (GeneralizedCNRMetric, 2),
     "snr": (SpeckleSNRMetric, 1),
     "lncc": (LocalNCCMetric, None),
-    "fwhm": (lambda: FWHMMetric(0), 1),
     "quality": (EnhancementQualityMetric, 3),
 }
 
@@ -245,8 +223,6 @@ def test_a_region_without_pixels_is_left_out_of_the_mean():
         (lambda: GeneralizedCNRMetric(num_bins=1), "num_bins"),
         (lambda: SpeckleSNRMetric(-3.0), "dynamic_range_db"),
         (lambda: LocalNCCMetric(1), "window"),
-        (lambda: FWHMMetric(0, spacing=0.0), "spacing"),
-        (lambda: FWHMMetric(2)(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)), "axis 2"),
         (lambda: LocalNCCMetric(9)(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)), "window=9"),
         (lambda: CNRMetric()(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)), "one mask channel"),
         (lambda: CNRMetric()(torch.zeros(1, 1, 4, 4), torch.ones(1, 2, 5, 4)), "y_pred must be"),

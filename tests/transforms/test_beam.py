@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
-from monai.transforms import Compose, Invertd, Resize
+from monai.transforms import Compose, Invertd
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.nn.functional import grid_sample
@@ -40,6 +40,17 @@ ids = [g.kind for g in ALL]
 
 def shape_of(geometry):
     return SHAPE_3D if geometry.spatial_dims == 3 else SHAPE
+
+
+def cropped(geometry, start):
+    return replace(geometry, apex=tuple(a - s for a, s in zip(geometry.apex, start, strict=True)))
+
+
+def resized(geometry, old, new):
+    """After a resize with pixel edges aligned, as torch's and MONAI's."""
+    zoom = [n / o for n, o in zip(new, old, strict=True)]
+    apex = tuple((a + 0.5) * z - 0.5 for a, z in zip(geometry.apex, zoom, strict=True))
+    return replace(geometry, apex=apex, spacing=tuple(s / z for s, z in zip(geometry.spacing, zoom, strict=True)))
 
 
 def sector_mask(geometry, shape):
@@ -119,28 +130,6 @@ def test_both_sampling_grids_agree_with_scipy_interpolation(geometry):
     mask = sector_mask(geometry, shape)
     expected = map_coordinates(beams[0].numpy(), np.moveaxis(points, -1, 0), order=1, mode="nearest")
     np.testing.assert_allclose(ours.numpy()[mask], expected[mask], atol=2e-4)
-
-
-@pytest.mark.parametrize("geometry", ALL, ids=ids)
-def test_crop_and_flip_follow_the_image(geometry):
-    shape = shape_of(geometry)
-    mask = geometry.mask(shape)
-    window = tuple(slice(7 + i, n - 3) for i, n in enumerate(shape))
-    cropped = geometry.crop([w.start for w in window])
-    assert torch.equal(cropped.mask([w.stop - w.start for w in window]), mask[(slice(None), *window)])
-    for axis in range(len(shape)):
-        flipped = geometry.flip(axis, shape)
-        assert (flipped.mask(shape) != mask.flip(axis + 1)).float().mean() < 1e-4
-        assert flipped.flip(axis, shape) == geometry
-
-
-@pytest.mark.parametrize("geometry", ALL, ids=ids)
-def test_resize_follows_monai_resize_also_when_anisotropic(geometry):
-    shape = shape_of(geometry)
-    target = tuple(int(n * f) for n, f in zip(shape, (1.3, 0.8, 1.7), strict=False))
-    mask = geometry.mask(shape).float()
-    resized = Resize(target, mode="trilinear" if len(shape) == 3 else "bilinear", anti_aliasing=False)(mask) > 0.5
-    assert (geometry.resize(shape, target).mask(target) != resized).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("geometry", ALL, ids=ids)
@@ -226,7 +215,7 @@ def test_fit_withstands(kind):
 
 def test_fit_of_a_sector_cut_by_the_image_still_finds_the_apex():
     window = phantom(CONVEX)[:, 60:190, 60:240]
-    fit, truth = FitBeam()(window), CONVEX.crop((60, 60))
+    fit, truth = FitBeam()(window), cropped(CONVEX, (60, 60))
     assert math.dist(fit.apex, truth.apex) < 4
     np.testing.assert_allclose(np.degrees(fit.angles), np.degrees(truth.angles), atol=1.0)
 
@@ -244,7 +233,7 @@ CUT = {  # geometry, window (rows, columns) of the image that is left
 def test_fit_of_a_sector_whose_edges_the_image_cuts_off_goes_by_its_arcs(name):
     geometry, start, stop = CUT[name]
     window = phantom(geometry, (240, 400))[:, start[0] : stop[0], start[1] : stop[1]]
-    fit, truth = FitBeam()(window), geometry.crop(start)
+    fit, truth = FitBeam()(window), cropped(geometry, start)
     assert math.dist(fit.apex, truth.apex) < 2
     model, visible = fit.mask(window.shape[1:]), truth.mask(window.shape[1:])
     assert (model & visible).sum() / (model | visible).sum() > 0.99
@@ -276,13 +265,13 @@ def test_fit_is_the_same_at_every_call():
 
 def test_fit_follows_a_flip():
     image = phantom(CONVEX)
-    mirrored, truth = FitBeam()(image.flip(2)), FitBeam()(image).flip(1, SHAPE)
-    assert math.dist(mirrored.apex, truth.apex) < 0.5
-    np.testing.assert_allclose(mirrored.angles, truth.angles, atol=0.005)
+    mirrored, fit = FitBeam()(image.flip(2)), FitBeam()(image)
+    assert math.dist(mirrored.apex, (fit.apex[0], SHAPE[1] - 1 - fit.apex[1])) < 0.5
+    np.testing.assert_allclose(mirrored.angles, (-fit.angles[1], -fit.angles[0]), atol=0.005)
 
 
 def test_fit_uses_the_voxel_size_of_an_anisotropic_image():
-    truth = CONVEX.resize(SHAPE, (SHAPE[0], 2 * SHAPE[1]))
+    truth = resized(CONVEX, SHAPE, (SHAPE[0], 2 * SHAPE[1]))
     image = phantom(truth, (SHAPE[0], 2 * SHAPE[1]))
     fit = FitBeam()(MetaTensor(image, affine=torch.diag(torch.tensor([1.0, 0.5, 1.0, 1.0]))))
     assert fit.spacing == (1.0, 0.5)
@@ -482,7 +471,7 @@ def test_both_forms_have_equal_defaults(array, dictionary):
 )
 def test_any_image_is_resampled_to_finite_values_within_its_range(kind, shape, beam_shape, dtype):
     geometry = CONVEX if kind == "convex" else LINEAR
-    geometry = geometry.resize(SHAPE, shape[1:])
+    geometry = resized(geometry, SHAPE, shape[1:])
     image = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 200).to(dtype)
     before = image.clone()
     beams = ToBeamSpace(beam_shape)(image, geometry)

@@ -168,7 +168,7 @@ class RelativePositionBias(_GridTable):
     """BEiT's learned bias on attention logits, by the offset between query and key.
 
     Bao et al. 2022, https://arxiv.org/abs/2106.08254; in USFM one table serves all blocks. A grid other than the native
-    one gets a resized table; in evaluation the assembled bias is cached.
+    one gets a resized table.
 
     Args:
         grid: native token grid.
@@ -187,21 +187,13 @@ class RelativePositionBias(_GridTable):
 
     def forward(self, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
         """Bias ``(tables, 1 or B, heads, 1 + K, 1 + K)`` for a token grid, or for the tokens ``keep`` (B, K) of it."""
-        if keep is not None:
-            return self._lookup(grid, keep)
-        if torch.jit.is_scripting():
-            return self._full(grid)
-        return self._cached(grid)
-
-    def _full(self, grid: list[int]) -> torch.Tensor:
-        count = 1
-        for n in grid:
-            count *= n
-        tokens = torch.arange(count, device=self.relative_position_bias_table.device)
-        return self._lookup(grid, tokens.unsqueeze(0))
-
-    def _lookup(self, grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
         table: torch.Tensor = self.relative_position_bias_table
+        tokens = keep
+        if tokens is None:
+            count = 1
+            for n in grid:
+                count *= n
+            tokens = torch.arange(count, device=table.device).unsqueeze(0)
         if table.dim() == 2:
             table = table.unsqueeze(0)
         if grid != self.grid:
@@ -215,32 +207,6 @@ class RelativePositionBias(_GridTable):
         bias = torch.index_select(flat, 0, index.reshape(-1))
         bias = bias.reshape(list(index.shape) + [self.num_tables, self.num_heads])
         return bias.permute(3, 0, 4, 1, 2).contiguous()
-
-    @torch.jit.unused
-    def _cached(self, grid: list[int]) -> torch.Tensor:
-        table = self.relative_position_bias_table
-        if torch.compiler.is_compiling():
-            return self._full(grid)
-        if self.training or torch.is_grad_enabled() or table.device.type != "cpu":
-            # A GPU assembles it quickly, and would have to wait for the comparison below.
-            self.__dict__.pop("_cache", None)
-            return self._full(grid)
-        # Compared by value: no counter tells of all ways to write to a parameter (`.data`, fused optimizers).
-        grid_then, table_then, bias = self.__dict__.get("_cache", (None, None, None))
-        if grid_then != grid or table_then.dtype != table.dtype or not torch.equal(table_then, table):
-            bias = self._full(grid)
-            self.__dict__["_cache"] = (list(grid), table.detach().clone(), bias)
-        return bias
-
-    def train(self, mode: bool = True) -> "RelativePositionBias":
-        """Switch the mode; in training the bias that was kept is forgotten."""
-        if mode:
-            self.__dict__.pop("_cache", None)
-        super().train(mode)
-        return self
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_cache"}
 
 
 class TokenPositions(_GridTable):

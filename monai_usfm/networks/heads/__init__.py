@@ -4,14 +4,6 @@
 
 from __future__ import annotations
 
-from monai_usfm.networks.heads.atm import ATMHead
-from monai_usfm.networks.heads.pyramid import PyramidDecoder, PyramidHead, PyramidPool
-from monai_usfm.networks.heads.upernet import UPerNetHead
-
-__all__ = [
-    "ATMHead",
-    "PyramidDecoder",
-    "PyramidHead",
-    "PyramidPool",
-    "UPerNetHead",
-]
+from monai_usfm.networks.heads.atm import *
+from monai_usfm.networks.heads.pyramid import *
+from monai_usfm.networks.heads.upernet import *

@@ -10,7 +10,7 @@ from monai.networks.blocks import ResidualUnit
 from monai.networks.layers.factories import Conv, Dropout
 from monai.utils import ensure_tuple
 
-__all__ = ["PyramidDecoder", "PyramidHead", "PyramidPool", "pyramid_strides"]
+__all__ = ["PyramidDecoder", "PyramidHead", "PyramidPool"]
 
 ACTIVATION = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})  # as DynUNet
 

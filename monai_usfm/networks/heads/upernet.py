@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv, Dropout, Pool
 from monai.networks.layers.utils import get_norm_layer
 from monai.utils import InterpolateMode
 
-__all__ = ["AdaptiveMean", "UPerNetHead", "finer_by_four", "finer_by_two", "linear_mode"]
+__all__ = ["UPerNetHead"]
 
 POOL_SIZES = (1, 2, 3, 6)
 AUXILIARY_WIDTH = 256

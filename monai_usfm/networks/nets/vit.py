@@ -14,7 +14,7 @@ from monai_usfm.networks.blocks.patch_embed import PatchEmbedding, patch_grid
 from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
 from monai_usfm.networks.blocks.transformer import TransformerBlock
 
-__all__ = ["UltrasoundViT", "usfm_vit", "usfm_vit_base", "usfm_vit_small", "usfm_vit_tiny"]
+__all__ = ["UltrasoundViT", "usfm_vit"]
 
 POSITIONS = ("relative", "relative_per_block", "sincos", "learnable")
 
@@ -208,8 +208,8 @@ SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 
 
 def usfm_vit(network_size: str, **overrides: Any) -> UltrasoundViT:
-    """Encoder of a named size, ``"tiny"``, ``"small"`` or ``"base"``; keywords override those of
-    :class:`UltrasoundViT`.
+    """Encoder of a named size: ``"tiny"`` (5.4 million parameters), ``"small"`` (21) or ``"base"`` (85, as USFM and
+    USF-MAE); keywords override those of :class:`UltrasoundViT`.
 
     Raises:
         ValueError: for an unknown size.
@@ -225,18 +225,3 @@ def usfm_vit(network_size: str, **overrides: Any) -> UltrasoundViT:
         "num_heads": heads,
     }
     return UltrasoundViT(**{**settings, **overrides})
-
-
-def usfm_vit_tiny(**overrides: Any) -> UltrasoundViT:
-    """Width 192, 12 blocks, 3 heads: 5.4 million parameters. Keywords override those of :class:`UltrasoundViT`."""
-    return usfm_vit("tiny", **overrides)
-
-
-def usfm_vit_small(**overrides: Any) -> UltrasoundViT:
-    """Width 384, 12 blocks, 6 heads: 21 million parameters. Keywords override those of :class:`UltrasoundViT`."""
-    return usfm_vit("small", **overrides)
-
-
-def usfm_vit_base(**overrides: Any) -> UltrasoundViT:
-    """Width 768, 12 blocks, 12 heads: 85 million parameters, the size of USFM and USF-MAE. Keywords override."""
-    return usfm_vit("base", **overrides)

@@ -15,7 +15,7 @@ from monai_usfm.networks.blocks.position import sincos_position_table
 from monai_usfm.networks.weights.layouts import OWN, POSITIONS, REGISTERS, TABLE, Source, parse
 from monai_usfm.networks.weights.read import names_file, read_checkpoint
 
-__all__ = ["decoder_arguments", "encoder_arguments", "is_sincos", "source_layout", "token_grid"]
+__all__ = ["decoder_arguments", "encoder_arguments", "source_layout"]
 
 Checkpoint = str | os.PathLike | Mapping[str, Any]
 

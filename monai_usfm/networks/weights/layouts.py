@@ -125,6 +125,12 @@ ANCHORS = (
 )
 # Weights of a PyramidDecoder, wherever a network keeps it (head.decoder., pyramid_pool.decoder., decoder.).
 PYRAMID = re.compile(r"^(?:.+\.)?decoder\.(?=(?:stem|maps|up|fuse)\.)")
+# Heads of the official segmentation checkpoints (mmsegmentation); stages are counted from 1, in the attribute's name.
+OFFICIAL_HEAD = (
+    (r"^(module\.)?(decode_head\.|backbone\.(?=fpn))", "head."),
+    (r"^(module\.)?(?=auxiliary_head\.)", "head."),
+    (r"^head\.(input_proj|proj_norm|decoder)_(\d)\.", lambda m: f"head.{m[1]}.{int(m[2]) - 1}."),
+)
 BESIDE_ENCODER = re.compile(r"(mask_token|fc_norm\.|head\.(weight|bias)$|decoder_(embed|pos_embed|blocks|norm|pred)\b)")
 REGISTERS = ("register_tokens", "reg_token")
 
@@ -205,6 +211,12 @@ def recognize(names: Iterable[str]) -> Layout:
     return layout
 
 
+def _rename(name: str, renames: Iterable[tuple[str, Any]]) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def parse(content: Mapping[str, Any]) -> Source:
     """A checkpoint's content -> its encoder and what is beside it, under our names.
 
@@ -223,12 +235,14 @@ def parse(content: Mapping[str, Any]) -> Source:
     outer = prefix.removesuffix("encoder." if anchor == ANCHORS[0] else "vit.")
 
     def ours(name: str) -> str:
-        for pattern, replacement in layout.renames:
-            name = re.sub(pattern, replacement, name)
-        return re.sub(r"^((?:decoder_)?pos_embed)$", r"\1.table", name)
+        return re.sub(r"^((?:decoder_)?pos_embed)$", r"\1.table", _rename(name, layout.renames))
 
     found = Source(layout)
     for name, tensor in state.items():
+        if (head := _rename(name, OFFICIAL_HEAD)) != name:
+            found.others.append(name)
+            found.parts[head] = name, tensor
+            continue
         if name.startswith(prefix):
             new = ours(name.removeprefix(prefix))
         elif name.startswith(outer):

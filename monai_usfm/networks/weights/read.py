@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from monai.utils import optional_import
 
-__all__ = ["names_file", "read_checkpoint"]
+__all__ = ["read_checkpoint"]
 
 safetensors_torch, has_safetensors = optional_import("safetensors.torch")
 

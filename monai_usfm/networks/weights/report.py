@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["LoadReport", "summarize"]
+__all__ = ["LoadReport"]
 
 
 @dataclass
