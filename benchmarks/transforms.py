@@ -36,7 +36,6 @@ from monai.transforms import (
     RandGaussianSmooth,
     RandRicianNoise,
     RandScaleIntensity,
-    RandZoom,
 )
 
 import monai_usfm.transforms as ours
@@ -208,7 +207,6 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
         "RandAdjustContrast": RandAdjustContrast(**always),
         "RandCoarseDropout": RandCoarseDropout(holes=1, spatial_size=size[-1] // 4, **always),
         "RandRicianNoise": RandRicianNoise(std=0.1, **always),
-        "RandZoom": RandZoom(min_zoom=0.8, max_zoom=1.2, **always),
         "RandAffine": RandAffine(rotate_range=0.3, scale_range=0.1, padding_mode="zeros", **always),
         "RandGaussianSmooth": RandGaussianSmooth(**always),
         "ForegroundMask": ForegroundMask(threshold="otsu"),
@@ -220,10 +218,6 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
     def effect(name: str) -> Callable[[], object]:
         transform = getattr(ours, name)(prob=1.0)
         return lambda: transform(image, fov=fov, geometry=beam)
-
-    def probe(name: str) -> Callable[[], object]:
-        transform = getattr(ours, name)(prob=1.0)
-        return lambda: transform(image, geometry=beam)
 
     def sliders() -> np.ndarray:
         gain = np.interp(np.arange(size[-2]), np.linspace(0, size[-2] - 1, 8), state.uniform(-6, 6, 8)) / 60
@@ -242,7 +236,6 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
         "RandAcousticShadow": (effect("RandAcousticShadow"), peers("RandCoarseDropout")),
         "RandReverberation": (effect("RandReverberation"), {}),
         "RandHaze": (effect("RandHaze"), peers("RandRicianNoise")),
-        "RandDepthZoom": (probe("RandDepthZoom"), peers("RandZoom", "RandAffine")),
         "ToBeamSpace": (lambda: to_beams(image, beam), {}),
         "FromBeamSpace": (lambda: from_beams(beams, beam), {}),
         "FitBeam": (lambda: fit(image), {}),
@@ -278,10 +271,9 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
         import torchio
 
         volume = image if dims == 3 else image[..., None]
-        ghosting, bias, moved = torchio.RandomGhosting(), torchio.RandomBiasField(), torchio.RandomAffine()
+        ghosting, bias = torchio.RandomGhosting(), torchio.RandomBiasField()
         rows["RandReverberation"][1]["torchio RandomGhosting"] = lambda: ghosting(volume)
         rows["RandDepthAttenuation"][1]["torchio RandomBiasField"] = lambda: bias(volume)
-        rows["RandDepthZoom"][1]["torchio RandomAffine"] = lambda: moved(volume)
     if dims == 2 and installed("albumentations"):
         import albumentations
 

@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from monai_usfm.simulation import SyntheticUltrasound
+
 
 @pytest.fixture
 def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int | str | None]:
@@ -67,36 +69,16 @@ def test_ablation_trains_each_arm_within_its_time_and_probes_it(script, tmp_path
 # figures
 
 
-def test_figure_of_beams_shows_phantoms_inside_their_sector_only(script, repository, tmp_path):
-    assert script("figure_beam", tmp_path) == 0
-    for name in ("beam", "annotations"):
-        assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 20
-    module = runpy.run_path(str(repository / "scripts" / "figure_beam.py"))
-    image = module["phantom"](module["GEOMETRIES"]["convex"], seed=1)[0].numpy()
-    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    radius, angle = np.hypot(y + 60, x - 170), np.arctan2(x - 170, y + 60)
-    away = (radius < 73) | (radius > 312) | (abs(angle) > 0.57)
-    assert image[away].max() == 0
-    assert image[(radius > 80) & (radius < 300) & (abs(angle) < 0.5)].mean() > 0.3
-
-
-def test_figures_of_transforms_begin_with_the_scene_itself(script, repository, tmp_path):
-    assert script("figure_transforms", tmp_path) == 0
-    module = runpy.run_path(str(repository / "scripts" / "figure_transforms.py"))
-    scale = module["SCALE"]
-    geometry = module["BeamGeometry"]("convex", (-78 * scale, 159.5 * scale), (92 * scale, 362 * scale), (-0.47, 0.47))
-    scene = 255 * module["simulate"](geometry)[0][0].numpy()
-    height, width = module["SIZE"]
-    for name, columns, lines in (
-        ("acquisition", 3, 2),
-        ("artifacts", 3, 2),
-    ):
+def test_figures_of_transforms_begin_with_the_simulated_image(script, repository, tmp_path):
+    assert script("figures", "transforms", tmp_path) == 0
+    scene = 255 * SyntheticUltrasound(1, image_size=(256, 256), organs="liver", seed=5)[0]["image"][0].numpy()
+    for name, columns, lines in (("acquisition", 3, 2), ("artifacts", 3, 2), ("beam", 2, 2), ("annotations", 3, 1)):
         shown = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"), np.float32)
-        assert shown.shape == (lines * (height + 18), columns * width)
-        tiles = shown.reshape(lines, height + 18, columns, width).swapaxes(1, 2)[:, :, 18:]
-        assert abs(tiles[0, 0] - scene).max() <= 255 / 60 + 1
-        assert all(abs(tile - scene).mean() > 0.05 for tile in tiles.reshape(-1, height, width)[1:])
-    assert (tmp_path / "probe.png").is_file()
+        assert shown.shape == (lines * 278 - 4, columns * 260 - 4)
+        if name in ("acquisition", "artifacts"):
+            assert abs(shown[18:274, :256] - scene).max() <= 255 / 95 + 1
+            others = [shown[18:274, left : left + 256] for left in (260, 520)]
+            assert all(abs(other - scene).mean() > 0.05 for other in others)
 
 
 SLOW_FIGURE = pytest.param("segmentation", marks=pytest.mark.slow)
@@ -121,7 +103,7 @@ def test_figures_of_bundles_hold_test_images_at_equal_distances(script, reposito
             items.append({"image": f"{name}_{i}.png", "label": f"{name}_{i}_mask.png", "class": i % 2})
         (tmp_path / name / "dataset.json").write_text(json.dumps({"test": items}))
     torch.manual_seed(0)
-    assert script("figure_bundles", tmp_path, "--figures", figure, "--root", root, "--count", 2) == 0
+    assert script("figures", "bundles", tmp_path, "--figures", figure, "--root", root, "--count", 2) == 0
     assert example.stat().st_size <= 150_000
     shown = set(np.unique(np.asarray(Image.open(example).convert("L"))).tolist())
     # of two, the images at a quarter and three quarters; of those of class 0 (0, 2, 4, 6) and class 1 in turn

@@ -18,7 +18,6 @@ from monai_usfm.transforms.labels import *
 from monai_usfm.transforms.landmarks import *
 from monai_usfm.transforms.noise_recovery import *
 from monai_usfm.transforms.presence import *
-from monai_usfm.transforms.probe import *
 from monai_usfm.transforms.resize import *
 from monai_usfm.transforms.speckle import *
 

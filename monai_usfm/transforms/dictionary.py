@@ -112,9 +112,7 @@ def dictionary_form(array: type[Transform], base: type[DictionaryForm] = Diction
     for name, default in base.each.items():
         entries.append((name, default, f"{name}: ``{name}`` of the array form: one value, or one for each key."))
     for item in (item for item in base.items if item not in base.required):
-        entries.append(
-            (f"{item}_key", None, f"{item}_key: item with the argument ``{item}``, if there is one.")
-        )
+        entries.append((f"{item}_key", None, f"{item}_key: item with the argument ``{item}``, if there is one."))
     entries += [(name, default, f"{name}: {text}") for name, (default, text) in base.options.items()]
     entries.append(("allow_missing_keys", False, "allow_missing_keys: do not raise when a key is absent."))
     random = issubclass(array, Randomizable)

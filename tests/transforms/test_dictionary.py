@@ -76,10 +76,9 @@ def test_values_that_are_not_in_the_unit_range_are_refused_whatever_the_draw(nam
         ARRAYS[name](prob=0.0)(image)
 
 
-@pytest.mark.parametrize("name", ["RandFourierBandStop", "RandDepthZoom"])
-def test_nan_is_refused_whatever_the_draw(name):
+def test_nan_is_refused_whatever_the_draw():
     with pytest.raises(ValueError, match="NaN"):
-        ARRAYS[name](prob=0.0)(torch.full((1, 16, 16), float("nan")))
+        transforms.RandFourierBandStop(prob=0.0)(torch.full((1, 16, 16), float("nan")))
 
 
 def test_a_clipped_band_stop_can_be_followed_by_a_gain():

@@ -30,7 +30,6 @@ EFFECTS = [
     "RandReverberation",
     "RandHaze",
 ]
-PROBES = ["RandDepthZoom"]
 CONVEX = BeamGeometry("convex", apex=(-20.0, 31.5), radii=(30.0, 80.0), angles=(-0.4, 0.4))
 
 
@@ -44,7 +43,7 @@ def sector(seed: int = 0) -> torch.Tensor:
     return torch.where(CONVEX.mask((64, 64)), tissue, 0)
 
 
-@pytest.mark.parametrize("name", EFFECTS + PROBES)
+@pytest.mark.parametrize("name", EFFECTS)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.one_of(
@@ -65,7 +64,7 @@ def test_every_effect_keeps_shape_type_and_range_and_repeats_bitwise(name, shape
     assert torch.equal(out, build(name, seed=seed)(image))
 
 
-@pytest.mark.parametrize("name", EFFECTS + PROBES)
+@pytest.mark.parametrize("name", EFFECTS)
 def test_nan_is_refused_with_one_clear_error(name):
     image = sector()
     image[0, 40, 30] = torch.nan
@@ -89,7 +88,7 @@ def test_outside_the_field_of_view_stays_exactly_black_and_inside_changes(name, 
     assert not torch.equal(out, image)
 
 
-@pytest.mark.parametrize("name", EFFECTS + PROBES)
+@pytest.mark.parametrize("name", EFFECTS)
 def test_probability_is_the_share_of_images_that_change(name):
     image, effect = sector()[:, 10:26, 20:36], build(name, prob=0.3, seed=1)
     draws = 200
@@ -100,7 +99,7 @@ def test_probability_is_the_share_of_images_that_change(name):
     assert abs(changed - 0.3 * draws) < 4 * (draws * 0.3 * 0.7) ** 0.5
 
 
-@pytest.mark.parametrize("name", EFFECTS + PROBES)
+@pytest.mark.parametrize("name", EFFECTS)
 def test_dictionary_form_has_the_same_defaults_and_the_same_result(name):
     array, dictionary = getattr(transforms, name), getattr(transforms, name + "d")
     mine, theirs = inspect.signature(array).parameters, inspect.signature(dictionary).parameters
@@ -113,7 +112,7 @@ def test_dictionary_form_has_the_same_defaults_and_the_same_result(name):
     assert out["other"] == 3 and item["a"] is image
 
 
-@pytest.mark.parametrize("name", EFFECTS + PROBES)
+@pytest.mark.parametrize("name", EFFECTS)
 def test_global_random_state_is_untouched_and_metadata_kept(name):
     image = MetaTensor(sector(), affine=torch.diag(torch.tensor([0.3, 0.2, 1.0, 1.0])), meta={"origin": "probe"})
     np.random.seed(3)
