@@ -14,7 +14,7 @@ import av
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from monai_usfm.files import atomic_write
 from monai_usfm.metrics.measurements import outlines
@@ -58,18 +58,20 @@ def draw_overlay(
     to_x, to_y = shape[0] / image.shape[1], shape[1] / image.shape[0]
     for number in np.unique(labels[labels > 0]).tolist():
         color = COLORS[(int(number) - 1) % len(COLORS)]
-        inside = Image.fromarray((labels == number).astype(np.uint8) * round(255 * FILL))
-        drawn.paste(color, mask=inside.resize(shape, Image.Resampling.BILINEAR))
-        lines = [(line[:, ::-1] + 0.5) * (to_x, to_y) for line in outlines(labels == number) if len(line) > 3]
-        if lines:
-            ends = np.concatenate(lines)
-            corner = np.floor(ends.min(0)).astype(int) - 4
-            width, height = (int(n) for n in np.ceil(ends.max(0)).astype(int) + 4 - corner)
-            border = Image.new("L", (2 * width, 2 * height))  # twice as large: smooth lines
-            for line in lines:
-                points = [(float(x), float(y)) for x, y in 2 * (line - corner)]
-                ImageDraw.Draw(border).line(points, fill=255, width=4, joint="curve")
-            drawn.paste(color, tuple(corner.tolist()), border.resize((width, height), Image.Resampling.BOX))
+        lines = [(line[:, ::-1] + 0.5) * (to_x, to_y) for line in outlines(labels == number)]
+        ends = np.concatenate(lines)
+        left, top = np.maximum(np.floor(ends.min(0)).astype(int) - 4, 0).tolist()
+        right, bottom = np.minimum(np.ceil(ends.max(0)).astype(int) + 4, shape).tolist()
+        inside = Image.fromarray((labels == number).astype(np.uint8) * round(255 * FILL)).resize(
+            (right - left, bottom - top),
+            Image.Resampling.BILINEAR,
+            (left / to_x, top / to_y, right / to_x, bottom / to_y),
+        )
+        border = Image.new("L", (2 * inside.width, 2 * inside.height))  # twice as large: smooth lines
+        for line in lines:
+            points = (2 * (line - (left, top))).ravel().tolist()
+            ImageDraw.Draw(border).line(points, fill=255, width=4, joint="curve")
+        drawn.paste(color, (left, top), ImageChops.lighter(inside, border.reduce(2)))
     if spacing:
         _scale_bar(drawn, factor)
     return drawn
@@ -180,7 +182,7 @@ def label_figure(drawn: Image.Image, title: str, legend: Sequence[tuple[int, str
 
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    if draw.textlength(text, _font()) <= width:
+    if len(text) * TEXT <= width or draw.textlength(text, _font()) <= width:  # no letter is wider than TEXT
         return text
     while text and draw.textlength(text + "...", _font()) > width:
         text = text[:-1]

@@ -115,7 +115,7 @@ class CasePreviews:
         if figure is not None:
             _save(figure, stem.with_name(f"{stem.name}.jpg"))
             small = figure.copy()
-            small.thumbnail(THUMBNAIL, Image.Resampling.BILINEAR)
+            small.thumbnail(THUMBNAIL, Image.Resampling.BILINEAR, reducing_gap=1.0)
             self.page.append(small)
             if len(self.page) == PAGE:
                 self._sheet(engine)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import contourpy
@@ -128,10 +129,15 @@ def outlines(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
     Returns:
         Arrays ``(N, 2)`` of points along (H, W) in pixels, the last point equal to the first.
     """
-    inside = np.pad((mask > 0).astype(np.float64), 2 + int(3 * sigma))
-    inside = ndimage.gaussian_filter(inside, sigma) if sigma else inside
-    lines = contourpy.contour_generator(z=inside, name="serial").lines(0.5)
-    return [np.asarray(line)[:, ::-1] - (2 + int(3 * sigma)) for line in lines]
+    inside, margin = mask > 0, 2 + int(3 * sigma)
+    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return []
+    box = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    values = np.pad(box.astype(np.float64), margin)
+    values = ndimage.gaussian_filter(values, sigma) if sigma else values
+    lines = contourpy.contour_generator(z=values, name="serial").lines(0.5)
+    return [np.asarray(line)[:, ::-1] + (rows[0] - margin, columns[0] - margin) for line in lines]
 
 
 def perimeter(mask: np.ndarray, spacing: float | Sequence[float] | None = None) -> float:
@@ -194,6 +200,7 @@ def _hull(mask: np.ndarray, steps: Sequence[float]) -> tuple[np.ndarray, np.ndar
     shifts = np.concatenate([np.eye(mask.ndim), -np.eye(mask.ndim)]) / 2
     points = (surface[:, None] + shifts).reshape(-1, mask.ndim) * np.asarray(steps)
     hull = ConvexHull(points)
-    pairs = {tuple(sorted(pair)) for s in hull.simplices for i, pair in enumerate(zip(s, np.roll(s, 1), strict=True))}
-    place = {vertex: i for i, vertex in enumerate(hull.vertices)}
-    return points[hull.vertices], np.array([[place[a], place[b]] for a, b in sorted(pairs)])
+    sides = [hull.simplices[:, pair] for pair in combinations(range(mask.ndim), 2)]
+    edges = np.unique(np.sort(np.concatenate(sides), axis=1), axis=0)
+    vertices = np.sort(hull.vertices)
+    return points[vertices], np.searchsorted(vertices, edges)
