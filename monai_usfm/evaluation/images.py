@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Compose, Resized
+from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from monai_usfm.data import LoadUltrasoundd, add_patients, load_datalist
-from monai_usfm.transforms import LabelIndicesd
+from monai_usfm.transforms import LabelIndicesd, SeparableResized
 
 __all__ = ["ImageSet", "load_images", "read_items"]
 
@@ -93,7 +93,7 @@ def load_images(
         [
             LoadUltrasoundd(keys, spatial_dims=len(spatial_size), dtype=[torch.float32] * len(keys), scale=scales),
             *([LabelIndicesd("label", num_classes, label_values)] if num_classes else []),
-            Resized(keys, spatial_size, mode=modes, anti_aliasing=[mode == "bilinear" for mode in modes]),
+            SeparableResized(keys, spatial_size, mode=modes, anti_aliasing=[mode == "bilinear" for mode in modes]),
         ]
     )
     loaded = [read({key: item[key] for key in (*keys, "frame") if key in item}) for item in items]
