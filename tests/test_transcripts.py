@@ -20,7 +20,7 @@ from pydicom.sequence import Sequence
 from monai_usfm import read_card
 from monai_usfm.cli import main
 from monai_usfm.networks import UltrasoundViT, to_mae_state_dict, to_usfm_state_dict
-from tests.data.test_dicom import region, saved, ultrasound
+from tests.dicom_files import region, saved, ultrasound
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "first_hour_transcripts.md"
 SMALL = ["--max_epochs", "1", "--warmup_epochs", "0", "--device", "cpu", "--figure_interval", "0"]

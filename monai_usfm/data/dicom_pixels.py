@@ -12,7 +12,8 @@ import pydicom
 from monai.utils import optional_import
 from pydicom.dataset import Dataset
 
-from monai_usfm.data.dicom_geometry import functional_group
+from monai_usfm.data.dicom_geometry import dataset_name, functional_group
+from monai_usfm.data.formats import UnreadableImageError
 
 __all__ = ["PYDICOM3", "count_frames", "display_values", "has_color", "stored_values"]
 
@@ -67,6 +68,10 @@ def stored_values(dataset: Dataset, index: int | None = None) -> np.ndarray:
         dataset: the image, with ``NumberOfFrames`` where it has several.
         index: the only frame to decode.
     """
+    if int(dataset.get("HighBit", dataset.BitsStored - 1)) != int(dataset.BitsStored) - 1:
+        raise UnreadableImageError(
+            dataset_name(dataset), f"High Bit {dataset.HighBit} is not Bits Stored - 1, as DICOM asks; correct it."
+        )
     _correct_photometric_interpretation(dataset)
     if PYDICOM3:
         values = pixel_array(dataset, index=index) if index is not None else pixel_array(dataset)
@@ -87,8 +92,8 @@ def display_values(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, fl
 
     Applied are, as far as the file has them, modality LUT or rescale, VOI LUT or (first) window, the inversion of
     MONOCHROME1 and of Presentation LUT Shape INVERSE. Values that none of these changes stay integers; others are
-    floats in [0, 1]. White is 0, "unknown", where no window is given and a file of 16 bits claims to use all of them,
-    which exporters write around values of any range. Color stays as it is.
+    floats in [0, 1]. White is 0, "unknown", where no window is given and a file of 16 bits or more claims to use all of
+    them, which exporters write around values of any range. Color stays as it is.
     """
     if values.shape[-1] == 3:
         return values, float(2 ** (8 * values.dtype.itemsize) - 1) if values.dtype.itemsize == 1 else _largest(dataset)
@@ -100,10 +105,11 @@ def display_values(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, fl
     low, high = _stored_range(dataset)
     plain = not lut.get("ModalityLUTSequence") and _rescale(lut) == (1.0, 0.0)
     windowed = bool(lut.get("VOILUTSequence")) or (
-        lut.get("WindowCenter") not in (None, "") and lut.get("WindowWidth") not in (None, "")
+        lut.get("WindowCenter") not in (None, "") and _first(lut.get("WindowWidth") or 0) > 0
     )
-    if plain and not windowed and low == 0:
-        white = 0.0 if int(dataset.BitsStored) == int(dataset.BitsAllocated) == 16 else float(high)
+    vague = int(dataset.BitsStored) == int(dataset.BitsAllocated) >= 16
+    if plain and not windowed and (low == 0 or vague):
+        white = 0.0 if vague else float(high)
         if not inverse:
             return values, white
         white = white or (255.0 if values.max() <= 255 else 4095.0 if values.max() <= 4095 else 65535.0)
@@ -115,29 +121,16 @@ def display_values(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, fl
         bottom, top = 0.0, float(2**bits - 1)
     else:  # a negative slope turns the scale round: PS3.3 C.11.1
         bottom, top = float(ends.min()), float(ends.max())
-    if windowed:
+    if windowed:  # pydicom gives entries of the table, or what a window shows over the range of stored values
+        for keyword in ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"):
+            lut.pop(keyword, None)
+        bottom, top = float(low), float(high)
         if lut.get("VOILUTSequence"):
-            shown = apply_voi_lut(shown.astype(np.int64), lut, prefer_lut=True).astype(np.float64)
-            bits = int(lut["VOILUTSequence"][0].LUTDescriptor[2])
-            bottom, top = 0.0, float(2**bits - 1)
-        else:
-            shown = _windowed(shown, lut)
-            bottom, top = 0.0, 1.0
+            shown, bottom = shown.astype(np.int64), 0.0
+            top = float(2 ** int(lut["VOILUTSequence"][0].LUTDescriptor[2]) - 1)
+        shown = np.asarray(apply_voi_lut(shown, lut, prefer_lut=True), np.float64)
     shown = np.clip((shown - bottom) / max(top - bottom, 1e-12), 0, 1)
     return (1 - shown if inverse else shown).astype(np.float32), 1.0
-
-
-def _windowed(values: np.ndarray, lut: Dataset) -> np.ndarray:
-    """Window center and width by their function, PS3.3 C.11.2.1.2 and C.11.2.1.3, to [0, 1]."""
-    center, width = (float(_first(lut[name].value)) for name in ("WindowCenter", "WindowWidth"))
-    function = str(lut.get("VOILUTFunction") or "LINEAR").upper()
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / max(width, 1e-12)))
-    if function == "LINEAR_EXACT":
-        return np.clip((values - center) / max(width, 1e-12) + 0.5, 0, 1)
-    if width <= 1:
-        return (values > center - 0.5).astype(np.float64)
-    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
 def _lut_attributes(dataset: Dataset) -> Dataset:

@@ -37,6 +37,8 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"GIF8", "image"),
     (b"II*\x00", "image"),
     (b"MM\x00*", "image"),
+    (b"II+\x00", "image"),  # TIFF beyond 4 GB
+    (b"MM\x00+", "image"),
 )
 
 MAX_PIXELS = int(os.environ.get("MONAI_USFM_MAX_PIXELS", 50_000_000))

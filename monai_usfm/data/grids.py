@@ -23,10 +23,11 @@ def on_one_grid(img: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def check_one_grid(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor) -> None:
-    """Refuse images of one item that do not lie on one grid.
+    """Refuse images of one item that do not lie on one grid: ``img`` is the label, ``other`` the image.
 
-    Refused are two sizes; two places, where both files have geometry, whatever their types (half a sample apart or
-    more, in RAS); and different turns by EXIF, unless the size shows that both are upright.
+    Refused are two sizes; a label of several frames for an image of another number of them; two places, where both
+    files have geometry, whatever their types (half a sample apart or more, in RAS); and different turns by EXIF, unless
+    the size shows that both are upright.
 
     A file that lies where its format puts it by default (axes of the space, origin 0) is compared with another such one
     by the size of its samples alone: NIfTI then means right-anterior-superior, MetaImage and NRRD left-posterior.
@@ -49,6 +50,11 @@ def check_one_grid(path: str, img: torch.Tensor, other_path: str, other: torch.T
             path,
             f"has size {tuple(img.shape[1:])}, but {other_path} {tuple(other.shape[1:])}: they must lie on one grid; "
             "correct the datalist or resample one of them.",
+        )
+    frames = [int(x.meta.get("num_frames", 1)) if isinstance(x, MetaTensor) else 1 for x in (img, other)]
+    if frames[0] not in (1, frames[1]):
+        raise UnreadableImageError(
+            path, f"has {frames[0]} frames, but {other_path} {frames[1]}, so none can be told to belong to another."
         )
     apart = _apart(img, other)
     if apart is not None:
@@ -113,5 +119,5 @@ def resampled(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor
         for channel in img.detach().cpu().numpy()
     ]
     out = MetaTensor(torch.from_numpy(np.stack(channels)), meta={**img.meta}, affine=other.affine.clone())
-    out.meta |= {key: other.meta[key] for key in ("original_affine", "spatial_shape", "spacing", "place")}
+    out.meta |= {key: other.meta[key] for key in ("original_affine", "spatial_shape", "spacing", "place", "num_frames")}
     return out

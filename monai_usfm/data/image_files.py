@@ -84,10 +84,10 @@ def _whole_pages(path: str, img: Any) -> list[int]:
         if not int(img.tag_v2.get(254, 0)) & 0b101:  # NewSubfileType: bit 0 a reduced copy, bit 2 a mask
             whole.append(index)
             sizes.add(img.size)
-    if len(sizes) > 1:
-        raise UnreadableImageError(path, "its pages differ in size; split them into files.")
+    if len(sizes) != 1:
+        raise UnreadableImageError(path, "its pages differ in size, or all are previews; split them into files.")
     img.seek(0)
-    return whole or [0]
+    return whole
 
 
 def _turn(img: Image.Image) -> int:
@@ -99,12 +99,15 @@ def _image_values(img: Image.Image, gray: bool) -> np.ndarray:
     """One page as ``(H, W)`` or ``(H, W, 3)``; 8-bit modes as uint8, others as stored."""
     if img.format == "JPEG" and gray and img.mode == "RGB":
         img.draft("L", None)  # the decoder hands over its luma channel
+    # WhiteIsZero of TIFF, which Pillow heeds in 8 bits alone
+    inverted = img.mode.startswith("I;16") and getattr(img, "tag_v2", {}).get(262) == 0
     img = ImageOps.exif_transpose(img)
     if img.mode in _EIGHT_BIT_MODES:
         mode = "L" if gray else "RGB"
         if img.mode != mode:
             img = img.convert(mode)
-    return _array(img)
+    values = _array(img)
+    return 65535 - values if inverted else values
 
 
 def _label_values(path: str, img: Image.Image) -> np.ndarray:
@@ -119,6 +122,10 @@ def _label_values(path: str, img: Image.Image) -> np.ndarray:
         is_gray = (np.ptp(colors[used], axis=1) == 0).all()
         if is_gray and len(np.unique(colors[used, 0])) == len(used):
             return colors[indices, 0]
+        if any(index and not colors[index].any() for index in used):
+            raise UnreadableImageError(
+                path, "its palette has black elsewhere than at index 0; store one class per pixel."
+            )
         return indices
     if img.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         img = img.convert("RGB")

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -124,21 +123,21 @@ def decode_metaimage(path: str) -> Decoded:
     reader = ITKReader()
     values, meta = reader.get_data(reader.read(path, **options))
     values = np.array(values)  # a copy: the array is a view of memory that ITK owns
-    spatial = len(meta["spatial_shape"])
-    if values.ndim == spatial:
-        values = values[..., None]
+    if channels == 1:
+        values = values.reshape(*values.shape[: len(sizes)], 1)
     elif (np.ptp(values[..., :3], axis=-1) > 8).mean() > 0.5:
-        warnings.warn(
-            f"{path}: its {channels} channels are taken for colors, though they differ in most pixels. If they are "
-            "frames, store them as a third axis.",
-            stacklevel=2,
+        raise UnreadableImageError(
+            path,
+            f"its {channels} channels differ in most pixels, so they may be frames; store frames as a third axis, and "
+            "colors as PNG or NRRD.",
         )
     affine = to_affine_nd(3, np.asarray(meta["affine"]))
     return _axes_named(path, values, affine, _place(_LPS @ affine, "lps"), True)
 
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_COLORS = ("rgb-color", "rgba-color", "3-color", "4-color", "hsv-color", "xyz-color")
+_COLORS = ("rgb-color", "rgba-color", "3-color", "4-color")
+_NO_GRAY = ("hsv-color", "xyz-color", "complex", "quaternion", "matrix", "normal", "gradient")
 
 
 def decode_nrrd(path: str) -> Decoded:
@@ -156,6 +155,8 @@ def decode_nrrd(path: str) -> Decoded:
     vectors = [None] * len(sizes) if not placed else [None if v is None else np.asarray(v, float) for v in directions]
     vectors = [None if v is None or not np.isfinite(v).all() else v for v in vectors]
     told = placed or any(kinds)
+    if other := [kind for kind in kinds if kind.endswith(_NO_GRAY)]:
+        raise UnreadableImageError(path, f"has an axis of kind {other[0]}; store gray values or RGB.")
 
     def no_direction(axis: int) -> bool:
         return placed and vectors[axis] is None and sizes[axis] > 1

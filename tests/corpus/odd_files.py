@@ -18,10 +18,12 @@ import itk
 import nibabel as nib
 import numpy as np
 from PIL import Image, TiffImagePlugin
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+
+from tests.dicom_files import region, ultrasound
 
 SIZE = (40, 56)
 ROWS, COLUMNS = np.mgrid[: SIZE[0], : SIZE[1]]
@@ -557,42 +559,9 @@ def others() -> list[Case]:
 # DICOM
 
 
-def dataset(pixels: np.ndarray, **attributes: Any) -> FileDataset:
-    """An uncompressed file of ``(H, W)``, ``(T, H, W)`` or, with three last channels, color."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.3"
-    ds = FileDataset("case.dcm", {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = meta.MediaStorageSOPClassUID, "1.2.3", "US"
-    ds.SamplesPerPixel = 3 if pixels.shape[-1] == 3 else 1
-    ds.PhotometricInterpretation = "RGB" if ds.SamplesPerPixel == 3 else "MONOCHROME2"
-    if ds.SamplesPerPixel == 3:
-        ds.PlanarConfiguration = 0
-    size = pixels.shape[:-1] if ds.SamplesPerPixel == 3 else pixels.shape
-    ds.Rows, ds.Columns = size[-2:]
-    if len(size) == 3:
-        ds.NumberOfFrames = size[0]
-    ds.BitsAllocated = ds.BitsStored = pixels.dtype.itemsize * 8
-    ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, 0
-    ds.PixelData = pixels.tobytes()
-    for keyword, value in attributes.items():
-        setattr(ds, keyword, value)
-    return ds
-
-
-def region(box: tuple[int, int, int, int], delta: float) -> Dataset:
-    """``box`` is x0, y0, x1, y1 inclusive; ``delta`` in cm."""
-    item = Dataset()
-    item.RegionSpatialFormat, item.RegionDataType, item.RegionFlags = 1, 1, 0
-    item.RegionLocationMinX0, item.RegionLocationMinY0, item.RegionLocationMaxX1, item.RegionLocationMaxY1 = box
-    item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = 3
-    item.PhysicalDeltaX = item.PhysicalDeltaY = delta
-    return item
-
-
 def dicom(pixels: np.ndarray = GRAY, name: str = "case.dcm", without: str = "", **attributes: Any) -> Make:
     def make(folder: Path) -> dict[str, Any]:
-        ds = dataset(pixels, **attributes)
+        ds = ultrasound(pixels, **attributes)
         if without:
             delattr(ds, without)
         ds.save_as(folder / name)
@@ -605,7 +574,7 @@ def compressed(
     syntax: Any, pixels: np.ndarray, frames: list[bytes] | None, without: str = "", **attributes: Any
 ) -> Make:
     def make(folder: Path) -> dict[str, Any]:
-        ds = dataset(pixels, **attributes)
+        ds = ultrasound(pixels, **attributes)
         if syntax == DeflatedExplicitVRLittleEndian:
             ds.file_meta.TransferSyntaxUID = syntax
         elif frames is None:
@@ -676,11 +645,15 @@ def dicoms() -> list[Case]:
         "JPEG, frames not counted": compressed(
             JPEGBaseline8Bit, cine, [encoded(f, "JPEG", quality=98) for f in cine], "NumberOfFrames"
         ),
-        "two regions of one scale": dicom(SequenceOfUltrasoundRegions=Sequence([region(b, 0.01) for b in half])),
-        "two regions of two scales": dicom(
-            SequenceOfUltrasoundRegions=Sequence([region(half[0], 0.01), region(half[1], 0.03)])
+        "two regions of one scale": dicom(
+            SequenceOfUltrasoundRegions=Sequence([region(b, (0.01, 0.01)) for b in half])
         ),
-        "a region beyond the image": dicom(SequenceOfUltrasoundRegions=Sequence([region((0, 0, 900, 900), 0.01)])),
+        "two regions of two scales": dicom(
+            SequenceOfUltrasoundRegions=Sequence([region(half[0], (0.01, 0.01)), region(half[1], (0.03, 0.03))])
+        ),
+        "a region beyond the image": dicom(
+            SequenceOfUltrasoundRegions=Sequence([region((0, 0, 900, 900), (0.01, 0.01))])
+        ),
         "pixel spacing": dicom(PixelSpacing=[0.1, 0.2]),
         "pixel spacing of 0": dicom(PixelSpacing=[0, 0]),
     }
@@ -693,7 +666,7 @@ def dicoms() -> list[Case]:
         "text named DICOM": written("case.dcm", b"no DICOM\n" * 40),
         "a size of 0": dicom(np.zeros((1, 1), np.uint8), Rows=0, Columns=0, PixelData=b""),
     }
-    report = dataset(GRAY, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
+    report = ultrasound(GRAY, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
     del report.PixelData
 
     def structured(folder: Path) -> dict[str, Any]:

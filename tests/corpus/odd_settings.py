@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from odd_files import dataset
 from PIL import Image
 
 from monai_usfm.files import write_text_atomically
+from tests.dicom_files import ultrasound
 
 
 @dataclass
@@ -446,7 +446,7 @@ def folders(kind: str = "folders for inference") -> list[Setting]:
     def report(world: World) -> dict[str, Any]:
         import numpy as np
 
-        ds = dataset(np.zeros((4, 4), np.uint8), SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
+        ds = ultrasound(np.zeros((4, 4), np.uint8), SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
         del ds.PixelData
         ds.save_as(world.data / "report.dcm")
         (world.data / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(100))

@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 
 from monai_usfm.data import Pseudonyms, UltrasoundDicomReader, UnreadableImageError, convert_dicom_folder
 from monai_usfm.data.burned_in import find_text
-from tests.data.test_dicom import region, saved, ultrasound
+from tests.dicom_files import region, saved, ultrasound
 
 
 def test_names_of_files_and_folders_are_pseudonyms_of_a_key(tmp_path):

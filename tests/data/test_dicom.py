@@ -17,10 +17,10 @@ import pytest
 from monai.transforms import LoadImage
 from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import JPEGBaseline8Bit
 
 from monai_usfm.data import (
     LoadUltrasound,
@@ -30,6 +30,7 @@ from monai_usfm.data import (
     frame_times,
     ultrasound_regions,
 )
+from tests.dicom_files import region, saved, ultrasound
 
 # File in pydicom's wheel: array (x, y, ...), mm per pixel (None: unknown), Hz, region, its rows and columns
 PYDICOM_FILES = {
@@ -38,50 +39,6 @@ PYDICOM_FILES = {
     "examples_rgb_color.dcm": ((320, 240, 3), None, 0.0, -1, None),
     "examples_jpeg2k.dcm": ((640, 480, 3), None, 0.0, -1, None),
 }
-
-
-def ultrasound(pixels: np.ndarray, **attributes) -> FileDataset:
-    """An uncompressed file of ``(H, W)``, ``(T, H, W)`` or, with three last channels, color."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.3"
-    ds = FileDataset("made.dcm", {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = meta.MediaStorageSOPClassUID, "1.2.3", "US"
-    ds.SamplesPerPixel = 3 if pixels.shape[-1] == 3 else 1
-    ds.PhotometricInterpretation = "RGB" if ds.SamplesPerPixel == 3 else "MONOCHROME2"
-    ds.PlanarConfiguration = 0
-    size = pixels.shape[:-1] if ds.SamplesPerPixel == 3 else pixels.shape
-    ds.Rows, ds.Columns = size[-2:]
-    if len(size) == 3:
-        ds.NumberOfFrames = size[0]
-    ds.BitsAllocated = ds.BitsStored = pixels.dtype.itemsize * 8
-    ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, 0
-    ds.PixelData = pixels.tobytes()
-    for keyword, value in attributes.items():
-        setattr(ds, keyword, value)
-    return ds
-
-
-def region(
-    box: tuple[int, int, int, int],
-    delta: tuple[float, float] = (0.01, 0.02),
-    units: tuple[int, int] = (3, 3),
-    spatial_format: int = 1,
-    data_type: int = 1,
-) -> Dataset:
-    """``box`` is x0, y0, x1, y1 inclusive; ``delta`` along x, y."""
-    item = Dataset()
-    item.RegionSpatialFormat, item.RegionDataType, item.RegionFlags = spatial_format, data_type, 0
-    item.RegionLocationMinX0, item.RegionLocationMinY0 = box[:2]
-    item.RegionLocationMaxX1, item.RegionLocationMaxY1 = box[2:]
-    item.PhysicalUnitsXDirection, item.PhysicalUnitsYDirection = units
-    item.PhysicalDeltaX, item.PhysicalDeltaY = delta
-    return item
-
-
-def saved(tmp_path: Path, ds: FileDataset, name: str = "made.dcm") -> Path:
-    ds.save_as(tmp_path / name, enforce_file_format=True)
-    return tmp_path / name
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEGBaseline8Bit
 
-from monai_usfm.data import LoadUltrasound
-from tests.data.test_dicom import region, saved, ultrasound
+from monai_usfm.data import LoadUltrasound, UnreadableImageError
+from tests.dicom_files import region, saved, ultrasound
 
 RAMP = np.array([[0, 50, 100, 120], [150, 200, 220, 255]], dtype=np.uint8)
 
@@ -85,6 +85,27 @@ def test_signed_values_span_their_range(tmp_path):
     pixels = np.array([[-128, 0, 127, 127]], np.int8).view(np.uint8)
     found = shown(tmp_path, pixels, PixelRepresentation=1)
     np.testing.assert_allclose(found, [[0, 128 / 255, 1, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "signed"), [(np.int16, 1), (np.uint32, 0)])
+def test_a_file_that_claims_all_bits_of_wide_values_is_guessed_by_its_values(tmp_path, dtype, signed):
+    with pytest.warns(UserWarning, match="taken as 255"):
+        found = shown(tmp_path, RAMP.astype(dtype), PixelRepresentation=signed)
+    np.testing.assert_allclose(found, RAMP / 255, atol=1e-6)
+
+
+def test_a_window_counts_in_values_that_a_negative_slope_has_turned(tmp_path):
+    found = shown(tmp_path, RAMP, RescaleSlope=-1, RescaleIntercept=255, WindowCenter=128, WindowWidth=256)
+    np.testing.assert_allclose(found, 1 - RAMP / 255, atol=1e-6)
+
+
+def test_a_window_without_width_is_none(tmp_path):
+    np.testing.assert_allclose(shown(tmp_path, RAMP, WindowCenter=128, WindowWidth=0), RAMP / 255, atol=1e-6)
+
+
+def test_bits_that_lie_elsewhere_are_refused(tmp_path):
+    with pytest.raises(UnreadableImageError, match=r"made\.dcm: High Bit 15 is not Bits Stored - 1"):
+        shown(tmp_path, RAMP.astype(np.uint16) << 6, BitsStored=10, HighBit=15)
 
 
 def test_a_table_of_values_of_interest_is_applied(tmp_path):

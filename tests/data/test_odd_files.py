@@ -166,6 +166,14 @@ def test_a_black_and_white_palette_with_white_first_is_no_inverted_mask(tmp_path
     assert np.array_equal(found.numpy()[0], MASK)
 
 
+def test_a_colored_palette_with_black_elsewhere_is_no_inverted_mask(tmp_path):
+    img = Image.fromarray(1 - MASK, mode="P")
+    img.putpalette([255, 0, 0, 0, 0, 0])
+    img.save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"a\.png: its palette has black elsewhere than at index 0"):
+        label(tmp_path / "a.png")
+
+
 def test_zeros_and_ones_as_jpeg_are_a_mask(tmp_path):
     Image.fromarray(MASK).save(tmp_path / "a.jpg", quality=95)
     found = LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "a.jpg")).numpy()[0]
@@ -273,6 +281,39 @@ def test_colors_of_nrrd_are_colors(tmp_path):
     np.testing.assert_allclose(values(path), color @ [0.299, 0.587, 0.114], atol=0.51)
 
 
+@pytest.mark.parametrize("kind", ["HSV-color", "XYZ-color", "complex", "2D-matrix"])
+def test_other_numbers_than_gray_and_colors_are_refused(tmp_path, kind):
+    path = nrrd_file(tmp_path / "a.nrrd", np.zeros((6, 8, 3), np.uint8), kinds=f"{kind} domain domain")
+    with pytest.raises(UnreadableImageError, match=rf"a\.nrrd: has an axis of kind {kind.lower()}"):
+        values(path)
+
+
+def mha(path: Path, array: np.ndarray, sizes: tuple[int, ...], channels: int = 1) -> Path:
+    head = f"NDims = {len(sizes)}\nElementNumberOfChannels = {channels}\nDimSize = {' '.join(map(str, sizes))}\n"
+    path.write_bytes(f"ObjectType = Image\n{head}ElementType = MET_UCHAR\nElementDataFile = LOCAL\n".encode() + array)
+    return path
+
+
+def test_a_fourth_axis_of_metaimage_holds_frames(tmp_path):
+    cine = np.random.default_rng(0).integers(0, 255, (3, 6, 8), dtype=np.uint8)
+    assert np.array_equal(values(mha(tmp_path / "a.mha", cine.tobytes(), (8, 6, 1, 3)), frame=2), cine[2])
+
+
+def test_channels_of_metaimage_that_may_be_frames_are_refused(tmp_path):
+    cine = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    with pytest.raises(UnreadableImageError, match=r"a\.mha: its 3 channels differ in most pixels"):
+        values(mha(tmp_path / "a.mha", cine.tobytes(), (8, 6), 3))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_label_of_other_frames_than_the_image_is_refused(tmp_path, frames):
+    for name, count in (("image.tif", frames), ("label.tif", 5)):
+        pages = [Image.fromarray(MASK) for _ in range(count)]
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.raises(UnreadableImageError, match=rf"label\.tif: has 5 frames, but .*image\.tif {frames}"):
+        PAIR({"image": str(tmp_path / "image.tif"), "label": str(tmp_path / "label.tif")})
+
+
 def test_a_first_axis_of_three_of_which_nothing_is_said_holds_frames(tmp_path):
     cine = np.random.default_rng(0).integers(0, 255, (3, 6, 8), dtype=np.uint8)
     path = nrrd_file(tmp_path / "a.nrrd", np.ascontiguousarray(np.moveaxis(cine, 0, -1)))
@@ -280,6 +321,17 @@ def test_a_first_axis_of_three_of_which_nothing_is_said_holds_frames(tmp_path):
 
 
 # gray scale
+
+
+@pytest.mark.parametrize("ending", ["a.tif", "a"])
+def test_sixteen_bits_of_tiff_in_which_white_is_zero_are_turned_round(tmp_path, ending):
+    Image.fromarray((255 - GRAY).astype(np.uint16) * 257).save(tmp_path / "a.tif", big_tiff=ending == "a")
+    content = (tmp_path / "a.tif").read_bytes()
+    tag = b"\x06\x01\x03\x00\x01\x00"  # PhotometricInterpretation, one short
+    at = content.index(tag) + (12 if ending == "a" else 8)
+    (tmp_path / ending).write_bytes(content[:at] + b"\0" + content[at + 1 :])
+    with pytest.warns(UserWarning, match="taken as 65535"):
+        assert np.array_equal(values(tmp_path / ending), GRAY)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
