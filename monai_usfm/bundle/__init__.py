@@ -7,7 +7,6 @@ from __future__ import annotations
 from monai_usfm.bundle.errors import *
 from monai_usfm.bundle.inference import *
 from monai_usfm.bundle.items import *
-from monai_usfm.bundle.own import *
 from monai_usfm.bundle.records import *
 from monai_usfm.bundle.start import *
 from monai_usfm.bundle.training import *

@@ -13,21 +13,7 @@ resolves what a network is made of, :mod:`build <monai_usfm.cards.build>` makes 
 
 from __future__ import annotations
 
-from monai_usfm.cards.build import build_network, describe_network
-from monai_usfm.cards.card import card_path, find_card, read_card, write_card
-from monai_usfm.cards.load import load_network, save_network
-from monai_usfm.cards.options import ENCODER, WIDTHS, network_options
-
-__all__ = [
-    "ENCODER",
-    "WIDTHS",
-    "build_network",
-    "card_path",
-    "describe_network",
-    "find_card",
-    "load_network",
-    "network_options",
-    "read_card",
-    "save_network",
-    "write_card",
-]
+from monai_usfm.cards.build import *
+from monai_usfm.cards.card import *
+from monai_usfm.cards.load import *
+from monai_usfm.cards.options import *

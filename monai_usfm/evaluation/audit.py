@@ -30,7 +30,7 @@ from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics.scores import classification_scores, confusion_counts, macro_f1, overlap_scores
 from monai_usfm.transforms import LabelIndices
 
-__all__ = ["audit", "audit_classifier", "audit_segmenter"]
+__all__ = ["audit_classifier", "audit_segmenter"]
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Example = tuple[torch.Tensor, list[torch.Tensor], str]

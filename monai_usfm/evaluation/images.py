@@ -1,22 +1,24 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A split in memory for probes and audits, read and resized as the bundles do."""
+"""A split in memory for probes and audits, read and resized as the bundles do, and its frozen features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn as nn
+from monai.data import DataLoader
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from monai_usfm.data import LoadUltrasoundd, add_patients, load_datalist
 from monai_usfm.transforms import LabelIndicesd, SeparableResized
 
-__all__ = ["ImageSet", "load_images", "read_items"]
+__all__ = ["ImageSet", "extract_features", "load_images", "read_items"]
 
 
 @dataclass
@@ -105,6 +107,61 @@ def load_images(
         classes=torch.tensor([item["class"] for item in items]) if has_class else None,
         labels=torch.stack([_plain(data["label"])[0].long() for data in loaded]) if num_classes else None,
     )
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: nn.Module,
+    data: Dataset | Iterable[Any],
+    pool: str = "mean",
+    *,
+    device: torch.device | str | None = None,
+    amp: bool = False,
+    batch_size: int = 32,
+) -> torch.Tensor:
+    """Run a frozen encoder over a data set, in its order; it is handed back in the mode and on the device it came.
+
+    Args:
+        encoder: gives tokens ``(B, 1 + N, E)``, the class token first, and has ``token_grid``, as
+            :class:`~monai_usfm.networks.UltrasoundViT`.
+        data: a ``Dataset``, read in batches of ``batch_size``, or anything that yields batches, for example a
+            ``DataLoader`` that does not shuffle. A batch is a tensor ``(B, C, *S)`` or a dictionary with ``"image"``.
+        pool: ``"mean"`` of the patch tokens, ``"class"`` token, or ``"tokens"``: all of them as a map.
+        device: where to run; None stays on the encoder's device.
+        amp: run in bfloat16 autocast; features are float32 in any case.
+        batch_size: images per batch where ``data`` is a data set.
+
+    Returns:
+        Features on the CPU, ``(M, E)`` or, for ``pool="tokens"``, ``(M, E, *grid)``.
+
+    Raises:
+        ValueError: for an unknown ``pool``, or empty data.
+    """
+    if pool not in ("mean", "class", "tokens"):
+        raise ValueError(f"pool must be mean, class or tokens, got {pool!r}.")
+    home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    place = torch.device(device) if device is not None else home
+    batches = DataLoader(data, batch_size=batch_size, shuffle=False) if isinstance(data, Dataset) else data
+    features: list[torch.Tensor] = []
+    modes = {part: part.training for part in encoder.modules()}
+    encoder.to(place).eval()
+    try:
+        for batch in batches:
+            image = _plain(batch["image"] if isinstance(batch, Mapping) else batch).to(place)
+            with torch.autocast(place.type, dtype=torch.bfloat16, enabled=amp):
+                tokens = encoder(image).float().cpu()
+            if pool == "tokens":
+                grid: Any = encoder.token_grid(image)  # type: ignore[operator]
+                features.append(tokens[:, 1:].transpose(1, 2).unflatten(2, list(grid)))
+            else:
+                features.append(tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1))
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        encoder.to(home)
+    if not features:
+        raise ValueError("the data yielded no batch; give at least one image.")
+    return torch.cat(features)
 
 
 def _plain(image: Any) -> torch.Tensor:

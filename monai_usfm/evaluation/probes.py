@@ -27,8 +27,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from monai_usfm.cards import build_network
-from monai_usfm.evaluation.features import extract_features
-from monai_usfm.evaluation.images import ImageSet, load_images, read_items
+from monai_usfm.evaluation.images import ImageSet, extract_features, load_images, read_items
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
 from monai_usfm.evaluation.statistics import Interval, bootstrap_interval
 from monai_usfm.files import write_csv, write_text_atomically

@@ -14,8 +14,7 @@ from scipy.spatial.distance import cdist
 
 from monai_usfm.cards import load_network
 from monai_usfm.data import list_images, load_datalist
-from monai_usfm.evaluation.features import extract_features
-from monai_usfm.evaluation.images import load_images
+from monai_usfm.evaluation.images import extract_features, load_images
 from monai_usfm.files import write_csv
 
 __all__ = ["choose", "select"]

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from monai.bundle import verify_net_in_out
 
-from monai_usfm.bundle import own_bundle
+from monai_usfm.cli.weights import own_bundle
 
 
 def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path):
@@ -30,5 +29,3 @@ def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path)
         device="cpu",
         bundle_root=str(copy),
     )
-    with pytest.raises(FileExistsError, match="is there already: name a new folder"):
-        own_bundle(source, copy, weights)
