@@ -46,7 +46,9 @@ main{max-width:70rem;margin:0 auto;padding:1rem}h1{line-height:1.2}h2{margin-top
 img{width:100%;height:auto;display:block;border-radius:.2rem}figcaption{color:#4a4a55;font-size:.85rem}
 .note{background:#fff4d6;border-left:.3rem solid #b07f00;padding:.5rem 1rem}
 pre{background:#f2f2f6;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
-table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.2rem .6rem;text-align:left;overflow-wrap:anywhere}
+table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.2rem .6rem;text-align:left;overflow-wrap:break-word}
+table+table{margin-top:1rem}td:last-child{overflow-wrap:anywhere}
+@media(max-width:600px){table{font-size:.85rem}td,th{padding:.2rem .3rem}}
 """
 
 
@@ -222,8 +224,9 @@ def ending(output: Path, plan: dict[str, Any]) -> list[str]:
         f"monai-usfm train --task segmentation --dataset_dir MY_IMAGES --pretrained {start} --output_dir runs/mine\n"
         "monai-usfm predict --checkpoint runs/mine/model.pt --dataset_dir NEW_IMAGES --output_dir predictions"
     )
-    times = [["step", "seconds"], *([name, f"{value:.0f}"] for name, value in plan["seconds"].items())]
-    times.append(["all", f"{sum(plan['seconds'].values()):.0f}"])
+    seconds = plan["seconds"] | {"all": [sum(column) for column in zip(*plan["seconds"].values(), strict=True)]}
+    times = [["step", "seconds", "of one core"]]
+    times += [[name, f"{passed:.0f}", f"{computed:.0f}"] for name, (passed, computed) in seconds.items()]
     record = json.loads((output / "adapted" / "run.json").read_text(encoding="utf-8"))
     machine = {"platform": record.get("platform"), "cores": os.cpu_count(), "threads": record.get("threads")}
     machine |= {"GPU": record.get("gpu") or "none", **record.get("versions", {})}

@@ -61,7 +61,13 @@ def finished_run(folder, start, scratch, **changes):
     datalist.write_text(json.dumps(content), encoding="utf-8")
     plan = {"dataset_dir": str(EXAMPLE), "datalist": str(datalist), "images": "breast images of BUS-BRA", "own": False}
     plan |= {"notes": ["A note with <angle> brackets."], "labeled": True, "num_classes": 2, "label_values": None}
-    plan |= {"training": 60, "labels": 60, "test": len(start), "start": "start.pt", "seconds": {"One": 12, "Two": 30}}
+    plan |= {
+        "training": 60,
+        "labels": 60,
+        "test": len(start),
+        "start": "start.pt",
+        "seconds": {"One": [12, 9], "Two": [30, 20]},
+    }
     images = [str(EXAMPLE / item["image"]) for item in content["test"]]
     for name, dice in {"shipped": start, "start": start, "scratch": scratch}.items():
         rows = [{"image": image, "class": 1, "dice": value} for image, value in zip(images, dice, strict=True)]
@@ -244,7 +250,7 @@ def test_report_escapes_what_is_not_its_own(finished):
 
 
 def test_report_sums_the_times_and_names_the_versions(finished):
-    assert "<td>all</td><td>42</td>" in finished
+    assert "<td>all</td><td>42</td><td>29</td>" in finished
     assert "<td>torch</td><td>9.8.7</td>" in finished
 
 
@@ -351,3 +357,4 @@ def test_a_whole_run_ends_in_a_report(tmp_path, source):
     for heading in ("Segmentation of images", "Few labels:", "No labels:", "What was not shown", "Next: your own data"):
         assert heading in page
     assert json.loads((tmp_path / "out" / "quickstart.json").read_text())["finished"]
+    assert not list((tmp_path / "out").glob("*/checkpoints"))
