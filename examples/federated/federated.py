@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,31 +134,26 @@ def average(results: Sequence[tuple[Weights, float]]) -> dict[str, torch.Tensor]
     }
 
 
-def run_rounds(
-    sites: Sequence[Site], rounds: int, equal: bool = False, after: Callable[[int, Weights], None] | None = None
-) -> dict[str, torch.Tensor]:
+def run_rounds(sites: Sequence[Site], rounds: int, equal: bool = False) -> dict[str, torch.Tensor]:
     """Federated averaging of sites in this process.
 
     Args:
         sites: all start from the weights of the first.
         rounds: how many.
         equal: each site has the same say, else by its optimizer steps.
-        after: called with the number of the round, from 1, and its weights.
     """
-    weights: Weights = sites[0].weights
-    for number in range(1, rounds + 1):
+    weights = sites[0].weights
+    for _ in range(rounds):
         results = [site.train(weights) for site in sites]
         weights = average([(state, 1.0 if equal else float(steps)) for state, steps in results])
-        if after is not None:
-            after(number, weights)
-    return dict(weights)
+    return weights
 
 
-def make_sites(folder: str | Path, number: int = 4, images: int = 240, skew: float = 0.8, seed: int = 0) -> list[Path]:
+def make_sites(folder: str | Path, number: int = 4, images: int = 240, seed: int = 0) -> list[Path]:
     """Simulated images of sites that see different organs, and different numbers of images.
 
-    Site ``i``, from 1, has ``images / i`` images, a share ``skew`` of them of three organs of its own. In ``common``
-    are images of every organ alike, which no site has: the validation split there.
+    Site ``i``, from 1, has ``images / i`` images, four fifths of them of three organs of its own. In ``common`` are
+    images of every organ alike, which no site has: the validation split there.
 
     Returns:
         The folders of the sites, each with a ``dataset.json``.
@@ -168,7 +163,7 @@ def make_sites(folder: str | Path, number: int = 4, images: int = 240, skew: flo
         own = [names[(3 * index + k) % len(names)] for k in range(3)]
         other = [name for name in names if name not in own]
         items: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
-        for part, (organs, share) in enumerate(((own, skew), (other, 1 - skew))):
+        for part, (organs, share) in enumerate(((own, 0.8), (other, 0.2))):
             place, count = root / f"site_{index + 1}" / f"part_{part}", round(images / (index + 1) * share)
             made = simulated(place, max(count, 4), max(count // 8, 2), organs, seed + 2 * index + part)
             items = {split: items[split] + made[split] for split in items}
