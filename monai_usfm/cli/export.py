@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -183,7 +184,9 @@ def _pt2(part: Path, network: torch.nn.Module, card: str, example: torch.Tensor)
 def _onnx(part: Path, network: torch.nn.Module, card: str, example: torch.Tensor) -> Run | None:
     dynamic: Any = ({0: torch.export.Dim("batch")},)
     names: Any = {"input_names": ["image"], "output_names": ["pred"]}
-    program = torch.onnx.export(network, (example,), dynamo=True, dynamic_shapes=dynamic, **names)
+    for optimizer in ("onnx_ir", "onnxscript"):  # hundreds of lines where a bundle has set up logging
+        logging.getLogger(optimizer).setLevel(logging.WARNING)
+    program = torch.onnx.export(network, (example,), dynamo=True, dynamic_shapes=dynamic, verbose=False, **names)
     assert program is not None  # it is None for a file name alone
     program.model.metadata_props["card"] = card
     program.save(str(part))
