@@ -108,14 +108,7 @@ def load_bundle(
     return flow
 
 
-def run_bundle(
-    bundle: str,
-    workflow: str = "train",
-    *,
-    overlays: Sequence[str] = (),
-    bundle_root: PathLike | None = None,
-    **options: Any,
-) -> ConfigWorkflow:
+def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWorkflow:
     """Run a bundle's workflow in this process, from its initialization to its end.
 
     The arguments are those of :func:`load_bundle`.
@@ -124,7 +117,7 @@ def run_bundle(
         The workflow, whose ``parser.get_parsed_content("network_def")`` and the like are what was used. The results
         are the files in its ``output_dir``.
     """
-    flow = load_bundle(bundle, workflow, overlays=overlays, bundle_root=bundle_root, **options)
+    flow = load_bundle(bundle, workflow, **options)
     flow.initialize()
     flow.run()
     flow.finalize()

@@ -29,57 +29,42 @@ app = App(
     default_parameter=Parameter(negative=(), consume_multiple=True, name_transform=lambda name: name),
 )
 
-VERBS = {
-    "Data": {
-        "convert-dicom": (
-            "monai_usfm.cli.convert:convert_dicom",
-            "Convert DICOM to NIfTI or PNG, also de-identified.",
-        ),
-        "datalist": ("monai_usfm.data:make_datalist", "Make a datalist from folders of files, split by patient."),
-        "join-table": ("monai_usfm.data:join_table", "Give the items of a datalist what a table knows of them."),
-        "compound": ("monai_usfm.data.sweeps:compound_sweep", "Make a volume from a freehand sweep and its poses."),
-        "propagate": ("monai_usfm.cli.cine:propagate", "Carry the label of one frame through a cine by optical flow."),
-        "check-leaks": ("monai_usfm.evaluation:check_leaks", "Stop when test data stand in the training data."),
-    },
-    "Networks": {
-        "pretrain": ("monai_usfm.cli.bundles:pretrain", "Train an encoder on images without labels."),
-        "train": ("monai_usfm.cli.bundles:train", "Train a network for a task, pretrained or from scratch."),
-        "adapt": ("monai_usfm.cli.adapt:adapt", "Fit trained weights to images of your scanner, without labels."),
-        "evaluate": ("monai_usfm.cli.bundles:evaluate", "Score trained weights on a split of a datalist."),
-        "predict": ("monai_usfm.cli.bundles:predict", "Apply trained weights to a folder of images."),
-        "pseudo-label": (
-            "monai_usfm.evaluation.pseudo_labels:pseudo_label",
-            "Label images by a network, where it is sure, to train on them.",
-        ),
-        "stream": ("monai_usfm.cli.cine:stream", "Segment a cine frame by frame and print the latency."),
-        "select": ("monai_usfm.evaluation.selection:select", "Choose the images that are worth labeling next."),
-        "calibrate": ("monai_usfm.cli.bundles:calibrate", "Fit the temperature of trained weights."),
-    },
-    "Evidence": {
-        "probe": ("monai_usfm.evaluation.probes:probe", "Probe frozen encoders: neighbors, linear, attentive, dense."),
-        "label-efficiency": (
-            "monai_usfm.evaluation.board:label_efficiency",
-            "Compare networks on few and many labels.",
-        ),
-        "transfer-board": (
-            "monai_usfm.evaluation.board:transfer_board",
-            "Compare starts on several tasks and shares of the labels.",
-        ),
-        "audit": ("monai_usfm.evaluation.audit:audit", "Robustness to other scanners; shortcuts of a classifier."),
-    },
-    "Clients": {
-        "convert-weights": ("monai_usfm.cli.convert:convert_weights", "Convert weights from and to published layouts."),
-        "export": (
-            "monai_usfm.cli.export:export",
-            "Write trained weights as TorchScript, torch.export, ONNX or safetensors.",
-        ),
-        "pack": ("monai_usfm.cli.weights:pack", "Make a bundle of trained weights, for MONAI Label and Deploy."),
-        "serve-label": ("monai_usfm.cli.weights:serve_label", "Start MONAI Label with packed bundles."),
-    },
-}
-for _group, _verbs in VERBS.items():
-    for _name, (_target, _help) in _verbs.items():
-        app.command(_target, name=_name, help=_help, group=_group)
+VERBS = """
+Data
+    convert-dicom | cli.convert:convert_dicom | Convert DICOM to NIfTI or PNG, also de-identified.
+    datalist | data:make_datalist | Make a datalist from folders of files, split by patient.
+    join-table | data:join_table | Give the items of a datalist what a table knows of them.
+    compound | data.sweeps:compound_sweep | Make a volume from a freehand sweep and its poses.
+    propagate | cli.cine:propagate | Carry the label of one frame through a cine by optical flow.
+    check-leaks | evaluation:check_leaks | Stop when test data stand in the training data.
+Networks
+    pretrain | cli.bundles:pretrain | Train an encoder on images without labels.
+    train | cli.bundles:train | Train a network for a task, pretrained or from scratch.
+    adapt | cli.adapt:adapt | Fit trained weights to images of your scanner, without labels.
+    evaluate | cli.bundles:evaluate | Score trained weights on a split of a datalist.
+    predict | cli.bundles:predict | Apply trained weights to a folder of images.
+    pseudo-label | evaluation.pseudo_labels:pseudo_label | Label images by a network where it is sure, to train on them.
+    stream | cli.cine:stream | Segment a cine frame by frame and print the latency.
+    select | evaluation.selection:select | Choose the images that are worth labeling next.
+    calibrate | cli.bundles:calibrate | Fit the temperature of trained weights.
+Evidence
+    probe | evaluation.probes:probe | Probe frozen encoders: neighbors, linear, attentive, dense.
+    label-efficiency | evaluation.board:label_efficiency | Compare networks on few and many labels.
+    transfer-board | evaluation.board:transfer_board | Compare starts on several tasks and shares of the labels.
+    audit | evaluation.audit:audit | Robustness to other scanners; shortcuts of a classifier.
+Clients
+    convert-weights | cli.convert:convert_weights | Convert weights from and to published layouts.
+    export | cli.export:export | Write trained weights as TorchScript, torch.export, ONNX or safetensors.
+    pack | cli.weights:pack | Make a bundle of trained weights, for MONAI Label and Deploy.
+    serve-label | cli.weights:serve_label | Start MONAI Label with packed bundles.
+"""  # group; name, function of the package, help
+_group = ""
+for _line in VERBS.strip().splitlines():
+    if " | " in _line:
+        _name, _target, _help = _line.strip().split(" | ")
+        app.command(f"monai_usfm.{_target}", name=_name, help=_help, group=_group)
+    else:
+        _group = _line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,9 +47,7 @@ def plant_calipers(image: torch.Tensor, generator: torch.Generator) -> torch.Ten
 def plant_text(image: torch.Tensor, generator: torch.Generator, text: str = "LEFT BREAST  12 H") -> torch.Tensor:
     """Burn text of 5 % of the height into one of the four corners: ``(C, *S) -> (C, *S)``, in every slice."""
     height, width = image.shape[-2:]
-    font = ImageFont.load_default(size=max(8, round(0.05 * height)))
-    canvas = Image.new("L", (width, height))
-    pen = ImageDraw.Draw(canvas)
+    canvas, pen, font = _canvas(image, 0.05)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     corner = int(torch.randint(4, (1,), generator=generator))
     margin = max(1, round(0.02 * height))
@@ -82,6 +81,12 @@ def cut_sector(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return image * inside.to(image)
 
 
+def _canvas(image: torch.Tensor, share: float) -> tuple[Image.Image, ImageDraw.ImageDraw, Any]:
+    """A black image of the same size, its pen, and a font of this share of the height."""
+    canvas = Image.new("L", (image.shape[-1], image.shape[-2]))
+    return canvas, ImageDraw.Draw(canvas), ImageFont.load_default(size=max(8, round(share * image.shape[-2])))
+
+
 def _burn(image: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
     """White where ``marks`` (H, W) is true, in every channel and slice."""
     return torch.where(marks.to(image.device), torch.ones((), dtype=image.dtype, device=image.device), image)
@@ -98,8 +103,7 @@ def _screen(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator
     """A screenshot: margins with the lines of text and the depth scale that machines write beside the image."""
     image, label = _margins(image, label, 0.12, 0.06, 0.06, 0.3)
     height, width = image.shape[-2:]
-    canvas = Image.new("L", (width, height))
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=max(8, round(0.04 * height)))
+    canvas, pen, font = _canvas(image, 0.04)
     pen.text((0.02 * width, 0.02 * height), "GENERAL HOSPITAL  12-03-2019  MI 1.2  TIs 0.3", fill=255, font=font)
     edge = width - 0.3 / 1.36 * width
     pen.multiline_text((edge + 0.04 * width, 0.25 * height), "FR 38Hz\nGN 52\nDR 60\n4.0 cm", fill=220, font=font)
@@ -139,16 +143,6 @@ def _intensity(change: Callable[[torch.Tensor, torch.Generator], NdarrayOrTensor
     return altered
 
 
-def _gain_by_depth(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return image * torch.linspace(1.3, 0.4, image.shape[1])[:, None].to(image)
-
-
-def _speckle(image: torch.Tensor, generator: torch.Generator) -> NdarrayOrTensor:
-    noise = SpeckleNoise(looks=1.0)
-    noise.set_random_state(int(torch.randint(2**31 - 1, (1,), generator=generator)))
-    return noise(image)
-
-
 CHANGES: dict[str, Change] = {
     "margins all around": lambda x, y, g: _margins(x, y, 0.25, 0.25, 0.25, 0.25),
     "empty lower half": lambda x, y, g: _margins(x, y, 0, 1, 0, 0),
@@ -163,9 +157,9 @@ CHANGES: dict[str, Change] = {
     "low gain": _intensity(lambda x, g: 0.45 * x),
     "low contrast": _intensity(lambda x, g: 0.15 + 0.4 * x),
     "high contrast": _intensity(lambda x, g: 1.6 * x - 0.375),
-    "gain falls with depth": _intensity(_gain_by_depth),
+    "gain falls with depth": _intensity(lambda x, g: x * torch.linspace(1.3, 0.4, x.shape[1])[:, None].to(x)),
     "blur (2 pixels)": _intensity(lambda x, g: GaussianSmooth(2.0)(x)),
-    "speckle": _intensity(_speckle),
+    "speckle": _intensity(lambda x, g: SpeckleNoise(looks=1.0).set_random_state(g.initial_seed())(x)),
     "annotations removed": _intensity(lambda x, g: RemoveAnnotations()(x)),
     "calipers": _intensity(plant_calipers),
     "text": _intensity(plant_text),

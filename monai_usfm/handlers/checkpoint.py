@@ -182,7 +182,9 @@ class ResumableCheckpoint:
             state["scaler"] = scaler.state_dict()
         with atomic_write(self.path) as part:
             torch.save(state, part)
-            _keep_copy(self.path, self.path.with_name("previous.pt"))
+            if self.path.is_file():
+                with atomic_write(self.path.with_name("previous.pt")) as copy:
+                    shutil.copyfile(self.path, copy)
         self.written = engine.state.epoch
 
     def _signed(self, engine: Engine) -> dict[str, Any]:
@@ -240,17 +242,6 @@ class ResumableCheckpoint:
                 "with --resume false and another output_dir, or accept the change with --resume_anyway true."
             )
         engine.logger.warning(f"resumed with other options: {'; '.join(changed)}.")
-
-
-def _keep_copy(path: Path, copy: Path) -> None:
-    """``copy`` becomes what ``path`` is now, atomically; nothing where there is no ``path``."""
-    if not path.is_file():
-        return
-    with atomic_write(copy) as part:
-        try:
-            os.link(path, part)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, part)
 
 
 class BestCheckpoint:
