@@ -12,6 +12,8 @@ from torch.nn.modules.loss import _Loss
 
 __all__ = ["ATMLoss"]
 
+FOCAL_WEIGHT, NO_OBJECT_WEIGHT, ALPHA, GAMMA = 20.0, 0.1, 0.25, 2.0  # as configured by USFM
+
 
 class ATMLoss(_Loss):
     """Classification and mask losses of :class:`monai_usfm.networks.heads.ATMHead`, with a fixed assignment.
@@ -20,42 +22,21 @@ class ATMLoss(_Loss):
     its mask should cover the pixels of that class; the queries of absent classes should say "no object", and their
     masks are free. Per stage the loss is::
 
-        class_weight * cross-entropy + focal_weight * focal + dice_weight * dice
+        cross-entropy + 20 * focal + dice
 
-    with the "no object" entries of the cross-entropy weighted by ``no_object_weight``, the sigmoid focal loss averaged
-    over pixels, and ``1 - (2 <m, t> + 1) / (<m, 1> + <t, 1> + 1)`` for dice; focal and dice are summed over masks and
-    divided by their number in the batch (at least 1). Stages add up. Zhang et al. 2022,
-    https://arxiv.org/abs/2210.05844; values as configured by USFM.
+    with the "no object" entries of the cross-entropy weighted by 0.1, the sigmoid focal loss (alpha 0.25, gamma 2)
+    averaged over pixels, and ``1 - (2 <m, t> + 1) / (<m, 1> + <t, 1> + 1)`` for dice; focal and dice are summed over
+    masks and divided by their number in the batch (at least 1). Stages add up. Zhang et al. 2022,
+    https://arxiv.org/abs/2210.05844.
 
     Pixels labeled ``ignore_index`` enter no term (in the published code they count as background of every mask).
 
     Args:
-        class_weight: weight of the cross-entropy.
-        focal_weight: weight of the focal loss.
-        dice_weight: weight of the dice loss.
-        no_object_weight: weight of "no object" within the cross-entropy.
-        alpha: weight of foreground pixels in the focal loss; background has ``1 - alpha``.
-        gamma: exponent of the focal loss.
         ignore_index: label of pixels to leave out.
     """
 
-    def __init__(
-        self,
-        class_weight: float = 1.0,
-        focal_weight: float = 20.0,
-        dice_weight: float = 1.0,
-        no_object_weight: float = 0.1,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        ignore_index: int = 255,
-    ) -> None:
+    def __init__(self, ignore_index: int = 255) -> None:
         super().__init__()
-        self.class_weight = class_weight
-        self.focal_weight = focal_weight
-        self.dice_weight = dice_weight
-        self.no_object_weight = no_object_weight
-        self.alpha = alpha
-        self.gamma = gamma
         self.ignore_index = ignore_index
 
     def forward(self, input: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
@@ -91,10 +72,10 @@ class ATMLoss(_Loss):
         present = truth.any(2)
         wanted = torch.where(present, kinds.reshape(1, -1), count)
         weight = classes.new_ones(count + 1)
-        weight[count] = self.no_object_weight
+        weight[count] = NO_OBJECT_WEIGHT
         total = masks.new_zeros(())
         for classes, masks in zip(input[1::2], input[2::2], strict=True):
-            total = total + self.class_weight * F.cross_entropy(classes.transpose(1, 2), wanted, weight)
+            total = total + F.cross_entropy(classes.transpose(1, 2), wanted, weight)
             total = total + self._mask_loss(masks.flatten(2), truth, present, valid.flatten(1))
         return total
 
@@ -107,8 +88,8 @@ class ATMLoss(_Loss):
         entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         p = logits.sigmoid()
         miss = p * (1 - truth) + (1 - p) * truth
-        balance = self.alpha * truth + (1 - self.alpha) * (1 - truth)
-        focal = (balance * entropy * miss**self.gamma * valid).sum(1) / valid.sum(1)
+        balance = ALPHA * truth + (1 - ALPHA) * (1 - truth)
+        focal = (balance * entropy * miss**GAMMA * valid).sum(1) / valid.sum(1)
         p = p * valid
         dice = 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
-        return (self.focal_weight * focal + self.dice_weight * dice).sum() / max(len(logits), 1)
+        return (FOCAL_WEIGHT * focal + dice).sum() / max(len(logits), 1)

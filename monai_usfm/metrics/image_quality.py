@@ -11,11 +11,11 @@ that smoothing cannot win. SSIM and PSNR are in :mod:`monai.metrics`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.metrics.regression import RegressionMetric
-from monai.utils import MetricReduction
 
 from monai_usfm.physics.display import check_dynamic_range
 
@@ -77,7 +77,7 @@ class CNRMetric(_RegionMetric):
     where a region has fewer than two pixels.
 
     Args:
-        reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
+        kwargs: ``reduction`` and ``get_not_nans`` of :class:`monai.metrics.RMSEMetric`.
     """
 
     def _from_values(self, *values: torch.Tensor) -> torch.Tensor:
@@ -101,19 +101,14 @@ class GeneralizedCNRMetric(_RegionMetric):
 
     Args:
         num_bins: number of bins; ``None`` takes ``ceil(2 * N ** 0.4)`` with ``N`` the pixels of the smaller region.
-        reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
+        kwargs: ``reduction`` and ``get_not_nans`` of :class:`monai.metrics.RMSEMetric`.
 
     Raises:
         ValueError: if ``num_bins`` is below 2.
     """
 
-    def __init__(
-        self,
-        num_bins: int | None = None,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
-        get_not_nans: bool = False,
-    ) -> None:
-        super().__init__(reduction=reduction, get_not_nans=get_not_nans)
+    def __init__(self, num_bins: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if num_bins is not None and num_bins < 2:
             raise ValueError(f"num_bins must be at least 2, or None to choose it from the region size, got {num_bins}.")
         self.num_bins = num_bins
@@ -137,7 +132,7 @@ class SpeckleSNRMetric(_RegionMetric):
 
     Args:
         dynamic_range_db: display range that maps gray levels in [0, 1] to amplitude; ``None`` if they are amplitudes.
-        reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
+        kwargs: ``reduction`` and ``get_not_nans`` of :class:`monai.metrics.RMSEMetric`.
 
     Raises:
         ValueError: if ``dynamic_range_db`` is not positive.
@@ -145,13 +140,8 @@ class SpeckleSNRMetric(_RegionMetric):
 
     regions = ("region of interest",)
 
-    def __init__(
-        self,
-        dynamic_range_db: float | None = 60.0,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
-        get_not_nans: bool = False,
-    ) -> None:
-        super().__init__(reduction=reduction, get_not_nans=get_not_nans)
+    def __init__(self, dynamic_range_db: float | None = 60.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         check_dynamic_range(dynamic_range_db)
         self.dynamic_range_db = dynamic_range_db
 
@@ -174,16 +164,14 @@ class LocalNCCMetric(RegressionMetric):
 
     Args:
         window: side of the cubic window, pixels.
-        reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
+        kwargs: ``reduction`` and ``get_not_nans`` of :class:`monai.metrics.RMSEMetric`.
 
     Raises:
         ValueError: if the window is below 2, or larger than an image.
     """
 
-    def __init__(
-        self, window: int = 9, reduction: MetricReduction | str = MetricReduction.MEAN, get_not_nans: bool = False
-    ) -> None:
-        super().__init__(reduction=reduction, get_not_nans=get_not_nans)
+    def __init__(self, window: int = 9, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if window < 2:
             raise ValueError(f"window must be at least 2 pixels, got {window}.")
         self.window = window
@@ -229,20 +217,14 @@ class EnhancementQualityMetric(RegressionMetric):
     Args:
         window: side of the window of :class:`LocalNCCMetric`, pixels.
         dynamic_range_db: as in :class:`SpeckleSNRMetric`.
-        reduction, get_not_nans: as in :class:`monai.metrics.RMSEMetric`.
+        kwargs: ``reduction`` and ``get_not_nans`` of :class:`monai.metrics.RMSEMetric`.
 
     Raises:
         ValueError: if the shapes are not as above.
     """
 
-    def __init__(
-        self,
-        window: int = 9,
-        dynamic_range_db: float | None = 60.0,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
-        get_not_nans: bool = False,
-    ) -> None:
-        super().__init__(reduction=reduction, get_not_nans=get_not_nans)
+    def __init__(self, window: int = 9, dynamic_range_db: float | None = 60.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.contrast = GeneralizedCNRMetric()
         self.speckle = SpeckleSNRMetric(dynamic_range_db)
         self.structure = LocalNCCMetric(window)

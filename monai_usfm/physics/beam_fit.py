@@ -146,12 +146,7 @@ def _consensus_line(points: np.ndarray, seen: np.ndarray, side: int, tolerance: 
 
 def _consensus_radius(radii: np.ndarray, seen: np.ndarray, outward: int, tolerance: float) -> float | None:
     """Arc radius supported by most outline points; ``outward`` is -1 for the near arc, +1 for the far one."""
-    evidence = radii[seen]
-    if len(evidence) < 8:
-        return None
-    distance = outward * (radii - evidence[:, None])
-    score = ((abs(distance) < tolerance) & seen).sum(axis=1) - 2 * (distance > tolerance).sum(axis=1)
-    best = evidence[score.argmax()]
+    best, _ = _consensus(radii, seen, outward, tolerance)
     near = (abs(radii - best) < tolerance) & seen
     # an arc has to be more than the corner where it would meet a lateral edge
     return float(np.median(radii[near])) if near.sum() >= max(8, 0.1 * len(radii)) else None

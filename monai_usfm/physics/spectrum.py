@@ -36,44 +36,35 @@ _EDGE = 1e-10
 _COUNT_MARGIN = 1e-5  # ratio * count may fall short of a whole number by rounding, as 0.29 * 100 does
 
 
-def frequency_radius(
-    spatial_shape: Sequence[int], *, spacing: Sequence[float] | None = None, device: torch.device | str | None = None
-) -> torch.Tensor:
+def frequency_radius(spatial_shape: Sequence[int], *, device: torch.device | str | None = None) -> torch.Tensor:
     """Distance of every sample of the half spectrum of ``torch.fft.rfftn`` (un-shifted) from the zero frequency.
 
-    Without ``spacing``, each axis counts in fractions of its own Nyquist frequency:
-    ``r = sqrt(sum((f_i / 0.5) ** 2))`` with ``f_i`` in cycles per sample. The corner of a 2D spectrum is at
-    ``sqrt(2)``. On a square image of ``S`` samples, ``r * S / 2`` is the distance in pixels of the centered spectrum.
-
-    With ``spacing``, frequencies are physical, ``f_i / spacing_i`` (cycles per mm), and 1 is the Nyquist frequency of
-    the coarsest axis, ``0.5 / max(spacing)``: rings are isotropic in the patient, and finer axes reach beyond 1.
+    Each axis counts in fractions of its own Nyquist frequency: ``r = sqrt(sum((f_i / 0.5) ** 2))`` with ``f_i`` in
+    cycles per sample. The corner of a 2D spectrum is at ``sqrt(2)``. On a square image of ``S`` samples, ``r * S / 2``
+    is the distance in pixels of the centered spectrum.
 
     Args:
         spatial_shape: samples per axis, ``S``.
-        spacing: distance between samples per axis, in any one unit; ``None`` for relative frequencies.
         device: where the result is to live.
 
     Returns:
         float64 tensor of shape ``(*S[:-1], S[-1] // 2 + 1)``, 0 at the zero frequency.
 
     Raises:
-        ValueError: for an empty shape, an axis without samples, or a spacing that does not fit or is not positive.
+        ValueError: for an empty shape or an axis without samples.
     """
     shape = tuple(int(size) for size in spatial_shape)
     if not shape or min(shape) < 1:
         raise ValueError(f"spatial_shape must hold at least one size, all of them positive, got {shape}.")
-    step = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=float)
-    if step.shape != (len(shape),) or not np.all(np.isfinite(step) & (step > 0)):
-        raise ValueError(f"spacing must hold {len(shape)} positive numbers, one per spatial axis, got {spacing}.")
-    return _radius(shape, tuple(step.max() / step), torch.device(device or "cpu"))
+    return _radius(shape, torch.device(device or "cpu"))
 
 
 @lru_cache(maxsize=4)
-def _radius(shape: tuple[int, ...], scale: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def _radius(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     square = np.zeros(())
     for axis, size in enumerate(shape):
         frequency = np.fft.rfftfreq(size) if axis == len(shape) - 1 else np.fft.fftfreq(size)
-        square = square[..., None] + (2 * frequency * scale[axis]) ** 2
+        square = square[..., None] + (2 * frequency) ** 2
     return torch.from_numpy(np.sqrt(square)).to(device)
 
 
@@ -82,7 +73,6 @@ def ring_mask(
     rings: Rings,
     *,
     center_radius: float = 0.0,
-    spacing: Sequence[float] | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
     """What a set of rings leaves of the half spectrum: 0 where ``low < r <= high`` for a ring, 1 elsewhere.
@@ -93,7 +83,6 @@ def ring_mask(
             ``low == high`` one is empty, as the first of the official layout can be.
         center_radius: samples with ``r <= center_radius`` are kept whatever the rings say. The zero frequency (the mean
             of the image) is always kept.
-        spacing: as in :func:`frequency_radius`.
         device: where the result is to live.
 
     Returns:
@@ -104,7 +93,7 @@ def ring_mask(
     """
     rings = check_rings(rings)
     check_center(center_radius)
-    radius = frequency_radius(spatial_shape, spacing=spacing, device=device)
+    radius = frequency_radius(spatial_shape, device=device)
     stop = torch.zeros_like(radius, dtype=torch.bool)
     for low, high in rings:
         stop |= (radius > low + _EDGE) & (radius <= high + _EDGE)
@@ -233,7 +222,6 @@ def random_ring_masks(
     stop_ratio: float | tuple[float, float] = 0.5,
     center_radius: float = 0.1,
     rings: Rings | None = None,
-    spacing: Sequence[float] | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
@@ -247,7 +235,6 @@ def random_ring_masks(
         stop_ratio: share of the rings that is removed, in (0, 1]; a pair draws it uniformly per image.
         center_radius: radius of the disc that is always kept.
         rings: candidates to draw from instead of ``num_rings`` equal ones; they must not overlap.
-        spacing: as in :func:`frequency_radius`.
         generator: source of the draw, on ``device``; the global one if ``None``.
         device: where the result is to live.
 
@@ -256,11 +243,12 @@ def random_ring_masks(
     """
     low, high = check_ratio(stop_ratio)
     candidates = ring_candidates(rings, num_rings, center_radius)
-    count, options = len(candidates), {"center_radius": center_radius, "spacing": spacing}
+    count = len(candidates)
     rank = torch.rand(batch, count, generator=generator, device=device).argsort(1).argsort(1)
     ratio = low + (high - low) * torch.rand(batch, 1, generator=generator, device=device)
     stopped = (ratio * count + _COUNT_MARGIN).floor().clamp(1, count)
-    stop = torch.stack([1 - ring_mask(spatial_shape, [ring], device=device, **options) for ring in candidates])
+    kept = [ring_mask(spatial_shape, [ring], center_radius=center_radius, device=device) for ring in candidates]
+    stop = 1 - torch.stack(kept)
     return (1 - (rank < stopped).float() @ stop.flatten(1)).view(batch, 1, *stop.shape[1:])
 
 

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -302,13 +302,13 @@ class _View:
         return [None, *along] if len(self.shape) == 3 else along
 
 
-class _Tissue:
+class _Tissue(NamedTuple):
     """The maps of a phantom as tensors: what one frame needs."""
 
-    def __init__(
-        self, maps: torch.Tensor, structures: torch.Tensor, target: torch.Tensor, instances: torch.Tensor
-    ) -> None:
-        self.maps, self.structures, self.target, self.instances = maps, structures, target, instances
+    maps: torch.Tensor  # echogenicity, attenuation, impedance
+    structures: torch.Tensor
+    target: torch.Tensor
+    instances: torch.Tensor
 
     @classmethod
     def of(cls, phantom: Phantom) -> _Tissue:
@@ -475,15 +475,8 @@ def write_synthetic_dataset(
     num_training: int,
     num_validation: int,
     num_test: int,
-    spatial_dims: int = 2,
-    image_size: Sequence[int] | None = None,
-    organs: Sequence[str] | None = None,
-    seed: int = 0,
-    cine: bool = False,
-    quality: str = "high",
-    marks: bool = False,
-    healthy: float = 0.0,
     num_workers: int = 0,
+    **options: Any,
 ) -> Path:
     """Write :class:`SyntheticUltrasound` as files and a Decathlon-style datalist, once.
 
@@ -496,8 +489,8 @@ def write_synthetic_dataset(
     Args:
         folder: where to write; made if absent.
         num_training, num_validation, num_test: number of items of each split.
-        spatial_dims, image_size, organs, seed, cine, quality, marks, healthy: see :class:`SyntheticUltrasound`.
         num_workers: processes that simulate and write; 0 works in this one. The files do not depend on it.
+        options: those of :class:`SyntheticUltrasound`, by name.
 
     Returns:
         Path of ``datalist.json``.
@@ -509,20 +502,10 @@ def write_synthetic_dataset(
     counts = {"training": num_training, "validation": num_validation, "test": num_test}
     if min(counts.values()) < 0:
         raise ValueError(f"numbers of items must not be negative, got {counts}.")
-    total = sum(counts.values())
-    world = SyntheticUltrasound(total, spatial_dims, image_size, organs, seed, cine, quality, marks, healthy=healthy)
-    settings = {
-        "version": _VERSION,
-        **counts,
-        "spatial_dims": spatial_dims,
-        "image_size": list(world.image_size),
-        "organs": list(world.organs),
-        "seed": world.seed,
-        "cine": cine,
-        "quality": quality,
-        "marks": marks,
-        "healthy": world.healthy,
-    }
+    world = SyntheticUltrasound(sum(counts.values()), **options)
+    described = ("spatial_dims", "image_size", "organs", "seed", "cine", "quality", "marks", "healthy")
+    settings = {"version": _VERSION, **counts, **{name: getattr(world, name) for name in described}}
+    settings = json.loads(json.dumps(settings))  # as it is read back
     target = folder / "datalist.json"
     if target.is_file():
         try:

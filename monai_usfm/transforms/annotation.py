@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of what was written over the tissue: text, calipers, colored marks, logos."""
+"""Removal of what was written over the tissue: text, calipers, colored marks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from monai.transforms import Transform
 from monai.utils import OptionalImportError, convert_to_dst_type, convert_to_tensor, optional_import
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import ConvexHull
 
 from monai_usfm.transforms.dictionary import NUMPY, DictionaryForm, dictionary_form
-from monai_usfm.transforms.field_of_view import field_of_view
 
 __all__ = ["AnnotationReport", "RemoveAnnotations", "RemoveAnnotationsd"]
 
@@ -32,7 +30,7 @@ class AnnotationReport:
     """What was found in one image.
 
     Attributes:
-        kinds: ``"text"``, ``"caliper"``, ``"color"`` or ``"screen"`` (outside the field of view), one per mark.
+        kinds: ``"text"``, ``"caliper"`` or ``"color"``, one per mark.
         boxes: ``(frame, top, left, bottom, right)`` per mark in pixels, last row and column excluded; frame 0 in 2D.
         area_fraction: share of all pixels that the marks, with their blurred rims, take up.
     """
@@ -57,8 +55,10 @@ class RemoveAnnotations(Transform):
     - **calipers**: upright or diagonal crosses with four bright arms, even and of equal length, darker on both sides
       and darker between and beyond them;
     - **color** (three channels only): pixels that are not gray, unless they cover more than a twentieth of the image,
-      which is Doppler and left alone;
-    - **screen**: anything bright outside the field of view, such as logos, rulers and gray bars.
+      which is Doppler and left alone.
+
+    What lies outside the field of view, such as logos, rulers and gray bars, is removed by :class:`FieldOfView` and
+    MONAI's ``MaskIntensity``.
 
     The input is never changed where nothing is found. Single letters and pairs, dotted lines, marks much fainter than
     the tissue around them, handwriting and filled shapes are not found. Volumes and cines ``(C, D, H, W)`` are
@@ -183,8 +183,6 @@ class _Marks:
         if min(frame.shape[1:]) < 12:  # no room for a mark and its surroundings
             return marks
         gray = frame.mean(axis=0)
-        inside = field_of_view(gray)
-        marks.add_screen(gray, inside, contrast)
         if len(frame) == 3:
             marks.add_color(frame)
         levels = np.linspace(0.95, 0.4, 10) * np.quantile(gray, 0.9995)
@@ -199,25 +197,6 @@ class _Marks:
         self.mask |= mask
         self.kinds.append(kind)
         self.boxes.append((int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1))
-
-    def add_screen(self, gray: np.ndarray, inside: np.ndarray, contrast: float) -> None:
-        # a margin keeps the blurred rim of the sector
-        outside = ~ndimage.binary_dilation(inside, _EIGHT, iterations=3)
-        if not outside.any():
-            return
-        floor = np.median(gray[outside])
-        bright = outside & (gray > floor + contrast / 2)
-        # tissue that a shadow cuts off from the rest lies within the convex hull of the field of view, marks do not
-        bright &= ~_within_hull(bright, inside)
-        for region in _regions(ndimage.binary_dilation(bright, _EIGHT, iterations=2) & outside):
-            height, width = (np.ptp(np.flatnonzero(region.any(axis=axis))) + 1 for axis in (1, 0))
-            small = min(height / gray.shape[0], width / gray.shape[1]) < 0.12
-            # a mark stands on a flat screen, tissue fades into it
-            ring = ndimage.binary_dilation(region, _EIGHT, iterations=3) & ~ndimage.binary_dilation(region, _EIGHT)
-            flat = (abs(gray[ring] - floor) < 1.5 / 255).mean() > 0.9 if ring.any() else False
-            clear = gray[region].max() > floor + 2 * contrast
-            if small and flat and clear and (region & bright).sum() >= 4:
-                self.add("screen", region)
 
     def add_color(self, frame: np.ndarray) -> None:
         colored = (frame.max(axis=0) - frame.min(axis=0)) > 0.15
@@ -237,19 +216,6 @@ class _Marks:
         rims = [ndimage.binary_dilation(line.pixels | line.strokes(gray), _EIGHT) for line in lines]
         for rim in _joined(rims):
             self.add("text", rim)
-
-
-def _within_hull(points: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Which True pixels of ``points`` lie in the convex hull of ``inside``."""
-    out = np.zeros_like(points)
-    outline = np.argwhere(inside & ~ndimage.binary_erosion(inside))
-    if len(outline) < 3 or min(np.ptp(outline, axis=0)) == 0:
-        return out
-    pixels = np.argwhere(points)
-    planes = ConvexHull(outline).equations
-    held = (pixels @ planes[:, :2].T + planes[:, 2] <= 1e-6).all(axis=1)
-    out[tuple(pixels[held].T)] = True
-    return out
 
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, MutableMapping
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +40,6 @@ class FourierBandStop(Transform):
         rings: ``(low, high)`` radii in fractions of the Nyquist frequency: ``low < r <= high`` is removed. Divide what
             :func:`usfm_rings` returns by half the image size.
         center_radius: ``r <= center_radius`` is kept whatever the rings say.
-        spacing: distance between samples per axis, to count physical frequency (see :func:`frequency_radius`).
         clip: clamp the result to [0, 1], which brings back a little of the removed frequencies.
 
     Raises:
@@ -54,11 +53,10 @@ class FourierBandStop(Transform):
         self,
         rings: Rings,
         center_radius: float = 0.0,
-        spacing: Sequence[float] | None = None,
         clip: bool = False,
     ) -> None:
         check_center(center_radius)
-        self.rings, self.center_radius, self.spacing, self.clip = check_rings(rings), center_radius, spacing, clip
+        self.rings, self.center_radius, self.clip = check_rings(rings), center_radius, clip
         self.keep: torch.Tensor | None = None
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
@@ -66,13 +64,8 @@ class FourierBandStop(Transform):
         image = as_tensor(img)
         plain = image.as_subclass(torch.Tensor)
         _check_image(plain)
-        self.keep = ring_mask(
-            plain.shape[1:],
-            self.rings,
-            center_radius=self.center_radius,
-            spacing=self.spacing,
-            device=plain.device,
-        )[None]
+        shape, device = plain.shape[1:], plain.device
+        self.keep = ring_mask(shape, self.rings, center_radius=self.center_radius, device=device)[None]
         if not self.rings:
             return image if plain.is_floating_point() else image.to(torch.float32)
         out = apply_band_stop(plain, self.keep[0])
@@ -93,7 +86,6 @@ class RandFourierBandStop(RandomizableTransform, FourierBandStop):
         stop_ratio: share of the candidates to remove, in (0, 1]; a pair ``(low, high)`` draws it uniformly.
         center_radius: radius of the disc that is always kept, in fractions of the Nyquist frequency.
         rings: candidates in place of the equal ones, disjoint ``(low, high)`` pairs.
-        spacing: distance between samples per axis, to count physical frequency (see :func:`frequency_radius`).
         clip: clamp the result to [0, 1], which brings back a little of the removed frequencies.
 
     Raises:
@@ -107,11 +99,10 @@ class RandFourierBandStop(RandomizableTransform, FourierBandStop):
         stop_ratio: float | tuple[float, float] = 0.5,
         center_radius: float = 0.1,
         rings: Rings | None = None,
-        spacing: Sequence[float] | None = None,
         clip: bool = False,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
-        FourierBandStop.__init__(self, (), center_radius, spacing, clip)
+        FourierBandStop.__init__(self, (), center_radius, clip)
         check_ratio(stop_ratio)
         self.candidates = ring_candidates(rings, num_rings, center_radius)
         self.stop_ratio = stop_ratio

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,9 +149,10 @@ class BatchAugmentation:
 class BatchAppearance:
     """How another machine, setting or patient would show the images of a batch, on the device of training.
 
-    Each image gets each of the changes with probability ``prob``, all of random strength: gain and dynamic range (both
-    may saturate), gain along the depth, dark from some depth on, one shadow, coarser resolution, speckle-like noise.
-    Black stays black. Draws come from PyTorch's global generator of the device. Depth is the axis before the last.
+    Each image gets each of the changes with probability ``prob``, all of random strength: dynamic range (up to a factor
+    of 1.6) and gain (up to 0.2; both may saturate), gain along the depth (up to 0.4), dark from some depth on, one
+    shadow, coarser resolution, speckle-like noise. Black stays black. Draws come from PyTorch's global generator of the
+    device. Depth is the axis before the last.
 
     With ``style_prob`` an image of ``styled`` takes the style of a random one of ``sources``: its amplitude spectrum,
     in part, with its own phases, and then its gray values, in part, rank by rank. So simulated images look like the
@@ -158,36 +160,17 @@ class BatchAppearance:
 
     Args:
         prob: of each change.
-        contrast: largest factor between gray values, either way.
-        brightness: largest shift of gray values, either way.
-        depth_gain: largest gain or loss along the depth, in gray values.
-        dark: range of the loss from some depth on, in gray values over the whole depth.
-        noise: largest standard deviation of the noise, relative to the gray value.
         style_prob: of a style.
         style_share: largest part of the amplitudes and gray values that comes from the other image.
 
     Raises:
-        ValueError: for a probability outside [0, 1] or a contrast below 1.
+        ValueError: for a probability outside [0, 1].
     """
 
-    def __init__(
-        self,
-        prob: float = 0.3,
-        contrast: float = 1.6,
-        brightness: float = 0.2,
-        depth_gain: float = 0.4,
-        dark: Sequence[float] = (1.0, 6.0),
-        noise: float = 0.25,
-        style_prob: float = 0.5,
-        style_share: float = 0.7,
-    ) -> None:
-        if not 0 <= prob <= 1 or not 0 <= style_prob <= 1 or contrast < 1:
-            raise ValueError(
-                f"need prob and style_prob in [0, 1] and contrast >= 1; got {prob}, {style_prob}, {contrast}."
-            )
+    def __init__(self, prob: float = 0.3, style_prob: float = 0.5, style_share: float = 0.7) -> None:
+        if not 0 <= prob <= 1 or not 0 <= style_prob <= 1:
+            raise ValueError(f"prob and style_prob must be in [0, 1], got {prob} and {style_prob}.")
         self.prob, self.style_prob, self.style_share = prob, style_prob, style_share
-        self.contrast, self.brightness, self.depth_gain = contrast, brightness, depth_gain
-        self.dark, self.noise = tuple(dark), noise
 
     def __call__(
         self, image: torch.Tensor, styled: torch.Tensor | None = None, sources: torch.Tensor | None = None
@@ -227,11 +210,11 @@ class BatchAppearance:
         depth = torch.linspace(0, 1, rows, device=device).view(rows, 1)
         across = torch.linspace(0, 1, columns, device=device)
         lit = (image / 0.02).clamp(max=1)  # so that black stays black
-        factor = torch.exp(chosen() * uniform(-1, 1) * torch.tensor(self.contrast).log())
-        shift = chosen() * uniform(-self.brightness, self.brightness)
-        slope = chosen() * uniform(-self.depth_gain, self.depth_gain)
+        factor = torch.exp(chosen() * uniform(-1, 1) * math.log(1.6))
+        shift = chosen() * uniform(-0.2, 0.2)
+        slope = chosen() * uniform(-0.4, 0.4)
         deep = (depth - uniform(0.35, 0.9)).clamp(min=0)
-        loss = chosen() * uniform(*self.dark) * deep
+        loss = chosen() * uniform(1.0, 6.0) * deep
         # A shadow: a band that widens with depth, dark from its start on.
         width = uniform(0.02, 0.15) * (1 + depth)
         beside = ((across - uniform(0, 1)).abs() / width).square()
@@ -248,4 +231,4 @@ class BatchAppearance:
         grain = torch.randn_like(image[:, :1])
         pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
         grain = pool(grain, 3, stride=1, padding=1) * 3 ** (dims / 2)
-        return (image * (1 + chosen() * uniform(0, self.noise) * grain)).clamp(0, 1)
+        return (image * (1 + chosen() * uniform(0, 0.25) * grain)).clamp(0, 1)

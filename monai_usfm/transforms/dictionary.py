@@ -141,7 +141,7 @@ def dictionary_form(array: type[Transform], base: type[DictionaryForm] = Diction
 def _documented(array: type) -> dict[str, str]:
     """What the docstring of a class says on its arguments: the whole entry of each, by name."""
     _, _, section = (inspect.getdoc(array) or "").partition("Args:\n")
-    found = {}
+    found: dict[str, str] = {}
     for entry in re.findall(r"^    \S.*(?:\n     .*)*", section.split("\n\n")[0], re.MULTILINE):
         found |= {name.strip(): entry.strip() for name in entry.split(":")[0].split(",")}
     return found

@@ -111,13 +111,14 @@ def field_of_view(gray: np.ndarray, threshold: float | None = None) -> np.ndarra
 def _solid(tissue: np.ndarray) -> np.ndarray:
     """Largest part of thresholded tissue, closed, without thin things around it, and its holes filled."""
     mask = _closing(tissue, 0.012)
-    core = _opening(mask, 0.02)
+    # the border counts as tissue: a field of view that the image cuts off is not thin there
+    core = _filter(_filter(mask, 0.02, grow=False, border=1), 0.02, grow=True)
     if not core.any():
         core = mask  # a field of view of a few pixels
     core = _largest(core)
     # growing the core back inside the mask returns the sharp corners that opening rounds off, but not the text beyond
-    mask = mask & _dilate(core, 0.02)
-    return _fill(_closing(_fill(mask), 0.04))
+    mask = mask & _filter(core, 0.02, grow=True)
+    return ndimage.binary_fill_holes(_closing(ndimage.binary_fill_holes(mask), 0.04))
 
 
 def _background_level(gray: np.ndarray) -> float:
@@ -135,32 +136,19 @@ def _background_level(gray: np.ndarray) -> float:
     return mean + 3 * spread + 1.5 / 255
 
 
-def _radii(mask: np.ndarray, fraction: float) -> tuple[int, ...]:
-    return tuple(min(round(fraction * n), (n - 1) // 2) for n in mask.shape)
-
-
-def _dilate(mask: np.ndarray, fraction: float) -> np.ndarray:
-    size = [2 * r + 1 for r in _radii(mask, fraction)]
-    return ndimage.maximum_filter(mask, size=size, mode="constant", cval=0)
-
-
-def _erode(mask: np.ndarray, fraction: float) -> np.ndarray:
-    size = [2 * r + 1 for r in _radii(mask, fraction)]
-    return ndimage.minimum_filter(mask, size=size, mode="constant", cval=1)
+def _filter(mask: np.ndarray, fraction: float, grow: bool, border: int = 0) -> np.ndarray:
+    """Dilation or erosion by a box of that share of each size; a box filter is fast, and ``border`` lies beyond."""
+    size = [2 * min(round(fraction * n), (n - 1) // 2) + 1 for n in mask.shape]
+    return (ndimage.maximum_filter if grow else ndimage.minimum_filter)(mask, size=size, mode="constant", cval=border)
 
 
 def _closing(mask: np.ndarray, fraction: float) -> np.ndarray:
     # on a wider canvas, because a dilation cut off by the image border would never be eroded back
-    radii = _radii(mask, fraction)
-    size = [2 * r + 1 for r in radii]
-    wide = ndimage.maximum_filter(np.pad(mask, [(r, r) for r in radii]), size=size, mode="constant", cval=0)
+    pad = [round(fraction * n) for n in mask.shape]
+    size = [2 * min(r, (n - 1) // 2) + 1 for r, n in zip(pad, mask.shape, strict=True)]
+    wide = ndimage.maximum_filter(np.pad(mask, [(r, r) for r in pad]), size=size, mode="constant", cval=0)
     closed = ndimage.minimum_filter(wide, size=size, mode="constant", cval=0)
-    return closed[tuple(slice(r, r + n) for r, n in zip(radii, mask.shape, strict=True))]
-
-
-def _opening(mask: np.ndarray, fraction: float) -> np.ndarray:
-    # the border counts as tissue: a field of view that the image cuts off is not thin there
-    return _dilate(_erode(mask, fraction), fraction)
+    return closed[tuple(slice(r, r + n) for r, n in zip(pad, mask.shape, strict=True))]
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
@@ -168,7 +156,3 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return labels == sizes.argmax()
-
-
-def _fill(mask: np.ndarray) -> np.ndarray:
-    return ndimage.binary_fill_holes(mask)

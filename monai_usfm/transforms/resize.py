@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -86,16 +85,20 @@ class SeparableResize(Resize):
     """
 
     def __call__(  # type: ignore[override]
-        self, img: torch.Tensor, mode: str | None = None, *args: Any, **kwargs: Any
+        self,
+        img: torch.Tensor,
+        mode: str | None = None,
+        align_corners: bool | None = None,
+        anti_aliasing: bool | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        pending: Any = getattr(img, "pending_operations", None)
-        chosen = str(mode or self.mode)
-        options = inspect.signature(Resize.__call__).bind(self, img, mode, *args, **kwargs).arguments
+        chosen, lazy = str(mode or self.mode), kwargs.get("lazy")
+        smooths = self.anti_aliasing if anti_aliasing is None else anti_aliasing
+        special = (align_corners, self.align_corners, kwargs.get("anti_aliasing_sigma"), self.anti_aliasing_sigma)
         size = self.spatial_size if isinstance(self.spatial_size, Sequence) else ()
-        set_by_hand = any(self._given(options, name) for name in ("align_corners", "anti_aliasing_sigma", "lazy"))
-        smooths = self._given(options, "anti_aliasing") and chosen in LINEAR and not set_by_hand
-        if not smooths or len(size) != img.dim() - 1 or pending:
-            return super().__call__(img, mode, *args, **kwargs)
+        ours = smooths and chosen in LINEAR and not any(special) and len(size) == img.dim() - 1
+        if not ours or (self.lazy if lazy is None else lazy) or getattr(img, "pending_operations", None):
+            return super().__call__(img, mode, align_corners, anti_aliasing, **kwargs)
         before = tuple(img.shape[1:])
         size = tuple(int(n) for n in fall_back_tuple(size, before))
         out = resize_linear(img.as_subclass(torch.Tensor), size)
@@ -110,10 +113,6 @@ class SeparableResize(Resize):
             transform_info=self.get_transform_info(),
         )
         return MetaTensor(out).copy_meta_from(meta)
-
-    def _given(self, options: dict[str, Any], name: str) -> Any:
-        value = options.get(name)
-        return getattr(self, name) if value is None else value
 
 
 class SeparableResized(Resized):

@@ -206,7 +206,9 @@ def test_every_objective_overfits_one_image(dims, size, patch, make):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+        if learned := sum(losses[-5:]) < 0.5 * sum(losses[:5]):
+            break
+    assert learned
     assert model.reconstruct(image).shape == image.shape
 
 

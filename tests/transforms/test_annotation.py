@@ -31,6 +31,10 @@ def speckle(seed=0, shape=SHAPE, level=0.45):
     return np.clip(level + 20 / 50 * np.log10(envelope * echo + 1e-6), 0, 1).astype(np.float32)
 
 
+def small(seed=0):
+    return speckle(seed, (90, 96))
+
+
 def draw(gray, paint, value):
     """Copy of ``gray`` with antialiased strokes of ``value`` painted by ``paint(ImageDraw)``; and their mask."""
     canvas = Image.new("L", (gray.shape[1], gray.shape[0]))
@@ -109,15 +113,6 @@ def test_a_bright_blob_is_no_caliper():
     assert RemoveAnnotations().detect(image[None])[1].count == 0
 
 
-def test_a_faint_echo_outside_the_field_of_view_is_left():
-    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    image = speckle() * (np.hypot(rows + 40, columns - 120) > 130) * (abs(np.arctan2(columns - 120, rows + 40)) < 0.6)
-    image[4:9, 20:26] = 0.3
-    assert RemoveAnnotations().detect(image[None])[1].count == 0
-    image[4:9, 20:26] = 0.6
-    assert RemoveAnnotations().detect(image[None])[1].kinds == ("screen",)
-
-
 def test_filling_brings_the_tissue_back():
     clean = speckle()
     image, planted = draw(clean, MARKS["text"], 1.0)
@@ -143,36 +138,25 @@ def test_color_on_a_gray_image_is_found_but_doppler_is_left_alone():
     assert RemoveAnnotations().detect(doppler)[1].count == 0
 
 
-def test_logo_and_gray_bar_outside_the_sector_are_found():
-    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    angle, radius = np.arctan2(columns - 120, rows + 40), np.hypot(rows + 40, columns - 120)
-    image = speckle() * ((abs(angle) < 0.5) & (radius > 60) & (radius < 280))
-    image[10:20, 8:20], image[20:90, 230:234] = 0.9, np.linspace(1, 0.3, 70)[:, None]
-    out = RemoveAnnotations()
-    cleaned = out(image[None])[0]
-    assert set(out.report.kinds) == {"screen"} and out.report.count == 2
-    assert cleaned[8:22, 6:22].max() < 0.05 and cleaned[18:92, 228:236].max() < 0.05
-
-
 def test_report_counts_boxes_and_area():
-    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    image, _ = draw(small(), cross(45, 40), 1.0)
     remove = RemoveAnnotations()
     out = remove(image[None])
     mask, report = remove.detect(image[None])
     assert remove.report == report and report.count == len(report.boxes) == 1
     assert report.area_fraction == pytest.approx(mask.float().mean().item())
     frame, top, left, bottom, right = report.boxes[0]
-    assert frame == 0 and top <= 113 and bottom >= 124 and left <= 70 and right >= 81
+    assert frame == 0 and top <= 35 and bottom >= 46 and left <= 40 and right >= 51
     assert torch.equal(out[~mask], torch.as_tensor(image[None])[~mask])
 
 
 def test_a_cine_is_searched_frame_by_frame():
-    marked, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    marked, _ = draw(small(), cross(45, 40), 1.0)
     remove = RemoveAnnotations()
-    out = remove(np.stack([speckle(1), marked, speckle(2)])[None])
+    out = remove(np.stack([small(1), marked, small(2)])[None])
     assert [box[0] for box in remove.report.boxes] == [1]
     assert torch.equal(out[:, 1], remove(marked[None]))
-    np.testing.assert_array_equal(out[0, 0], speckle(1))
+    np.testing.assert_array_equal(out[0, 0], small(1))
 
 
 def test_real_images_without_marks_change_by_less_than_a_thousandth(shared_data):
@@ -206,7 +190,7 @@ def test_real_portuguese_text_and_calipers_are_found(shared_data):
 
 
 def test_types_devices_and_meta_data_are_kept_and_the_input_is_not_edited():
-    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    image, _ = draw(small(), cross(45, 40), 1.0)
     for dtype in (torch.uint8, torch.float32, torch.float64):
         tensor = MetaTensor(
             (torch.as_tensor(image[None]) * 255).to(dtype), affine=torch.diag(torch.tensor([2.0, 3, 1, 1]))
@@ -218,7 +202,7 @@ def test_types_devices_and_meta_data_are_kept_and_the_input_is_not_edited():
 
 
 def test_alpha_is_neither_searched_nor_filled():
-    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
+    image, _ = draw(small(), cross(45, 40), 1.0)
     rgba = np.stack([image, image, image, np.linspace(0, 1, image.size).reshape(image.shape).astype(np.float32)])
     out = RemoveAnnotations()(rgba)
     np.testing.assert_array_equal(out[3], rgba[3])
@@ -226,8 +210,8 @@ def test_alpha_is_neither_searched_nor_filled():
 
 
 def test_dictionary_form_equals_the_array_form_and_its_report_collates():
-    marked, _ = draw(speckle(), MARKS["caliper"], 1.0)
-    data = Dataset([{"image": torch.as_tensor(i[None])} for i in (marked, speckle())], RemoveAnnotationsd("image"))
+    marked, _ = draw(small(), cross(45, 40), 1.0)
+    data = Dataset([{"image": torch.as_tensor(i[None])} for i in (marked, small())], RemoveAnnotationsd("image"))
     assert torch.equal(data[0]["image"], RemoveAnnotations()(marked[None]))
     assert json.loads(json.dumps(data[0]["image_annotations"]))["kinds"] == "caliper"
     batch = next(iter(DataLoader(data, batch_size=2)))
