@@ -94,7 +94,6 @@ def simpson_volume(
     first: np.ndarray,
     second: np.ndarray,
     spacing: float | Sequence[float],
-    second_spacing: float | Sequence[float] | None = None,
     discs: int = 20,
 ) -> float:
     """Volume of a ventricle in mm³ from its masks in two orthogonal views through its long axis: biplane Simpson.
@@ -108,7 +107,6 @@ def simpson_volume(
         first: ``(H, W)``, above 0 is inside; such as the four-chamber view.
         second: ``(H, W)``; such as the two-chamber view.
         spacing: mm per pixel along (H, W), or one number for both.
-        second_spacing: that of ``second``; None is ``spacing``.
         discs: number of discs.
 
     Returns:
@@ -117,10 +115,7 @@ def simpson_volume(
     Raises:
         ValueError: for masks that are not 2D or a spacing that is not positive.
     """
-    (a, long_a), (b, long_b) = (
-        _widths(np.asarray(mask), steps, discs)
-        for mask, steps in ((first, spacing), (second, spacing if second_spacing is None else second_spacing))
-    )
+    (a, long_a), (b, long_b) = (_widths(np.asarray(mask), spacing, discs) for mask in (first, second))
     return float(math.pi / 4 * np.sum(a * b) * max(long_a, long_b) / discs)
 
 

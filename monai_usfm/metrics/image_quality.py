@@ -188,7 +188,9 @@ class LocalNCCMetric(RegressionMetric):
         # float64 and a shared offset keep E[ab] - E[a]E[b] exact enough to recognize a constant window
         a, b = _finite(y_pred, "y_pred"), _finite(y, "y")
         spatial = tuple(range(2, y.ndim))
-        flat = 1e-12 * torch.maximum(_spread(a), _spread(b)).square().clamp(min=1e-30)
+        flat = 1e-12 * torch.maximum(
+            *(x.amax(spatial, keepdim=True) - x.amin(spatial, keepdim=True) for x in (a, b))
+        ).square().clamp(min=1e-30)
         a, b = a - a.mean(spatial, keepdim=True), b - b.mean(spatial, keepdim=True)
         mean_a, mean_b = mean(a), mean(b)
         var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
@@ -255,8 +257,3 @@ def _finite(image: torch.Tensor, name: str) -> torch.Tensor:
     if not bool(torch.isfinite(image).all()):
         raise ValueError(f"{name} contains NaN or infinity; clean it first, e.g. with torch.nan_to_num.")
     return torch.as_tensor(image).as_subclass(torch.Tensor).double()
-
-
-def _spread(image: torch.Tensor) -> torch.Tensor:
-    spatial = tuple(range(2, image.ndim))
-    return image.amax(spatial, keepdim=True) - image.amin(spatial, keepdim=True)

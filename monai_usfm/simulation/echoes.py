@@ -132,17 +132,14 @@ def draw_device(kind: str, rng: np.random.Generator) -> Device:
 
 def to_beams(maps: torch.Tensor, geometry: BeamGeometry, beam_shape: Sequence[int]) -> torch.Tensor:
     """Resample tissue maps ``(C, *S)`` along the beams, ``(C, *beam_shape)``; a 2D geometry serves every slice."""
-    stack = maps.dim() - 1 > geometry.spatial_dims
-    source = maps.transpose(0, 1) if stack else maps[None]
-    grid = geometry.beam_grid(source.shape[2:], beam_shape[-geometry.spatial_dims :])
-    out = F.grid_sample(source, grid.expand(len(source), *grid.shape[1:]), padding_mode="border", align_corners=True)
-    return out.transpose(0, 1) if stack else out[0]
+    dims = geometry.spatial_dims
+    return to_image(maps, geometry, geometry.beam_grid(maps.shape[-dims:], beam_shape[-dims:]))
 
 
-def to_image(beams: torch.Tensor, geometry: BeamGeometry, grid: torch.Tensor) -> torch.Tensor:
+def to_image(values: torch.Tensor, geometry: BeamGeometry, grid: torch.Tensor) -> torch.Tensor:
     """Scan conversion ``(C, *beam_shape) -> (C, *S)``; ``grid`` is ``geometry.image_grid(S)``."""
-    stack = beams.dim() - 1 > geometry.spatial_dims
-    source = beams.transpose(0, 1) if stack else beams[None]
+    stack = values.dim() - 1 > geometry.spatial_dims
+    source = values.transpose(0, 1) if stack else values[None]
     out = F.grid_sample(source, grid.expand(len(source), *grid.shape[1:]), padding_mode="border", align_corners=True)
     return out.transpose(0, 1) if stack else out[0]
 

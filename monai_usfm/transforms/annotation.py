@@ -319,12 +319,6 @@ def _joined(masks: list[np.ndarray]) -> list[np.ndarray]:
     return [np.any([m for m, own in zip(masks, group, strict=True) if own == g], axis=0) for g in np.unique(group)]
 
 
-def _second_largest(parts: list[np.ndarray]) -> np.ndarray:
-    """Second largest of four arrays, elementwise; ten times as fast as ``np.partition``."""
-    a, b, c, d = parts
-    return np.maximum(np.minimum(np.maximum(a, b), np.maximum(c, d)), np.maximum(np.minimum(a, b), np.minimum(c, d)))
-
-
 def _crosses(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[np.ndarray]:
     """Pixels of crosses: four arms brighter than the quadrants and than what is beyond."""
     height, width = gray.shape
@@ -357,7 +351,7 @@ def _crosses(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[np.nd
         relief = np.sort([a - f for a, f in zip(arms, flanks, strict=True)], axis=0)[1]
         tips = [gray[row + margin * y, column + margin * x] for y, x in along]
         # the second brightest quadrant and tip: the number of the caliper may fill one of them
-        score = np.min(arms, axis=0) - np.maximum(_second_largest(quadrants), _second_largest(tips))
+        score = np.min(arms, axis=0) - np.maximum(np.sort(quadrants, axis=0)[-2], np.sort(tips, axis=0)[-2])
         # resampling splits a stroke between two rows of pixels, which dims both arms of that stroke alike
         opposite = np.maximum(abs(arms[0] - arms[2]), abs(arms[1] - arms[3]))
         even = (opposite <= 0.25 * np.max(arms, axis=0)) & (np.ptp(arms, axis=0) <= 0.4 * np.max(arms, axis=0))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, MutableMapping
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from monai_usfm.physics.spectrum import (
     ring_mask,
 )
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
-from monai_usfm.transforms.effect import as_tensor
+from monai_usfm.transforms.effect import as_tensor, check_image
 
 __all__ = ["FourierBandStop", "FourierBandStopd", "RandFourierBandStop", "RandFourierBandStopd"]
 
@@ -63,7 +62,7 @@ class FourierBandStop(Transform):
         """Apply to ``img`` (C, *S); integers become float32."""
         image = as_tensor(img)
         plain = image.as_subclass(torch.Tensor)
-        _check_image(plain)
+        check_image(plain)
         shape, device = plain.shape[1:], plain.device
         self.keep = ring_mask(shape, self.rings, center_radius=self.center_radius, device=device)[None]
         if not self.rings:
@@ -133,12 +132,3 @@ class _BandForm(DictionaryForm):
 
 FourierBandStopd = dictionary_form(FourierBandStop)
 RandFourierBandStopd = dictionary_form(RandFourierBandStop, _BandForm)
-
-
-def _check_image(image: torch.Tensor) -> None:
-    if image.ndim < 2 or image.ndim > 4 or image.numel() == 0:
-        raise ValueError(
-            f"the image must be (C, *S) with 1 to 3 spatial axes and no empty one, got shape {tuple(image.shape)}."
-        )
-    if not math.isfinite(float(image.sum(dtype=torch.float32 if image.dtype != torch.float64 else None))):
-        raise ValueError("the image holds NaN or infinite values, which a Fourier transform would spread everywhere.")

@@ -12,6 +12,7 @@ returned as it was. In volumes (C, D, H, W) a 2D geometry serves every slice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,21 +70,34 @@ def given_region(fov: NdarrayOrTensor, img: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def checked(img: torch.Tensor) -> torch.Tensor:
-    """``img`` as a plain floating tensor, or one error that says what is wrong with it."""
-    if img.ndim not in (3, 4) or 0 in img.shape:
-        raise ValueError(f"an image must be (C, H, W) or (C, D, H, W) and not empty, got shape {tuple(img.shape)}.")
-    image = img.as_subclass(torch.Tensor)
-    if not image.is_floating_point() or image.dtype in (torch.float16, torch.bfloat16):
-        image = image.float()
-    low, high = (float(v) for v in torch.aminmax(image))
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
-        found = "NaN" if low != low else f"values from {low:g} to {high:g}"
+def check_image(img: torch.Tensor, margin: float | None = None, fewest: int = 1) -> torch.Tensor:
+    """``img`` as a plain floating tensor, or one error that says what is wrong with it.
+
+    Args:
+        img: ``(C, *S)``.
+        margin: how far values may lie outside [0, 1]; None for any finite ones.
+        fewest: least number of spatial axes; the most are 3.
+    """
+    if not fewest < img.ndim <= 4 or img.numel() == 0:
         raise ValueError(
-            f"an image must be in [0, 1], got {found}; scale it first, e.g. with ScaleIntensityRange, or clip what a "
-            "filter before it overshoots, e.g. by RandFourierBandStop(clip=True)."
+            f"the image must be (C, *S) with {fewest} to 3 axes, none empty, got shape {tuple(img.shape)}."
+        )
+    plain = img.as_subclass(torch.Tensor)
+    image = plain if plain.dtype in (torch.float32, torch.float64) else plain.float()
+    low, high = (float(v) for v in torch.aminmax(image))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("the image holds NaN or infinite values; clean it first, for instance with torch.nan_to_num.")
+    if margin is not None and not (low >= -margin and high <= 1 + margin):
+        raise ValueError(
+            f"the image must be in [0, 1], got values from {low:g} to {high:g}; scale it first, e.g. with "
+            "ScaleIntensityRange, or clip what a filter before it overshoots, e.g. by RandFourierBandStop(clip=True)."
         )
     return image
+
+
+def checked(img: torch.Tensor) -> torch.Tensor:
+    """An image for effects: (C, H, W) or (C, D, H, W) in [0, 1]."""
+    return check_image(img, 1e-3, 2)
 
 
 def blend(

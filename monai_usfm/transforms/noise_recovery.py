@@ -13,6 +13,7 @@ import torch
 from monai.networks.layers.convutils import gaussian_1d
 from monai.networks.layers.simplelayers import separable_filtering
 
+from monai_usfm.physics.display import check_dynamic_range
 from monai_usfm.physics.speckle import add_speckle, speckle_intensity
 from monai_usfm.transforms.batch import BatchAugmentation
 
@@ -69,20 +70,20 @@ class NoiseRecovery:
         dynamic_range_db: float = 60.0,
         key: str = "image",
     ) -> None:
-        for name, (low, high), least in (
-            ("strength", strength, 0),
-            ("looks", looks, 1),
-            ("psf_sigma", psf_sigma, 0),
-            ("blur_sigma", blur_sigma, 0),
-        ):
-            if not least <= low <= high:
+        least = {
+            "strength": (0, strength),
+            "looks": (1, looks),
+            "psf_sigma": (0, psf_sigma),
+            "blur_sigma": (0, blur_sigma),
+        }
+        for name, (limit, (low, high)) in least.items():
+            if not limit <= low <= high:
                 raise ValueError(
-                    f"{name} must be a range (low, high) with {least} <= low <= high, got ({low}, {high})."
+                    f"{name} must be a range (low, high) with {limit} <= low <= high, got ({low}, {high})."
                 )
         if any(n != int(n) for n in looks):
             raise ValueError(f"looks must be whole numbers, got {tuple(looks)}.")
-        if not dynamic_range_db > 0:
-            raise ValueError(f"dynamic_range_db must be positive, got {dynamic_range_db}.")
+        check_dynamic_range(dynamic_range_db)
         self.augmentation = augmentation
         self.strength, self.looks = tuple(strength), (int(looks[0]), int(looks[1]))
         self.psf_sigma, self.blur_sigma = tuple(psf_sigma), tuple(blur_sigma)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +20,9 @@ from monai_usfm.physics.speckle import (
     respeckle,
     speckle_intensity,
     whole_looks,
-    working_dtype,
 )
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
-from monai_usfm.transforms.effect import Range, as_tensor, check_range, given_region
+from monai_usfm.transforms.effect import Range, as_tensor, check_image, check_range, given_region
 
 __all__ = ["RandSpeckleNoise", "RandSpeckleNoised", "SpeckleNoise", "SpeckleNoised"]
 
@@ -105,11 +103,12 @@ class RandSpeckleNoise(RandomizableTransform):
         if randomize:
             self.randomize()
         image = as_tensor(img)
-        plain = image.as_subclass(torch.Tensor)
-        _check_image(plain, self.dynamic_range_db)
+        plain, display = image.as_subclass(torch.Tensor), self.dynamic_range_db
+        # a log-compressed image may overshoot by interpolation, but integers are not scaled
+        work = check_image(image, None if display is None else 0.5 if plain.is_floating_point() else 0.0)
         if not self._do_transform:
             return image
-        work, display, dims = plain.to(working_dtype(plain.dtype)), self.dynamic_range_db, plain.ndim - 1
+        dims = plain.ndim - 1
         if self.psf_sigma is not None and len(per_axis(self.psf_sigma, dims, dims)) != dims:
             raise ValueError(f"psf_sigma {self.psf_sigma} must hold one value for each of {dims} axes.")
         generator = torch.Generator(plain.device).manual_seed(self.seed)
@@ -135,11 +134,7 @@ class SpeckleNoise(RandSpeckleNoise):
     """:class:`RandSpeckleNoise` that always acts, with fixed parameters; only the random field differs per call.
 
     Args:
-        looks: see :class:`RandSpeckleNoise`; one number.
-        dynamic_range_db: see :class:`RandSpeckleNoise`.
-        psf_sigma: see :class:`RandSpeckleNoise`.
-        mode: see :class:`RandSpeckleNoise`.
-        strength: see :class:`RandSpeckleNoise`; one number.
+        looks, dynamic_range_db, psf_sigma, mode, strength: as in :class:`RandSpeckleNoise`, but one number each.
     """
 
     def __init__(
@@ -159,18 +154,3 @@ class _SpeckleForm(DictionaryForm):
 
 SpeckleNoised = dictionary_form(SpeckleNoise, _SpeckleForm)
 RandSpeckleNoised = dictionary_form(RandSpeckleNoise, _SpeckleForm)
-
-
-def _check_image(image: torch.Tensor, dynamic_range_db: float | None) -> None:
-    """Refuse an image that no speckle can be put on."""
-    if image.ndim < 2 or image.ndim > 4 or image.numel() == 0:
-        raise ValueError(
-            f"the image must be (C, *S) with 1 to 3 spatial axes and no empty one, got {tuple(image.shape)}."
-        )
-    if dynamic_range_db is not None and not image.dtype.is_floating_point:
-        raise ValueError(f"a log-compressed image must be floating in [0, 1], got {image.dtype}; scale it first.")
-    low, high = (float(value) for value in torch.aminmax(image))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("the image holds NaN or infinite values; clean it first, for instance with torch.nan_to_num.")
-    if dynamic_range_db is not None and (low < -0.5 or high > 1.5):  # some overshoot of an interpolation is fine
-        raise ValueError(f"a log-compressed image must be scaled to [0, 1], got [{low:g}, {high:g}].")

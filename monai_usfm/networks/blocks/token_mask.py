@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ["TokenMask", "token_coverage"]
+__all__ = ["TokenMask"]
 
 KINDS = ("uniform", "block", "tube", "texture")
 
@@ -20,11 +20,6 @@ def _pool(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
     """Mean over every patch: ``(B, 1, *S) -> (B, N)``."""
     pool = F.avg_pool2d if len(patch_size) == 2 else F.avg_pool3d
     return pool(image, tuple(patch_size), tuple(patch_size)).flatten(1)
-
-
-def token_coverage(fov: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
-    """Share of each patch that lies in the field of view: a mask ``(B, 1, *S) -> (B, N)`` in [0, 1]."""
-    return _pool(fov.float(), patch_size)
 
 
 class TokenMask(nn.Module):
@@ -108,7 +103,7 @@ class TokenMask(nn.Module):
     def inside(self, image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
         """Tokens ``(B, N)`` that hold any echo: a patch that is black throughout lies outside the field of view."""
         lit = (image.float().amax(dim=1, keepdim=True) > 1.5 / 255).float()
-        return token_coverage(lit, patch_size) > 0
+        return _pool(lit, patch_size) > 0
 
     def forward(
         self, image: torch.Tensor, patch_size: Sequence[int], noise: torch.Tensor | None = None

@@ -24,12 +24,9 @@ def pyramid_strides(patch_size: Sequence[int], finest: int = 1) -> list[tuple[in
     levels = [tuple(int(p) for p in patch_size)]
     while max(levels[-1]) > finest:
         largest = max(levels[-1])
-        levels.append(tuple(s // _smallest_factor(s) if s == largest else s for s in levels[-1]))
+        factor = next(f for f in range(2, largest + 1) if largest % f == 0)
+        levels.append(tuple(s // factor if s == largest else s for s in levels[-1]))
     return levels
-
-
-def _smallest_factor(number: int) -> int:
-    return next(f for f in range(2, number + 1) if number % f == 0)
 
 
 def upsampling(spatial_dims: int, in_channels: int, out_channels: int, factor: Sequence[int]) -> nn.Module:

@@ -102,22 +102,6 @@ class FoundationModel(nn.Module):
     def encoder(self) -> UltrasoundViT:
         return self.network.encoder
 
-    def _encode(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Normalized tokens ``(B, 1 + N, E)`` and the maps for the decoder, in one pass."""
-        encoder = self.encoder
-        kept: dict[int, torch.Tensor] = {}
-        hooks = [
-            encoder.blocks[i].register_forward_hook(lambda _, __, output, i=i: kept.__setitem__(i, output))
-            for i in self.network.indices
-        ]
-        try:
-            tokens = encoder(image)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        grid = encoder.token_grid(image)
-        return tokens, [kept[i][:, 1:].transpose(1, 2).unflatten(2, grid) for i in self.network.indices]
-
     def forward(
         self, image: torch.Tensor, label: torch.Tensor | None = None, dataset: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
@@ -141,7 +125,8 @@ class FoundationModel(nn.Module):
             if len(restored):
                 corrupted, _, score = self.corruption(image[restored])
                 seen = image.index_copy(0, restored, corrupted.to(image.dtype))
-        tokens, maps = self._encode(seen)
+        encoder, grid = self.encoder, self.encoder.token_grid(image)
+        tokens, maps = encoder.run(encoder.patch_embed(seen), grid, None, self.network.indices, encoder.num_layers - 1)
         head = cast(PyramidHead, self.network.head)
         features = head.dropout(head.decoder(seen, maps))
         parts: dict[str, torch.Tensor] = {}
@@ -157,8 +142,8 @@ class FoundationModel(nn.Module):
             if losses:
                 parts["segmentation"] = torch.stack(losses).sum() / (dataset >= 0).sum()
         if self.weights["distillation"] > 0 and len(free):
-            target = self.teacher(image[free], self.encoder.token_grid(image))
-            parts["distillation"] = self.distillation(tokens[free], target)["loss"]
+            target = self.teacher(image[free], grid)
+            parts["distillation"] = self.distillation(encoder.norm(tokens)[free], target)["loss"]
         if len(restored):
             with torch.autocast(image.device.type, enabled=False):
                 clean = image[restored].float()

@@ -143,17 +143,33 @@ class UltrasoundViT(nn.Module):
             parts.insert(1, self.register_tokens.to(tokens.dtype).expand(tokens.shape[0], -1, -1))
         return torch.cat(parts, dim=1), bias
 
+    def run(
+        self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None, indices: list[int], last: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Embedded patches ``(B, K, E)`` -> raw tokens ``(B, 1 + K, E)`` after block ``last``, and maps.
+
+        The maps ``(B, E, *grid)`` are the outputs of the blocks ``indices`` without the class token; with ``keep``
+        there are none.
+        """
+        x, bias = self._place(tokens, grid, keep)
+        maps: dict[int, torch.Tensor] = {}
+        for i, block in enumerate(self.blocks):
+            if i <= last:
+                x = block(x, _block_bias(bias, i))
+                if i in indices:
+                    patches = x[:, 1 + self.num_registers :]
+                    maps[i] = patches.transpose(1, 2).reshape([x.shape[0], self.hidden_size] + grid)
+        if self.num_registers > 0:
+            x = torch.cat([x[:, :1], x[:, 1 + self.num_registers :]], dim=1)
+        return x, [maps[index] for index in indices]
+
     def encode(self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
         """Embedded patches ``(B, K, E)`` of a token grid -> normalized tokens ``(B, 1 + K, E)``, class token first.
 
         ``keep`` (B, K) says which tokens of the grid they are; None means all, in row-major order.
         """
-        x, bias = self._place(tokens, grid, keep)
-        for i, block in enumerate(self.blocks):
-            x = block(x, _block_bias(bias, i))
-        if self.num_registers > 0:
-            x = torch.cat([x[:, :1], x[:, 1 + self.num_registers :]], dim=1)
-        return self.norm(x)
+        no_maps: list[int] = []
+        return self.norm(self.run(tokens, grid, keep, no_maps, self.num_layers - 1)[0])
 
     def forward_features(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Normalized tokens, class token first.
@@ -179,17 +195,7 @@ class UltrasoundViT(nn.Module):
         for index in indices:
             if index < 0 or index >= self.num_layers:
                 raise ValueError(f"block index {index} (feature_blocks, indices) is outside 0..{self.num_layers - 1}.")
-        grid = self.token_grid(x)
-        tokens, bias = self._place(self.patch_embed(x), grid, None)
-        maps: dict[int, torch.Tensor] = {}
-        last = max(indices)
-        for i, block in enumerate(self.blocks):
-            if i <= last:
-                tokens = block(tokens, _block_bias(bias, i))
-                if i in indices:
-                    patches = tokens[:, 1 + self.num_registers :]
-                    maps[i] = patches.transpose(1, 2).reshape([x.shape[0], self.hidden_size] + grid)
-        return [maps[index] for index in indices]
+        return self.run(self.patch_embed(x), self.token_grid(x), None, indices, max(indices))[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, 1 + N, E)``: class token, then patch tokens in row-major order, after the final norm."""
@@ -217,11 +223,5 @@ def usfm_vit(network_size: str, **overrides: Any) -> UltrasoundViT:
     if network_size not in SIZES:
         raise ValueError(f"network_size must be one of {', '.join(SIZES)}, got {network_size!r}.")
     width, heads = SIZES[network_size]
-    settings: dict[str, Any] = {
-        "img_size": 224,
-        "hidden_size": width,
-        "mlp_dim": 4 * width,
-        "num_layers": 12,
-        "num_heads": heads,
-    }
+    settings: dict[str, Any] = {"img_size": 224, "hidden_size": width, "mlp_dim": 4 * width, "num_heads": heads}
     return UltrasoundViT(**{**settings, **overrides})

@@ -13,4 +13,3 @@ from monai_usfm.networks.weights.describe import *
 from monai_usfm.networks.weights.export import *
 from monai_usfm.networks.weights.load import *
 from monai_usfm.networks.weights.read import *
-from monai_usfm.networks.weights.report import *

@@ -24,33 +24,26 @@ __all__ = [
     "fit_prediction",
     "fold_normalization",
     "inflate",
+    "inverse",
     "resize_patches",
-    "unfold_normalization",
 ]
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 
 
-def _constants(normalization: Normalization, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(v, dtype=torch.float64).reshape(1, 3, *[1] * dims) for v in normalization)
-    return mean, std
-
-
 def fold_normalization(
     weight: torch.Tensor, bias: torch.Tensor, normalization: Normalization
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patch embedding of normalized RGB -> the same embedding of RGB in [0, 1]."""
-    mean, std = _constants(normalization, weight.dim() - 2)
+    """Patch embedding of normalized RGB -> the same embedding of RGB in [0, 1]; back by the :func:`inverse`."""
+    mean, std = (torch.tensor(v, dtype=torch.float64).reshape(1, 3, *[1] * (weight.dim() - 2)) for v in normalization)
     scaled = weight.double() / std
     return scaled, bias.double() - (scaled * mean).flatten(1).sum(1)
 
 
-def unfold_normalization(
-    weight: torch.Tensor, bias: torch.Tensor, normalization: Normalization
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverse of :func:`fold_normalization`."""
-    mean, std = _constants(normalization, weight.dim() - 2)
-    return weight.double() * std, bias.double() + (weight.double() * mean).flatten(1).sum(1)
+def inverse(normalization: Normalization) -> Normalization:
+    """The normalization that undoes another."""
+    mean, std = normalization
+    return [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
 
 
 def fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
@@ -165,11 +158,12 @@ def fit_prediction(
         channels: channels that it predicts.
         wanted: channels that it shall predict; gray is their mean.
         depth: new first axis of a patch; 0 adds none.
-        normalization: predict RGB in [0, 1] instead of RGB normalized by this.
+        normalization: predict RGB in [0, 1] instead of RGB normalized by this; the :func:`inverse` does the reverse.
     """
     rows = tensor.double().reshape(-1, channels, *tensor.shape[1:])
     if normalization is not None:
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in normalization)
+        rows, channels = rows if channels == 3 else rows.mean(1, keepdim=True).repeat_interleave(3, 1), 3
         rows = rows * std + mean if tensor.dim() == 1 else rows * std.unsqueeze(1)
     if channels != wanted:
         rows = rows.mean(1, keepdim=True).repeat(1, wanted, *[1] * (tensor.dim() - 1))

@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from monai_usfm.networks.blocks.position import _relative_index
 from monai_usfm.networks.nets.vit import UltrasoundViT
-from monai_usfm.networks.weights.adapt import fit_block, fit_channels, unfold_normalization
+from monai_usfm.networks.weights.adapt import fit_block, fit_channels, fit_prediction, fold_normalization, inverse
 from monai_usfm.networks.weights.layouts import BLOCK_TABLE, IMAGENET, TABLE
 from monai_usfm.networks.weights.load import encoder_of, normalizes_patches
 
@@ -29,7 +29,7 @@ def _export(net: nn.Module, imagenet_input: bool) -> tuple[nn.Module, Ultrasound
     state = {k: v.detach().clone() for k, v in encoder.state_dict().items() if not k.endswith(".native_grid")}
     if imagenet_input:
         weight, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
-        wide, shifted = unfold_normalization(fit_channels(weight.double(), 3), bias, IMAGENET)
+        wide, shifted = fold_normalization(fit_channels(weight.double(), 3), bias, inverse(IMAGENET))
         state["patch_embed.proj.weight"], state["patch_embed.proj.bias"] = wide.to(weight.dtype), shifted.to(bias.dtype)
     return net, encoder, state
 
@@ -93,22 +93,12 @@ def to_mae_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[st
             if name.startswith(("decoder_", "mask_token")) and not name.endswith(".native_grid"):
                 state[name] = tensor.detach().clone()
         if imagenet_input:
+            normalization = None if normalizes_patches(net) else inverse(IMAGENET)
             for name in ("decoder_pred.weight", "decoder_pred.bias"):
-                state[name] = _predict_rgb(state[name], encoder.in_channels, normalizes_patches(net))
+                state[name] = fit_prediction(state[name], encoder.in_channels, 3, 0, normalization)
     for i in range(encoder.num_layers):
         start = f"blocks.{i}."
         block = {name.removeprefix(start): state.pop(name) for name in list(state) if name.startswith(start)}
         state |= {start + name: tensor for name, tensor in fit_block(block, True, False)[0].items()}
     dtype = encoder.cls_token.dtype
     return {re.sub(r"pos_embed\.table$", "pos_embed", name): tensor.to(dtype) for name, tensor in state.items()}
-
-
-def _predict_rgb(tensor: torch.Tensor, channels: int, normalized_patches: bool) -> torch.Tensor:
-    """Last layer of a decoder, from channels in [0, 1] to RGB by ImageNet's mean and standard deviation."""
-    rows = tensor.double().reshape(-1, channels, *tensor.shape[1:])
-    if channels != 3:
-        rows = rows.mean(1, keepdim=True).repeat(1, 3, *[1] * (tensor.dim() - 1))
-    if not normalized_patches:
-        mean, std = (torch.tensor(v, dtype=torch.float64) for v in IMAGENET)
-        rows = (rows - mean) / std if tensor.dim() == 1 else rows / std.unsqueeze(1)
-    return rows.flatten(0, 1).to(tensor.dtype)
