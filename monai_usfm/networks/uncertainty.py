@@ -12,11 +12,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer
 from scipy.optimize import minimize_scalar
+from torch.nn.modules.dropout import _DropoutNd
 
 __all__ = ["FlipInferer", "TemperatureScaling", "monte_carlo", "predictive_entropy", "to_probabilities"]
-
-
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -74,7 +72,7 @@ def monte_carlo(
     network = module if module is not None else net
     if not isinstance(network, nn.Module):
         raise ValueError("net is not a torch module: pass the network whose dropout is meant as `module`.")
-    dropouts = [layer for layer in network.modules() if isinstance(layer, DROPOUTS) and layer.p > 0]
+    dropouts = [layer for layer in network.modules() if isinstance(layer, _DropoutNd) and layer.p > 0]
     if not dropouts:
         raise ValueError(
             f"{type(network).__name__} has no dropout with a positive rate: set `dropout` when building it."

@@ -60,7 +60,7 @@ def speckle_intensity(
     Raises:
         ValueError: for ``looks`` or ``psf_sigma`` out of range, or a ``psf_sigma`` that does not fit ``shape``.
     """
-    shape, work = tuple(int(size) for size in shape), working_dtype(dtype)
+    shape, work = tuple(int(size) for size in shape), dtype if dtype == torch.float64 else torch.float32
     if psf_sigma is not None:
         sigmas = per_axis(psf_sigma, spatial_dims, len(shape))
         intensity = _correlated_intensity((whole_looks(looks), *shape), sigmas, generator, device, work)
@@ -115,10 +115,6 @@ def _psf_band(size: int, sigma: float) -> np.ndarray:
     amplitude = np.exp(-2 * (np.pi * sigma * index / size) ** 2)
     amplitude = amplitude[amplitude >= _NEGLECT]
     return amplitude / np.sqrt((amplitude**2).sum())
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def add_speckle(

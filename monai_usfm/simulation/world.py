@@ -514,7 +514,9 @@ def write_synthetic_dataset(
             known = None
         if not isinstance(known, dict) or known.get("synthetic") is not True:
             raise ValueError(f"{target} is not a synthetic data set; choose another folder.")
-        if known.get("settings") == settings and _is_complete(folder, known):
+        items = [item for split in counts for item in known.get(split, [])]
+        complete = all((folder / item[key]).is_file() for item in items for key in _FILES if key in item)
+        if known.get("settings") == settings and complete:
             return target
         target.unlink(missing_ok=True)
 
@@ -554,11 +556,6 @@ class _Writer(Dataset):
                 entry[key] = path.as_posix()
         entry |= {"class": item["class"], "organ": item["organ"], "patient": f"synthetic-{self.world.seed}-{index:05d}"}
         return entry | {"spacing": [round(float(s), 6) for s in item["spacing"]]}
-
-
-def _is_complete(folder: Path, datalist: dict[str, Any]) -> bool:
-    items = [item for split in ("training", "validation", "test") for item in datalist.get(split, [])]
-    return all((folder / item[key]).is_file() for item in items for key in _FILES if key in item)
 
 
 def _save(path: Path, values: torch.Tensor, spacing: torch.Tensor, scale: bool) -> None:

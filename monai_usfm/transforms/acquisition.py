@@ -17,7 +17,7 @@ import torch
 from monai_usfm.physics.beam import BeamGeometry, beam_coordinates
 from monai_usfm.physics.display import check_dynamic_range
 from monai_usfm.transforms.dictionary import dictionary_form
-from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_range, checked
+from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_image, check_range
 
 __all__ = [
     "RandDepthAttenuation",
@@ -60,7 +60,7 @@ def apply_gain(
     Raises:
         ValueError: for NaN, values outside [0, 1], a wrong number of axes, or a display range that is not positive.
     """
-    image = checked(img)
+    image = check_image(img)
     check_dynamic_range(dynamic_range_db)
     if dynamic_range_db is None:
         out = image * 10 ** (torch.as_tensor(gain_db, dtype=image.dtype, device=image.device) / 20)
@@ -121,7 +121,7 @@ def recompress(
     larger one grayer. What lay below the old range is not known and becomes a flat gray. Other arguments as in
     :func:`apply_gain`.
     """
-    image = checked(img)
+    image = check_image(img)
     check_dynamic_range(dynamic_range_db)
     check_dynamic_range(target_db)
     out = 1 + (image - 1) * (dynamic_range_db / target_db)

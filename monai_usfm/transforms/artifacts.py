@@ -18,7 +18,7 @@ from monai_usfm.physics.display import check_dynamic_range, from_power, to_power
 from monai_usfm.physics.speckle import speckle_intensity
 from monai_usfm.transforms.acquisition import apply_gain
 from monai_usfm.transforms.dictionary import dictionary_form
-from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_range, checked
+from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_image, check_range
 
 __all__ = [
     "RandAcousticShadow",
@@ -94,7 +94,7 @@ def reverberate(
     """
     if not 0 < spacing <= 1:
         raise ValueError(f"spacing must be in (0, 1], a fraction of the depth, got {spacing}.")
-    image = checked(img)
+    image = check_image(img)
     check_dynamic_range(dynamic_range_db)
     beams = beams_of(image, geometry)
     coordinates = beam_grid(beams, tuple(image.shape[-beams.spatial_dims :]), image.device)
@@ -138,7 +138,7 @@ def add_haze(
     """
     if not extent > 0:
         raise ValueError(f"extent must be positive, a fraction of the depth, got {extent}.")
-    image = checked(img)
+    image = check_image(img)
     check_dynamic_range(dynamic_range_db)
     depth = beam_coordinates(image, geometry)[-2]
     haze = 10 ** (level_db / 10) * torch.exp(-0.5 * ((depth - center) / extent) ** 2)

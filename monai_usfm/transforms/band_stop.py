@@ -62,7 +62,7 @@ class FourierBandStop(Transform):
         """Apply to ``img`` (C, *S); integers become float32."""
         image = as_tensor(img)
         plain = image.as_subclass(torch.Tensor)
-        check_image(plain)
+        check_image(plain, None, fewest=1)
         shape, device = plain.shape[1:], plain.device
         self.keep = ring_mask(shape, self.rings, center_radius=self.center_radius, device=device)[None]
         if not self.rings:

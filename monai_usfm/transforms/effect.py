@@ -70,7 +70,7 @@ def given_region(fov: NdarrayOrTensor, img: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def check_image(img: torch.Tensor, margin: float | None = None, fewest: int = 1) -> torch.Tensor:
+def check_image(img: torch.Tensor, margin: float | None = 1e-3, fewest: int = 2) -> torch.Tensor:
     """``img`` as a plain floating tensor, or one error that says what is wrong with it.
 
     Args:
@@ -93,11 +93,6 @@ def check_image(img: torch.Tensor, margin: float | None = None, fewest: int = 1)
             "ScaleIntensityRange, or clip what a filter before it overshoots, e.g. by RandFourierBandStop(clip=True)."
         )
     return image
-
-
-def checked(img: torch.Tensor) -> torch.Tensor:
-    """An image for effects: (C, H, W) or (C, D, H, W) in [0, 1]."""
-    return check_image(img, 1e-3, 2)
 
 
 def blend(
@@ -184,7 +179,7 @@ class RandEffect(RandomizableTransform):
     ) -> torch.Tensor:
         """Apply to ``img`` (C, *S) in [0, 1], inside ``fov`` (1, *S) and along the beams of ``geometry``."""
         image: torch.Tensor = convert_to_tensor(img, track_meta=get_track_meta())
-        checked(image)  # also where the draw leaves it alone: a wrong range must not pass nine times out of ten
+        check_image(image)  # also where the draw leaves it alone: a wrong range must not pass nine times out of ten
         if randomize:
             self.randomize(image)
         if not self._do_transform:

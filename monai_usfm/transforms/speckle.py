@@ -105,7 +105,7 @@ class RandSpeckleNoise(RandomizableTransform):
         image = as_tensor(img)
         plain, display = image.as_subclass(torch.Tensor), self.dynamic_range_db
         # a log-compressed image may overshoot by interpolation, but integers are not scaled
-        work = check_image(image, None if display is None else 0.5 if plain.is_floating_point() else 0.0)
+        work = check_image(image, None if display is None else 0.5 if plain.is_floating_point() else 0.0, fewest=1)
         if not self._do_transform:
             return image
         dims = plain.ndim - 1
