@@ -145,9 +145,9 @@ def steps_within(seconds: float, bundle: str, *, overlays: Sequence[str] = (), *
         flow.initialize()
         trainer = flow.parser.get_parsed_content("train#trainer")
         on_cpu = torch.device(flow.parser.get_parsed_content("device")).type == "cpu"
-        marks: list[float] = []
+        times: list[float] = []
         clock = time.process_time if on_cpu else time.perf_counter
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: marks.append(clock()))
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: times.append(clock()))
         flow.run()
         flow.finalize()
-    return max(1, round(seconds * (len(marks) - 3) / (marks[-1] - marks[2])))
+    return max(1, round(seconds * (len(times) - 3) / (times[-1] - times[2])))

@@ -29,8 +29,8 @@ def write_images(folder: Path) -> None:
     """Images of two sizes with a black margin, a mask of their brighter part, and a better version of each."""
     rng = np.random.default_rng(0)
     lists, number = {}, 0
-    for section, count in {"training": 4, "validation": 2, "test": 2}.items():
-        lists[section] = []
+    for split, count in {"training": 4, "validation": 2, "test": 2}.items():
+        lists[split] = []
         for _ in range(count):
             shape = ((40, 72), (56, 50))[number % 2]
             rows, columns = np.indices(shape)
@@ -42,7 +42,7 @@ def write_images(folder: Path) -> None:
             for key, values in {"image": worse, "label": better, "lesion": 255.0 * mask}.items():
                 entry[key] = f"{key}_{number}.png"
                 Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / entry[key])
-            lists[section].append(entry)
+            lists[split].append(entry)
             number += 1
     (folder / "dataset.json").write_text(json.dumps(lists))
 

@@ -281,8 +281,8 @@ def test_segmentation_and_classification_vary_images_alike(repository):
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_a_patient_in_two_splits_stops_every_bundle(repository, tmp_path, bundle, key):
     lists = {
-        section: [{"image": f"{section}.png", "label": f"{section}_mask.png", "class": 0, key: patient}]
-        for section, patient in (("training", "one"), ("validation", "two"), ("test", "one"))
+        split: [{"image": f"{split}.png", "label": f"{split}_mask.png", "class": 0, key: patient}]
+        for split, patient in (("training", "one"), ("validation", "two"), ("test", "one"))
     }
     (tmp_path / "dataset.json").write_text(json.dumps(lists))
     file = repository / "bundles" / f"usfm_{bundle}" / "configs" / "train.json"

@@ -33,15 +33,15 @@ def plant_calipers(image: torch.Tensor, generator: torch.Generator) -> torch.Ten
     row, column = (0.35 + 0.3 * draw[0]) * height, (0.35 + 0.3 * draw[1]) * width
     angle, half = np.pi * draw[2], (0.125 + 0.125 * draw[3]) * min(height, width)
     ends = [(round(row + side * half * np.sin(angle)), round(column + side * half * np.cos(angle))) for side in (-1, 1)]
-    marks = torch.zeros(height, width, dtype=torch.bool)
+    drawn = torch.zeros(height, width, dtype=torch.bool)
     for y, x in ends:
-        marks[max(0, y - arm) : y + arm + 1, x : x + 1] = True
-        marks[y : y + 1, max(0, x - arm) : x + arm + 1] = True
+        drawn[max(0, y - arm) : y + arm + 1, x : x + 1] = True
+        drawn[y : y + 1, max(0, x - arm) : x + arm + 1] = True
     dots = max(2, int(2 * half / (2 * arm)))
     for step in np.linspace(0, 1, dots):
         y, x = (round(a + step * (b - a)) for a, b in zip(*ends, strict=True))
-        marks[y, x] = True
-    return _burn(image, marks)
+        drawn[y, x] = True
+    return _burn(image, drawn)
 
 
 def plant_text(image: torch.Tensor, generator: torch.Generator, text: str = "LEFT BREAST  12 H") -> torch.Tensor:
@@ -87,9 +87,9 @@ def _canvas(image: torch.Tensor, share: float) -> tuple[Image.Image, ImageDraw.I
     return canvas, ImageDraw.Draw(canvas), ImageFont.load_default(size=max(8, round(share * image.shape[-2])))
 
 
-def _burn(image: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
-    """White where ``marks`` (H, W) is true, in every channel and slice."""
-    return torch.where(marks.to(image.device), torch.ones((), dtype=image.dtype, device=image.device), image)
+def _burn(image: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """White where ``drawn`` (H, W) is true, in every channel and slice."""
+    return torch.where(drawn.to(image.device), torch.ones((), dtype=image.dtype, device=image.device), image)
 
 
 def _margins(image: torch.Tensor, label: torch.Tensor, top: float, bottom: float, left: float, right: float) -> Pair:
@@ -109,8 +109,8 @@ def _screen(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator
     pen.multiline_text((edge + 0.04 * width, 0.25 * height), "FR 38Hz\nGN 52\nDR 60\n4.0 cm", fill=220, font=font)
     for y in np.linspace(0.12, 0.94, 9) * height:
         pen.line((edge + 2, y, edge + 2 + 0.015 * width, y), fill=255)
-    marks = torch.from_numpy(np.asarray(canvas, np.float32) / 255)
-    return torch.maximum(image, marks.to(image)), label
+    drawn = torch.from_numpy(np.asarray(canvas, np.float32) / 255)
+    return torch.maximum(image, drawn.to(image)), label
 
 
 def _closer(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:

@@ -105,12 +105,12 @@ class LandmarkResults(CasePreviews):
         self.record(item, rows)
         if not self.preview:
             return None
-        marks = np.zeros(image.shape, dtype=np.uint8)
+        dots = np.zeros(image.shape, dtype=np.uint8)
         grid, radius = np.indices(image.shape), max(2, max(image.shape) // 100)
         for number, (y, x, _) in enumerate(points, start=1):
-            marks[(grid[0] - y) ** 2 + (grid[1] - x) ** 2 <= radius**2] = number
+            dots[(grid[0] - y) ** 2 + (grid[1] - x) ** 2 <= radius**2] = number
         texts = [f"{r['name']}: x {r['x']:.1f}, y {r['y']:.1f}; spread {r['spread']:.1f} {r['unit']}" for r in rows]
-        return label_figure(draw_overlay(image, marks, spacing), stem.name, list(enumerate(texts, start=1)))
+        return label_figure(draw_overlay(image, dots, spacing), stem.name, list(enumerate(texts, start=1)))
 
 
 class ValueReport(EvaluationReport):
