@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import pydoc
 import re
 import shlex
 import shutil
@@ -100,6 +101,18 @@ def test_every_command_of_a_page_has_a_verb_options_and_files_of_ours_that_exist
         assert [file for file in files if not (ROOT / file).is_file()] == [], shlex.join(words)
         given = {re.split("[=#]", word[2:])[0].replace("-", "_") for word in words if re.match(r"--\w", word)}
         assert given <= options_of(words, bundle_options, page), shlex.join(words)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_every_name_of_the_package_on_a_page_exists(page):
+    """Imports of code blocks, and what is written with its whole path."""
+    text = page.read_text(encoding="utf-8")
+    imports = re.findall(r"from (monai_usfm[\w.]*) import ([\w, ]+)", text)
+    names = {f"{module}.{name.strip()}" for module, found in imports for name in found.split(",")}
+    names |= set(re.findall(r"\bmonai_usfm(?:\.[A-Za-z_]\w*)+", text)) - {"monai_usfm.git"}
+    assert [name for name in names if pydoc.locate(name) is None] == []
 
 
 @pytest.fixture(scope="module")
