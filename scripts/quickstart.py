@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SEGMENTATION = ROOT / "bundles" / "usfm_segmentation" / "models"
+FOUNDATION = SEGMENTATION / "foundation.pt"  # what a training starts from where it is told nothing
 PRETRAINING = ROOT / "bundles" / "usfm_pretraining" / "models" / "mae.pt"
 MINIMUM = {"training": 16, "validation": 2, "test": 5}  # labeled images without which a score would say nothing
 RESULTS = ("shipped", "start", "scratch", "adapted", "reconstructions", "simulated", "logs")
@@ -38,7 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name in RESULTS:
         shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    plan: dict[str, Any] = {"seconds": {}, "start": str(options.start), "finished": False}
+    plan: dict[str, Any] = {
+        "seconds": {},
+        "start": None if options.start == FOUNDATION else str(options.start),
+        "finished": False,
+    }
     save(output, plan)
     with step(output, plan, "Preparing the images"):
         plan |= choose_images(options, output)
@@ -62,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("quickstart"), help="folder to write; a former one is replaced"
     )
-    parser.add_argument("--start", type=Path, default=SEGMENTATION / "foundation.pt", help="weights to fine-tune from")
+    parser.add_argument("--start", type=Path, default=FOUNDATION, help="weights to fine-tune from")
     parser.add_argument("--quick", action="store_true", help="a few steps only: everything runs, nothing is learnt")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)  # of the arguments alone
     options = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ import html
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
 
 def ending(output: Path, plan: dict[str, Any]) -> list[str]:
     """What was not shown, what to do next, and under which conditions this ran."""
-    start = Path(plan["start"])
-    start = start.relative_to(Path.cwd()) if start.is_relative_to(Path.cwd()) else start
+    start = f" --pretrained {plan['start']}" if plan["start"] else ""
     limits = [
         "One training run each: the intervals cover the choice of test images, not the luck of a run.",
         "Minutes of training on two cores show a direction, not what a full training reaches (docs/RESULTS.md).",
@@ -219,9 +219,10 @@ def ending(output: Path, plan: dict[str, Any]) -> list[str]:
     if not plan["own"]:
         limits.insert(0, "Your images. That is what the next commands are for.")
     commands = (
+        f"source {sys.prefix}/bin/activate\n"
         "# your images; masks in images/ and masks/, or as NAME_mask\n"
         "monai-usfm datalist MY_IMAGES\n"
-        f"monai-usfm train --task segmentation --dataset_dir MY_IMAGES --pretrained {start} --output_dir runs/mine\n"
+        f"monai-usfm train --task segmentation --dataset_dir MY_IMAGES{start} --output_dir runs/mine\n"
         "monai-usfm predict --checkpoint runs/mine/model.pt --dataset_dir NEW_IMAGES --output_dir predictions"
     )
     seconds = plan["seconds"] | {"all": [sum(column) for column in zip(*plan["seconds"].values(), strict=True)]}

@@ -257,6 +257,7 @@ def test_report_sums_the_times_and_names_the_versions(finished):
 def test_report_ends_with_commands_for_own_images(finished):
     for verb in ("datalist", "train", "predict"):
         assert finished.index("What was not shown") < finished.index(f"monai-usfm {verb}")
+    assert f"source {sys.prefix}/bin/activate" in finished and "--pretrained start.pt" in finished
 
 
 def test_without_labels_nothing_is_compared(report, tmp_path):
