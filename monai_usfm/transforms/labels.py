@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from monai.utils.misc import ImageMetaKey
 
-from monai_usfm.transforms.dictionary import TORCH
+from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
 
 __all__ = ["LabelIndices", "LabelIndicesd", "is_jpeg_label"]
 
@@ -110,40 +109,22 @@ class LabelIndices(Transform):
         return nearest.to(label.dtype)
 
 
-class LabelIndicesd(MapTransform):
-    """Dictionary form of :class:`LabelIndices`; also checks that label and image have one size.
-
-    Args:
-        keys: labels.
-        num_classes: see :class:`LabelIndices`.
-        values: see :class:`LabelIndices`.
-        image_key: image whose spatial shape the label must have; None checks nothing.
-        allow_missing_keys: see :class:`monai.transforms.MapTransform`.
-    """
-
-    backend = TORCH
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        num_classes: int,
-        values: Sequence[int] | None = None,
-        image_key: str | None = "image",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.indices = LabelIndices(num_classes, values)
-        self.image_key = image_key
+class _LabelForm(DictionaryForm):
+    options: ClassVar = {
+        "image_key": ("image", "image whose spatial shape the label must have; None checks nothing."),
+    }
+    image_key: str | None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            if self.image_key is not None and d[key].shape[1:] != d[self.image_key].shape[1:]:
-                name = _file_name(d[key]) or key
-                sizes = f"{tuple(d[key].shape[1:])}, its image {tuple(d[self.image_key].shape[1:])}"
+        """Check the sizes, then map."""
+        for key in self.key_iterator(dict(data)) if self.image_key is not None else ():
+            size, wanted = (tuple(data[name].shape[1:]) for name in (key, self.image_key))
+            if size != wanted:
                 raise ValueError(
-                    f"{name}: the label has size {sizes}: they must lie on one grid; correct the datalist or resample "
-                    "the label."
+                    f"{_file_name(data[key]) or key}: the label has size {size}, its image {wanted}: they must lie on "
+                    "one grid; correct the datalist or resample the label."
                 )
-            d[key] = self.indices(d[key])
-        return d
+        return super().__call__(data)
+
+
+LabelIndicesd = dictionary_form(LabelIndices, _LabelForm)

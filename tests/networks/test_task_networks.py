@@ -45,7 +45,7 @@ NETWORKS = {
     "enhancer": lambda encoder: UltrasoundEnhancer(encoder, width=16),
 }
 # Exporting takes seconds: by default one of a kind, `-m slow` for the rest.
-EXPORTED_BY_DEFAULT = {("pyramid", 3), ("attention", 2), ("enhancer", 3)}
+EXPORTED_BY_DEFAULT = {("pyramid", 3), ("attention", 2)}
 EXPORTED = [
     pytest.param(kind, dims, marks=() if (kind, dims) in EXPORTED_BY_DEFAULT else pytest.mark.slow)
     for kind in ("pyramid", "upernet", "segvit", "mean", "attention", "enhancer")

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import inspect
 import json
 
 import numpy as np
@@ -216,11 +215,6 @@ def test_dictionary_form_equals_the_array_form_and_its_report_collates():
     assert json.loads(json.dumps(data[0]["image_annotations"]))["kinds"] == "caliper"
     batch = next(iter(DataLoader(data, batch_size=2)))
     assert batch["image_annotations"]["count"].tolist() == [1, 0]
-
-
-def test_both_forms_have_equal_defaults():
-    ours, theirs = (inspect.signature(c).parameters for c in (RemoveAnnotations, RemoveAnnotationsd))
-    assert all(theirs[name].default == parameter.default for name, parameter in ours.items())
 
 
 def test_a_missing_library_is_named_where_marks_are_to_be_filled(monkeypatch):

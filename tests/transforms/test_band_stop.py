@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from itertools import combinations, pairwise
 
@@ -17,7 +16,6 @@ from monai.data import MetaTensor
 
 from monai_usfm.transforms import (
     FourierBandStop,
-    FourierBandStopd,
     RandFourierBandStop,
     RandFourierBandStopd,
     apply_band_stop,
@@ -275,15 +273,6 @@ def test_metadata_survive():
     image = MetaTensor(noise(1, 16, 16).float(), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])))
     out = FourierBandStop([(0.3, 0.6)])(image)
     assert isinstance(out, MetaTensor) and torch.equal(out.affine, image.affine)
-
-
-@pytest.mark.parametrize(("array", "dictionary"), [
-    (FourierBandStop, FourierBandStopd), (RandFourierBandStop, RandFourierBandStopd),
-])  # fmt: skip
-def test_both_forms_have_equal_defaults(array, dictionary):
-    expected = dict(inspect.signature(array).parameters)
-    parameters = inspect.signature(dictionary).parameters
-    assert {name: parameters[name].default for name in expected} == {n: p.default for n, p in expected.items()}
 
 
 def test_dictionary_form_draws_once_for_all_keys_and_hands_out_the_mask():

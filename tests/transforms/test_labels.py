@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -96,12 +95,6 @@ def test_dictionary_form_does_the_same() -> None:
     found = LabelIndicesd("label", 2)(item)
     assert torch.equal(found["label"], LabelIndices(2)(label))
     assert found["organ"] == "liver" and item["label"] is label
-
-
-def test_both_forms_have_equal_defaults() -> None:
-    array = inspect.signature(LabelIndices.__init__).parameters
-    dictionary = inspect.signature(LabelIndicesd.__init__).parameters
-    assert all(dictionary[name].default == p.default for name, p in array.items() if name != "self")
 
 
 def test_label_on_another_grid_than_its_image_is_refused() -> None:

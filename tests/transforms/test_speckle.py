@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import numpy as np
@@ -305,15 +304,6 @@ def test_input_metadata_and_global_state_stay_untouched():
         assert isinstance(out, MetaTensor) and torch.equal(out.affine, image.affine)
     assert torch.equal(image, copy)
     assert np.array_equal(np.random.get_state()[1], numpy_state) and torch.equal(torch.get_rng_state(), torch_state)
-
-
-@pytest.mark.parametrize(
-    ("array", "dictionary"), [(SpeckleNoise, SpeckleNoised), (RandSpeckleNoise, RandSpeckleNoised)]
-)
-def test_both_forms_have_equal_defaults(array, dictionary):
-    expected = inspect.signature(array).parameters
-    parameters = inspect.signature(dictionary).parameters
-    assert {name: parameters[name].default for name in expected} == {n: p.default for n, p in expected.items()}
 
 
 def test_dictionary_form_draws_once():
