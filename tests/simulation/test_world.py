@@ -29,7 +29,7 @@ from monai_usfm.simulation.organs import ORGANS, build_phantom
 from monai_usfm.simulation.organs.lesions import PATTERNS, draw_radius
 from monai_usfm.simulation.organs.lesions import lesion as paint_lesion
 from monai_usfm.simulation.phantoms import STRUCTURES
-from monai_usfm.simulation.world import _MovingScatterers, _View
+from monai_usfm.simulation.view import MovingScatterers, View
 from monai_usfm.transforms.beam import BeamGeometry
 
 QUIET = Device(frequency=5.0, noise=-90.0, clutter=-120.0, haze=-120.0, aperture=1000.0, f_number=4.0)
@@ -182,7 +182,7 @@ def test_items_are_consistent(organ):
 def phantoms(organ: str, count: int, altered: bool = False, healthy: bool = False) -> list:
     made = []
     for seed in range(count):
-        view = _View(organ, (64, 64), False, np.random.default_rng(seed))
+        view = View(organ, (64, 64), False, np.random.default_rng(seed))
         phantom = view.empty_phantom(np.random.default_rng(seed + 1000))
         phantom.healthy = healthy
         made.append(build_phantom(organ, altered, phantom))
@@ -200,7 +200,7 @@ def test_breasts_have_the_documented_number_and_echogenicity_of_lesions(altered)
 
 
 def test_lesions_reach_from_half_a_percent_to_40_percent_of_the_view():
-    view = _View("breast", (64, 64), False, np.random.default_rng(0))
+    view = View("breast", (64, 64), False, np.random.default_rng(0))
     phantom = view.empty_phantom(np.random.default_rng(1))
     shares = np.array([np.pi * draw_radius(phantom) ** 2 / phantom.area for _ in range(4000)])
     assert shares.min() == pytest.approx(0.005) and shares.max() == pytest.approx(0.4)
@@ -211,7 +211,7 @@ def test_lesions_reach_from_half_a_percent_to_40_percent_of_the_view():
 def test_dark_lesions_are_darker_and_bright_ones_brighter_than_what_they_replace():
     for pattern, sign in (("anechoic", -1), ("hypoechoic", -1), ("hyperechoic", 1)):
         for seed in range(4):
-            view = _View("breast", (96, 96), False, np.random.default_rng(seed))
+            view = View("breast", (96, 96), False, np.random.default_rng(seed))
             phantom = view.empty_phantom(np.random.default_rng(seed))
             inside = paint_lesion(phantom, (0.0, 0.4 * phantom.depth), 4.0, bool(seed % 2), pattern=pattern)
             assert sign * (np.median(phantom.echo[inside]) - np.median(phantom.echo[~inside])) > 2
@@ -324,8 +324,8 @@ def test_the_left_ventricle_beats():
 
 
 def test_speckle_rides_with_the_tissue():
-    view = _View("breast", (96, 96), False, np.random.default_rng(0))
-    field = _MovingScatterers(view, QUIET, np.random.default_rng(1))
+    view = View("breast", (96, 96), False, np.random.default_rng(0))
+    field = MovingScatterers(view, QUIET, np.random.default_rng(1))
     step = (view.geometry.radii[1] - view.geometry.radii[0]) / (view.beam_shape[0] - 1)
 
     class OneSampleDown:
