@@ -62,13 +62,9 @@ def test_the_last_line_of_a_failing_command_is_the_cause(tmp_path: Path) -> None
     }
     (tmp_path / "run.json").write_text(json.dumps(config))
 
-    def run(*arguments: str) -> list[str]:
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(tmp_path / "run.json")]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True)
-        assert done.returncode == 1
-        return done.stderr.splitlines()
-
-    first, *_, last = run("--count", "1")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(tmp_path / "run.json")]
+    done = subprocess.run([*command, "--count", "1"], capture_output=True, text=True)
+    assert done.returncode == 1
+    first, *_, last = done.stderr.splitlines()
     assert last == "error: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
     assert first != last
-    assert run("--cuont", "1")[-1].startswith("error: There is no option --cuont. Did you mean --count?")
