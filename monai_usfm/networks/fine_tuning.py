@@ -13,21 +13,13 @@ import torch
 import torch.nn as nn
 from torch.nn.utils import parametrize
 
-from monai_usfm.networks.nets.vit import UltrasoundViT
+from monai_usfm.networks.nets.vit import UltrasoundViT, find_encoder
 
 __all__ = ["LowRankUpdate", "apply_lora", "freeze", "layer_decay_groups", "merge_lora"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 _EMBEDDING = ("patch_embed.", "cls_token", "pos_embed", "mask_token")
-
-
-def _find_encoder(net: nn.Module) -> tuple[str, UltrasoundViT]:
-    """The encoder of a network and the prefix of its parameters; the network itself may be the encoder."""
-    for name, module in net.named_modules():
-        if isinstance(module, UltrasoundViT):
-            return (f"{name}." if name else ""), module
-    raise ValueError(f"{type(net).__name__} holds no UltrasoundViT.")
 
 
 def layer_decay_groups(
@@ -61,7 +53,7 @@ def layer_decay_groups(
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}.")
     prefix, spared, last = "", set[str](), 0
     if layer_decay < 1 or any(isinstance(module, UltrasoundViT) for module in net.modules()):
-        prefix, encoder = _find_encoder(net)
+        prefix, encoder = find_encoder(net)
         spared = {prefix + name for name in encoder.no_weight_decay()}
         last = encoder.num_layers + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -108,7 +100,7 @@ def freeze(net: Network, blocks: int | None = None) -> Network:
     Raises:
         ValueError: if the encoder has fewer blocks.
     """
-    _, encoder = _find_encoder(net)
+    _, encoder = find_encoder(net)
     parts: list[nn.Module]
     if blocks is None:
         parts = [encoder]
@@ -172,7 +164,7 @@ def apply_lora(
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}.")
-    _, encoder = _find_encoder(net)
+    _, encoder = find_encoder(net)
     if _updated_layers(encoder):
         raise ValueError("the encoder has LoRA updates already: merge them with merge_lora first.")
     layers = {name: module for name, module in encoder.blocks.named_modules() if isinstance(module, nn.Linear)}

@@ -25,7 +25,7 @@ class BatchAugmentation:
     Per image, a crop of a random share and aspect ratio is resized to ``spatial_size`` after a rotation about the
     crop's center, mirrored along the last axis with probability ``flip``, and its values are raised to a random power.
     With probability ``shrink_prob`` the whole image is made smaller instead of being cropped, each axis by a factor
-    of its own, and set somewhere on black: as a deeper scan or a screen with wide margins shows it.
+    of its own up to 2, and set somewhere on black: as a deeper scan or a screen with wide margins shows it.
     Draws come from PyTorch's global generator of the device. 2D and 3D: in 3D the rotation is in the plane of the last
     two axes.
 
@@ -37,7 +37,6 @@ class BatchAugmentation:
         flip: probability of mirroring.
         gamma: largest factor of the exponent, either way; 1 leaves values alone.
         shrink_prob: probability of shrinking instead of cropping.
-        shrink: largest factor by which a side of the image is shrunk.
         key: item of the batch that is the image.
         label_key: item of the batch that is the label: ``(B, C, *S)``, or one value or vector per image.
         continuous_label: resample the label like an image (for enhancement), instead of by nearest neighbor.
@@ -55,7 +54,6 @@ class BatchAugmentation:
         flip: float = 0.5,
         gamma: float = 1.3,
         shrink_prob: float = 0.0,
-        shrink: float = 2.0,
         key: str = "image",
         label_key: str | None = None,
         continuous_label: bool = False,
@@ -66,12 +64,12 @@ class BatchAugmentation:
             raise ValueError(f"ratio must be an increasing pair of positive numbers, got {tuple(ratio)}.")
         if gamma < 1 or rotate < 0 or not 0 <= flip <= 1:
             raise ValueError(f"need gamma >= 1, rotate >= 0, flip in [0, 1]; got {gamma}, {rotate}, {flip}.")
-        if shrink < 1 or not 0 <= shrink_prob <= 1:
-            raise ValueError(f"need shrink >= 1 and shrink_prob in [0, 1]; got {shrink}, {shrink_prob}.")
+        if not 0 <= shrink_prob <= 1:
+            raise ValueError(f"shrink_prob must be in [0, 1], got {shrink_prob}.")
         self.spatial_size = tuple(int(n) for n in spatial_size)
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.rotate, self.flip, self.gamma, self.key = rotate, flip, gamma, key
-        self.shrink_prob, self.shrink = shrink_prob, shrink
+        self.shrink_prob = shrink_prob
         self.label_key = label_key
         self.continuous_label = continuous_label
 
@@ -114,7 +112,7 @@ class BatchAugmentation:
         extent = torch.stack([side * stretch, side / stretch, *[side] * (dims - 2)], dim=1).clamp(max=1.0)
         if self.shrink_prob > 0:
             shrunk = torch.rand(batch, 1, device=device) < self.shrink_prob
-            extent = torch.where(shrunk, self.shrink ** torch.rand(batch, dims, device=device), extent)
+            extent = torch.where(shrunk, 2 ** torch.rand(batch, dims, device=device), extent)
         center = (1 - extent) * (2 * torch.rand(batch, dims, device=device) - 1)
         angle = torch.deg2rad(uniform(-self.rotate, self.rotate))
         mirror = 1.0 - 2.0 * (torch.rand(batch, device=device) < self.flip).float()

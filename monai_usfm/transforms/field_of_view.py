@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
-from monai.data import MetaTensor, get_track_meta
+from monai.data import get_track_meta
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
@@ -77,18 +77,13 @@ FieldOfViewd = dictionary_form(FieldOfView, _FieldOfViewForm)
 
 def _gray(image: torch.Tensor) -> np.ndarray:
     """``(C, *S) -> (*S,)`` float32 in [0, 1]: the brightest of the rescaled channels; NaN where not finite."""
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    values = plain.detach().to(torch.float32).cpu().numpy()
-    finite = np.isfinite(values)
-    low = np.where(finite, values, np.inf).reshape(len(values), -1).min(axis=1)
-    high = np.where(finite, values, -np.inf).reshape(len(values), -1).max(axis=1)
-    # halves, so that the range of very large values does not overflow
-    span = high / 2 - low / 2
-    shape = (-1,) + (1,) * (values.ndim - 1)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        scaled = (values / 2 - low.reshape(shape) / 2) / np.where(span > 0, span, 1).reshape(shape)
-    scaled[~finite] = -np.inf
-    gray = scaled.max(axis=0)
+    values = image.as_subclass(torch.Tensor).detach().to(torch.float32).cpu().numpy()
+    finite, axes = np.isfinite(values), tuple(range(1, values.ndim))
+    low = values.min(axes, where=finite, initial=np.inf, keepdims=True)
+    span = values.max(axes, where=finite, initial=-np.inf, keepdims=True) - low
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = (values - low) / np.where(span > 0, span, 1)
+    gray = np.where(finite, scaled, -np.inf).max(axis=0)
     gray[np.isinf(gray)] = np.nan
     return gray
 

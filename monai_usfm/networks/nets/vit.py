@@ -202,6 +202,14 @@ class UltrasoundViT(nn.Module):
         return self.forward_features(x)
 
 
+def find_encoder(net: nn.Module) -> tuple[str, UltrasoundViT]:
+    """Prefix of the encoder's parameters in a network, and the encoder; the network itself may be it."""
+    for name, module in net.named_modules():
+        if isinstance(module, UltrasoundViT):
+            return (f"{name}." if name else ""), module
+    raise ValueError(f"{type(net).__name__} holds no UltrasoundViT.")
+
+
 def _block_bias(bias: torch.Tensor | None, block: int) -> torch.Tensor | None:
     """Bias of one block out of ``(tables, ...)``: its own table, or the only one."""
     if bias is None:

@@ -11,17 +11,18 @@ import torch
 import torch.nn as nn
 
 from monai_usfm.networks.blocks.position import _relative_index
-from monai_usfm.networks.nets.vit import UltrasoundViT
+from monai_usfm.networks.nets.vit import UltrasoundViT, find_encoder
 from monai_usfm.networks.weights.adapt import fit_block, fit_channels, fit_prediction, fold_normalization, inverse
 from monai_usfm.networks.weights.layouts import BLOCK_TABLE, IMAGENET, TABLE
-from monai_usfm.networks.weights.load import encoder_of, normalizes_patches
+from monai_usfm.networks.weights.load import bare
 
 __all__ = ["to_mae_state_dict", "to_usfm_state_dict"]
 
 
 def _export(net: nn.Module, imagenet_input: bool) -> tuple[nn.Module, UltrasoundViT, dict[str, torch.Tensor]]:
     """Copy of an image encoder's weights, the patch embedding optionally for normalized RGB."""
-    net, encoder, _ = encoder_of(net)
+    net = bare(net)
+    _, encoder = find_encoder(net)
     if encoder.num_registers:
         raise ValueError("the layouts of USFM and MAE have no registers, the network has.")
     if encoder.spatial_dims != 2:
@@ -93,7 +94,7 @@ def to_mae_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[st
             if name.startswith(("decoder_", "mask_token")) and not name.endswith(".native_grid"):
                 state[name] = tensor.detach().clone()
         if imagenet_input:
-            normalization = None if normalizes_patches(net) else inverse(IMAGENET)
+            normalization = None if getattr(net, "normalize_patches", False) else inverse(IMAGENET)
             for name in ("decoder_pred.weight", "decoder_pred.bias"):
                 state[name] = fit_prediction(state[name], encoder.in_channels, 3, 0, normalization)
     for i in range(encoder.num_layers):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn as nn
 
-from monai_usfm.networks.nets.vit import UltrasoundViT
+from monai_usfm.networks.nets.vit import UltrasoundViT, find_encoder
 from monai_usfm.networks.weights import adapt
 from monai_usfm.networks.weights.describe import Checkpoint, is_sincos, token_grid
 from monai_usfm.networks.weights.layouts import (
@@ -97,16 +97,11 @@ class _Target:
         return "decoder_embed.weight" in self.own
 
 
-def encoder_of(net: nn.Module) -> tuple[nn.Module, UltrasoundViT, str]:
-    """The bare network (out of data-parallel wrappers), its encoder, and the prefix of the encoder's names."""
+def bare(net: nn.Module) -> nn.Module:
+    """A network out of data-parallel wrappers."""
     while isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
         net = net.module
-    if isinstance(net, UltrasoundViT):
-        return net, net, ""
-    encoder = getattr(net, "encoder", None)
-    if isinstance(encoder, UltrasoundViT):
-        return net, encoder, "encoder."
-    raise TypeError(f"{type(net).__name__} is neither an UltrasoundViT nor a network with one as its .encoder.")
+    return net
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,17 +216,12 @@ def _fit_norms(source: Source, target: _Target, report: LoadReport) -> Tensors:
     return fitted
 
 
-def normalizes_patches(net: nn.Module) -> bool:
-    """Whether an autoencoder predicts patches standardized by their own mean and variance."""
-    return bool(getattr(net, "normalize_patches", False))
-
-
 def _fit_prediction(source: Source, target: _Target, report: LoadReport) -> Tensors:
     """Last layer of an MAE decoder: one number for each pixel and channel of a patch."""
     channels, encoder = source.tensors["patch_embed.proj.weight"].shape[1], target.encoder
     depth = encoder.patch_size[0] if source.spatial_dims < encoder.spatial_dims else 0
     # Targets normalized patch by patch do not depend on the scale of the image, so there is nothing to undo.
-    unfold = target.fold and channels == 3 and not normalizes_patches(target.net)
+    unfold = target.fold and channels == 3 and not getattr(target.net, "normalize_patches", False)
     fitted = {}
     for name in ("decoder_pred.weight", "decoder_pred.bias"):
         old = source.tensors.get(name)
@@ -420,7 +410,8 @@ def load_pretrained(
             file or one with code in it, shapes that do not fit, or ``strict``.
         FileNotFoundError, IsADirectoryError: if there is no file at the path.
     """
-    net, encoder, prefix = encoder_of(net)
+    net = bare(net)
+    prefix, encoder = find_encoder(net)
     found = parse(read_checkpoint(source))
     report = LoadReport(found.layout.name)
     if found.spatial_dims > encoder.spatial_dims:
