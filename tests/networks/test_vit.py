@@ -562,7 +562,9 @@ def test_torch_export_gives_the_same(case, pos_embed, native):
     assert_same(exported(x), net(x), 1e-6)
 
 
-@pytest.mark.parametrize("case, pos_embed, native", [("2d", "relative", False), ("3d", "sincos", True)])
+@pytest.mark.parametrize(
+    "case, pos_embed, native", [("2d", "relative", False), pytest.param("3d", "sincos", True, marks=pytest.mark.slow)]
+)
 def test_onnx_gives_the_same(case, pos_embed, native, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

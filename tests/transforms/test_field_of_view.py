@@ -99,7 +99,12 @@ def test_pixels_that_are_not_finite_lie_outside():
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("liver_sweep", 0.995), ("plus_layered", 0.975), ("spine_phantom_a", 0.985), ("spine_phantom_b", 0.96)],
+    [
+        pytest.param("liver_sweep", 0.995, marks=pytest.mark.slow),
+        ("plus_layered", 0.975),
+        ("spine_phantom_a", 0.985),
+        ("spine_phantom_b", 0.96),
+    ],
 )
 def test_real_volumes_agree_with_their_insonified_voxels(shared_data, name, least):
     folder = shared_data / "volumes_3d"
