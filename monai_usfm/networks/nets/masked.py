@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from monai_usfm.losses.reconstruction import FocalFrequencyLoss, MaskedReconstructionLoss, SpatialFrequencyLoss
 from monai_usfm.networks.blocks.patch_embed import patchify, unpatchify
@@ -112,28 +113,18 @@ class Corruption(nn.Module):
             # Where a hidden token does not count, as outside the field of view, the mask stays open.
             mask = image.new_zeros(image.shape[0], math.prod(grid)).scatter(1, hidden, counts)
             corrupted = image if self.band_stop is None else self.band_stop(image)
-            pixel_mask = self._to_pixels(mask, grid)
+            pixel_mask = F.interpolate(mask.reshape(-1, 1, *grid), image.shape[2:], mode="nearest")
             if self.fill != "token":
                 if self.fill == "mean":
                     filler = image.mean(dim=tuple(range(2, image.dim())), keepdim=True)
                 else:
-                    patches = patchify(image, self.patch_size)
-                    channels = image.shape[1]
-                    # The mean of each patch and channel, spread over the patch.
-                    mean = patches.unflatten(2, (-1, channels)).mean(2, keepdim=True)
-                    mean = mean.expand(-1, -1, patches.shape[2] // channels, -1).flatten(2)
-                    brightness = unpatchify(mean, grid, self.patch_size)
+                    pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
+                    brightness = pool(image, self.patch_size)  # the mean of each patch and channel
+                    brightness = F.interpolate(brightness, image.shape[2:], mode="nearest")
                     speckle = speckle_intensity((image.shape[0], 1, *image.shape[2:]), device=image.device)
                     filler = add_speckle(brightness, speckle, self.dynamic_range_db)
                 corrupted = torch.where(pixel_mask > 0, filler, corrupted)
             return corrupted, mask, pixel_mask
-
-    def _to_pixels(self, mask: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-        """Token mask ``(B, N) -> (B, 1, *S)``."""
-        pixels = mask.reshape(mask.shape[0], 1, *grid)
-        for axis, patch in enumerate(self.patch_size):
-            pixels = pixels.repeat_interleave(patch, dim=axis + 2)
-        return pixels
 
 
 class MaskedImageModel(nn.Module):

@@ -191,28 +191,21 @@ def _fit_patch_embedding(source: Source, target: _Target, report: LoadReport) ->
 
 def _fit_norms(source: Source, target: _Target, report: LoadReport) -> Tensors:
     """Official classifiers have ``fc_norm`` after pooling instead of the final ``norm``; one initializes the other."""
-    ours = {part: source.tensors.get(f"norm.{part}") for part in ("weight", "bias")}
-    pooled = {part: source.tensors.get(f"fc_norm.{part}") for part in ("weight", "bias")}
     fitted = {}
     for part in ("weight", "bias"):
-        norm, fc_norm = ours[part], pooled[part]
-        if norm is None and fc_norm is not None:
-            norm = fc_norm
-            if part == "weight":
-                report.notes.append(
-                    "no final norm in the source: filled from fc_norm, which its network applies after pooling."
-                )
-        if norm is not None:
-            fitted[f"norm.{part}"] = norm
+        norm, pooled = (source.tensors.get(f"{name}.{part}") for name in ("norm", "fc_norm"))
+        final, after_pool = (pooled if norm is None else norm), (norm if pooled is None else pooled)
         wanted = target.own.get(f"fc_norm.{part}")
-        if wanted is None:
-            continue
-        if fc_norm is None and norm is not None and wanted.shape == norm.shape:
-            fc_norm = norm
-            if part == "weight":
-                report.notes.append("no fc_norm in the source: initialized from the final norm.")
-        if fc_norm is not None and fc_norm.shape == wanted.shape:  # else another pooling
-            fitted[f"fc_norm.{part}"] = fc_norm
+        if final is not None:
+            fitted[f"norm.{part}"] = final
+        if wanted is not None and after_pool is not None and after_pool.shape == wanted.shape:  # else another pooling
+            fitted[f"fc_norm.{part}"] = after_pool
+    if "norm.weight" not in source.tensors and fitted:
+        report.notes.append(
+            "no final norm in the source: filled from fc_norm, which its network applies after pooling."
+        )
+    if "fc_norm.weight" not in source.tensors and "fc_norm.weight" in fitted:
+        report.notes.append("no fc_norm in the source: initialized from the final norm.")
     return fitted
 
 
