@@ -56,7 +56,7 @@ MUTANTS = [
            "False):\n            return white", ODD, "one_pixel"),
     Mutant(f"{P}/data/splits.py", '{"full_scale": full_scale, **item}', "dict(item)", ODD, "on_the_card"),
     Mutant(f"{P}/data/formats.py", "if not stat.S_ISREG(status.st_mode):", "if False:", ODD, "device"),
-    Mutant(PIXELS, "(values - (center - 0.5)) / (width - 1) + 0.5", "(values - center) / width + 0.5", DICOM, "window"),
+    Mutant(PIXELS, "bottom, top = float(low), float(high)", "bottom, top = 0.0, 1.0", DICOM, "window"),
     Mutant(PIXELS, 'dataset.PhotometricInterpretation == "MONOCHROME1"\n', "False\n", DICOM, "inverse"),
     Mutant(f"{P}/data/dicom.py", "or not self._scales_differ(dataset)", "or True", DICOM, "scale_of_one"),
     Mutant(f"{P}/data/deidentify.py", "element.VR in _BULK and", "False and", f"{T}/data/test_deidentify.py", "overlays"),

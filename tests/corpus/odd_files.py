@@ -129,6 +129,8 @@ def turned(name: str, turn: int, **save: Any) -> Make:
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
         4: np.flipud,
+        5: np.transpose,
+        7: lambda a: np.rot90(a, 2).T,
         6: lambda a: np.rot90(a),
         8: lambda a: np.rot90(a, 3),
     }
@@ -234,6 +236,10 @@ def pictures() -> list[Case]:
         "sidecar that is no JSON": beside("case.png", "{"),
         "sidecar with a negative size": beside("case.png", '{"spacing_mm": [-1, 0]}'),
         "link": linked,
+        "TIFF beyond 4 GB, no ending": image("case", format="TIFF", big_tiff=True),
+        "PNG 16 bits, white in 4,095": image("case.png", (GRAY.astype(np.uint32) * 4095 // 255).astype(np.uint16)),
+        "EXIF 5 in PNG": turned("case.png", 5),
+        "EXIF 7 in TIFF": turned("case.tif", 7),
     }
     near: dict[str, Make] = {
         "JPEG": image("case.jpg", quality=98),
@@ -513,6 +519,11 @@ def mhd(data: str, text: str = "", array: np.ndarray = GRAY) -> Make:
     return make
 
 
+def mha4(cine: np.ndarray) -> Make:
+    head = f"ObjectType = Image\nNDims = 4\nDimSize = {SIZE[1]} {SIZE[0]} 1 3\nElementType = MET_UCHAR\n"
+    return written("case.mha", f"{head}ElementDataFile = LOCAL\n".encode() + cine.tobytes())
+
+
 def others() -> list[Case]:
     kind = "MetaImage, NRRD"
     cine = np.stack([speckled(91), GRAY, speckled(92)])
@@ -524,6 +535,7 @@ def others() -> list[Case]:
         "MHA of 3 slices": metaimage("case.mha", cine),
         "MHA RGB": metaimage("case.mha", COLOR),
         "MHA flipped direction": metaimage("case.mha", GRAY, [[-1, 0], [0, -1]]),
+        "MHA (X, Y, 1, T)": mha4(cine),
         "MHA float": metaimage("case.mha", GRAY.astype(np.float32) / 255),
         "MHD and raw": mhd("case.raw"),
         "NRRD": nrrd("case.nrrd", GRAY),
@@ -551,6 +563,8 @@ def others() -> list[Case]:
         "NRRD cut": written("case.nrrd", b"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 40 50\nencoding: raw\n\n123"),
         "NRRD of text": written("case.nrrd", b"no header at all"),
         "MHA of text": written("case.mha", b"no header at all"),
+        "NRRD in HSV": nrrd("case.nrrd", COLOR, kinds="HSV-color domain domain"),
+        "MHA of channels that differ": metaimage("case.mha", np.stack([speckled(n) for n in range(3)], -1)),
         "NRRD of two lists": nrrd("case.nrrd", last, kinds="list list domain"),
     }  # fmt: skip
     return [*[Case(kind, n, m) for n, m in same.items()], *[Case(kind, n, m, "error") for n, m in bad.items()]]
@@ -633,6 +647,9 @@ def dicoms() -> list[Case]:
         "8 of 16 bits with window": dicom(GRAY.astype(np.uint16), WindowCenter=128, WindowWidth=256),
         "8 of 16 bits, nothing said": dicom(GRAY.astype(np.uint16)),
         "12 of 16 bits stored": dicom((GRAY.astype(np.uint16) * 257) >> 4, BitsStored=12, HighBit=11),
+        "8 of 32 bits, nothing said": dicom(GRAY.astype(np.uint32)),
+        "signed, nothing said": dicom(GRAY.astype(np.int16), PixelRepresentation=1),
+        "a window of width 0": dicom(WindowCenter=128, WindowWidth=0),
         "negative slope": dicom(255 - GRAY, RescaleSlope=-1, RescaleIntercept=255),
         "table of values": dicom(255 - GRAY, VOILUTSequence=Sequence([table])),
         "RGB": dicom(COLOR),
@@ -660,6 +677,7 @@ def dicoms() -> list[Case]:
     bad: dict[str, Make] = {
         "no pixels": dicom(without="PixelData"),
         "no rows": dicom(without="Rows"),
+        "bits shifted": dicom(GRAY.astype(np.uint16) << 6, BitsStored=10, HighBit=15),
         "cut": cut_dicom,
         "more frames stated than there are": dicom(cine, NumberOfFrames=30),
         "damaged JPEG": compressed(JPEGBaseline8Bit, COLOR, [jpeg[:300] + bytes(300)]),
@@ -704,6 +722,17 @@ def label_palette(colors: list[int], array: np.ndarray) -> Image.Image:
     return img
 
 
+def label_pages(name: str, number: int) -> Make:
+    """MASK is the middle page."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        frames = [Image.fromarray(np.roll(MASK, n - number // 2, 0) * 255) for n in range(number)]
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+        return {"image": name}
+
+    return make
+
+
 def masks(folder: Path, second: np.ndarray | None = None) -> dict[str, Any]:
     left = MASK * (COLUMNS < 34)
     for name, array in (("case_a.png", left), ("case_b.png", MASK - left if second is None else second)):
@@ -737,6 +766,9 @@ def labels() -> list[Case]:
         "1 bit": label("case.png", Image.fromarray(full).convert("1")),
         "palette, white first": label("case.png", label_palette([255] * 3 + [0] * 3, 1 - MASK), bits=1),
         "palette, black first": label("case.png", label_palette([0] * 3 + [255] * 3, MASK), bits=1),
+        "GIF cine beside a GIF cine": pair(
+            pages("image.gif", "GIF", duration=40), as_label(label_pages("case.gif", 3))
+        ),
         "palette of colors": label("case.png", label_palette([0, 0, 0, 255, 0, 0], MASK)),
         "RGB": label("case.png", np.repeat(full[..., None], 3, 2)),
         "white, mask in the opacity": label("case.png", np.dstack([white, full])),
@@ -771,6 +803,8 @@ def labels() -> list[Case]:
         "NaN": as_label(nifti("case.nii.gz", np.where(MASK.T, np.nan, 0).astype(np.float32))),
         "-1 for ignored": as_label(nifti("case.nii.gz", MASK.T.astype(np.int16) - 1)),
         "the image itself": label("case.png", GRAY),
+        "black is not the first of the colors": label("case.png", label_palette([255, 0, 0, 0, 0, 0], 1 - MASK)),
+        "five pages for one image": as_label(label_pages("case.tif", 5)),
         "colors and opacity differ": label("case.png", np.dstack([np.repeat(full[..., None], 3, 2), GRAY])),
         "another size": label("case.png", full[:30].copy()),
         "rows and columns exchanged": label("case.png", full.T.copy()),
@@ -798,6 +832,73 @@ def labels() -> list[Case]:
     ]
 
 
+# volumes, through networks of three dimensions
+
+STACK = np.stack([speckled(30 + n, np.roll(MASK, n, 1)) for n in range(6)])
+MASKS = np.stack([np.roll(MASK, n, 1) for n in range(6)])
+
+
+def stacked(name: str, kind: str, **save: Any) -> Make:
+    def make(folder: Path) -> dict[str, Any]:
+        frames = [Image.fromarray(page) for page in STACK]
+        frames[0].save(folder / name, kind, save_all=True, append_images=frames[1:], **save)
+        return {"image": name}
+
+    return make
+
+
+def volumes() -> list[Case]:
+    a, m, kind = STACK.T, MASKS.T, "volumes"
+    plain = np.diag([0.1, 0.1, 1, 1.0])
+    back = plain.copy()
+    back[:3, 0], back[0, 3] = -plain[:3, 0], 0.1 * (SIZE[1] - 1)
+    same: dict[str, Make] = {
+        "NIfTI": nifti("case.nii", a),
+        "NIfTI (X, Y, 1, T)": nifti("case.nii.gz", a[:, :, None]),
+        "NIfTI (1, X, Y, T)": nifti("case.nii.gz", a[None]),
+        "NIfTI int16": nifti("case.nii.gz", a.astype(np.int16)),
+        "NIfTI float": nifti("case.nii.gz", (a / 255).astype(np.float32)),
+        "MHA": metaimage("case.mha", STACK),
+        "NRRD": nrrd("case.nrrd", STACK),
+        "NRRD, frames first": nrrd("case.nrrd", np.ascontiguousarray(np.moveaxis(STACK, 0, -1)), kinds="list domain domain"),
+        "TIFF pages": stacked("case.tif", "TIFF"),
+        "GIF": stacked("case.gif", "GIF", duration=40, optimize=False),
+        "PNG animated": stacked("case.png", "PNG", duration=40),
+        "DICOM cine": dicom(STACK),
+    }  # fmt: skip
+    bad: dict[str, Make] = {
+        "a still": image("case.png"),
+        "NIfTI of one slice": nifti("case.nii.gz", a[..., :1]),
+        "NaN": nifti("case.nii.gz", np.where(a > 200, np.nan, a).astype(np.float32)),
+        "cut": written("case.nii", lambda: _saved_nifti(a)[:3000]),
+        "a sequence of volumes": nifti("case.nii.gz", np.stack([a, a], -1)),
+    }
+    labeled: dict[str, Make] = {
+        "label of five slices": as_label(nifti("case.nii.gz", m[..., :5].copy())),
+        "label stored backwards": as_label(nifti("case.nii.gz", m[::-1].copy(), back)),
+        "label of one slice": as_label(nifti("case.nii.gz", m[..., :1].copy())),
+    }
+    return [
+        *[Case(kind, n, make) for n, make in same.items()],
+        *[Case(kind, n, make, "error") for n, make in bad.items()],
+        *[Case(kind, n, make, "error", tasks=("segmentation",)) for n, make in labeled.items()],
+    ]
+
+
+def volume_folder(folder: Path) -> list[dict[str, Any]]:
+    """As :func:`plain_folder`, of volumes; the labels do not say where they lie."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for number in range(4):
+        names = ("image.nii.gz", "label.tif") if number == 0 else (f"plain{number}.nii.gz", f"plain{number}_label.tif")
+        moved = np.roll(STACK, 2 * number, 1)
+        nib.save(nib.Nifti1Image(moved.T, np.diag([0.1, 0.1, 1, 1])), folder / names[0])
+        pages = [Image.fromarray(page) for page in np.roll(MASKS, 2 * number, 1)]
+        pages[0].save(folder / names[1], save_all=True, append_images=pages[1:])
+        items.append({"image": names[0], "label": names[1], "class": number % 2, "patient": f"p{number}"})
+    return items
+
+
 def _plain(folder: Path, name: str) -> str:
     Image.fromarray(GRAY).save(folder / name)
     return name
@@ -819,10 +920,11 @@ def plain_folder(folder: Path) -> list[dict[str, Any]]:
 def write_lists(folder: Path, first: list[dict[str, Any]], items: list[dict[str, Any]]) -> None:
     """``dataset.json`` to train on, ``test.json`` and ``validate.json`` (for pretraining) with ``first`` in their split."""
     (folder / "again").mkdir(exist_ok=True)  # two of one name: so results repeat the folders
-    (folder / "again" / "plain3.png").write_bytes((folder / "plain3.png").read_bytes())
+    third = items[3]["image"]
+    (folder / "again" / third).write_bytes((folder / third).read_bytes())
     lists = {
         "dataset": {"training": [*first, items[1]], "validation": [items[2]]},
-        "test": {"test": [*first, items[3], {**items[3], "image": "again/plain3.png"}]},
+        "test": {"test": [*first, items[3], {**items[3], "image": f"again/{third}"}]},
         "validate": {"training": [items[1]], "validation": [*first, items[2]]},
     }
     for name, content in lists.items():
@@ -830,4 +932,4 @@ def write_lists(folder: Path, first: list[dict[str, Any]], items: list[dict[str,
 
 
 def all_cases() -> list[Case]:
-    return [*pictures(), *videos(), *niftis(), *others(), *dicoms(), *labels()]
+    return [*pictures(), *videos(), *niftis(), *others(), *dicoms(), *labels(), *volumes()]

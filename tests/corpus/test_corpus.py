@@ -92,15 +92,25 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
+VOLUMES = {"spatial_dims": 3, "spatial_size": [8, 32, 32], "patch_size": [4, 16, 16]}
+
+
 def arguments(
     task: str, run: str, data: Path, output: Path, weights: dict[str, Path], trained: dict[str, Path]
 ) -> dict:
-    """Options of a run on the plain folder."""
+    """Options of a run on the plain folder, which tells whether it holds volumes."""
+    volumes = {**VOLUMES, "crops_per_volume": 1} if task == "segmentation" else VOLUMES
+    volumes = volumes if (data / "image.nii.gz").is_file() else {}
     options: dict[str, Any] = {"dataset_dir": str(data), "output_dir": str(output), "device": "cpu", "amp": "fp32"}
     if run == "train":
-        options |= QUICK
+        options |= {**QUICK, **volumes}
     elif run == "evaluate" and task == "pretraining":
-        options |= {**QUICK, "ckpt_dir": str(trained[task] / "checkpoints"), "datalist": str(data / "validate.json")}
+        options |= {
+            **QUICK,
+            **volumes,
+            "ckpt_dir": str(trained[task] / "checkpoints"),
+            "datalist": str(data / "validate.json"),
+        }
         del options["pretrained"]
     else:
         options |= {"checkpoint": str(weights[task]), "datalist": str(data / "test.json")}
@@ -114,18 +124,24 @@ def arguments(
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, Path]]:
     """Task -> weights with their card; task -> folder of a training of one step."""
-    root = tmp_path_factory.mktemp("start")
-    items = odd_files.plain_folder(root / "data")
+    return begun(tmp_path_factory.mktemp("start"), odd_files.plain_folder, {"spatial_size": [32, 32]})
+
+
+@pytest.fixture(scope="session")
+def start_volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, Path]]:
+    return begun(tmp_path_factory.mktemp("start3"), odd_files.volume_folder, VOLUMES)
+
+
+def begun(root: Path, make: Any, shape: dict[str, Any]) -> tuple[dict[str, Path], dict[str, Path]]:
+    items = make(root / "data")
     odd_files.write_lists(root / "data", items[:1], items)
     weights, trained = {}, {}
     for task in TASKS:
         weights[task], trained[task] = root / f"{task}.pt", root / task
         torch.manual_seed(0)
-        network = build_network(
-            task, None, spatial_size=[32, 32], **{k.removeprefix("plan#"): v for k, v in TINY.items()}
-        )
+        network = build_network(task, None, **shape, **{k.removeprefix("plan#"): v for k, v in TINY.items()})
         if task == "segmentation":
-            halve_its_masks(network)
+            halve_its_masks(network, shape["spatial_size"])
         save_network(weights[task], network.eval())
     for task in ("pretraining", "segmentation"):
         run_bundle(task, "train", **arguments(task, "train", root / "data", trained[task], {}, {}))
@@ -133,11 +149,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], di
     return weights, trained
 
 
-def halve_its_masks(network: torch.nn.Module) -> None:
+def halve_its_masks(network: torch.nn.Module, size: list[int]) -> None:
     """Shift the bias of the classes so that a random network finds foreground in a part of the plain image."""
-    gray = torch.from_numpy(odd_files.GRAY[None, None] / np.float32(255))
+    plain = odd_files.GRAY if len(size) == 2 else odd_files.STACK
+    gray = torch.from_numpy(plain[None, None] / np.float32(255))
     with torch.no_grad():
-        logits = network.eval()(torch.nn.functional.interpolate(gray, (32, 32)))
+        logits = network.eval()(torch.nn.functional.interpolate(gray, size))
         last = [
             m for m in network.modules() if isinstance(getattr(m, "bias", None), torch.Tensor) and len(m.bias) == 2
         ][-1]
@@ -192,6 +209,9 @@ def agrees(task: str, run: str, found: np.ndarray, plain: np.ndarray, exact: boo
 
 def note(kind: str, case: str, task: str, run: str, outcome: str, detail: str = "") -> None:
     RECORDS.append({"kind": kind, "case": case, "bundle": task, "run": run, "outcome": outcome, "detail": detail[:500]})
+    if file := os.environ.get("MONAI_USFM_CORPUS"):  # at once: a run may be killed
+        with open(file, "a", newline="") as stream:
+            csv.writer(stream).writerow(RECORDS[-1].values())
 
 
 def outcome_of(
@@ -224,31 +244,54 @@ def outcome_of(
 
 @pytest.fixture(scope="session")
 def plain(start, tmp_path_factory) -> Callable[[str, str, int], list[np.ndarray]]:
+    return plain_results(start, tmp_path_factory.mktemp("plain"), odd_files.plain_folder)
+
+
+@pytest.fixture(scope="session")
+def plain_volumes(start_volumes, tmp_path_factory) -> Callable[[str, str, int], list[np.ndarray]]:
+    return plain_results(start_volumes, tmp_path_factory.mktemp("plain3"), odd_files.volume_folder)
+
+
+def plain_results(start: Any, root: Path, make: Any) -> Callable[[str, str, int], list[np.ndarray]]:
     """Results of a run on the plain file, named as often as there are odd ones in a list."""
-    root = tmp_path_factory.mktemp("plain")
     known: dict[tuple[str, str, int], list[np.ndarray]] = {}
 
     def of(task: str, run: str, number: int) -> list[np.ndarray]:
         if (task, run, number) not in known:
             data, output = root / f"data{number}", root / f"{task}-{run}-{number}"
-            items = odd_files.plain_folder(data)
-            first = []
-            for index in range(number):
-                (data / f"c{index}").mkdir(exist_ok=True)
-                for name in ("image.png", "label.png"):
-                    shutil.copy(data / name, data / f"c{index}" / name)
-                first.append({**items[0], "image": f"c{index}/image.png", "label": f"c{index}/label.png"})
+            items = make(data)
+            first = [beside(data, items[0], index) for index in range(number)]
             odd_files.write_lists(data, first, items)
-            run_bundle(task, run, **arguments(task, run, data, output, *start))
+            options = arguments(task, run, data, output, *start)
+            if make is odd_files.volume_folder and run == "predict" and task in ("segmentation", "enhancement"):
+                options["output_ext"] = ".nii.gz"
+            run_bundle(task, run, **options)
             known[task, run, number] = results(task, run, output, number)
         return known[task, run, number]
 
     return of
 
 
+def beside(data: Path, item: dict[str, Any], index: int, case: odd_files.Case | None = None) -> dict[str, Any]:
+    """The item of a copy of the plain pair in a folder of its own, with what a case puts there."""
+    below = data / f"c{index}"
+    below.mkdir(exist_ok=True)
+    for key in ("image", "label"):
+        shutil.copy(data / item[key], below / item[key])
+    item = {**item, **(case.make(below) if case else {})}
+    for key in ("image", "label"):
+        if isinstance(item[key], str):
+            item[key] = f"c{index}/{item[key]}"
+        elif isinstance(item[key], list):
+            item[key] = [f"c{index}/{name}" for name in item[key]]
+    return {key: value for key, value in item.items() if value is not None}
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", list(dict.fromkeys(case.kind for case in odd_files.all_cases())))
-def test_odd_files(kind, task, start, plain, tmp_path):
+def test_odd_files(kind, task, request, tmp_path):
+    names = ("start_volumes", "plain_volumes") if kind == "volumes" else ("start", "plain")
+    start, plain = (request.getfixturevalue(name) for name in names)
     cases = [case for case in odd_files.all_cases() if case.kind == kind and task in (case.tasks or TASKS)]
     for expect in dict.fromkeys(case.expect for case in cases):
         alike = [case for case in cases if case.expect == expect]
@@ -262,30 +305,17 @@ def run_cases(
     cases: list[odd_files.Case], tasks: tuple[str, ...], runs: tuple[str, ...], data: Path, start: Any, plain: Any
 ) -> None:
     """Cases of one expectation in one list through all runs; where a run fails, each of them alone."""
-    items = odd_files.plain_folder(data)
-    first = []
-    for index, case in enumerate(cases):
-        below = data / f"c{index}"
-        below.mkdir()
-        for name in ("image.png", "label.png"):
-            shutil.copy(data / name, below / name)
-        fields = case.make(below)
-        item = {**items[0], "image": "image.png", "label": "label.png", **fields}
-        for key in ("image", "label"):
-            if isinstance(item[key], str):
-                item[key] = f"c{index}/{item[key]}"
-            elif isinstance(item[key], list):
-                item[key] = [f"c{index}/{name}" for name in item[key]]
-        first.append({key: value for key, value in item.items() if value is not None})
+    items = (odd_files.volume_folder if cases[0].kind == "volumes" else odd_files.plain_folder)(data)
+    first = [beside(data, items[0], index, case) for index, case in enumerate(cases)]
     odd_files.write_lists(data, first, items)
     words, lists = "case" if cases[0].expect == "error" else "", list(data.glob("*.json"))
     for task in tasks:
         for run in runs:
-            if cases[0].kind == "labels" and run == "predict":
+            if cases[0].tasks and run == "predict":
                 continue
             output = data / f"out-{task}-{run}"
             options = arguments(task, run, data, output, *start)
-            if cases[0].kind == "NIfTI" and run == "predict" and task in ("segmentation", "enhancement"):
+            if cases[0].kind in ("NIfTI", "volumes") and run == "predict" and task in ("segmentation", "enhancement"):
                 options["output_ext"] = ".nii.gz"
 
             def check(task=task, run=run, output=output) -> str | None:
@@ -307,7 +337,7 @@ def run_cases(
                 note(case.kind, case.name, task, run, outcome, detail)
             shutil.rmtree(output, ignore_errors=True)
         if (
-            words and cases[0].kind != "labels" and len(runs) > 1
+            words and not cases[0].tasks and len(runs) > 1
         ):  # inference of the folder: the others are not lost, the file is named
             for file in lists:
                 file.unlink()
@@ -315,7 +345,7 @@ def run_cases(
             options = {**arguments(task, "predict", data, output, *start), "datalist": None}
 
             def others(task=task, output=output) -> str:
-                pattern = {"segmentation": "*_seg.png", "enhancement": "*_enhanced.png"}.get(task, "*.csv")
+                pattern = {"segmentation": "*_seg.*", "enhancement": "*_enhanced.*"}.get(task, "*.csv")
                 count = len(list(output.rglob(pattern)))
                 assert count >= (8 if "*_" in pattern else 1), f"{count} results of the other files"
                 return "as expected"
@@ -334,6 +364,8 @@ def compare(case: odd_files.Case, task: str, run: str, found: np.ndarray, plain:
     if case.kind == "NIfTI" and found.ndim > 1:
         assert not case.shape or found.shape == case.shape, f"shape {found.shape}, not {case.shape}"
         found = found.squeeze().T
+    if case.kind == "volumes" and run == "predict" and found.ndim > 2:
+        found, plain = found.squeeze(), plain.squeeze()
     agrees(task, run, found, plain, case.expect == "same")
 
 
@@ -402,8 +434,3 @@ def table():
         counts = [rows[kind][outcome] for outcome in outcomes]
         print(f"| {kind} | {cases[kind]} | {sum(counts)} | {' | '.join(map(str, counts))} |")
     print(f"{time.time() - began:.0f} s")
-    if file := os.environ.get("MONAI_USFM_CORPUS"):
-        with open(file, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, ["kind", "case", "bundle", "run", "outcome", "detail"])
-            writer.writeheader()
-            writer.writerows(RECORDS)
