@@ -32,16 +32,10 @@ def convert_dicom(
     path: PathLike,
     output: PathLike,
     *,
-    region: str | int | None = "largest_tissue",
-    crop: bool = False,
     frame: int | None = None,
     gray: bool = True,
-    deidentify: str | None = None,
-    no_regions: str = "refuse",
-    pseudonyms: Pseudonyms | None = None,
-    text: str = "keep",
-    beam: bool = False,
     review: PathLike | None = None,
+    **options: Any,
 ) -> Path:
     """Write an ultrasound DICOM file as PNG or NIfTI with its spacing in mm, or as DICOM without names.
 
@@ -55,16 +49,10 @@ def convert_dicom(
     Args:
         path: DICOM file.
         output: ``*.png``, ``*.nii``, ``*.nii.gz`` or ``*.dcm``; its folder is made if need be.
-        region: see :class:`UltrasoundDicomReader`.
-        crop: see :class:`UltrasoundDicomReader`.
         frame: the frame to write; ``None`` writes all to NIfTI and the middle one to PNG.
         gray: write luma; else color files keep RGB.
-        deidentify: see :class:`UltrasoundDicomReader`.
-        no_regions: see :class:`UltrasoundDicomReader`.
-        pseudonyms: see :class:`UltrasoundDicomReader`.
-        text: see :class:`UltrasoundDicomReader`.
-        beam: see :class:`UltrasoundDicomReader`.
         review: JPEG to write for a person's eyes: the image before and after ``"strip"``. It may show names.
+        options: of :class:`UltrasoundDicomReader`.
 
     Returns:
         The output's path.
@@ -77,13 +65,14 @@ def convert_dicom(
     pixels = target.name.lower().endswith(".png")
     if not target.name.lower().endswith((".png", ".nii", ".nii.gz", ".dcm")):
         raise ValueError(f"output must end in .png, .nii, .nii.gz or .dcm, got {target.name!r}.")
-    reader = UltrasoundDicomReader(region, crop, deidentify, no_regions, pseudonyms, text, beam)
-    dataset = reader.read_file(path)
+    reader = UltrasoundDicomReader(**options)
+    strip = reader.deidentify == "strip"
+    dataset = reader.read(path)
     count = reader.num_frames(dataset)
-    if review is not None and deidentify == "strip":
+    if review is not None and strip:
         _write_review(review, dataset, reader)
     if target.name.lower().endswith(".dcm"):
-        if deidentify != "strip" or crop or frame is not None:
+        if not strip or reader.crop or frame is not None:
             raise ValueError('DICOM is written with deidentify="strip", all frames and no crop; or choose NIfTI.')
         made = with_pixels(dataset, reader.frames(dataset, stored=True)[0])
         with atomic_write(target) as part, atomic_write(f"{target}.json") as note:
@@ -116,7 +105,7 @@ def convert_dicom(
             volume = slice_geometry(dataset, count) is not None
             nib.save(_nifti(values, affine, volume, meta["frame_time"], meta["spacing_known"]), part)
         description = {
-            "source": "" if deidentify == "strip" else Path(path).name,
+            "source": "" if strip else Path(path).name,
             "spacing_mm": [float(mm) for mm in spacing[1::-1]] if meta["spacing_known"] else None,
             "slice_spacing_mm": float(spacing[2]) if slice_geometry(dataset, count) is not None else None,
             "full_scale": white or None,
@@ -126,7 +115,7 @@ def convert_dicom(
             "region": meta["region"],
             "regions": [found.describe() for found in reader.regions(dataset)],
         }
-        if deidentify == "strip":
+        if strip:
             description |= {"patient": str(dataset.PatientID), "deidentified": dataset.identity_report}
         note.write_text(json.dumps(description, indent=1) + "\n")
     return target
@@ -167,8 +156,8 @@ def convert_dicom_folder(
         raise ValueError('deidentify="strip" needs key, a file for the key of the pseudonyms; it is made if missing.')
     if format not in ("png", "nii", "nii.gz", "dcm") or (format == "dcm" and deidentify != "strip"):
         raise ValueError(f'format must be png, nii, nii.gz, or, with deidentify="strip", dcm; got {format!r}.')
-    own = ("region", "crop", "no_regions", "text", "beam")
-    UltrasoundDicomReader(deidentify=deidentify, **{name: options[name] for name in own if name in options})
+    own = {name: value for name, value in options.items() if name not in ("frame", "gray")}
+    UltrasoundDicomReader(deidentify=deidentify, **own)  # refuses what it does not know before a file is read
     pseudonyms = Pseudonyms(key) if deidentify == "strip" and key is not None else None
     failed, done, taken = [], 0, set()
     for argument in map(Path, inputs):

@@ -82,9 +82,7 @@ class UltrasoundDataset(Dataset):
         )
         if cache_dir is not None:
             if self._split == 0 or not self.transform.transforms:
-                raise ValueError(
-                    'there is nothing to store before the first random transform; load a fixed frame (frame="middle").'
-                )
+                raise ValueError("there is nothing to store before the first random transform.")
             try:
                 self._store = Uint8Store(cache_dir, self.transform.transforms[: self._split])
             except (AttributeError, TypeError, pickle.PicklingError) as error:  # a lambda has no name to be known by

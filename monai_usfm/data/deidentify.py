@@ -25,7 +25,7 @@ from monai_usfm.data.formats import UnreadableImageError
 from monai_usfm.transforms.beam import FitBeam
 from monai_usfm.transforms.field_of_view import FieldOfView
 
-__all__ = ["Pseudonyms", "check_identity", "identifying_attributes", "kept_pixels", "strip_identity", "with_pixels"]
+__all__ = ["Pseudonyms"]
 
 logger = logging.getLogger(__name__)
 

@@ -32,10 +32,10 @@ from monai_usfm.data.dicom_geometry import (
     ultrasound_regions,
     volume_affine,
 )
-from monai_usfm.data.dicom_pixels import count_frames, display_values, has_color, stored_values
+from monai_usfm.data.dicom_pixels import count_frames, display_values, stored_values
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
-__all__ = ["UltrasoundDicomReader", "decode_dicom"]
+__all__ = ["UltrasoundDicomReader"]
 
 _TWO_DIMENSIONAL = 1  # Region Spatial Format (0018,6012)
 _TISSUE = 1  # Region Data Type (0018,6014)
@@ -118,18 +118,12 @@ class UltrasoundDicomReader(ImageReader):
             return True
         return all(Path(name).is_file() and pydicom.misc.is_dicom(name) for name in ensure_tuple(filename))
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Read one file, or a list of them that ``get_data`` will stack as channels.
-
-        Args:
-            data: file name or names.
-            kwargs: passed to :func:`pydicom.dcmread`.
-        """
-        datasets = [self.read_file(name, **kwargs) for name in ensure_tuple(data)]
-        return datasets if len(datasets) > 1 else datasets[0]
-
-    def read_file(self, name: PathLike, **kwargs: Any) -> Dataset:
-        """Read one file, see :meth:`read`."""
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Dataset:
+        """Read one file; ``kwargs`` are those of :func:`pydicom.dcmread`."""
+        names = ensure_tuple(data)
+        if len(names) != 1:
+            raise UnreadableImageError(str(names), "an image is one file.")
+        name = names[0]
         dataset = pydicom.dcmread(name, **kwargs)
         dataset.filename = str(name)
         if "PixelData" not in dataset or "Rows" not in dataset:
@@ -145,29 +139,16 @@ class UltrasoundDicomReader(ImageReader):
             dataset.identity_report = strip_identity(dataset, self.no_regions, self.pseudonyms, self.text, self.beam)
         return dataset
 
-    def get_data(self, img: Dataset | Sequence[Dataset]) -> tuple[np.ndarray, dict]:
+    def get_data(self, img: Dataset) -> tuple[np.ndarray, dict]:
         """``(array, metadata)`` in MONAI's reader convention, see the class."""
-        datasets = [img] if isinstance(img, Dataset) else list(img)
-        arrays = []
-        for dataset in datasets:
-            values, white = self.frames(dataset)
-            values = values.transpose(2, 1, 0, 3)
-            if values.shape[2] == 1:
-                values = values[:, :, 0]
-            arrays.append(values if values.shape[-1] > 1 else values[..., 0])
-        meta = self.metadata(datasets[0])
-        meta["full_scale"] = white
-        colored = has_color(datasets[0])
-        meta["spatial_shape"] = np.asarray(arrays[0].shape[:-1] if colored else arrays[0].shape)
+        values, white = self.frames(img)
+        values = values.transpose(2, 1, 0, 3)
+        if values.shape[2] == 1:
+            values = values[:, :, 0]
+        colored = values.shape[-1] > 1
+        meta = self.metadata(img) | {"full_scale": white, "spatial_shape": np.asarray(values.shape[:-1])}
         meta["original_channel_dim"] = -1 if colored else float("nan")
-        if len(arrays) == 1:
-            return arrays[0], meta
-        if colored or len({array.shape for array in arrays}) > 1:
-            raise UnreadableImageError(
-                dataset_name(datasets[0]), "only gray images of one size can be stacked as channels."
-            )
-        meta["original_channel_dim"] = 0
-        return np.stack(arrays), meta
+        return values if colored else values[..., 0], meta
 
     def num_frames(self, dataset: Dataset) -> int:
         """Frames of the image, 1 for a still."""
@@ -315,7 +296,7 @@ def decode_dicom(
 ) -> Decoded:
     """Read a DICOM file by :class:`UltrasoundDicomReader`, for :class:`~monai_usfm.data.UltrasoundReader`."""
     reader = UltrasoundDicomReader(region)
-    dataset = reader.read_file(path)
+    dataset = reader.read(path)
     count = reader.num_frames(dataset)
     frame = None if pick is None else checked_frame(path, pick, count)
     values, white = reader.frames(dataset, frame, stored=label)

@@ -15,18 +15,7 @@ from pydicom.dataset import Dataset
 
 from monai_usfm.data.formats import UnreadableImageError
 
-__all__ = [
-    "UltrasoundRegion",
-    "dataset_name",
-    "frame_times",
-    "functional_group",
-    "inside_regions",
-    "is_spacing",
-    "slice_geometry",
-    "slice_order",
-    "ultrasound_regions",
-    "volume_affine",
-]
+__all__ = ["UltrasoundRegion", "frame_times", "ultrasound_regions"]
 
 _CENTIMETER = 3  # code of Physical Units X/Y Direction (0018,6024), (0018,6026)
 UNITS = ("", "%", "dB", "cm", "s", "Hz", "dB/s", "cm/s", "cm2", "cm2/s", "cm3", "cm3/s", "degree")

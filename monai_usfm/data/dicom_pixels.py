@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from monai_usfm.data.dicom_geometry import dataset_name, functional_group
 from monai_usfm.data.formats import UnreadableImageError
 
-__all__ = ["PYDICOM3", "count_frames", "display_values", "has_color", "stored_values"]
+__all__ = ["PYDICOM3", "count_frames", "display_values", "stored_values"]
 
 PYDICOM3 = int(pydicom.__version__.split(".")[0]) >= 3
 _module = "pydicom.pixels" if PYDICOM3 else "pydicom.pixel_data_handlers.util"
@@ -26,11 +26,6 @@ convert_color_space, _ = optional_import(_module, name="convert_color_space")
 pixel_array, _ = optional_import("pydicom.pixels", name="pixel_array")
 
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")  # JPEG and JPEG-LS; JPEG 2000; its file form
-
-
-def has_color(dataset: Dataset) -> bool:
-    """Whether the image has three channels."""
-    return int(dataset.get("SamplesPerPixel", 1)) > 1 or dataset.PhotometricInterpretation == "PALETTE COLOR"
 
 
 def count_frames(dataset: Dataset) -> int:

@@ -16,7 +16,7 @@ from pydicom.filereader import read_file_meta_info
 
 from .formats import SUPPORTED_SUFFIXES, has_dicom_mark, unreadable_reason
 
-__all__ = ["RESULTS_MARK", "FoundFiles", "find_files", "mark_results", "stem_of"]
+__all__ = ["mark_results"]
 
 RESULTS_MARK = ".monai_usfm_results"
 """A file of this name says that a folder holds results, which are never inputs or labels."""

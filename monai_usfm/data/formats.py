@@ -10,15 +10,7 @@ from pathlib import Path
 
 from monai.config import PathLike
 
-__all__ = [
-    "MAX_PIXELS",
-    "SUPPORTED_SUFFIXES",
-    "UnreadableImageError",
-    "check_size",
-    "file_format",
-    "has_dicom_mark",
-    "unreadable_reason",
-]
+__all__ = ["SUPPORTED_SUFFIXES", "UnreadableImageError", "unreadable_reason"]
 
 _FORMATS: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),

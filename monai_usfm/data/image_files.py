@@ -19,15 +19,14 @@ _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 """Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
 
 
-def decode_image(path: str, pick: FramePicker | None, gray: bool, label: bool) -> Decoded:
-    """Read a image file. Gray is made at decoding, where it is cheapest.
+def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
+    """Read an image file. Gray is made at decoding, where it is cheapest.
 
     A JPEG with further images inside gives its primary one. EXIF orientation is applied in every container.
 
     Args:
         path: the file.
         pick: frame to take of a file of several pages; ``None`` for all.
-        gray: give luma of colored images.
         label: keep stored numbers: a gray palette gives its gray values, a colored one its indices, and a mask that is
             stored in the opacity channel alone is taken from there.
     """
@@ -51,7 +50,7 @@ def decode_image(path: str, pick: FramePicker | None, gray: bool, label: bool) -
             if pages_of_file[index] != img.tell():
                 img.seek(pages_of_file[index])
                 check_size(path, *img.size)
-            pages.append(_label_values(path, img) if label else _image_values(img, gray))
+            pages.append(_label_values(path, img) if label else _image_values(img))
     values = np.stack(pages, axis=2) if len(pages) > 1 else pages[0][:, :, None]
     if values.ndim == 3:
         values = values[..., None]
@@ -95,17 +94,15 @@ def _turn(img: Image.Image) -> int:
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _image_values(img: Image.Image, gray: bool) -> np.ndarray:
-    """One page as ``(H, W)`` or ``(H, W, 3)``; 8-bit modes as uint8, others as stored."""
-    if img.format == "JPEG" and gray and img.mode == "RGB":
+def _image_values(img: Image.Image) -> np.ndarray:
+    """One page as ``(H, W)``, luma of colored ones; 8-bit modes as uint8, others as stored."""
+    if img.format == "JPEG" and img.mode == "RGB":
         img.draft("L", None)  # the decoder hands over its luma channel
     # WhiteIsZero of TIFF, which Pillow heeds in 8 bits alone
     inverted = img.mode.startswith("I;16") and getattr(img, "tag_v2", {}).get(262) == 0
     img = ImageOps.exif_transpose(img)
-    if img.mode in _EIGHT_BIT_MODES:
-        mode = "L" if gray else "RGB"
-        if img.mode != mode:
-            img = img.convert(mode)
+    if img.mode in _EIGHT_BIT_MODES - {"L"}:
+        img = img.convert("L")
     values = _array(img)
     return 65535 - values if inverted else values
 

@@ -1,22 +1,58 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What :func:`~monai_usfm.data.make_datalist` tells about the list that it makes."""
+"""The files that :func:`~monai_usfm.data.make_datalist` finds, and what it tells about the list that it makes."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .datalist import SPLITS
-from .entry import Entry
+import numpy as np
 
-__all__ = ["ListReport"]
+from .datalist import SPLITS
+from .pairing import SPLIT_WORDS, words_of
+
+__all__ = ["Entry", "ListReport"]
 
 SHOWN = 10
 """Names of a kind that are printed; the datalist has all of them."""
+
+
+@dataclass
+class Entry:
+    """An image file and what was found out about it."""
+
+    path: Path
+    root: Path  # the folder of the command line it lies in
+    organ: str
+    patient: str | None = None
+    rule: str = ""  # how the patient was found
+    labels: list[Path] = field(default_factory=list)  # several masks of one image are joined
+    fov: Path | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    hashes: np.ndarray | None = None
+    num_frames: int = 1
+    tells_white: bool = True  # data type or header gives the value of white
+    unreadable: str = ""
+
+    @property
+    def below(self) -> str:
+        """The path below the folder of the command line."""
+        return self.path.relative_to(self.root).as_posix()
+
+    @property
+    def named_split(self) -> str | None:
+        """The split that a folder's name gives the file, the nearest folder first; that of the command line counts."""
+        for part in (self.root.name, *self.path.relative_to(self.root).parts[:-1])[::-1]:
+            for word in words_of(part):
+                if word in SPLIT_WORDS:
+                    return SPLIT_WORDS[word]
+        return None
 
 
 class ListReport:
@@ -29,19 +65,17 @@ class ListReport:
         return Path(os.path.relpath(path, self.base.resolve())).as_posix()
 
     def counts(self, entries: Sequence[Entry], splits: dict[str, list[Entry]]) -> None:
+        import pandas as pd  # takes half a second
+
         several = len({entry.extra.get("class") for entry in entries}) > 1
-
-        def kind(entry: Entry) -> str:
-            return f"{entry.organ} class {entry.extra.get('class')}" if several else entry.organ
-
-        width = max(len(kind(entry)) for entry in entries)
-        print(f"{'organ':<{width}} {'training':>10} {'validation':>10} {'test':>10}   (images / patients)")
-        for shown in sorted({kind(entry) for entry in entries}):
-            cells = []
-            for name in SPLITS:
-                found = [entry for entry in splits[name] if kind(entry) == shown]
-                cells.append(f"{len(found)}/{len({entry.patient for entry in found} - {None})}")
-            print(f"{shown:<{width}} " + " ".join(f"{cell:>10}" for cell in cells))
+        rows = [
+            (f"{entry.organ} class {entry.extra.get('class')}" if several else entry.organ, name, entry.patient)
+            for name in SPLITS
+            for entry in splits[name]
+        ]
+        groups = pd.DataFrame(rows, columns=["organ", "split", "patient"]).groupby(["organ", "split"])["patient"]
+        cells = groups.agg(lambda of: f"{len(of)}/{of.nunique()}").unstack()
+        print(f"Images / patients:\n{cells.reindex(columns=list(SPLITS)).fillna('0/0').to_string()}")
         labeled = sum(bool(entry.labels) for entry in entries)
         moving = sum(entry.num_frames > 1 for entry in entries)
         print(f"{len(entries)} images: {labeled} with a label, {moving} volumes or cines.")

@@ -24,17 +24,16 @@ from monai_usfm.settings import split_named_path
 
 from .datalist import DATALIST_NAME, SPLITS, read_datalist
 from .duplicates import MAX_BITS, find_copies, image_hashes, joined_groups
-from .entry import Entry
 from .folders import FoundFiles, find_files
 from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, file_format
-from .list_report import ListReport
+from .list_report import Entry, ListReport
 from .loading import LoadUltrasound
 from .pairing import IMAGE_WORDS, SPLIT_WORDS, Masks, says_something, words_of
 from .patients import patient_by_pattern, patient_by_rule, patient_key
 from .reader import dataset_full_scale
 from .tables import Table, value_of
 
-__all__ = ["UnknownPatientsError", "make_datalist", "split_groups"]
+__all__ = ["UnknownPatientsError", "make_datalist"]
 
 VALIDATION_SHARE = 0.1  # of the training files, where folders name no validation split
 MAKER = "made by monai-usfm datalist"

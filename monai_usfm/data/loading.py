@@ -9,39 +9,31 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection, PathLike
-from monai.transforms import MapTransform, Randomizable, Transform
+from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 
-from monai_usfm.data.decoded import FramePicker, frame_picker
+from monai_usfm.data.decoded import frame_picker
 from monai_usfm.data.grids import check_one_grid, on_one_grid, resampled
 from monai_usfm.data.reader import UltrasoundReader
 from monai_usfm.data.upright import UprightGray
 from monai_usfm.transforms.dictionary import TORCH
 
-__all__ = ["LoadUltrasound", "LoadUltrasoundD", "LoadUltrasoundDict", "LoadUltrasoundd"]
+__all__ = ["LoadUltrasound", "LoadUltrasoundd"]
 
 
 class LoadUltrasound(Transform):
-    """Load one ultrasound file as a channel-first, upright tensor with values in [0, 1] and spacing in mm.
+    """Load one ultrasound file as a channel-first, upright, gray tensor with values in [0, 1] and spacing in mm.
 
     The same as ``LoadImage(reader=UltrasoundReader())``, ``EnsureChannelFirst()`` and
     :class:`~monai_usfm.data.UprightGray`, where the formats and the meaning of the arguments are told, in one step that
     decodes no more than it needs: one frame of a cine of 8 bits, 8 bits as bytes.
 
     ``scale=None`` reads a label map: stored numbers, also of several masks of one image, given as a list (see
-    ``UltrasoundReader(label=True)``).
-
-    An instance made with ``frame="random"`` is also a MONAI :class:`~monai.transforms.Randomizable`; the others are
-    not, so that MONAI's caching datasets can cache what they load. With metadata tracking off
-    (:func:`monai.data.set_track_meta`) a plain tensor is returned and no metadata is built.
+    ``UltrasoundReader(label=True)``). With metadata tracking off (:func:`monai.data.set_track_meta`) a plain tensor is
+    returned and no metadata is built.
 
     Args:
-        spatial_dims: 2 or 3.
-        frame: ``"middle"``, ``"random"`` or an index (negative ones count from the end).
-        gray: one channel when true, else three.
-        dtype: of the result; ``torch.uint8`` gives 0 to 255 instead of 0 to 1.
-        scale: ``"auto"``, ``"minmax"`` or ``None``.
-        full_scale: value of white, for files whose type and header do not tell.
+        spatial_dims, frame, dtype, scale, full_scale: see :class:`~monai_usfm.data.UprightGray`.
         region: of DICOM, the ultrasound region that gives the spacing, see
             :class:`~monai_usfm.data.UltrasoundDicomReader`.
 
@@ -52,24 +44,17 @@ class LoadUltrasound(Transform):
 
     backend = TORCH
 
-    def __new__(cls, spatial_dims: int = 2, frame: str | int = "middle", *args: Any, **kwargs: Any) -> LoadUltrasound:
-        return super().__new__(_LoadRandomFrame if cls is LoadUltrasound and frame == "random" else cls)
-
     def __init__(
         self,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        gray: bool = True,
         dtype: torch.dtype = torch.float32,
         scale: str | None = "auto",
         full_scale: float | None = None,
         region: str | int | None = "largest_tissue",
     ) -> None:
-        self.frame = frame
-        self.reader = UltrasoundReader(gray, scale is None, region)
-        self.upright = UprightGray(
-            spatial_dims, "middle" if frame == "random" else frame, gray, dtype, scale, full_scale
-        )
+        self.reader = UltrasoundReader(scale is None, region)
+        self.upright = UprightGray(spatial_dims, frame, dtype, scale, full_scale)
 
     def __call__(
         self,
@@ -78,62 +63,29 @@ class LoadUltrasound(Transform):
         spacing: float | Sequence[float] | None = None,
         full_scale: float | None = None,
     ) -> torch.Tensor:
-        """``path -> (C, *S)``.
+        """``path -> (1, *S)``.
 
         Args:
             filename: the file; with ``scale=None`` also a list of masks.
-            frame: index or ``"middle"``, in place of the one given at construction.
-            spacing: mm per sample, in the order of ``S``, for formats that do not store it; one number serves all axes.
-            full_scale: value of white, in place of the one given at construction.
+            frame, spacing, full_scale: see :class:`~monai_usfm.data.UprightGray`.
         """
-        return self.load(filename, frame_picker(self.frame if frame is None else frame), spacing, full_scale)
-
-    def load(
-        self,
-        filename: PathLike | Sequence[PathLike],
-        pick: FramePicker,
-        spacing: float | Sequence[float] | None = None,
-        full_scale: float | None = None,
-    ) -> torch.Tensor:
-        """As :meth:`__call__`, with the frame chosen by ``pick`` (number of frames -> index)."""
+        pick = frame_picker(self.upright.frame if frame is None else frame, str(filename))
         values, meta = self.reader.load(filename, pick if self.upright.spatial_dims == 2 else None)
         return self.upright.apply(values, meta, pick, spacing, full_scale)
-
-
-class _LoadRandomFrame(Randomizable, LoadUltrasound):
-    """What ``LoadUltrasound(frame="random")`` is: each call takes a frame drawn from ``self.R``."""
-
-    def randomize(self, data: Any = None) -> None:
-        self._fraction = self.R.random()
-
-    def __call__(
-        self,
-        filename: PathLike | Sequence[PathLike],
-        frame: str | int | None = None,
-        spacing: float | Sequence[float] | None = None,
-        full_scale: float | None = None,
-    ) -> torch.Tensor:
-        self.randomize()
-        return self.load(filename, frame_picker(self._fraction if frame is None else frame), spacing, full_scale)
 
 
 class LoadUltrasoundd(MapTransform):
     """Dictionary form of :class:`LoadUltrasound`.
 
     An item may fix what its files cannot tell: ``item["frame"]`` (an index or ``"middle"``), ``item["spacing"]``
-    (mm, in the order of ``S``) and ``item["full_scale"]`` (value of white of its images). With ``frame="random"`` one
-    draw serves all keys, so image and label keep together. All keys must lie on one grid: of one size, at one place as
-    far as both files say where they lie (:func:`~monai_usfm.data.grids.check_one_grid`), and turned alike by EXIF.
+    (mm, in the order of ``S``) and ``item["full_scale"]`` (value of white). All keys must lie on one grid: of one size,
+    at one place as far as both files say where they lie (:func:`~monai_usfm.data.grids.check_one_grid`), and turned
+    alike by EXIF.
 
     Args:
         keys: items to load.
-        spatial_dims: see :class:`LoadUltrasound`.
-        frame: see :class:`LoadUltrasound`.
-        gray: see :class:`LoadUltrasound`.
-        dtype: see :class:`LoadUltrasound`; one, or one per key.
-        scale: see :class:`LoadUltrasound`; one, or one per key: ``("auto", None)`` for image and label.
-        full_scale: see :class:`LoadUltrasound`.
-        region: see :class:`LoadUltrasound`.
+        spatial_dims, frame, full_scale, region: see :class:`LoadUltrasound`.
+        dtype, scale: see :class:`LoadUltrasound`; one, or one per key: ``("auto", None)`` for image and label.
         resample: bring what lies elsewhere onto the grid of the first key, where both files have geometry: labels by
             nearest neighbor, images linearly. Without it such items are an error.
         allow_missing_keys: do not raise when an item lacks a key.
@@ -141,17 +93,11 @@ class LoadUltrasoundd(MapTransform):
 
     backend = TORCH
 
-    def __new__(
-        cls, keys: KeysCollection = (), spatial_dims: int = 2, frame: str | int = "middle", *args: Any, **kwargs: Any
-    ) -> LoadUltrasoundd:
-        return super().__new__(_LoadRandomFramed if cls is LoadUltrasoundd and frame == "random" else cls)
-
     def __init__(
         self,
         keys: KeysCollection,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        gray: bool = True,
         dtype: torch.dtype | Sequence[torch.dtype] = torch.float32,
         scale: str | Sequence[str | None] | None = "auto",
         full_scale: float | None = None,
@@ -160,24 +106,18 @@ class LoadUltrasoundd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.frame = frame
         self.resample = resample
-        still = "middle" if frame == "random" else frame  # the draw for all keys is made here, not in the loaders
         self.loaders = [
-            LoadUltrasound(spatial_dims, still, gray, one_dtype, one_scale, full_scale, region)
+            LoadUltrasound(spatial_dims, frame, one_dtype, one_scale, full_scale, region)
             for one_dtype, one_scale in zip(
                 ensure_tuple_rep(dtype, len(self.keys)), ensure_tuple_rep(scale, len(self.keys)), strict=True
             )
         ]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return self._load(data, self.frame)
-
-    def _load(self, data: Mapping[Hashable, Any], frame: str | int | float) -> dict[Hashable, Any]:
         d = dict(data)
-        pick = frame_picker(frame if d.get("frame") is None else d["frame"], str(d.get(self.keys[0])))
         for key, loader in self.key_iterator(d, self.loaders):
-            d[key] = loader.load(d[key], pick, d.get("spacing"), d.get("full_scale"))
+            d[key] = loader(d[key], d.get("frame"), d.get("spacing"), d.get("full_scale"))
         keys = [key for key in self.keys if key in d]
         for key in keys[1:]:
             names = str(data[key]), str(data[keys[0]])
@@ -186,17 +126,6 @@ class LoadUltrasoundd(MapTransform):
                 d[key] = resampled(names[0], d[key], names[1], d[keys[0]], label)
             check_one_grid(names[0], d[key], names[1], d[keys[0]])
         return d
-
-
-class _LoadRandomFramed(Randomizable, LoadUltrasoundd):
-    """What ``LoadUltrasoundd(frame="random")`` is."""
-
-    def randomize(self, data: Any = None) -> None:
-        self._fraction = self.R.random()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        self.randomize()
-        return self._load(data, self._fraction)
 
 
 LoadUltrasoundD = LoadUltrasoundDict = LoadUltrasoundd

@@ -17,7 +17,7 @@ from monai.config import PathLike
 
 from .tables import Table
 
-__all__ = ["add_patients", "patient_by_pattern", "patient_by_rule", "patient_key"]
+__all__ = ["add_patients"]
 
 Item = dict[str, Any]
 

@@ -27,7 +27,8 @@ class UltrasoundReader(ImageReader):
 
     PNG, JPEG, BMP, TIFF, GIF and WebP are read by Pillow, AVI, MP4 and other videos by PyAV, NIfTI by nibabel,
     MetaImage by ITK, NRRD by pynrrd, DICOM by pydicom. ``get_data`` returns stored values with MONAI's axes
-    ``(x, y[, z or frame])``, colored ones with a last axis of 3 or 4, and metadata of the same keys for every format:
+    ``(x, y[, z or frame])``, colors of NIfTI, MetaImage, NRRD and DICOM along a last axis of 3 or 4 (others come as
+    luma), and metadata of the same keys for every format:
     ``affine`` and ``original_affine`` (mm, RAS), ``spacing_known``, ``spatial_shape``, ``file_shape``, ``num_frames``,
     ``frame``, ``cine``, ``frame_time`` (s), ``full_scale`` (the value of white, 0 where type and header do not tell),
     ``turn`` (EXIF orientation that was applied). :class:`~monai_usfm.data.UprightGrayd` makes them upright and [0, 1].
@@ -38,7 +39,6 @@ class UltrasoundReader(ImageReader):
     Nothing is refused before ``get_data``, so that ``LoadImage`` shows the reason and tries no other reader.
 
     Args:
-        gray: make luma of colored images at decoding, where it is cheapest; other formats keep their channels.
         label: read label maps: no luma, stored numbers, see :func:`~monai_usfm.data.image_files.decode_image`. Several
             files are masks of one image and are joined: the largest value of each pixel.
         region: of DICOM, the ultrasound region that gives the spacing, see
@@ -49,10 +49,9 @@ class UltrasoundReader(ImageReader):
             another type.
     """
 
-    def __init__(self, gray: bool = True, label: bool = False, region: str | int | None = "largest_tissue") -> None:
+    def __init__(self, label: bool = False, region: str | int | None = "largest_tissue") -> None:
         super().__init__()
         self.region = region
-        self.gray = gray
         self.label = label
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -107,7 +106,7 @@ class UltrasoundReader(ImageReader):
             if kind == "image":
                 from monai_usfm.data.image_files import decode_image
 
-                return decode_image(path, pick, self.gray, self.label)
+                return decode_image(path, pick, self.label)
             if kind == "nifti":
                 from monai_usfm.data.volumes import decode_nifti
 
@@ -123,7 +122,7 @@ class UltrasoundReader(ImageReader):
             if kind == "video":
                 from monai_usfm.data.videos import decode_video
 
-                return decode_video(path, pick, self.gray)
+                return decode_video(path, pick)
             from monai_usfm.data.dicom import decode_dicom
 
             return decode_dicom(path, pick, self.label, self.region)

@@ -22,7 +22,7 @@ from monai_usfm.data.decoded import FramePicker, checked_frame, frame_picker
 from monai_usfm.data.formats import UnreadableImageError
 from monai_usfm.transforms.dictionary import TORCH
 
-__all__ = ["UprightGray", "UprightGrayD", "UprightGrayDict", "UprightGrayd", "gray_from_rgb"]
+__all__ = ["UprightGray", "UprightGrayd"]
 
 _USUAL_SCALES = (255.0, 4095.0, 65535.0, 2.0**32 - 1)
 _EIGHT_BIT_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of Pillow, in MONAI's metadata
@@ -41,7 +41,7 @@ class UprightGray(InvertibleTransform):
 
     **Frames.** With ``spatial_dims=2`` a volume or cine gives one frame. With ``spatial_dims=3`` a still is an error.
 
-    **Channels.** ``gray=True`` gives one channel: ITU-R BT.601 luma of colored files. ``gray=False`` gives three.
+    **Channels.** Colored files give one channel, ITU-R BT.601 luma.
 
     **Values.** ``scale="auto"`` divides by the value of white: of the data type (8 bits: 255; boolean: 1), else of the
     header, else of ``full_scale``. Where none of them tells (16-bit integers, floats) it is guessed for each file: 1
@@ -58,7 +58,6 @@ class UprightGray(InvertibleTransform):
     Args:
         spatial_dims: 2 or 3.
         frame: ``"middle"`` or an index (negative ones count from the end).
-        gray: one channel when true, else three.
         dtype: of the result; ``torch.uint8`` gives 0 to 255 instead of 0 to 1.
         scale: ``"auto"``, ``"minmax"`` or ``None``.
         full_scale: value of white, for files whose type and header do not tell.
@@ -75,7 +74,6 @@ class UprightGray(InvertibleTransform):
         self,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        gray: bool = True,
         dtype: torch.dtype = torch.float32,
         scale: str | None = "auto",
         full_scale: float | None = None,
@@ -89,7 +87,6 @@ class UprightGray(InvertibleTransform):
         frame_picker(frame)  # refuses what is neither "middle" nor an index
         self.spatial_dims = spatial_dims
         self.frame = frame
-        self.gray = gray
         self.dtype = dtype
         self.scale = scale
         self.full_scale = full_scale
@@ -102,7 +99,7 @@ class UprightGray(InvertibleTransform):
         spacing: float | Sequence[float] | None = None,
         full_scale: float | None = None,
     ) -> torch.Tensor:
-        """``(C, x, y[, z]) -> (1 or 3, *S)``.
+        """``(C, x, y[, z]) -> (1, *S)``.
 
         Args:
             img: the image; its metadata are used where it is a ``MetaTensor``.
@@ -174,7 +171,7 @@ class UprightGray(InvertibleTransform):
         return img
 
     def _channels(self, name: str, values: np.ndarray, white: float, meta: Mapping[str, Any]) -> np.ndarray:
-        """``(c, *axes) -> (1 or 3, *axes)``."""
+        """``(c, *axes) -> (1, *axes)``."""
         channels = len(values)
         if channels == 2 and str(meta.get("mode")) in ("LA", "La"):  # Pillow's gray with opacity
             channels, values = 1, values[:1]
@@ -184,11 +181,9 @@ class UprightGray(InvertibleTransform):
                 f"has {channels} channels; expected 1 (gray), 3 (RGB) or 4 (RGBA). "
                 "Are frames or slices stored as channels? Store them as a third axis.",
             )
-        values = values[:3]
-        if not self.gray:
-            return values if channels > 1 else np.repeat(values, 3, axis=0)
         if channels == 1:
             return values
+        values = values[:3]
         if self.scale is None and (np.ptp(values, axis=0) != 0).any():
             raise UnreadableImageError(
                 name, "a colored image where a label map is expected; store one class index per pixel."
@@ -336,12 +331,8 @@ class UprightGrayd(MapTransform, InvertibleTransform):
 
     Args:
         keys: images, channel first, with MONAI's axes.
-        spatial_dims: see :class:`UprightGray`.
-        frame: see :class:`UprightGray`.
-        gray: see :class:`UprightGray`.
-        dtype: see :class:`UprightGray`; one, or one per key.
-        scale: see :class:`UprightGray`; one, or one per key: ``("auto", None)`` for image and label.
-        full_scale: see :class:`UprightGray`.
+        spatial_dims, frame, full_scale: see :class:`UprightGray`.
+        dtype, scale: see :class:`UprightGray`; one, or one per key: ``("auto", None)`` for image and label.
         allow_missing_keys: do not raise when an item lacks a key.
     """
 
@@ -352,7 +343,6 @@ class UprightGrayd(MapTransform, InvertibleTransform):
         keys: KeysCollection,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        gray: bool = True,
         dtype: torch.dtype | Sequence[torch.dtype] = torch.float32,
         scale: str | Sequence[str | None] | None = "auto",
         full_scale: float | None = None,
@@ -360,7 +350,7 @@ class UprightGrayd(MapTransform, InvertibleTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.steps = [
-            UprightGray(spatial_dims, frame, gray, one_dtype, one_scale, full_scale)
+            UprightGray(spatial_dims, frame, one_dtype, one_scale, full_scale)
             for one_dtype, one_scale in zip(
                 ensure_tuple_rep(dtype, len(self.keys)), ensure_tuple_rep(scale, len(self.keys)), strict=True
             )

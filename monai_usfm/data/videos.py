@@ -18,7 +18,7 @@ av, _has_av = optional_import("av")
 _FULL_RANGE_GRAY = {"gray", "gray8", "pal8", "monow", "monob"}
 
 
-def decode_video(path: str, pick: FramePicker | None, gray: bool) -> Decoded:
+def decode_video(path: str, pick: FramePicker | None) -> Decoded:
     """Read the first video stream; ``pick`` leaves the other frames out.
 
     A video that a phone marks as turned is turned. Gray is the luma of the decoded RGB frame, as for images, so that
@@ -47,7 +47,7 @@ def decode_video(path: str, pick: FramePicker | None, gray: bool) -> Decoded:
         index = checked_frame(path, pick, count)
         frames = frames[index : index + 1]
     values = np.rot90(np.stack(frames), quarters, (1, 2))
-    if gray and values.shape[-1] == 3:
+    if values.shape[-1] == 3:
         values = gray_from_rgb(values)
     values = values.transpose(2, 1, 0, 3)  # (x, y, frame, channel)
     if index is not None or count == 1:
