@@ -102,6 +102,10 @@ def load_datalist(
             raise ValueError(
                 f"{file}: item {index} of {split!r} lacks {', '.join(lacking)}; it has {', '.join(sorted(item))}."
             )
+        if not isinstance(item.get("image", ""), str):
+            raise ValueError(
+                f"{file}: item {index} of {split!r} has the image {item['image']!r}; expected a file name."
+            )
         items.append(with_patient({key: _resolved(base, key, value, required) for key, value in item.items()}))
     entries = Counter((path_key(str(item.get("image"))), str(item.get("frame"))) for item in items)
     if doubled := [image for (image, _), number in entries.items() if number > 1]:

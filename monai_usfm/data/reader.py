@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class UltrasoundReader(ImageReader):
 
     def load(self, files: Sequence[PathLike] | PathLike, pick: FramePicker | None = None) -> tuple[np.ndarray, dict]:
         """As :meth:`get_data`, channel first: ``(C, x, y[, z])``; ``pick`` names the only frame that is needed."""
+        if wrong := [name for name in ensure_tuple(files) if not isinstance(name, str | os.PathLike)]:
+            raise UnreadableImageError(str(files), f"{wrong[0]!r} is no file name; correct the datalist.")
         names = [str(Path(name).expanduser()) for name in ensure_tuple(files)]
         if len(names) != 1 and not (self.label and names):
             raise UnreadableImageError(

@@ -813,8 +813,6 @@ def labels() -> list[Case]:
         "empty file": as_label(written("case.png", b"")),
         "cut": as_label(written("case.png", lambda: encoded(full, "PNG")[:70])),
         "masks of two sizes": lambda folder: masks(folder, MASK[:20]),
-        "no label": lambda folder: {"label": None, "image": _plain(folder, "case.png")},
-        "a number": lambda folder: {"label": 3, "image": _plain(folder, "case.png")},
         "NIfTI flipped against NIfTI": pair(image_nii, as_label(nifti("case.nii", MASK.T[::-1].copy(), back))),
         "NRRD at another place": pair(
             nifti("image.nii", GRAY.T, placed),
@@ -897,11 +895,6 @@ def volume_folder(folder: Path) -> list[dict[str, Any]]:
         pages[0].save(folder / names[1], save_all=True, append_images=pages[1:])
         items.append({"image": names[0], "label": names[1], "class": number % 2, "patient": f"p{number}"})
     return items
-
-
-def _plain(folder: Path, name: str) -> str:
-    Image.fromarray(GRAY).save(folder / name)
-    return name
 
 
 def plain_folder(folder: Path) -> list[dict[str, Any]]:

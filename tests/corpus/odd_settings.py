@@ -335,6 +335,8 @@ def lists(kind: str = "datalists") -> list[Setting]:
         Setting(kind, "an item that is null", split(training=[None]), "item 0"),
         Setting(kind, "an item without image", split(training=[{"label": "label.png"}]), "image"),
         Setting(kind, "an item without label", item(label=None), "label"),
+        Setting(kind, "a label that is a number", item(label=3), "3 is no file name", ("segmentation",), ("train", "evaluate")),
+        Setting(kind, "an image that is true", item(image=True), "image True", ALL, RUNS),
         Setting(kind, "names alone for inference", bare_names, "", ALL, predict),
         Setting(kind, "names alone for training", split(training=["image.png", "plain1.png"]), "label"),
         Setting(kind, "an image twice", lambda world: world.write(training=[world.items[0], world.items[0], world.items[1]])),
