@@ -13,7 +13,7 @@ import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import Transform
-from monai.utils import OptionalImportError, convert_to_dst_type, convert_to_tensor, optional_import
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
@@ -21,7 +21,6 @@ from monai_usfm.transforms.dictionary import NUMPY, DictionaryForm, dictionary_f
 
 __all__ = ["AnnotationReport", "RemoveAnnotations", "RemoveAnnotationsd"]
 
-cv2, _has_cv2 = optional_import("cv2")
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -65,8 +64,7 @@ class RemoveAnnotations(Transform):
     searched slice by slice along the first spatial axis. Of four channels the last counts as alpha: it is neither
     searched nor filled.
 
-    Filling is OpenCV's fast marching inpainting (Telea 2004, https://doi.org/10.1080/10867651.2004.10487596); to find
-    marks alone, :meth:`detect` needs no library.
+    A mark is filled with the nearest values around it, smoothed; :meth:`detect` only finds marks.
 
     Args:
         contrast: least difference between a mark and its surroundings, as a fraction of the image range. Lower values
@@ -78,7 +76,6 @@ class RemoveAnnotations(Transform):
     Raises:
         ValueError: for a contrast outside (0, 1), or an image that is not ``(C, H, W)`` or ``(C, D, H, W)`` with one,
             three or four channels.
-        OptionalImportError: when marks are to be filled without OpenCV.
     """
 
     backend = NUMPY
@@ -101,7 +98,7 @@ class RemoveAnnotations(Transform):
         spots = mask[0].cpu().numpy().reshape(-1, *values.shape[-2:])
         for frame in np.flatnonzero(spots.any(axis=(1, 2))):
             for channel in range(colors):
-                frames[channel, frame] = _inpaint(frames[channel, frame], spots[frame])
+                frames[channel, frame] = _fill(frames[channel, frame], spots[frame])
         filled = torch.as_tensor(frames.reshape(values.shape), device=plain.device)
         if not plain.dtype.is_floating_point:
             filled = filled.round()
@@ -151,18 +148,13 @@ class _AnnotationForm(DictionaryForm):
 RemoveAnnotationsd = dictionary_form(RemoveAnnotations, _AnnotationForm)
 
 
-def _inpaint(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Fill ``mask`` in one float32 plane."""
-    if not _has_cv2:
-        raise OptionalImportError("RemoveAnnotations fills marks by OpenCV: pip install 'monai_usfm[augment]'.")
-    if mask.all():
+def _fill(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``gray`` with the values around ``mask`` carried into it, smoothed by two pixels."""
+    bad = mask | ~np.isfinite(gray)
+    if bad.all():
         return gray
-    clean = np.where(np.isfinite(gray), gray, 0).astype(np.float32)
-    # as 16-bit counts: OpenCV adds one half for rounding, to floating-point images too
-    low, high = float(clean[~mask].min()), float(clean[~mask].max())
-    scale = 65535 / (high - low) if high > low else 1.0
-    counts = ((clean.clip(low, high) - low) * scale).round().astype(np.uint16)
-    return cv2.inpaint(counts, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA).astype(np.float32) / scale + low
+    nearest = ndimage.distance_transform_edt(bad, return_distances=False, return_indices=True)
+    return np.where(mask, ndimage.gaussian_filter(gray[tuple(nearest)], 2.0), gray)
 
 
 # ---------------------------------------------------------------------- detection, on one frame

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor
-from monai.utils import OptionalImportError
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from monai_usfm.transforms import RemoveAnnotations, RemoveAnnotationsd, annotation
+from monai_usfm.transforms import RemoveAnnotations, RemoveAnnotationsd
 
 SHAPE = (260, 240)
 
@@ -215,14 +214,6 @@ def test_dictionary_form_equals_the_array_form_and_its_report_collates():
     assert json.loads(json.dumps(data[0]["image_annotations"]))["kinds"] == "caliper"
     batch = next(iter(DataLoader(data, batch_size=2)))
     assert batch["image_annotations"]["count"].tolist() == [1, 0]
-
-
-def test_a_missing_library_is_named_where_marks_are_to_be_filled(monkeypatch):
-    monkeypatch.setattr(annotation, "_has_cv2", False)
-    image, _ = draw(speckle(), MARKS["caliper"], 1.0)
-    assert RemoveAnnotations().detect(image[None])[1].count == 1
-    with pytest.raises(OptionalImportError, match=r"OpenCV: pip install 'monai_usfm\[augment\]'"):
-        RemoveAnnotations()(image[None])
 
 
 @settings(max_examples=20, deadline=None)
