@@ -355,7 +355,7 @@ def test_unreadable_files_are_skipped_and_counted(
     dataset = UltrasoundDataset(splits["training"], lambda item: LoadUltrasound()(item["image"]), skip_unreadable=True)
     for index in range(len(dataset)):
         dataset[index]
-    assert [Path(path).name for path, _ in dataset.skipped] == ["image_1.png", "image_2.png"]
+    assert [Path(path).name for path in dataset.skipped] == ["image_1.png", "image_2.png"]
 
 
 def test_empty_datalist_is_named(images: Path, tmp_path: Path) -> None:

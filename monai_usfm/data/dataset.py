@@ -75,7 +75,6 @@ class UltrasoundDataset(Dataset):
         self.epoch = 0  # set by monai_usfm.handlers.EpochSeed before the workers start
         # in shared memory, so that the main process knows what the loader's workers met
         self._unreadable = torch.zeros(len(data), dtype=torch.uint8).share_memory_()
-        self._reasons: dict[int, tuple[str, str]] = {}
         self._store: Uint8Store | None = None
         self._split = self.transform.get_index_of_first(
             lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
@@ -120,16 +119,9 @@ class UltrasoundDataset(Dataset):
         return len(wanted)
 
     @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """``(path, reason)`` of each file left out so far, in the order of the list."""
-        for index in torch.nonzero(self._unreadable).flatten().tolist():
-            if index not in self._reasons:  # met in another process, which kept its message to itself
-                try:
-                    self._run(index)
-                    self._reasons[index] = (str(self.data[index].get(self.image_key)), "readable now, was not before.")
-                except UnreadableImageError as error:
-                    self._reasons[index] = (error.path, error.reason)
-        return [self._reasons[index] for index in sorted(self._reasons)]
+    def skipped(self) -> list[str]:
+        """The files left out so far, in the order of the list, whatever process met them."""
+        return [str(self.data[index].get(self.image_key)) for index in self._unreadable.nonzero().flatten().tolist()]
 
     def _transform(self, index: int) -> Any:
         size = len(self.data)
@@ -142,8 +134,9 @@ class UltrasoundDataset(Dataset):
             except UnreadableImageError as error:
                 if not self.skip_unreadable:
                     raise
+                last = error
                 self._report(candidate % size, error)
-        raise RuntimeError(f"none of the {size} files is readable; the last one: {self._reasons[(first - 1) % size]}.")
+        raise RuntimeError(f"none of the {size} files is readable; the last one: {last}")
 
     def _sample(self, index: int) -> Any:
         if self.seed is not None:
@@ -169,7 +162,6 @@ class UltrasoundDataset(Dataset):
             raise cause from None
 
     def _report(self, index: int, error: UnreadableImageError) -> None:
-        self._reasons[index] = (error.path, error.reason)
         if not self._unreadable[index]:
             self._unreadable[index] = 1
             logger.warning("left out (%d so far): %s", int(self._unreadable.sum()), error)

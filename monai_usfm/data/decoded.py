@@ -53,7 +53,7 @@ class Decoded:
 
 
 def frame_picker(frame: str | int | float, path: str = "") -> FramePicker:
-    """``"middle"``, an index, or a fraction in (0, 1) -> function from the number of frames to an index, unchecked.
+    """``"middle"`` or an index -> function from the number of frames to an index, unchecked.
 
     ``path`` is the file whose item says so, for the error.
     """
@@ -61,11 +61,9 @@ def frame_picker(frame: str | int | float, path: str = "") -> FramePicker:
         return lambda count: count // 2
     if isinstance(frame, float) and frame.is_integer():  # tables and JSON give 2.0 for 2
         frame = int(frame)
-    if isinstance(frame, float) and 0 < frame < 1:
-        return lambda count: min(int(frame * count), count - 1)
     if isinstance(frame, (int, np.integer)) and not isinstance(frame, bool):
         return lambda count: int(frame) + count if frame < 0 else int(frame)
-    wrong = f'frame must be "middle", "random" or an index, got {frame!r}'
+    wrong = f'frame must be "middle" or an index, got {frame!r}'
     raise UnreadableImageError(path, f"{wrong}; correct the item.") if path else ValueError(f"{wrong}.")
 
 

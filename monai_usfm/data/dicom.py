@@ -234,9 +234,9 @@ class UltrasoundDicomReader(ImageReader):
 
     def regions(self, dataset: Dataset) -> list[UltrasoundRegion]:
         """All regions of the image, see :func:`~monai_usfm.data.ultrasound_regions`; one warning per file."""
-        regions = ultrasound_regions(dataset, warn=not getattr(dataset, "_regions_reported", False))
-        object.__setattr__(dataset, "_regions_reported", True)
-        return regions
+        if not hasattr(dataset, "_regions"):
+            object.__setattr__(dataset, "_regions", ultrasound_regions(dataset))
+        return dataset._regions
 
     def _scales_differ(self, dataset: Dataset) -> bool:
         """Whether 2D regions of the image have different mm per pixel, by more than a hundredth; warns once."""

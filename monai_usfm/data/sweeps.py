@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import numpy as np
 from scipy import ndimage
 
 from monai_usfm.data.loading import LoadUltrasound
+from monai_usfm.data.tables import Table
 from monai_usfm.files import atomic_write
 
 __all__ = ["compound", "compound_sweep"]
 
 MATRIX = [f"m{row}{column}" for row in range(3) for column in range(4)]
-COLUMNS = ["image", "pixel_size_x_mm", "pixel_size_y_mm", *MATRIX]
+COLUMNS = ["pixel_size_x_mm", "pixel_size_y_mm", *MATRIX]
 
 
 def compound(
@@ -113,13 +113,7 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
     Raises:
         ValueError: for a table without these columns, without rows, or with frames of several pixel sizes.
     """
-    with open(poses, newline="", encoding="utf-8-sig") as table:
-        rows = list(csv.DictReader(table))
-    missing = [name for name in COLUMNS if not rows or rows[0].get(name) is None]
-    if missing:
-        raise ValueError(
-            f"{poses} lacks the columns {', '.join(missing)}; a row for each frame has {', '.join(COLUMNS)}."
-        )
+    rows = list(Table(poses, COLUMNS).rows.values())
     sizes = {(float(row["pixel_size_x_mm"]), float(row["pixel_size_y_mm"])) for row in rows}
     if len(sizes) > 1:
         raise ValueError(f"{poses}: the frames have {len(sizes)} pixel sizes; resample them to one.")

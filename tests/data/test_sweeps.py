@@ -58,9 +58,9 @@ def test_the_verb_reads_the_table_and_writes_volume_and_field_of_view(tmp_path, 
     rows = []
     for number, (frame, matrix) in enumerate(zip(frames, matrices, strict=True)):
         Image.fromarray((255 * frame).astype(np.uint8)).save(tmp_path / f"{number}.png")
-        rows.append(dict(zip(COLUMNS, [f"{number}.png", 0.5, 0.5, *matrix.ravel()], strict=True)))
+        rows.append(dict(zip(["image", *COLUMNS], [f"{number}.png", 0.5, 0.5, *matrix.ravel()], strict=True)))
     with open(tmp_path / "poses.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, ["image", *COLUMNS])
         writer.writeheader()
         writer.writerows(rows)
     assert main(["compound", str(tmp_path / "poses.csv"), str(tmp_path / "v.nii.gz")]) == 0
@@ -69,4 +69,4 @@ def test_the_verb_reads_the_table_and_writes_volume_and_field_of_view(tmp_path, 
     assert volume.header.get_zooms() == pytest.approx((1, 1, 1))
     (tmp_path / "poses.csv").write_text("image,x\na.png,1\n")
     assert main(["compound", str(tmp_path / "poses.csv"), str(tmp_path / "v.nii.gz")]) == 1
-    assert "lacks the columns pixel_size_x_mm" in capfd.readouterr().err
+    assert "poses.csv: no column m00, m01" in capfd.readouterr().err
