@@ -10,7 +10,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,27 +134,19 @@ def with_patient(item: Item) -> Item:
     return {**item, "patient": None} if "patient" in item else item
 
 
-def label_fraction(
-    items: Sequence[Item],
-    fraction: float,
-    seed: int = 0,
-    *,
-    group: str | Callable[[Item], Hashable] = "patient",
-    stratify: str | None = "class",
-) -> list[Item]:
+def label_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> list[Item]:
     """A part of the training items: whole patients, each class in proportion, smaller parts inside larger ones.
 
     Patients are ordered within their class by a hash of ``seed`` and their name, and the first
     ``max(1, round(fraction * patients))`` of each class are taken. So the part depends neither on the order of the list
     nor on the machine, and for one seed the part for 5 % lies in the part for 10 %. A patient with several classes is
-    counted under the one most of its items have.
+    counted under the one most of its items have. Where no item has a ``patient``, items are taken one by one; without
+    ``class``, patients are taken from the whole.
 
     Args:
         items: items of one split.
         fraction: of the patients, in (0, 1].
         seed: another seed, another part.
-        group: key of the patient, or a function of the item. Where no item has the key, items are taken one by one.
-        stratify: key of the class; ``None``, or a key that no item has, takes patients from the whole.
 
     Returns:
         The chosen items, in the order of ``items``.
@@ -166,15 +158,11 @@ def label_fraction(
         raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
     if not items:
         raise ValueError("there are no items to take a fraction of.")
-    if callable(group):
-        groups = [group(item) for item in items]
-    elif _all_have(items, group):
-        groups = [item[group] for item in items]
-    else:
-        if fraction < 1:
-            warnings.warn(f"no item has the key {group!r}, so single images are drawn, not patients.", stacklevel=2)
-        groups = [item.get("image", index) for index, item in enumerate(items)]
-    classes = [item[stratify] for item in items] if stratify and _all_have(items, stratify) else [None] * len(items)
+    known = _all_have(items, "patient")
+    if not known and fraction < 1:
+        warnings.warn("no item has the key 'patient', so single images are drawn, not patients.", stacklevel=2)
+    groups = [item["patient"] if known else item.get("image", index) for index, item in enumerate(items)]
+    classes = [item["class"] for item in items] if _all_have(items, "class") else [None] * len(items)
     votes: dict[Hashable, Counter] = defaultdict(Counter)
     for name, one_class in zip(groups, classes, strict=True):
         votes[name][one_class] += 1
@@ -188,9 +176,7 @@ def label_fraction(
     return [item for item, name in zip(items, groups, strict=True) if name in chosen]
 
 
-def check_patient_leak(
-    splits: Mapping[str, Sequence[Item]], *, group: str | Callable[[Item], Hashable] = "patient"
-) -> None:
+def check_patient_leak(splits: Mapping[str, Sequence[Item]]) -> None:
     """Refuse splits that share a patient or a file.
 
     A patient is the same however it is written (:func:`~monai_usfm.data.patients.patient_key`: ``P01``, `` p1``), a
@@ -198,8 +184,7 @@ def check_patient_leak(
     compared by name.
 
     Args:
-        splits: name of the split -> items.
-        group: key of the patient, or a function of the item; items without it are compared by file only.
+        splits: name of the split -> items; those without a patient are compared by file only.
 
     Raises:
         ValueError: naming up to ten patients and files that stand in two splits, and the number of them.
@@ -208,7 +193,7 @@ def check_patient_leak(
     places: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # patient or file -> split -> as it is written
     for split, items in splits.items():
         for item in items:
-            name = group(item) if callable(group) else item.get(group)
+            name = item.get("patient")
             if (key := patient_key(name)) is not None:
                 places["patient", key].setdefault(split, str(name))
             if image := item.get("image"):
