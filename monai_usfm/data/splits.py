@@ -64,7 +64,7 @@ def load_splits(
         required: keys that every item must have.
         holdout: a list without ``validation`` gives this share of its training items to it, chosen by a hash of the
             patient (of the file name where no patient is known), so that it does not change from run to run; at least
-            one patient of each class that has two. The only patient of a list is in both.
+            one patient of each class that has two. Where no class has two, all are in both.
         check_files: see :func:`~monai_usfm.data.load_datalist`.
         full_scale: value of white of items that do not tell theirs; None decides by the training images, see
             :func:`common_full_scale`.
@@ -101,9 +101,9 @@ def load_splits(
     held_shares = _held_out(training, shares, holdout)
     held = [item for item, share in zip(training, shares, strict=True) if share in held_shares]
     kept = [item for item, share in zip(training, shares, strict=True) if share not in held_shares]
-    if not kept:
-        logger.warning("%s has one patient only: it is trained on and validated.", datalist)
-        kept = training
+    if not (kept and held):
+        logger.warning("%s has no patient to spare: all are trained on and validated.", datalist)
+        kept = held = training
     logger.info("%s has no validation split: holding out %d of %d items.", datalist, len(held), len(training))
     lists["validation"] = held
     if "training" in lists:

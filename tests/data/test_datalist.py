@@ -27,9 +27,10 @@ def test_names_become_paths_and_other_values_stay(tmp_path):
     for name in ("a.png", "m.png", "liver", "f.nii.gz"):
         (tmp_path / name).touch()
     item = {"image": "a.png", "label": "m.png", "fov": "f.nii.gz", "organ": "liver", "class": 1, "note": "a.txt"}
+    item["patient"] = "a.png"
     loaded = load_datalist(listing(tmp_path, {"training": [item]}), tmp_path, "training")
     paths = {key: str(tmp_path / item[key]) for key in ("image", "label", "fov")}
-    assert loaded == [{**item, **paths}]  # "liver" is a file here, and stays an organ
+    assert loaded == [{**item, **paths}]  # "liver" is a file here, and stays an organ, as does a patient "a.png"
 
 
 def test_paths_start_at_the_lists_folder_without_a_dataset_dir(tmp_path):

@@ -277,6 +277,12 @@ def test_each_class_gives_a_patient_to_validation(tmp_path: Path) -> None:
     assert sorted(item["class"] for item in found["validation"]) == [0, 1]
 
 
+def test_classes_of_one_patient_each_are_trained_on_and_validated(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [{"image": f"{p}.png", "patient": str(p), "class": p} for p in range(2)]}, files=False)
+    found = load_splits(tmp_path, synthetic_dir=tmp_path, check_files=False)
+    assert len(found["training"]) == len(found["validation"]) == 2
+
+
 @pytest.mark.parametrize("way", ["copy", "symlink", "hardlink"])
 def test_a_copy_or_link_in_another_split_is_named(tmp_path: Path, way: str) -> None:
     path = write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
