@@ -96,9 +96,6 @@ def probe(
 
     Returns:
         The table.
-
-    Raises:
-        ValueError: for items without what a probe needs.
     """
     sets: list[ImageSet] = []
     for name in ("training", split):
@@ -250,8 +247,7 @@ def linear_probe(
         seed: of the folds.
 
     Raises:
-        ValueError: for features and labels that do not fit together, no penalty, or a class with one patient only while
-            there is a choice of penalties.
+        ValueError: for features and labels that do not fit, no penalty, or one patient of a class to choose it by.
     """
     num_classes = _checked_classes(train_x, train_y, test_x, test_y)
     classes = train_y.long().cpu().numpy()
