@@ -191,7 +191,7 @@ def phantoms(organ: str, count: int, altered: bool = False, healthy: bool = Fals
 
 @pytest.mark.parametrize("altered", [False, True])
 def test_breasts_have_the_documented_number_and_echogenicity_of_lesions(altered):
-    drawn = [phantom.lesions for phantom in phantoms("breast", 300, altered)]
+    drawn = [phantom.lesions for phantom in phantoms("breast", 200, altered)]
     counts = np.bincount([len(lesions) for lesions in drawn], minlength=4)[:4] / len(drawn)
     assert counts[0] == 0 and abs(counts[1] - 0.78) < 0.12 and 0.1 < counts[2] + counts[3] < 0.3
     patterns = [lesion["pattern"] for lesions in drawn for lesion in lesions]
