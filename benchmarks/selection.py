@@ -17,8 +17,7 @@ from scipy import stats
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
 
 from monai_usfm import load_network
-from monai_usfm.evaluation.features import extract_features
-from monai_usfm.evaluation.images import load_images, read_items
+from monai_usfm.evaluation.images import extract_features, load_images, read_items
 from monai_usfm.evaluation.selection import choose
 
 STRATEGIES = ("random", "uncertainty", "coreset", "mix")

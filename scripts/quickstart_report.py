@@ -220,7 +220,7 @@ def ending(output: Path, plan: dict[str, Any]) -> list[str]:
         limits.insert(0, "Your images. That is what the next commands are for.")
     commands = (
         f"source {sys.prefix}/bin/activate\n"
-        "# your images; masks in images/ and masks/, or as NAME_mask. Where names tell no patient, it asks for a pattern\n"
+        "# your images; masks in images/ and masks/, or as NAME_mask. If no name tells a patient, it asks for one\n"
         "monai-usfm datalist MY_IMAGES\n"
         f"monai-usfm train --task segmentation --dataset_dir MY_IMAGES{start} --output_dir runs/mine\n"
         "monai-usfm predict --checkpoint runs/mine/model.pt --dataset_dir NEW_IMAGES --output_dir predictions"
