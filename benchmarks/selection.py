@@ -3,17 +3,20 @@
 """Active learning simulated on labels that are all there: ``python benchmarks/selection.py DATALIST``.
 
 Each seed begins with the same random images and adds some a round by each strategy. A logistic regression on frozen
-tokens says where the structure is; its entropy is the uncertainty, the mean token the embedding. The score is the mean
-Dice of the test split; the area under its curve is the mean over the rounds.
+tokens says where the structure is; another one, on their mean, which class the image has. Its entropy is the
+uncertainty, the mean token the embedding. The area under a curve is the mean over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
 
 from monai_usfm import load_network
@@ -23,26 +26,25 @@ from monai_usfm.evaluation.selection import choose
 STRATEGIES = ("random", "uncertainty", "coreset", "mix")
 
 
-def tokens_and_masks(encoder: torch.nn.Module, arguments: argparse.Namespace, split: str) -> tuple[torch.Tensor, ...]:
-    """Tokens ``(M, N, E)``, masks ``(M, H, W)`` and the share of each token that is inside ``(M, N)``."""
+def read(encoder: torch.nn.Module, arguments: argparse.Namespace, split: str) -> tuple[Any, ...]:
+    """Tokens ``(M, N, E)``, masks ``(M, H, W)``, the share of a token that is inside ``(M, N)``, classes ``(M,)``."""
     items = read_items(arguments.datalist, split, limit=arguments.limit)
-    size = [arguments.size] * 2
-    tokens, masks = [], []
+    tokens, masks, classes = [], [], []
     for start in range(0, len(items), 32):
-        loaded = load_images(items[start : start + 32], size, 2)
+        loaded = load_images(items[start : start + 32], [arguments.size] * 2, 2)
         tokens.append(extract_features(encoder, loaded, "tokens", amp=True).flatten(2).transpose(1, 2).half())
         masks.append(loaded.labels > 0)  # type: ignore[operator]
-    side = round(tokens[0].shape[1] ** 0.5)
-    mask = torch.cat(masks)
+        classes.append(loaded.classes)
+    mask, side = torch.cat(masks), round(tokens[0].shape[1] ** 0.5)
     share = torch.nn.functional.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)
-    return torch.cat(tokens), mask, share
+    return torch.cat(tokens), mask, share, None if any(c is None for c in classes) else torch.cat(classes)
 
 
 def fitted(tokens: torch.Tensor, share: torch.Tensor, decay: float = 1e-3) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights ``(E,)`` and bias of a logistic regression of the share."""
     x, y = tokens.flatten(0, 1).float(), share.flatten()
     weight, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -62,6 +64,37 @@ def dice(logits: torch.Tensor, masks: torch.Tensor) -> float:
     return float((2 * both / sizes.clamp(min=1)).mean())
 
 
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    p = torch.sigmoid(logits)
+    return torch.special.entr(p) + torch.special.entr(1 - p)
+
+
+def simulate(metric: str, features: np.ndarray, learn: Callable, arguments: argparse.Namespace) -> None:
+    """Print the curve of each strategy; ``learn(labeled)`` gives the score and the uncertainty of all images."""
+    curves = {name: np.zeros((arguments.seeds, arguments.rounds + 1)) for name in STRATEGIES}
+    for seed in range(arguments.seeds):
+        rng = np.random.default_rng(seed)
+        start = rng.permutation(len(features))[: arguments.first].tolist()
+        for name in STRATEGIES:
+            labeled = list(start)
+            for turn in range(arguments.rounds + 1):
+                curves[name][seed, turn], uncertainty = learn(labeled)
+                left = np.setdiff1d(np.arange(len(features)), labeled)
+                if name == "random":
+                    labeled += rng.permutation(left)[: arguments.number].tolist()
+                else:
+                    options = uncertainty[left].numpy(), features[labeled]
+                    labeled += left[choose(features[left], arguments.number, name, *options)].tolist()
+    print(f"\n| strategy | {metric} after 0 to {arguments.rounds} rounds | area | minus random (95 %) |")
+    print("| --- | --- | --- | --- |")
+    for name, values in curves.items():
+        difference = values.mean(1) - curves["random"].mean(1)
+        half = stats.t.ppf(0.975, arguments.seeds - 1) * stats.sem(difference)
+        gain = f"{difference.mean():+.4f} [{difference.mean() - half:+.4f}, {difference.mean() + half:+.4f}]"
+        points = " ".join(f"{v:.3f}" for v in values.mean(0))
+        print(f"| {name} | {points} | {values.mean():.4f} | {'' if name == 'random' else gain} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("datalist")
@@ -75,36 +108,25 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     encoder = load_network(arguments.checkpoint, "encoder")
-    pool, _, share = tokens_and_masks(encoder, arguments, "training")
-    test, masks, _ = tokens_and_masks(encoder, arguments, "test")
+    pool, _, share, classes = read(encoder, arguments, "training")
+    test, masks, _, test_classes = read(encoder, arguments, "test")
     mean, std = pool.float().mean((0, 1)), pool.float().std((0, 1)) + 1e-6
-    features = normalize(pool.float().mean(1), dim=1).numpy()
+    features = normalize(pool.float().mean(1), dim=1)
     pool, test = ((tokens.float() - mean) / std for tokens in (pool, test))
-    curves = {name: np.zeros((arguments.seeds, arguments.rounds + 1)) for name in STRATEGIES}
-    for seed in range(arguments.seeds):
-        rng = np.random.default_rng(seed)
-        start = rng.permutation(len(pool))[: arguments.first].tolist()
-        for name in STRATEGIES:
-            labeled = list(start)
-            for turn in range(arguments.rounds + 1):
-                weight, bias = fitted(pool[labeled], share[labeled])
-                curves[name][seed, turn] = dice(test @ weight + bias, masks)
-                left = np.setdiff1d(np.arange(len(pool)), labeled)
-                if name == "random":
-                    labeled += rng.permutation(left)[: arguments.number].tolist()
-                    continue
-                p = torch.sigmoid(pool[left] @ weight + bias)
-                entropy = (torch.special.entr(p) + torch.special.entr(1 - p)).mean(1).numpy()
-                chosen = choose(features[left], arguments.number, name, entropy, features[labeled])
-                labeled += left[chosen].tolist()
-    print(f"{len(pool)} images to choose from, {len(test)} of the test; Dice after 0 to {arguments.rounds} rounds\n")
-    print("| strategy | curve | area | minus random (95 %) |\n| --- | --- | --- | --- |")
-    for name, values in curves.items():
-        difference = values.mean(1) - curves["random"].mean(1)
-        half = stats.t.ppf(0.975, arguments.seeds - 1) * stats.sem(difference)
-        gain = f"{difference.mean():+.4f} [{difference.mean() - half:+.4f}, {difference.mean() + half:+.4f}]"
-        points = " ".join(f"{v:.3f}" for v in values.mean(0))
-        print(f"| {name} | {points} | {values.mean():.4f} | {'' if name == 'random' else gain} |")
+
+    def learn_masks(labeled: list[int]) -> tuple[float, torch.Tensor]:
+        weight, bias = fitted(pool[labeled], share[labeled])
+        return dice(test @ weight + bias, masks), entropy(pool @ weight + bias).mean(1)
+
+    def learn_classes(labeled: list[int]) -> tuple[float, torch.Tensor]:
+        weight, bias = fitted(pool[labeled].mean(1), classes[labeled].float(), 1e-2)
+        score = roc_auc_score(test_classes, test.mean(1) @ weight + bias)
+        return float(score), entropy(pool.mean(1) @ weight + bias)
+
+    print(f"{len(pool)} images to choose from, {len(test)} of the test, {arguments.seeds} seeds")
+    simulate("Dice", features.numpy(), learn_masks, arguments)
+    if classes is not None:
+        simulate("AUC", features.numpy(), learn_classes, arguments)
 
 
 if __name__ == "__main__":

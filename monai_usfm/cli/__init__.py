@@ -40,7 +40,6 @@ Data
 Networks
     pretrain | cli.bundles:pretrain | Train an encoder on images without labels.
     train | cli.bundles:train | Train a network for a task, pretrained or from scratch.
-    adapt | cli.adapt:adapt | Fit trained weights to images of your scanner, without labels.
     evaluate | cli.bundles:evaluate | Score trained weights on a split of a datalist.
     predict | cli.bundles:predict | Apply trained weights to a folder of images.
     pseudo-label | evaluation.pseudo_labels:pseudo_label | Label images by a network where it is sure, to train on them.
