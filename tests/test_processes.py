@@ -14,7 +14,7 @@ from monai_usfm import load_network
 from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS, run_bundle
 
-OPTIONS = {"spatial_size": "[64, 64]", "max_epochs": 4, "warmup_epochs": 1, "amp": "fp32", "figure_interval": 0}
+OPTIONS = {"spatial_size": [64, 64], "max_epochs": 4, "warmup_epochs": 1, "amp": "fp32", "figure_interval": 0}
 TOLERANCE = 0.1  # of the loss of an epoch: augmentation and masks are drawn by each process for itself
 
 
