@@ -42,7 +42,7 @@ def read(encoder: torch.nn.Module, arguments: argparse.Namespace, split: str) ->
 
 def fitted(tokens: torch.Tensor, share: torch.Tensor, decay: float = 1e-3) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights ``(E,)`` and bias of a logistic regression of the share."""
-    x, y = tokens.flatten(0, 1).float(), share.flatten()
+    x, y = tokens.flatten(0, -2).float(), share.flatten()
     weight, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
 

@@ -85,8 +85,8 @@ def select(
     """Choose the images of a folder that are worth labeling next (active learning).
 
     The network tells how uncertain it is (entropy of its classes, of a segmentation the mean over the pixels), its
-    encoder where an image lies among the others. In a simulation on BUS-BRA random choice was better than any
-    strategy, and the coreset the best of them (docs/active_learning.md). Images that ``labeled`` lists in any split
+    encoder where an image lies among the others. In a simulation on BUS-BRA no strategy gained over
+    random choice, and the coreset lost least (docs/active_learning.md). Images that ``labeled`` lists in any split
     are left out.
 
     Args:
