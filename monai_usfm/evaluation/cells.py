@@ -120,8 +120,8 @@ class BundleTraining:
 
     def conditions(self) -> dict[str, dict[str, Any]]:
         """Settings of the cells of each network, with a digest of the weights that it starts from."""
-        shared = {"bundle": Path(self.bundle).name, "overlays": " ".join(self.overlays)}
-        shared |= {f"{name}_images": len(items) for name, items in self.splits.items()}  # type: ignore[misc]
+        shared: dict[str, Any] = {"bundle": Path(self.bundle).name, "overlays": " ".join(self.overlays)}
+        shared |= {f"{name}_images": len(items) for name, items in self.splits.items()}
         shared |= {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in self.options.items()}
         described = {}
         for name, options in self.networks.items():

@@ -92,12 +92,12 @@ def find_leaks(train: Sequence[Item], test: Sequence[Item], max_bits: int = MAX_
         leaks += [Leak(owners[key_of(i)], str(i["image"]), reason) for i in test if key_of(i) in owners]
     known = {(leak.train, leak.test) for leak in leaks}
     read = LoadUltrasound(2)
-    hashes = [
+    of_test, of_train = (
         [image_hashes(torch.as_tensor(read(i["image"], i.get("frame"))).as_subclass(torch.Tensor)) for i in items]
         for items in (test, train)
-    ]
+    )
     nearest: dict[int, Copy] = {}
-    for copy in sorted(find_copies(*hashes, max_bits), key=lambda copy: copy.distance):
+    for copy in sorted(find_copies(of_test, of_train, max_bits), key=lambda copy: copy.distance):
         nearest.setdefault(copy.first, copy)
     for number in sorted(nearest):
         copy = nearest[number]
