@@ -261,8 +261,9 @@ def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
     kill.write_text(
         json.dumps(
             {
+                "+imports": ["$import os"],
                 "train#trainer#loss_function": "$lambda out, _: os.kill(os.getpid(), 9) "
-                "if @lr_scheduler.last_epoch == 3 else out['loss']"
+                "if @lr_scheduler.last_epoch == 3 else out['loss']",
             }
         )
     )

@@ -434,7 +434,9 @@ def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
 ) -> None:
     kill = tmp_path / "kill.json"
     condition = "os.kill(os.getpid(), 9) if @lr_scheduler.last_epoch == 3 else @loss(out, y)"
-    kill.write_text(json.dumps({"train#trainer#loss_function": f"$lambda out, y: {condition}"}))
+    kill.write_text(
+        json.dumps({"+imports": ["$import os"], "train#trainer#loss_function": f"$lambda out, y: {condition}"})
+    )
     data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path), "--max_epochs", "3", "--resume", "True"]
     for files, code in (([str(kill)], -signal.SIGKILL), ([], 0)):
         arguments = command(bundle, ["train.json", "demo.json", *files], *data)

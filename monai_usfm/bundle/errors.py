@@ -34,7 +34,9 @@ def root_cause(error: BaseException) -> BaseException:
 def describe(error: BaseException) -> str:
     """The root cause in one line: its message, with the name of the exception where the message alone says little."""
     error = root_cause(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, RuntimeError) and ("unexpected pos" in str(error) or "PytorchStreamWriter" in str(error)):
+        return "no space is left on the disk for a checkpoint or weights: free some, or give another --output_dir."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         place = error.filename or "output_dir"
         return f"no space is left on the disk of {place}: free some, or give another --output_dir."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:

@@ -166,6 +166,7 @@ class UprightGray(InvertibleTransform):
         for axis in record["dropped"]:  # ascending, so that each lands where it was
             img = img.unsqueeze(1 + axis)
         img.affine = torch.as_tensor(record["affine"])
+        img.meta["original_affine"] = np.asarray(record["affine"])
         img.meta["spatial_shape"] = np.asarray(img.shape[1:])
         img.meta["file_shape"] = np.asarray(record["file_shape"])
         return img
@@ -299,6 +300,9 @@ class UprightGray(InvertibleTransform):
             },
         )
         dropped = [axis for axis in range(len(shape)) if axis not in kept] if picked < 0 else []
+        size = affine_to_spacing(affine)
+        if picked >= 0 and abs(np.linalg.det(affine[:2, :2])) < 1e-6 * size[0] * size[1]:
+            affine = np.diag([size[0], size[1], 1, 1])  # a plane across the first two axes of the world: no place in 2D
         self.push_transform(
             out,
             extra_info={

@@ -51,6 +51,8 @@ def test_an_error_that_says_little_has_its_kind_in_front() -> None:
 
 def test_a_full_disk_is_said_as_such() -> None:
     assert "no space is left on the disk of out/last.pt: free some" in describe(OSError(28, "No space", "out/last.pt"))
+    torchs = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 24256 vs 24144")
+    assert "no space is left on the disk for a checkpoint" in describe(torchs)
 
 
 def test_the_last_line_of_a_failing_command_is_the_cause(tmp_path: Path) -> None:

@@ -50,9 +50,7 @@ def damaged(folder: Path) -> None:
 
 def damaged_in_a_folder(folder: Path) -> dict[str, Any]:
     damaged(folder)
-    for file in (folder / "data").glob("*.json"):
-        file.unlink()
-    return {"datalist": "null"}
+    return {"datalist": "$None"}
 
 
 def locked(name: str, mode: int = 0o000) -> Change:
@@ -79,6 +77,11 @@ def test_the_command_ends_in_a_result_or_in_one_sentence(name: str, folder: Path
     workflow, change, last, status, how = CASES[name]
     if "user" in how and os.geteuid() != 0:
         how = {}  # whoever is not root has no right either
+    elif "user" in how:
+        try:
+            subprocess.run([sys.executable, "-c", ""], user=NOBODY, check=True)
+        except (PermissionError, subprocess.CalledProcessError):
+            pytest.skip("nobody else may run this Python")
     configs = ROOT / "bundles" / "usfm_segmentation" / "configs"
     options: dict[str, Any] = {
         "bundle_root": configs.parent, "dataset_dir": folder / "data", "output_dir": folder / "out", "device": "cpu",

@@ -178,6 +178,13 @@ def test_a_mask_comes_back_in_the_files_own_shape_and_place(tmp_path, name, spat
     assert np.abs(written.get_fdata() - stored / 255).mean() < tolerance / 5
 
 
+def test_a_frame_of_a_cine_across_the_world_has_an_affine_that_can_be_written(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((1, 8, 6, 5), np.uint8), np.diag([0.1, 0.2, 0.3, 1])), tmp_path / "a.nii")
+    steps = chain(2)
+    back = steps.transforms[-1].inverse(steps({"image": str(tmp_path / "a.nii")}))["image"]
+    assert back.shape == (1, 8, 6) and np.allclose(np.diag(back.affine), [0.2, 0.3, 1, 1])
+
+
 def test_the_inverse_in_memory_has_every_axis_of_the_file(tmp_path):
     for name, shape in (("first.nii.gz", (1, 64, 48)), ("middle.nii", (64, 1, 48)), ("last.nii.gz", (64, 48, 1))):
         reading = chain(2)
