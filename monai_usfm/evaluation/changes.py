@@ -159,7 +159,9 @@ CHANGES: dict[str, Change] = {
     "high contrast": _intensity(lambda x, g: 1.6 * x - 0.375),
     "gain falls with depth": _intensity(lambda x, g: x * torch.linspace(1.3, 0.4, x.shape[1])[:, None].to(x)),
     "blur (2 pixels)": _intensity(lambda x, g: GaussianSmooth(2.0)(x)),
-    "speckle": _intensity(lambda x, g: SpeckleNoise(looks=1.0).set_random_state(g.initial_seed())(x)),
+    "speckle": _intensity(
+        lambda x, g: SpeckleNoise(looks=1.0).set_random_state(g.initial_seed())(x)  # type: ignore[operator]
+    ),
     "annotations removed": _intensity(lambda x, g: RemoveAnnotations()(x)),
     "calipers": _intensity(plant_calipers),
     "text": _intensity(plant_text),
