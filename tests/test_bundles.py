@@ -71,8 +71,9 @@ def write(path: Path) -> Path:
         first = pages.pop(0) if path.stem == "pages" else Image.fromarray(arrays[path.stem])
         first.save(path, **({"save_all": True, "append_images": pages} if path.stem == "pages" else {}))
     elif path.suffix in (".mha", ".nrrd"):
-        color = path.suffix == ".mha"
-        itk.imwrite(itk.image_from_array(pixels if color else volume, is_vector=color), str(path))
+        color = path.suffix == ".mha"  # mostly gray, as screens are; else its channels may be frames
+        screen = np.where(np.arange(40)[:, None, None] < 10, pixels, gray[..., None])
+        itk.imwrite(itk.image_from_array(screen if color else volume, is_vector=color), str(path))
     else:
         kind = path.name.split(".")[0]
         values = volume.T  # (x, y, z)

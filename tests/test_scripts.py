@@ -76,7 +76,8 @@ def test_figures_of_transforms_begin_with_the_simulated_image(script, repository
         shown = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"), np.float32)
         assert shown.shape == (lines * 278 - 4, columns * 260 - 4)
         if name in ("acquisition", "artifacts"):
-            assert abs(shown[18:274, :256] - scene).max() <= 255 / 95 + 1
+            # the palette has 96 grays, and Pillow looks its colors up in cells of several
+            assert abs(shown[18:274, :256] - scene).max() <= 2 * 255 / 95
             others = [shown[18:274, left : left + 256] for left in (260, 520)]
             assert all(abs(other - scene).mean() > 0.05 for other in others)
 

@@ -212,7 +212,7 @@ def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path, cap
     torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("score", "status"), [(0.899, 0), (0.89, 1)])
+@pytest.mark.parametrize(("score", "status"), [(0.899, 0), pytest.param(0.89, 1, marks=pytest.mark.slow)])
 def test_an_export_to_8_bits_is_close_and_refused_where_its_score_is_worse(
     dataset, weights, tmp_path, capsys, monkeypatch, score, status
 ):
