@@ -57,9 +57,10 @@ FAILED = 3  # exit status of an inference that left files out
 def default_checkpoint(export_path: str, bundle_root: str) -> str:
     """The weights that a training left at ``export_path``, or else those that came with the bundle."""
     shipped = f"{bundle_root}/models/model.pt"
-    chosen = export_path if os.path.exists(export_path) or not os.path.exists(shipped) else shipped
-    logger.info("weights: %s", chosen)
-    return chosen
+    if os.path.exists(export_path) or not os.path.exists(shipped):
+        return export_path
+    logger.warning("no trained weights at %s: those that came with the bundle are taken, %s.", export_path, shipped)
+    return shipped
 
 
 def inference_network(checkpoint: str, task: str, bundle_root: str = ".", **options: Any) -> torch.nn.Module:

@@ -29,41 +29,43 @@ app = App(
     default_parameter=Parameter(negative=(), consume_multiple=True, name_transform=lambda name: name),
 )
 
-VERBS = """
-Data
-    convert-dicom | cli.convert:convert_dicom | Convert DICOM to NIfTI or PNG, also de-identified.
-    datalist | data:make_datalist | Make a datalist from folders of files, split by patient.
-    join-table | data:join_table | Give the items of a datalist what a table knows of them.
-    compound | data.sweeps:compound_sweep | Make a volume from a freehand sweep and its poses.
-    propagate | cli.cine:propagate | Carry the label of one frame through a cine by optical flow.
-    check-leaks | evaluation:check_leaks | Stop when test data stand in the training data.
-Networks
-    pretrain | cli.bundles:pretrain | Train an encoder on images without labels.
-    train | cli.bundles:train | Train a network for a task, pretrained or from scratch.
-    evaluate | cli.bundles:evaluate | Score trained weights on a split of a datalist.
-    predict | cli.bundles:predict | Apply trained weights to a folder of images.
-    pseudo-label | evaluation.pseudo_labels:pseudo_label | Label images by a network where it is sure, to train on them.
-    stream | cli.cine:stream | Segment a cine frame by frame and print the latency.
-    select | evaluation.selection:select | Choose the images that are worth labeling next.
-    calibrate | cli.bundles:calibrate | Fit the temperature of trained weights.
-Evidence
-    probe | evaluation.probes:probe | Probe frozen encoders: neighbors, linear, attentive, dense.
-    label-efficiency | evaluation.board:label_efficiency | Compare networks on few and many labels.
-    transfer-board | evaluation.board:transfer_board | Compare starts on several tasks and shares of the labels.
-    audit | evaluation.audit:audit | Robustness to other scanners; shortcuts of a classifier.
-Clients
-    convert-weights | cli.convert:convert_weights | Convert weights from and to published layouts.
-    export | cli.export:export | Write trained weights as TorchScript, torch.export, ONNX or safetensors.
-    pack | cli.weights:pack | Make a bundle of trained weights, for MONAI Label and Deploy.
-    serve-label | cli.weights:serve_label | Start MONAI Label with packed bundles.
-"""  # group; name, function of the package, help
-_group = ""
-for _line in VERBS.strip().splitlines():
-    if " | " in _line:
-        _name, _target, _help = _line.strip().split(" | ")
+VERBS = {
+    "Data": {
+        "convert-dicom": ("cli.convert:convert_dicom", "Convert DICOM to NIfTI or PNG, also de-identified."),
+        "datalist": ("data:make_datalist", "Make a datalist from folders of files, split by patient."),
+        "join-table": ("data:join_table", "Give the items of a datalist what a table knows of them."),
+        "compound": ("data.sweeps:compound_sweep", "Make a volume from a freehand sweep and its poses."),
+        "propagate": ("cli.cine:propagate", "Carry the label of one frame through a cine by optical flow."),
+        "check-leaks": ("evaluation:check_leaks", "Stop when test data stand in the training data."),
+    },
+    "Networks": {
+        "pretrain": ("cli.bundles:pretrain", "Train an encoder on images without labels."),
+        "train": ("cli.bundles:train", "Train a network for a task, pretrained or from scratch."),
+        "evaluate": ("cli.bundles:evaluate", "Score trained weights on a split of a datalist."),
+        "predict": ("cli.bundles:predict", "Apply trained weights to a folder of images."),
+        "pseudo-label": ("evaluation.pseudo_labels:pseudo_label", "Label images where a network is sure."),
+        "stream": ("cli.cine:stream", "Segment a cine frame by frame and print the latency."),
+        "select": ("evaluation.selection:select", "Choose the images that are worth labeling next."),
+        "calibrate": ("cli.bundles:calibrate", "Fit the temperature of trained weights."),
+    },
+    "Evidence": {
+        "probe": ("evaluation.probes:probe", "Probe frozen encoders: neighbors, linear, attentive, dense."),
+        "label-efficiency": ("evaluation.board:label_efficiency", "Compare networks on few and many labels."),
+        "transfer-board": ("evaluation.board:transfer_board", "Compare starts on several tasks."),
+        "audit": ("evaluation.audit:audit", "Robustness to other scanners; shortcuts of a classifier."),
+    },
+    "Clients": {
+        "convert-weights": ("cli.convert:convert_weights", "Convert weights from and to published layouts."),
+        "export": ("cli.export:export", "Write trained weights as TorchScript, torch.export, ONNX or safetensors."),
+        "pack": ("cli.weights:pack", "Make a bundle of trained weights, for MONAI Label and Deploy."),
+        "serve-label": ("cli.weights:serve_label", "Start MONAI Label with packed bundles."),
+    },
+}
+"""Group -> verb -> its function in the package, imported when it is called, and its help."""
+
+for _group, _verbs in VERBS.items():
+    for _name, (_target, _help) in _verbs.items():
         app.command(f"monai_usfm.{_target}", name=_name, help=_help, group=_group)
-    else:
-        _group = _line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
