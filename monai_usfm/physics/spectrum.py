@@ -128,7 +128,7 @@ def apply_band_stop(image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     dtype = image.dtype if image.dtype.is_floating_point else torch.float32
     work = image.to(torch.promote_types(dtype, torch.float32))  # no FFT in half precision on the CPU
     axes = tuple(range(-dims, 0))
-    spectrum = torch.fft.rfftn(work, dim=axes) * keep.to(work.dtype)
+    spectrum = torch.fft.rfftn(work.contiguous(), dim=axes) * keep.to(work.dtype)  # MKL of torch 2.8 takes no views
     return torch.fft.irfftn(spectrum, s=shape, dim=axes).to(dtype)
 
 

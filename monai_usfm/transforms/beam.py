@@ -76,7 +76,10 @@ class FitBeam(Transform):
 
     def __call__(self, img: NdarrayOrTensor) -> BeamGeometry | None:
         fov = self.field_of_view(img)
-        spacing = [float(s) for s in fov.pixdim] if isinstance(fov, MetaTensor) else [1.0] * (fov.ndim - 1)
+        # MONAI 1.6.0 gives images the third spacing of their affine too
+        spacing = (
+            [float(s) for s in fov.pixdim][: fov.ndim - 1] if isinstance(fov, MetaTensor) else [1.0] * (fov.ndim - 1)
+        )
         mask = fov[0].cpu().numpy().astype(bool)
         return fit_beam(mask, spacing, self.fallback, self.min_confidence)
 
