@@ -52,8 +52,11 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
         return scores
     # one image whose pixels are the cases, one class: whether the prediction is right
     calibration = CalibrationErrorMetric(num_bins=bins, right=True)  # bins (0, 1/bins], ... as in the paper's code
-    calibration(y_pred=torch.from_numpy(confidence)[None, None], y=torch.from_numpy(correct)[None, None].double())
-    return {**scores, "ece": torch.as_tensor(calibration.aggregate()).item()}
+    # without aggregate(), which waits for all processes: a report is written by one
+    error = calibration(
+        y_pred=torch.from_numpy(confidence)[None, None], y=torch.from_numpy(correct)[None, None].double()
+    )
+    return {**scores, "ece": torch.as_tensor(error).item()}
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
