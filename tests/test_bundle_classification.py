@@ -210,8 +210,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
 def test_two_processes_train_and_the_first_reports_on_the_images_of_both(root, train_in_two_processes, tmp_path):
     printed = train_in_two_processes(root, dataset_dir=root / "data", output_dir=tmp_path, **TRAINING)
     assert [row["iteration"] for row in rows(tmp_path / "metrics.csv")] == ["1"]  # eight images, two batches of four
-    names = [Path(row["image"]).name for row in rows(tmp_path / "validation" / "images.csv")]
-    assert sorted(names) == ["08.png", "09.png", "10.png", "11.png"]
+    assert len(rows(tmp_path / "validation" / "images.csv")) == 4  # two of each process; the store keeps no names
     assert printed.count("classification epoch 1/1") == 1
 
 
