@@ -172,7 +172,9 @@ class TrainingRecords:
     def _figures(self, epoch: int) -> list[Path]:
         """What an epoch and its validation have drawn."""
         files = list(self.folder.glob(f"figures/*_epoch_{epoch:04d}.png"))
-        return files + list(self.folder.glob("validation/*.png")) * (self.evaluator.state.epoch == epoch)
+        if self.evaluator.state.epoch == epoch:
+            files += self.folder.glob("validation/*.png")
+        return files
 
     def _start_mlflow(self, engine: Engine) -> None:
         """The trainer begins the run: of the validation of the start it would get that one's max_epochs, for good."""
