@@ -239,7 +239,7 @@ def _class_row(
 
     def lost(rows: np.ndarray) -> float:
         f1 = [macro_f1(confusion_counts(labels[rows], p[rows], before.shape[1])) for p in predicted]
-        return f1[0] - f1[1]
+        return float(f1[0] - f1[1])
 
     first, second = (classification_scores(p, truth, bins=None) for p in (before, after))
     return {

@@ -21,6 +21,7 @@ from monai_usfm.evaluation.cells import BundleTraining, label_subsets, run_cells
 from monai_usfm.evaluation.report import markdown_table, save_figure
 from monai_usfm.evaluation.statistics import PairedTest, holm_adjust
 from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.metrics.scores import macro_f1
 from monai_usfm.settings import literal, split_named_path
 
 __all__ = ["BASELINES", "label_efficiency", "summarize_board", "transfer_board"]
@@ -302,10 +303,7 @@ def _score(sums: np.ndarray) -> np.ndarray:
     if sums.shape[-1] == 2:
         return sums[..., 0] / sums[..., 1]
     classes = round(sums.shape[-1] ** 0.5)
-    confusion = sums.reshape(*sums.shape[:-1], classes, classes)
-    hits, total = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1) + confusion.sum(-2)
-    f1 = np.divide(2 * hits, total, out=np.full(total.shape, np.nan), where=total > 0)
-    return np.nanmean(f1, axis=-1)
+    return macro_f1(sums.reshape(*sums.shape[:-1], classes, classes))
 
 
 def _bootstrap(

@@ -30,6 +30,11 @@ def known_spacing(image: Any) -> list[float] | None:
     return [float(v) for v in torch.as_tensor(meta["spacing"]).flatten()][: image.dim() - 1] or None
 
 
+def file_of_image(image: Any, number: int) -> str:
+    """The file that an image was read from, or its number where the image does not know."""
+    return str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{number:06d}"))
+
+
 def unit_of(units: Sequence[str]) -> str:
     """The unit of all cases, or that they have several."""
     return units[0] if len(set(units)) == 1 else "mixed mm and px: do not average"
@@ -99,8 +104,7 @@ class EvaluationReport:
 
     def file_of(self, image: Any, rows: Sequence[Row] = (), each: int = 1) -> str:
         """File of an image of the batch, or its number, of which each has so many rows."""
-        number = (len(self.rows) + len(rows)) // each
-        return str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{number:06d}"))
+        return file_of_image(image, (len(self.rows) + len(rows)) // each)
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows as CSV, floats with five decimals."""

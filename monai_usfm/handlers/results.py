@@ -29,7 +29,7 @@ from monai_usfm.handlers.drawing import (
     save_movie,
     tile,
 )
-from monai_usfm.handlers.report import known_spacing
+from monai_usfm.handlers.report import file_of_image, known_spacing
 from monai_usfm.metrics.geometry import muscle_architecture
 from monai_usfm.metrics.measurements import measure
 from monai_usfm.networks.nets.features import FeatureExtractor
@@ -304,7 +304,7 @@ class EmbeddingSaver:
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output:
             image = item["image"]
-            name = str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{len(self.names):06d}"))
+            name = file_of_image(image, len(self.names))
             self.names.append(name)
             self.vectors.append(torch.as_tensor(item["pred"]).detach().float().cpu().flatten().numpy())
             row = {"image": name, **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(self.vectors[-1])}}

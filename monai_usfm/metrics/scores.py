@@ -45,7 +45,7 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
     scores = {
         "accuracy": float(correct.mean()),
         "balanced_accuracy": float((hits[seen] / actual[seen]).mean()),
-        "macro_f1": macro_f1(confusion),
+        "macro_f1": float(macro_f1(confusion)),
         "auc": _auc(p, y, actual),
     }
     if bins is None:
@@ -65,10 +65,11 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     return counts.reshape(num_classes, num_classes).astype(float)
 
 
-def macro_f1(confusion: np.ndarray) -> float:
-    """Mean F1 over the classes that occur in the labels or among the predictions."""
-    hits, total = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
-    return float((2 * hits[total > 0] / total[total > 0]).mean())
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """``(..., K, K)`` counts -> ``(...)`` mean F1 over classes that occur in the labels or the predictions."""
+    hits, total = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1) + confusion.sum(-2)
+    f1 = np.divide(2 * hits, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return np.nanmean(f1, axis=-1)
 
 
 def _auc(probabilities: np.ndarray, labels: np.ndarray, actual: np.ndarray) -> float:
