@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from monai.config import PathLike
 
 from monai_usfm.cards import network_options
 from monai_usfm.data import add_patients, load_datalist
-from monai_usfm.evaluation.cells import BundleTraining, label_subsets, run_cells
+from monai_usfm.evaluation.cells import BundleTraining, label_subsets, run_cells, run_name
 from monai_usfm.evaluation.report import markdown_table, save_figure
 from monai_usfm.evaluation.statistics import PairedTest, holm_adjust
 from monai_usfm.files import write_csv, write_text_atomically
@@ -201,22 +201,24 @@ def _resolved(base: Path, settings: Mapping[str, Any], task: str) -> dict[str, A
 
 
 def summarize_board(output: PathLike, reference: str) -> Path:
-    """Tables and figure of the cells that there are: ``cells.csv``, ``board.csv``, ``board.md`` and ``board.png``.
+    """Tables and figures of the cells that there are: ``cells.csv``, ``board.csv``, ``board.md`` and ``board.png``.
 
     Each entry is the mean over seeds of the score on the test images, Dice or, of classes, macro-F1, with a bootstrap
     interval over patients; ``seed_std`` is the standard deviation over seeds. Dice is also averaged over the tasks.
     Each start is compared with ``reference`` on that mean and on each task of classes, by a bootstrap over patients
     within tasks (two-sided, Holm-corrected for the number of comparisons), on the seeds that both have.
 
+    ``curves.csv`` and ``curves.png`` have the validation score after each epoch against steps and computing seconds.
+
     Args:
-        output: folder with a folder for each task, whose ``cells`` are those of :func:`run_cells`.
+        output: folder with a folder for each task, of ``cells`` by :func:`run_cells` and the ``runs`` of them.
         reference: start that the others are compared with.
 
     Raises:
         ValueError: when there are no cells, or none of ``reference``.
     """
     folder = Path(output)
-    scores = _read(folder)
+    scores, curves = _read(folder)
     tasks = list(dict.fromkeys(task for task, _, _ in scores))
     fractions = sorted({fraction for _, fraction, _ in scores})
     names = sorted({name for _, _, name in scores}, key=lambda name: (name != reference, name))
@@ -229,12 +231,13 @@ def summarize_board(output: PathLike, reference: str) -> Path:
         compared["mean"] = masks
     found: dict[tuple[str, str, float], dict[str, Any]] = {}
     tests: dict[tuple[str, str, float], PairedTest] = {}
+    bootstrap = cache(partial(_bootstrap, scores))
     for fraction in fractions:
         for name in names:
             for task in tasks:
                 if (task, fraction, name) not in scores:
                     continue
-                values, draws = _bootstrap(*scores[task, fraction, name])
+                values, draws = bootstrap((task, fraction, name), tuple(scores[task, fraction, name][1]))
                 low, high = np.percentile(draws, [2.5, 97.5])
                 found[name, task, fraction] = {
                     "metric": metrics[task], "score": np.mean(values), "low": low, "high": high,
@@ -249,7 +252,7 @@ def summarize_board(output: PathLike, reference: str) -> Path:
                     mean = np.mean([found[name, task, fraction]["score"] for task in wanted])
                     found[name, group, fraction] = {"metric": "dice", "score": mean}
                 if name != reference:
-                    tests[name, group, fraction] = _compare(scores, wanted, fraction, reference, name)
+                    tests[name, group, fraction] = _compare(scores, bootstrap, wanted, fraction, reference, name)
     adjusted = holm_adjust([test.p_value for test in tests.values()]) if tests else []
     for (key, test), p_value in zip(tests.items(), adjusted, strict=True):
         ends = {"difference_low": test.low, "difference_high": test.high}
@@ -262,16 +265,20 @@ def summarize_board(output: PathLike, reference: str) -> Path:
     heads = ["start", *(f"{task}, {100 * fraction:g} %" for task, fraction in columns)]
     write_text_atomically(folder / "board.md", markdown_table(heads, table))
     _draw(folder / "board.png", names, columns, found)
+    write_csv(folder / "curves.csv", curves)
+    if curves:
+        _draw_curves(folder / "curves.png", pd.DataFrame(curves))
     return folder / "board.md"
 
 
+Cell = tuple[str, float, str]  # task, fraction, start
 Cells = tuple[list[Any], dict[int, np.ndarray]]  # patients of the test cases, and what each case adds, by seed
 
 
-def _read(folder: Path) -> dict[tuple[str, float, str], Cells]:
-    """(task, fraction, start) -> its cells, of which ``cells.csv`` gets all but the cases."""
-    scores: dict[tuple[str, float, str], Cells] = {}
-    rows = []
+def _read(folder: Path) -> tuple[dict[Cell, Cells], list[dict[str, Any]]]:
+    """(task, fraction, start) -> its cells, of which ``cells.csv`` gets all but the cases; and their curves."""
+    scores: dict[Cell, Cells] = {}
+    rows, curves = [], []
     for file in sorted(folder.glob("*/cells/[!.]*.json")):
         cell = json.loads(file.read_text(encoding="utf-8"))
         task, cases = file.parent.parent.name, cell.pop("cases")
@@ -281,8 +288,26 @@ def _read(folder: Path) -> dict[tuple[str, float, str], Cells]:
         seeds[cell["seed"]] = _parts(cases)
         nested = {k: v for group in cell.values() if isinstance(group, dict) for k, v in group.items()}
         rows.append({"task": task, **{k: v for k, v in cell.items() if not isinstance(v, dict)}, **nested})
+        curves += _curve(file.parent.parent / "runs", task, cell)
     write_csv(folder / "cells.csv", rows)
-    return scores
+    return scores, curves
+
+
+def _curve(runs: Path, task: str, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Validation score of a cell after each epoch, from the table that its training wrote; none where that is gone."""
+    start, fraction, seed = (cell[key] for key in ("initialization", "fraction", "seed"))
+    file = runs / run_name(start, fraction, seed) / "metrics.csv"
+    if not file.is_file():
+        return []
+    table = pd.read_csv(file)
+    found = [name for name in ("val_mean_dice", "val_macro_f1") if name in table]
+    # Every step costs the same, while the clock of a shared machine does not: the computing time goes by steps.
+    second = cell["details"]["seconds"] / table["iteration"].max()
+    return [
+        {"start": start, "task": task, "fraction": fraction, "seed": seed}
+        | {"step": step, "seconds": round(step * second, 1), "validation": score}
+        for step, score in table[["iteration", *found[:1]]].dropna().itertuples(index=False)
+    ]
 
 
 def _parts(cases: Mapping[str, Any]) -> np.ndarray:
@@ -307,27 +332,34 @@ def _score(sums: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap(
-    patients: Sequence[Any], seeds: Mapping[int, np.ndarray], resamples: int = 10_000
+    scores: Mapping[Cell, Cells], cell: Cell, seeds: Sequence[int], resamples: int = 10_000
 ) -> tuple[list[float], np.ndarray]:
     """Score of each seed, and draws of their mean over patients, the same patients for every start."""
+    patients, parts = scores[cell]
     place = np.unique(patients, return_inverse=True)[1]
     members = place.max() + 1
     drawn = np.random.default_rng(0).multinomial(members, np.full(members, 1 / members), size=resamples)
-    sums = [np.stack([np.bincount(place, column) for column in parts.T], axis=1) for parts in seeds.values()]
+    sums = [np.stack([np.bincount(place, column) for column in parts[seed].T], axis=1) for seed in seeds]
     return [float(_score(s.sum(0))) for s in sums], np.mean([_score(drawn @ s) for s in sums], axis=0)
 
 
 def _compare(
-    scores: Mapping[tuple[str, float, str], Cells], tasks: Sequence[str], fraction: float, first: str, second: str
+    scores: Mapping[Cell, Cells],
+    bootstrap: Callable[[Cell, tuple[int, ...]], tuple[list[float], np.ndarray]],
+    tasks: Sequence[str],
+    fraction: float,
+    first: str,
+    second: str,
 ) -> PairedTest:
     """Mean over tasks of the difference of the scores, by a bootstrap of the patients within each task."""
     values, draws, count = [], [], 0
     for task in tasks:
-        patients, ours = scores[task, fraction, first]
-        theirs = scores[task, fraction, second][1]
-        pair = [_bootstrap(patients, {s: side[s] for s in ours if s in theirs}) for side in (ours, theirs)]
-        values.append(np.mean(pair[0][0]) - np.mean(pair[1][0]))
-        draws.append(pair[0][1] - pair[1][1])
+        pair = [(task, fraction, first), (task, fraction, second)]
+        patients, ours = scores[pair[0]]
+        common = tuple(seed for seed in ours if seed in scores[pair[1]][1])
+        (left, left_draws), (right, right_draws) = (bootstrap(cell, common) for cell in pair)
+        values.append(np.mean(left) - np.mean(right))
+        draws.append(left_draws - right_draws)
         count += len(set(patients))
     return PairedTest.of_draws(float(np.mean(values)), np.mean(draws, axis=0), count)
 
@@ -363,4 +395,27 @@ def _draw(path: Path, names: Sequence[str], columns: Sequence[tuple[str, float]]
         axes.set_yticks(range(len(names)), names)
         axes.set_xticks(range(len(columns)), [f"{t}\n{100 * f:g} %" for t, f in columns], fontsize=8)
         axes.set_title("test Dice or macro-F1; color: distance to the best start of the column", fontsize=9)
+    save_figure(path, figure)
+
+
+def _draw_curves(path: Path, curves: pd.DataFrame) -> None:
+    """Validation score against steps and against seconds, mean over seeds: a row a task, two columns a fraction."""
+    tasks, fractions = curves["task"].unique(), sorted(curves["fraction"].unique())
+    figure = Figure(figsize=(6 * len(fractions), 0.6 + 2.4 * len(tasks)), layout="constrained")
+    grid = figure.subplots(len(tasks), 2 * len(fractions), squeeze=False, sharey="row")
+    colors = {start: f"C{i % 10}" for i, start in enumerate(sorted(curves["start"].unique()))}
+    lines: dict[str, Any] = {}
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for (task, fraction, start), part in curves.groupby(["task", "fraction", "start"]):
+        mean = part.groupby("step", as_index=False)[["seconds", "validation"]].mean()
+        for i, unit in enumerate(("step", "seconds")):
+            axes = grid[list(tasks).index(task), 2 * fractions.index(fraction) + i]
+            axes.set_visible(True)
+            (lines[start],) = axes.plot(mean[unit], mean["validation"], marker=".", color=colors[start])
+            axes.set_title(f"{task}, {100 * fraction:g} %", fontsize=9)
+            axes.set_xlabel({"step": "steps", "seconds": "computing time (s)"}[unit])
+            axes.grid(True)
+    grid[0, 0].set_ylabel("validation Dice or macro-F1")
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 6))
     save_figure(path, figure)

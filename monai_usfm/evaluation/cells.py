@@ -81,6 +81,11 @@ def label_subsets(
     return subsets
 
 
+def run_name(start: str, fraction: float, seed: int) -> str:
+    """Name of the folder of the run that made a cell."""
+    return re.sub(r"\W+", "_", f"{start}_{100 * fraction:g}pct_seed{seed}")
+
+
 class BundleTraining:
     """Train with a bundle's ``train.json`` on a part of the labels and score the test split with its ``evaluate.json``.
 
@@ -134,7 +139,7 @@ class BundleTraining:
     def __call__(self, fraction: float, seed: int, name: str) -> dict[str, Any]:
         """``metrics`` of the test split, columns of its ``cases``, and ``details`` of the training."""
         part = self.subsets[fraction]
-        folder = self.folder / re.sub(r"\W+", "_", f"{name}_{100 * fraction:g}pct_seed{seed}")
+        folder = self.folder / run_name(name, fraction, seed)
         shutil.rmtree(folder, ignore_errors=True)
         datalist = folder / "datalist.json"
         write_text_atomically(datalist, json.dumps({**self.splits, "training": list(part)}))

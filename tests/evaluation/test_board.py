@@ -130,6 +130,7 @@ def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(plan:
     assert "unet" in table.read_text()
     assert all(cell["conditions"]["pretrained"] == "" for cell in cells)  # not the start that the bundle ships
     assert not list((tmp_path / "out").rglob("*.pt"))
+    assert (tmp_path / "out" / "curves.csv").read_text().count("\n") == 1 + len(cells)  # of one epoch each
 
 
 def test_an_unknown_start_is_named(plan: Path, tmp_path: Path) -> None:
@@ -193,6 +194,19 @@ def test_the_curve_of_one_task_is_drawn_also_while_cells_are_missing(tmp_path):
     (tmp_path / "breast" / "cells" / ".123.scratch-10pct-seed9.json").write_text('{"half')  # of a killed run
     assert "| pretrained | - | 1.000" in summarize_board(tmp_path, "scratch").read_text()
     assert (tmp_path / "board.png").stat().st_size > 5000
+
+
+def test_the_validation_curve_has_steps_and_the_computing_time_that_they_took(tmp_path):
+    fill(tmp_path / "breast", seeds=(3,))
+    run = tmp_path / "breast" / "runs" / "scratch_10pct_seed3"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("epoch,iteration,seconds,val_mean_dice\n1,25,9,0.5\n2,50,1,\n3,75,9,0.75\n")
+    file = tmp_path / "breast" / "cells" / "scratch-10pct-seed3.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"details": {"seconds": 30}}))
+    summarize_board(tmp_path, "scratch")
+    text = "start,task,fraction,seed,step,seconds,validation\nscratch,breast,0.1,3,25,10.0,0.5\n"
+    assert (tmp_path / "curves.csv").read_text() == text + "scratch,breast,0.1,3,75,30.0,0.75\n"
+    assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
 def test_cells_scored_on_other_images_are_refused(cells):
