@@ -150,12 +150,15 @@ def convert_dicom_folder(
         The files that were not converted, each with the reason.
 
     Raises:
-        ValueError: for ``"strip"`` without a key.
+        ValueError: for ``"strip"`` without a key, and where the key or ``review`` lies in ``output``.
     """
     if deidentify == "strip" and key is None:
         raise ValueError('deidentify="strip" needs key, a file for the key of the pseudonyms; it is made if missing.')
     if format not in ("png", "nii", "nii.gz", "dcm") or (format == "dcm" and deidentify != "strip"):
         raise ValueError(f'format must be png, nii, nii.gz, or, with deidentify="strip", dcm; got {format!r}.')
+    for apart, what in ((key, "key"), (review, "review")):
+        if apart is not None and Path(output).resolve() in (Path(apart).resolve(), *Path(apart).resolve().parents):
+            raise ValueError(f"{what} {apart} lies in {output}, with the data whose names it tells; put it apart.")
     own = {name: value for name, value in options.items() if name not in ("frame", "gray")}
     UltrasoundDicomReader(deidentify=deidentify, **own)  # refuses what it does not know before a file is read
     pseudonyms = Pseudonyms(key) if deidentify == "strip" and key is not None else None

@@ -8,7 +8,9 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,10 @@ _NAMES = frozenset(
     """.split()  # noqa: SIM905
 )
 _PSEUDONYMS = ("PatientName", "PatientID")
+_SAID = frozenset("PatientID IssuerOfPatientID AccessionNumber InstitutionName StationName".split())  # noqa: SIM905
+_OPEN = frozenset("Manufacturer BodyPartExamined TransducerType RescaleType ImageType".split())  # noqa: SIM905
+"""Kept attributes that a user may type into: emptied where they hold a word of a name, see :data:`_SAID`."""
+_OLDEST = 89  # years; with an older age few are left, and the Safe Harbor rule of HIPAA counts it among names
 _TECHNICAL = frozenset(
     """
     ManufacturerModelName SoftwareVersions DerivationDescription CodeValue CodingSchemeDesignator CodeMeaning
@@ -132,6 +138,8 @@ def identifying_attributes(dataset: Dataset, technical: bool = False) -> list[st
     for element in dataset.iterall():
         keyword = element.keyword or str(element.tag)
         suspect = element.keyword in _NAMES or (element.VR in _SHOWN and element.keyword not in _KEPT)
+        # overlays and previews show what was burned in; private blocks and documents hold anything
+        suspect |= element.VR in _BULK and element.keyword not in (*_KEPT_BULK, "FileMetaInformationVersion")
         if not technical:
             suspect &= element.keyword not in _TECHNICAL
         filled = any(c.isalnum() for c in str(element.value or ""))  # "--" names nobody
@@ -192,6 +200,7 @@ def strip_identity(
     named = identifying_attributes(dataset, technical=True)
     patient = str(dataset.get("PatientID") or dataset.get("PatientName") or "")
     private = sum(1 for element in dataset.iterall() if element.tag.is_private)
+    spoken = _words(e for e in dataset.iterall() if e.VR == "PN" or e.keyword in _SAID)
     dataset.remove_private_tags()
     pseudonyms = pseudonyms or _random_pseudonyms()
 
@@ -200,9 +209,17 @@ def strip_identity(
             values = element.value if isinstance(element.value, MultiValue) else [element.value]
             uids = [uid if str(uid).startswith(_STANDARD) else pseudonyms.uid(str(uid)) for uid in values if uid]
             element.value = uids[0] if len(uids) == 1 else uids
-        elif element.keyword == "IconImageSequence" or (element.VR in _BULK and element.keyword not in _KEPT_BULK):
+        elif (
+            element.keyword == "IconImageSequence"
+            or (element.VR in _BULK and element.keyword not in _KEPT_BULK)
+            or (element.keyword == "PixelData" and parent is not dataset)
+        ):
             # previews, overlays, documents, curves
             del parent[element.tag]
+        elif element.keyword in _OPEN and spoken & _words([element]):
+            element.value = None
+        elif element.keyword == "PatientAge" and str(element.value)[:3].isdigit() and int(element.value[:3]) > _OLDEST:
+            element.value = f"{_OLDEST + 1:03d}Y" if str(element.value).endswith("Y") else element.value
         elif element.keyword in _NAMES or (element.VR in _TEXT and element.keyword not in _KEPT):
             element.value = [] if element.VR == "SQ" else None
 
@@ -210,7 +227,10 @@ def strip_identity(
     dataset.PatientID = pseudonyms(patient, "P-") if patient else ""
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = "text emptied, private attributes removed, UIDs replaced"
-    dataset.DeidentificationMethodCodeSequence = [_code("113100", "Basic Application Confidentiality Profile")]
+    dataset.DeidentificationMethodCodeSequence = [
+        _code("113100", "Basic Application Confidentiality Profile"),
+        _code("113108", "Retain Patient Characteristics Option"),
+    ]
     dataset.LongitudinalTemporalInformationModified = "REMOVED"
     dataset.BurnedInAnnotation = None
     if text != "keep":
@@ -232,6 +252,11 @@ def strip_identity(
     )
     (logger.warning if burned_in else logger.info)("%s: %s.", name, report)
     return report
+
+
+def _words(elements: Iterable[pydicom.DataElement]) -> set[str]:
+    """Words of at least three letters or digits, in capitals."""
+    return {word for e in elements for word in re.findall(r"\w{3,}", str(e.value or "").upper().replace("_", " "))}
 
 
 def _random_pseudonyms() -> Pseudonyms:
@@ -271,8 +296,9 @@ def kept_pixels(
         dataset: the file.
         values: shown values of all frames, ``(frames, H, W, c)``.
         no_regions: see :func:`strip_identity`.
-        text: ``"keep"``; ``"blacken"`` lines that optical character recognition finds in what stays, and refuse a file
-            in which it still reads something afterwards; or ``"refuse"`` a file with any.
+        text: ``"keep"``; ``"blacken"`` lines that optical character recognition finds in what stays or across its edge,
+            and refuse a file in which it still reads something afterwards; or ``"refuse"`` a file with any. Of a cine,
+            the extremes over the frames and three frames are read, about half a second each time.
         beam: blacken all outside the beam that fits (:class:`~monai_usfm.transforms.FitBeam`).
 
     Raises:
@@ -295,18 +321,36 @@ def kept_pixels(
         if fitted is None:
             raise UnreadableImageError(name, "no beam fits, so what lies outside of it is not known; mask it.")
         kept &= np.asarray(fitted.mask(kept.shape), dtype=bool).reshape(kept.shape)
-    for attempt in range(4 if text != "keep" else 0):  # letters cut by the mask are read once their neighbors are gone
-        found = find_text(seen * kept[..., None])
-        if not found:
+    if text == "keep":
+        return kept
+    # the image uncut first: letters that the edge of the mask cuts cannot be read once the rest of them is gone
+    for attempt in range(5):
+        found = {
+            box[:4]
+            for look in _looks(values)
+            for box in find_text(look * kept[..., None] if attempt else look)
+            if kept[box.top : box.bottom, box.left : box.right].any()
+        }
+        if attempt and not found:
             break
-        if text == "refuse" or attempt == 3:
-            again = f" after {attempt} rounds of blackening" if attempt else ""
+        if found and (text == "refuse" or attempt == 4):
+            again = f" after {attempt} rounds of blackening" if text != "refuse" else ""
             raise UnreadableImageError(
                 name, f"{len(found)} lines of text can be read in its pixels{again}; mask it by hand."
             )
-        for box in found:
-            kept[box.top : box.bottom, box.left : box.right] = False
+        for top, bottom, left, right in found:
+            kept[top:bottom, left:right] = False
     return kept
+
+
+def _looks(values: np.ndarray) -> list[np.ndarray]:
+    """Where to read: a still, or, of frames, their extremes and three of them.
+
+    Text that stands over moving speckle is lost among the brightest values; what changes overwrites itself there.
+    """
+    if len(values) == 1:
+        return [values[0]]
+    return [values.max(axis=0), values.min(axis=0), *values[[0, len(values) // 2, -1]]]
 
 
 def with_pixels(dataset: Dataset, values: np.ndarray) -> Dataset:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -12,10 +13,13 @@ import pydicom
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from monai_usfm.data import Pseudonyms, UltrasoundDicomReader, UnreadableImageError, convert_dicom_folder
-from monai_usfm.data.burned_in import find_text
+from monai_usfm.data import deidentify as module
+from monai_usfm.data.burned_in import TextBox, find_text
 from tests.dicom_files import region, saved, ultrasound
 
 
@@ -91,6 +95,56 @@ def test_free_text_of_any_attribute_is_emptied_and_refused(tmp_path):
     assert "Doe" not in text and "Jane" not in text and "Roe" not in text
 
 
+def test_kept_attributes_hold_no_word_of_a_name_and_no_rare_age(tmp_path):
+    pixels, regions = np.zeros((12, 20), np.uint8), Sequence([region((0, 2, 19, 11))])
+    texts = {"PatientName": "Doe^Jane", "BodyPartExamined": "DOE_LEFT", "TransducerType": "LINEAR"}
+    item = pydicom.Dataset()
+    item.PixelData = b"DOE JANE"
+    item["PixelData"].VR = "OB"
+    ds = ultrasound(pixels, SequenceOfUltrasoundRegions=regions, ReferencedImageSequence=Sequence([item]), **texts)
+    ds.PatientAge = "097Y"
+    found = UltrasoundDicomReader(deidentify="strip").read(saved(tmp_path, ds))
+    assert "DOE" not in str(found) and found.TransducerType == "LINEAR" and found.PatientAge == "090Y"
+
+
+@pytest.mark.parametrize("tag", [0x60003000, 0x00420011, 0x00990210])
+def test_check_refuses_overlays_documents_and_private_blocks(tmp_path, tag):
+    ds = ultrasound(np.zeros((12, 20), np.uint8))
+    ds.add_new(tag, "OB", b"DOE JANE")
+    with pytest.raises(UnreadableImageError, match="may identify a person"):
+        UltrasoundDicomReader(deidentify="check").read(saved(tmp_path, ds))
+
+
+@pytest.mark.parametrize("apart", ["key", "review"])
+def test_what_leads_back_to_names_is_refused_among_the_data(tmp_path, apart):
+    options = {"key": tmp_path / "key", "deidentify": "strip"} | {apart: tmp_path / "out" / "in" / apart}
+    with pytest.raises(ValueError, match=f"{apart} .* put it apart"):
+        convert_dicom_folder([tmp_path], tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG 2000"])
+def test_names_in_compressed_cines_headers_and_file_meta_go(tmp_path, syntax):
+    ds = ultrasound(np.full((3, 12, 20), 90, np.uint8), SequenceOfUltrasoundRegions=Sequence([region((0, 2, 19, 11))]))
+    if syntax == "RLE":
+        ds.compress(RLELossless)
+    else:
+        streams = []
+        for frame in ds.pixel_array:
+            Image.fromarray(frame).save(buffer := io.BytesIO(), "JPEG2000", comment="DOE JANE")
+            streams.append(buffer.getvalue()[buffer.getvalue().index(b"\xff\x4f\xff\x51") :])
+        ds.PixelData, ds.file_meta.TransferSyntaxUID = encapsulate(streams), JPEG2000Lossless
+        ds["PixelData"].is_undefined_length = True
+    ds.preamble = b"DOE JANE".ljust(128, b"\0")
+    ds.file_meta.SourceApplicationEntityTitle, ds.file_meta.ImplementationVersionName = "DOE_AE", "DOE"
+    ds.file_meta.PrivateInformationCreatorUID, ds.file_meta.PrivateInformation = "1.2.3", b"DOE JANE"
+    (tmp_path / "in").mkdir()
+    assert b"DOE" in saved(tmp_path / "in", ds).read_bytes()
+    options = {"format": "dcm", "key": tmp_path / "key", "deidentify": "strip"}
+    assert convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options) == []
+    (file,) = (tmp_path / "out").rglob("*.dcm")
+    assert b"DOE" not in file.read_bytes() and (pydicom.dcmread(file).pixel_array[:, 2:] == 90).all()
+
+
 def test_a_region_that_covers_all_of_the_image_tells_nothing(tmp_path):
     regions = Sequence([region((0, 0, 19, 11))])
     path = saved(tmp_path, ultrasound(np.zeros((12, 20), np.uint8), SequenceOfUltrasoundRegions=regions))
@@ -120,6 +174,42 @@ def test_text_in_the_image_is_found_and_blackened_or_the_file_refused(tmp_path):
     shown = reader.frames(dataset)[0][0, ..., 0]
     assert not find_text(shown[..., None]) and (shown == sector("DOE JANE")).mean() > 0.85
     assert dataset.BurnedInAnnotation == "NO" and "recognition found" in dataset.identity_report
+
+
+@pytest.fixture
+def reads_letters(monkeypatch):
+    """A reader that knows two 8 x 8 letters, and each only whole and undisturbed."""
+    letters = [(np.random.default_rng(seed).random((8, 8)) < 0.5).astype(np.uint8) * 255 for seed in (1, 2)]
+
+    def find(look: np.ndarray) -> list[TextBox]:
+        gray, found = look[..., 0], []
+        for top, left in np.ndindex(gray.shape[0] - 7, gray.shape[1] - 7):
+            if any(np.array_equal(gray[top : top + 8, left : left + 8], letter) for letter in letters):
+                found.append(TextBox(top, top + 8, left, left + 8, "X", 1.0))
+        return found
+
+    monkeypatch.setattr(module, "find_text", find)
+    monkeypatch.setattr("monai_usfm.data.dicom.require_ocr", lambda: None)
+    return letters
+
+
+def test_text_that_the_edge_of_a_region_cuts_is_read_whole_and_blackened(tmp_path, reads_letters):
+    pixels = np.full((24, 32), 90, np.uint8)
+    pixels[4:12, 8:16] = reads_letters[0]  # the region begins in its middle
+    ds = ultrasound(pixels, SequenceOfUltrasoundRegions=Sequence([region((0, 8, 31, 23))]))
+    reader = UltrasoundDicomReader(deidentify="strip", text="blacken")
+    shown = reader.frames(reader.read(saved(tmp_path, ds)))[0][0, ..., 0]
+    assert not shown[:12, 8:16].any() and (shown[12:] == 90).all()
+
+
+def test_text_that_changes_or_stands_over_moving_speckle_is_found_in_single_frames(tmp_path, reads_letters):
+    pixels = np.random.default_rng(0).integers(60, 200, (4, 24, 32)).astype(np.uint8)
+    pixels[::2, 10:18, 4:12], pixels[1::2, 10:18, 4:12] = reads_letters  # together they are a blot
+    pixels[0, 10:18, 20:28] = reads_letters[0]
+    ds = ultrasound(pixels, SequenceOfUltrasoundRegions=Sequence([region((0, 4, 31, 23))]))
+    reader = UltrasoundDicomReader(deidentify="strip", text="blacken")
+    shown = reader.frames(reader.read(saved(tmp_path, ds)))[0]
+    assert not shown[:, 10:18, 4:12].any() and not shown[:, 10:18, 20:28].any() and shown[:, 20:].all()
 
 
 def test_all_outside_the_fitted_beam_is_blackened(tmp_path):
@@ -152,7 +242,7 @@ def test_dicom_comes_out_without_names_overlays_and_previews(tmp_path, photometr
     assert b"DOE" not in content.upper() and b"4711" not in content and b"1.2.3.4" not in content
     assert "IconImageSequence" not in found or "PixelData" not in found.IconImageSequence[0]
     assert found.SOPInstanceUID == found.file_meta.MediaStorageSOPInstanceUID != ds.SOPInstanceUID
-    assert [item.CodeValue for item in found.DeidentificationMethodCodeSequence] == ["113100"]
+    assert [item.CodeValue for item in found.DeidentificationMethodCodeSequence] == ["113100", "113108"]
     black = 255 if photometric == "MONOCHROME1" else 0
     assert (found.pixel_array[:, :2] == black).all() and (found.pixel_array[:, 2:] == 90).all()
     assert len(list((tmp_path / "review").rglob("*.jpg"))) == 1
