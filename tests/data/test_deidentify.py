@@ -29,7 +29,7 @@ def test_names_of_files_and_folders_are_pseudonyms_of_a_key(tmp_path):
     regions = Sequence([region((0, 2, 19, 11))])
     pixels = np.full((12, 20), 90, np.uint8)
     for name in ("DOE_JANE_SECRET-4711.dcm", "two.dcm"):
-        saved(folder, ultrasound(pixels, PatientID="4711", SequenceOfUltrasoundRegions=regions), name)
+        saved(folder, ultrasound(pixels, PatientID="PID4711", SequenceOfUltrasoundRegions=regions), name)
     outputs = []
     for run, key in enumerate(("key.txt", "key.txt", "other.txt")):
         output = tmp_path / f"out{run}"
@@ -37,7 +37,7 @@ def test_names_of_files_and_folders_are_pseudonyms_of_a_key(tmp_path):
         assert convert_dicom_folder([tmp_path / "scans"], output, **options) == []
         found = sorted(str(p.relative_to(output)) for p in output.rglob("*.png"))
         text = " ".join(str(p) for p in output.rglob("*")) + " ".join(p.read_text() for p in output.rglob("*.json"))
-        assert len(found) == 2 and "DOE" not in text and "4711" not in text and "SECRET" not in text
+        assert len(found) == 2 and "DOE" not in text and "PID" not in text and "SECRET" not in text
         notes = [json.loads(p.read_text()) for p in output.rglob("*.json")]
         assert len({note["patient"] for note in notes}) == 1 and "blackened 17%" in notes[0]["deidentified"]
         outputs.append(found)
@@ -228,7 +228,7 @@ def test_dicom_comes_out_without_names_overlays_and_previews(tmp_path, photometr
     pixels = np.repeat(gray[..., None], 3, -1) if photometric == "RGB" else gray
     regions = Sequence([region((0, 2, 19, 11))])
     icon = ultrasound(np.full((4, 4), 9, np.uint8))
-    named = {"PatientName": "Doe^Jane", "PatientID": "4711", "PhotometricInterpretation": photometric}
+    named = {"PatientName": "Doe^Jane", "PatientID": "PID4711", "PhotometricInterpretation": photometric}
     ds = ultrasound(pixels, SequenceOfUltrasoundRegions=regions, IconImageSequence=Sequence([icon]), **named)
     ds.add_new(0x60003000, "OW", b"DOE^JANE")
     ds.DeviceUID = "1.2.3.4"
@@ -239,7 +239,7 @@ def test_dicom_comes_out_without_names_overlays_and_previews(tmp_path, photometr
     (file,) = (tmp_path / "out").rglob("*.dcm")
     found = pydicom.dcmread(file)
     content = file.read_bytes()
-    assert b"DOE" not in content.upper() and b"4711" not in content and b"1.2.3.4" not in content
+    assert b"DOE" not in content.upper() and b"PID" not in content and b"1.2.3.4" not in content
     assert "IconImageSequence" not in found or "PixelData" not in found.IconImageSequence[0]
     assert found.SOPInstanceUID == found.file_meta.MediaStorageSOPInstanceUID != ds.SOPInstanceUID
     assert [item.CodeValue for item in found.DeidentificationMethodCodeSequence] == ["113100", "113108"]
