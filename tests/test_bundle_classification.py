@@ -98,7 +98,9 @@ def test_training_leaves_records_and_scores(root):
     table = rows(root / "output" / "metrics.csv")
     assert [row["epoch"] for row in table] == ["1", "2"]
     assert all(row["val_macro_f1"] and row["val_auc"] and row["val_ece"] for row in table)
-    assert len(rows(root / "output" / "validation" / "images.csv")) == 4
+    items = json.loads((root / "data" / "dataset.json").read_text())["validation"]
+    named = [row["image"] for row in rows(root / "output" / "validation" / "images.csv")]
+    assert named == [str(root / "data" / item["image"]) for item in items]
     assert len(rows(root / "output" / "validation" / "patients.csv")) == 2
     for name in ("run.json", "validation/confusion.png", "checkpoints/last.pt", "checkpoints/best.pt"):
         assert (root / "output" / name).is_file()

@@ -36,9 +36,9 @@ class UltrasoundDataset(Dataset):
     file. Errors of other kinds always go through.
 
     **Store.** With ``cache_dir`` the transforms before the first random one run once for each item; what they made is
-    kept in a :class:`~monai_usfm.data.Uint8Store` there, a byte a pixel and without metadata. :meth:`read_all` fills it
-    before training, else training does; memory does not grow with the list. A sample is the same whether it was stored
-    or not.
+    kept in a :class:`~monai_usfm.data.Uint8Store` there, a byte a pixel, with the name of the file and what gives mm.
+    :meth:`read_all` fills it before training, else training does; memory does not grow with the list. A sample is the
+    same whether it was stored or not.
 
     **Random transforms.** With a ``seed`` an item's draws depend on the seed, the epoch and its place in the list
     alone. MONAI seeds the transforms once for each worker, so that 0, 1 and 2 workers augment differently.

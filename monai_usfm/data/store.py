@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from monai.config import PathLike
+from monai.data import MetaTensor
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
@@ -25,6 +26,8 @@ __all__ = ["Uint8Store"]
 
 logger = logging.getLogger(__name__)
 SMALL = 4096  # values of a tensor that is kept in float32 where bytes do not hold it
+META = ("filename_or_obj", "frame", "spatial_shape", "spacing", "spacing_known")  # what the tables of a training need
+FORMAT = b"2"  # of the shards: items of another are read anew
 ENTRY = struct.Struct("<16sQQI")  # key, first byte, number of bytes, checksum
 
 
@@ -32,9 +35,9 @@ class Uint8Store:
     """Items of a dataset after its fixed transforms, one byte a pixel.
 
     Images in [0, 1] are kept exactly to 1/510, whole numbers from 0 to 255 (labels) exactly, small tensors of other
-    values in float32, metadata not. An item is found by the hash of what it depends on: the transforms, its own
-    entries, the sizes and times of its files. So subsets, other lists and other runs share what they have in common,
-    and a changed file is read anew.
+    values in float32; of metadata the name of the file and what gives mm. An item is found by the hash of what it
+    depends on: the transforms, its own entries, the sizes and times of its files. So subsets, other lists and other
+    runs share what they have in common, and a changed file is read anew.
 
     Every process that adds items writes a shard of its own, ``NAME.bin``, and lists them in ``NAME.index`` after the
     bytes. Nothing is locked, and what a killed process wrote stays usable. The index is read by whoever opens the store
@@ -68,7 +71,7 @@ class Uint8Store:
 
     def key(self, item: Mapping[str, Any]) -> bytes:
         """Hash of what the stored form of an item depends on."""
-        digest = hashlib.blake2b(self.transforms, digest_size=16)
+        digest = hashlib.blake2b(self.transforms + FORMAT, digest_size=16)
         digest.update(repr(sorted(item.items(), key=lambda pair: str(pair[0]))).encode())
         for value in item.values():
             if isinstance(value, torch.Tensor | np.ndarray):  # of which repr shows a part
@@ -93,7 +96,7 @@ class Uint8Store:
         return self._find(item) is not None
 
     def get(self, item: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The item with its tensors, as plain ones; None where it is not stored."""
+        """The item with its tensors, which have metadata where they had; None where it is not stored."""
         key = self._find(item)
         if key is None:
             return None
@@ -172,7 +175,9 @@ def _packed(item: Mapping[str, Any], transformed: Mapping[str, Any]) -> bytes:
         stored = stored if small else stored.to(torch.uint8)
         parts.append(stored.contiguous().numpy().tobytes())
         white = 0 if small else 1 if whole else 255
-        header["tensors"].append([name, list(tensor.shape), str(tensor.dtype)[6:], white])
+        meta = getattr(value, "meta", {})
+        known = {key: np.asarray(meta[key]).tolist() for key in META if key in meta}
+        header["tensors"].append([name, list(tensor.shape), str(tensor.dtype)[6:], white, known])
     return json.dumps(header).encode() + b"\n" + b"".join(parts)
 
 
@@ -180,11 +185,13 @@ def _unpacked(content: np.ndarray, item: Mapping[str, Any]) -> dict[str, Any]:
     start = int(np.argmax(content[:65536] == ord("\n"))) + 1
     header = json.loads(content[:start].tobytes())
     found = {name: item[name] for name in header["kept"]}
-    for name, shape, kind, white in header["tensors"]:
+    for name, shape, kind, white, meta in header["tensors"]:
         stored = np.dtype(np.uint8 if white else np.float32)
         end = start + math.prod(shape) * stored.itemsize
         values = np.frombuffer(content[start:end].tobytes(), stored).reshape(shape)
         tensor = torch.from_numpy(values.astype(np.float32)).to(getattr(torch, kind))
-        found[name] = tensor.div_(255) if white > 1 else tensor
+        tensor = tensor.div_(255) if white > 1 else tensor
+        meta = {key: np.array(known) if isinstance(known, list) else known for key, known in meta.items()}
+        found[name] = MetaTensor(tensor, meta=meta) if meta else tensor
         start = end
     return found

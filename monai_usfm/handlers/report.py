@@ -22,12 +22,15 @@ __all__ = ["EvaluationReport"]
 Row = dict[str, Any]
 
 
-def known_spacing(image: Any) -> list[float] | None:
-    """Spacing in mm along the axes of ``S``, or None where the file did not say."""
+def known_spacing(image: Any, shape: Sequence[int] | None = None) -> list[float] | None:
+    """Spacing in mm of the grid of the file, or of the whole image on a grid of ``shape``; None where it is unknown."""
     meta = getattr(image, "meta", {})
     if meta.get("spacing") is None or not bool(meta.get("spacing_known", True)):
         return None
-    return [float(v) for v in torch.as_tensor(meta["spacing"]).flatten()][: image.dim() - 1] or None
+    steps = [float(v) for v in torch.as_tensor(meta["spacing"]).flatten()][: image.dim() - 1]
+    if shape is not None and "spatial_shape" in meta:  # MONAI's order of it is that of files: columns first
+        steps = [mm * int(n) / m for mm, n, m in zip(steps, reversed(meta["spatial_shape"]), shape, strict=True)]
+    return steps or None
 
 
 def file_of_image(image: Any, number: int) -> str:

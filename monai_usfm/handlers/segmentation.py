@@ -199,7 +199,8 @@ class SegmentationReport(EvaluationReport):
         rows: list[dict[str, Any]] = []
         for item in engine.state.output:
             label, prediction = item["label"], item["pred"]
-            spacing = known_spacing(label) or known_spacing(item["image"])  # a PNG mask of a DICOM image has none
+            grid = label.shape[1:]
+            spacing = known_spacing(label, grid) or known_spacing(item["image"], grid)  # a PNG mask of a DICOM image
             if spacing:
                 warn_beyond_spacing(np.asarray(label)[0], item["image"].meta)
             name = self.file_of(item["image"], rows, self.num_classes - 1)

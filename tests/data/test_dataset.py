@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, set_track_meta
+from monai.data import DataLoader, decollate_batch, set_track_meta
 from monai.transforms import Lambdad, RandFlipd, RandGaussianNoised, Resized, SelectItemsd
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, UnreadableImageError
+from monai_usfm.handlers.report import known_spacing
 
 BAD = (1, 2, 6)
 LOAD = LoadUltrasoundd("image")
@@ -152,6 +153,18 @@ def test_stored_samples_equal_others_to_half_a_gray_level_from_the_first_time_on
         assert torch.equal(first["image"], second["image"])
         assert (second["image"] - plain[index]["image"]).abs().max() <= 0.5001 / 255
         assert second["number"] == plain[index]["number"]
+
+
+def test_stored_validation_images_know_their_file_and_their_millimeters(items, tmp_path):
+    set_track_meta(True)
+    listed = [{**item, "spacing": [0.5, 0.25]} for item in good(items)]
+    plain = UltrasoundDataset(listed, FIXED)
+    for _ in range(2):  # of the fixed transforms, of the store
+        batch = next(iter(DataLoader(stored(listed, FIXED, tmp_path), batch_size=4)))
+        for image, expected in zip(decollate_batch(batch["image"]), plain, strict=True):
+            assert image.meta["filename_or_obj"] == expected["image"].meta["filename_or_obj"]
+            assert known_spacing(image) == known_spacing(expected["image"]) == [0.5, 0.25]
+            assert known_spacing(image, image.shape[1:]) == known_spacing(expected["image"], (24, 32))
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -133,6 +133,11 @@ def test_millimeters_of_the_image_serve_a_label_without(tmp_path: Path) -> None:
     assert (table[0]["unit"], float(table[0]["hd95"])) == ("mm", pytest.approx(0.75))
 
 
+def test_millimeters_are_those_of_the_grid_that_the_label_was_resized_to(tmp_path: Path) -> None:
+    table, _ = report(tmp_path, [item(3, "a.png", {**KNOWN, "spatial_shape": np.array([20, 80])})])  # columns, rows
+    assert float(table[0]["hd95"]) == pytest.approx(3 * 0.25 * 20 / 40)
+
+
 def test_report_is_in_pixels_where_no_spacing_is_known(tmp_path: Path) -> None:
     table, summary = report(tmp_path, [item(3, "a.png", UNKNOWN)])
     assert (table[0]["unit"], float(table[0]["hd95"])) == ("px", 3.0)
