@@ -98,6 +98,33 @@ def test_an_option_that_contradicts_the_card_is_named_with_it(tmp_path):
     load_network(tmp_path / "x.pt", "segmentation", head="pyramid", spatial_size=[32, 32], patch_size=8)
 
 
+@pytest.mark.parametrize("pos_embed", ["relative", "relative_per_block", "sincos", "learnable"])
+@pytest.mark.parametrize("card", [True, False])
+def test_another_size_than_the_card_says_resizes_the_positions(tmp_path, pos_embed, card):
+    options = {**SMALL, "pos_embed": pos_embed}
+    save_network(tmp_path / "x.pt", build_network("segmentation", width=16, **options), half=False)
+    if not card:
+        (tmp_path / "x.json").unlink()
+    named = {} if card else {"width": 16, "num_heads": 2}
+    network = load_network(tmp_path / "x.pt", "segmentation", spatial_size=[48, 64], **named)
+    assert network.card["network"]["spatial_size"] == [48, 64]
+    expected = build_network("segmentation", tmp_path / "x.pt", spatial_size=[48, 64], **named).encoder.state_dict()
+    for name, tensor in network.encoder.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    image = torch.rand(1, 1, 48, 64)  # another grid than the native one is resized in every forward
+    native = load_network(tmp_path / "x.pt", "segmentation", **named)
+    torch.testing.assert_close(network(image), native(image), rtol=1e-4, atol=1e-5)
+    save_network(tmp_path / "y.pt", network)
+    assert load_network(tmp_path / "y.pt").encoder.img_size == (48, 64)
+
+
+@pytest.mark.parametrize("size", [[32, 32, 32], [30, 30]])
+def test_a_size_that_the_weights_cannot_have_is_refused(tmp_path, size):
+    save_network(tmp_path / "x.pt", build_network("segmentation", **SMALL))
+    with pytest.raises(ValueError, match="spatial_size"):
+        load_network(tmp_path / "x.pt", spatial_size=size)
+
+
 def test_weights_of_another_task_are_refused(tmp_path):
     save_network(tmp_path / "x.pt", build_network("segmentation", **SMALL))
     with pytest.raises(ValueError, match=r"x\.pt holds weights for segmentation .*, not for classification"):

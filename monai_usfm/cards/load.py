@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,16 @@ from monai_usfm.cards.build import assemble, describe_network
 from monai_usfm.cards.card import TASKS, card_path, card_text, find_card, sha256_of
 from monai_usfm.cards.options import ENCODER, WIDTHS, network_options
 from monai_usfm.files import atomic_write
+from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
 from monai_usfm.networks.nets import UltrasoundViT
 from monai_usfm.networks.nets.task import module_path
 from monai_usfm.networks.weights import read_checkpoint
+from monai_usfm.networks.weights.adapt import fit_grid
 from monai_usfm.networks.weights.read import names_file
 
 __all__ = ["load_network", "save_network"]
+
+logger = logging.getLogger(__name__)
 
 
 @names_file("path")
@@ -35,7 +40,8 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
         path: weights, as :func:`save_network` writes them.
         task: what is expected; None takes what the card says. Weights of every task give ``"features"``, the encoder
             with one embedding for an image, or ``"encoder"``; those of pretraining give nothing else.
-        options: as of :func:`build_network`; None stands for "as the card says".
+        options: as of :func:`build_network`; None stands for "as the card says". Another ``spatial_size`` than the card's
+            is no contradiction: positions are resized.
 
     Returns:
         The network, with ``card``, the whole card.
@@ -71,7 +77,12 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
             card = {**card, "task": task, "network": described}
         resolved = network_options(task, path, **{**described, **_agree(path, card, options)})
     network: Any = assemble(task, resolved)
-    _fill(network, state, path, bool(card), only_encoder=task in ("encoder", "features"))
+    resizable = options.get("spatial_size") is not None
+    _fill(network, state, path, bool(card), only_encoder=task in ("encoder", "features"), resizable=resizable)
+    said, size = card.get("network", resolved)["spatial_size"], resolved["spatial_size"]
+    if said != size:
+        logger.info("%s: positions resized from spatial_size %s of the card to %s.", path, said, size)
+        card = {**card, "network": {**card["network"], "spatial_size": size}}
     network.card = {**describe_network(network), **card}
     return network.eval()
 
@@ -85,6 +96,8 @@ def _agree(path: str | os.PathLike, card: Mapping[str, Any], options: Mapping[st
         there = ours.get(name, value)
         if name in ("spatial_size", "patch_size") and isinstance(value, int):
             value = [value] * len(there)
+        if name == "spatial_size" and len(value) == len(there):
+            continue  # positions are resized
         if name == "layer_scale":
             value, there = bool(value), bool(there)
         if isinstance(value, nn.Module):  # a head or pool of the user's
@@ -103,8 +116,10 @@ def _agree(path: str | os.PathLike, card: Mapping[str, Any], options: Mapping[st
     return given
 
 
-def _fill(network: nn.Module, state: Mapping[str, Any], path: Any, card: bool, only_encoder: bool) -> None:
-    """Copy weights that must fit exactly, after having looked at all of them."""
+def _fill(
+    network: nn.Module, state: Mapping[str, Any], path: Any, card: bool, only_encoder: bool, resizable: bool
+) -> None:
+    """Copy weights that must fit exactly, but for the grid of positions, after having looked at all of them."""
     own = network.state_dict()
     prefix = "encoder." if only_encoder and isinstance(network, UltrasoundViT) else ""
     tensors = {
@@ -117,6 +132,13 @@ def _fill(network: nn.Module, state: Mapping[str, Any], path: Any, card: bool, o
             f"{path} is unusable: {len(broken)} of its tensors hold NaN or infinite values ({broken[0]}, ...). Export "
             "the weights of an earlier checkpoint."
         )
+    for place, module in network.named_modules() if resizable else ():
+        grid = tensors.get(f"{place}.native_grid")
+        if grid is not None and isinstance(module, RelativePositionBias | TokenPositions):
+            name = f"{place}.{next(iter(dict(module.named_parameters())))}"
+            relative = isinstance(module, RelativePositionBias)
+            tensors[name] = fit_grid(tensors[name], grid.tolist(), module.grid, relative)
+            tensors[f"{place}.native_grid"] = torch.tensor(module.grid)
     missing = [name for name in own if name not in tensors and not name.endswith(".native_grid")]
     surplus = [name for name in tensors if name not in own] if not only_encoder else []
     shapes = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
