@@ -261,7 +261,7 @@ def masks(items: Items, folder: Path) -> Panels:
 
 def draw_simulated(items: Items, infer: Callable[..., Path]) -> Panels:
     """Image, label and the mask of weights that have seen no label of a real image."""
-    weights = "$@bundle_root + '/models/foundation.pt'"
+    weights = "$@bundle_root + '/../usfm_pretraining/models/model.pt'"
     return masks(items, infer(checkpoint=weights))
 
 

@@ -24,7 +24,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SEGMENTATION = ROOT / "bundles" / "usfm_segmentation" / "models"
-FOUNDATION = SEGMENTATION / "foundation.pt"  # what a training starts from where it is told nothing
+FOUNDATION = (
+    ROOT / "bundles" / "usfm_pretraining" / "models" / "model.pt"
+)  # what a training starts from where it is told nothing
 PRETRAINING = ROOT / "bundles" / "usfm_pretraining" / "models" / "mae.pt"
 MINIMUM = {"training": 16, "validation": 2, "test": 5}  # labeled images without which a score would say nothing
 RESULTS = ("shipped", "start", "scratch", "adapted", "reconstructions", "simulated", "logs")

@@ -68,6 +68,6 @@ joint small small --pretrained "$out/small_decoder/model.pt" --frozen_blocks 4 -
 # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
 [ -f "$out/pseudo/datalist.json" ] || python -W ignore -m monai_usfm pseudo-label "$out/small/model.pt" "$unlabeled" "$out/pseudo" \
     --organs breast --agreement "${AGREEMENT:-0.8}"
-joint foundation tiny --pretrained "$here/bundles/usfm_segmentation/models/foundation.pt" --teacher "$out/small/model.pt" \
+joint foundation tiny --pretrained "$here/bundles/usfm_pretraining/models/model.pt" --teacher "$out/small/model.pt" \
     --max_epochs 13 --warmup_epochs 0.3
 echo "small: $out/small/model.pt, tiny: $out/foundation/model.pt, each with its card."

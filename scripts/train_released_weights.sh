@@ -77,7 +77,6 @@ from pathlib import Path
 
 here, out = sys.argv[1:]
 files = {
-    "pretraining_second": "usfm_pretraining/models/model.pt",
     "mae": "usfm_pretraining/models/mae.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
@@ -86,7 +85,7 @@ files = {
     "enhancement": "usfm_enhancement/models/model.pt",
 }
 if Path(out, "starts").is_dir():
-    files["starts/foundation"] = "usfm_segmentation/models/foundation.pt"
+    files["starts/foundation"] = "usfm_pretraining/models/model.pt"
 for name, file in files.items():
     shutil.copy(f"{out}/{name}/model.pt", f"{here}/bundles/{file}")
     shutil.copy(f"{out}/{name}/model.json", f"{here}/bundles/{file}".replace(".pt", ".json"))

@@ -90,8 +90,10 @@ def test_figures_of_bundles_hold_test_images_at_equal_distances(script, reposito
     bundle, stem = ("segmentation", "simulated") if figure == "simulated" else (figure, "example")
     root = copy_bundle(f"usfm_{bundle}").parent
     if figure == "simulated":
-        weights = Path("usfm_segmentation", "models", "foundation.pt")
-        shutil.copy(repository / "bundles" / weights, root / weights)
+        weights = Path("usfm_pretraining", "models", "model.pt")
+        (root / weights).parent.mkdir(parents=True)
+        for file in (weights, weights.with_suffix(".json")):
+            shutil.copy(repository / "bundles" / file, root / file)
     (example := root / f"usfm_{bundle}" / "docs" / f"{stem}.png").unlink()
     grays = {}
     for number, name in enumerate(("busbra", "fetal_head_hc18")):

@@ -59,6 +59,8 @@ def test_a_bundle_loads_from_anywhere(repository, tmp_path, monkeypatch, task, k
     network = load(f"usfm_{task}", bundle_dir=str(repository / "bundles"), workflow_type=kind)
     shipped = torch.load(repository / "bundles" / f"usfm_{task}" / "models" / "model.pt", weights_only=True)
     state = network.state_dict()
+    if task == "pretraining":  # features and the default objective have no use for the decoder beside the encoder
+        shipped = {name: value for name, value in shipped.items() if name.startswith("encoder.")}
     assert all(torch.equal(state[name], value.float()) for name, value in shipped.items())
 
 

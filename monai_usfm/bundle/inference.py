@@ -21,7 +21,7 @@ from torch.utils.data import get_worker_info
 
 import monai_usfm
 from monai_usfm.bundle.errors import root_cause, under_command_line
-from monai_usfm.cards import find_card
+from monai_usfm.cards import ENCODER, WIDTHS, find_card
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, common_full_scale
 from monai_usfm.files import write_csv
@@ -79,8 +79,9 @@ def inference_network(checkpoint: str, task: str, bundle_root: str = ".", **opti
         logger.warning("no weights at %s: the network is random.", checkpoint)
         card = find_card(checkpoint) or {"network": {}}
         given = {name: value for name, value in options.items() if value is not None}
-        network: Any = monai_usfm.build_network(task, **{**card["network"], **given}).eval()
-        network.card = {**network.card, **{name: value for name, value in card.items() if name != "network"}}
+        described = {n: v for n, v in card["network"].items() if task != "features" or n in ENCODER or n in WIDTHS}
+        network: Any = monai_usfm.build_network(task, **{**described, **given}).eval()
+        network.card = {**network.card, **{n: v for n, v in card.items() if n not in ("network", "task")}}
         return network
     return monai_usfm.load_network(checkpoint, task, **options)
 

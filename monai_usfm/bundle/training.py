@@ -76,15 +76,12 @@ def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> An
 
     Args:
         pretrained: a file, ``"shipped"``, or None for none.
-        bundle_root: folder of the bundle; the start lies in its ``models/foundation.pt``, or that of the segmentation
-            bundle beside it.
+        bundle_root: folder of the bundle, see :func:`start_file`.
         options: of the encoder that is asked for; None stands for "as in the start".
     """
     if pretrained != "shipped":
         return None if pretrained == "null" else pretrained  # MONAI's command line hands the word on
-    path = Path(bundle_root, "models", "foundation.pt")
-    beside = Path(bundle_root).resolve().parent / "usfm_segmentation" / "models" / "foundation.pt"
-    path = beside if beside.is_file() and not path.is_file() else path
+    path = start_file(bundle_root)
     if not path.is_file():
         logger.warning("there is no shipped start at %s: training starts from scratch.", path)
         return None
@@ -94,6 +91,14 @@ def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> An
         logger.warning("%s: not that of the shipped start, so training starts from scratch.", ", ".join(other))
         return None
     return str(path)
+
+
+def start_file(bundle_root: str | os.PathLike) -> Path:
+    """The start that comes with a bundle: its own ``models/foundation.pt``, which a packed one has, or else the
+    ``models/model.pt`` of ``usfm_pretraining`` beside it."""
+    own = Path(bundle_root, "models", "foundation.pt")
+    beside = Path(bundle_root).resolve().parent / "usfm_pretraining" / "models" / "model.pt"
+    return own if own.is_file() else beside
 
 
 def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:

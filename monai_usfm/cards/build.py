@@ -32,8 +32,9 @@ def build_network(
 
     Args:
         task: ``"segmentation"``, ``"classification"``, ``"enhancement"``; ``"pretraining"``, the encoder with an
-            ``objective`` (``"usfm"``, ``"mae"`` or ``"sparse"``, the former on visible tokens alone); ``"features"``,
-            one embedding for an image; ``"encoder"``, the encoder alone.
+            ``objective`` (``"usfm"``; ``"pyramid"``, the same through the decoder of the segmenter; ``"mae"``;
+            ``"sparse"``, USFM's on visible tokens alone); ``"features"``, one embedding for an image; ``"encoder"``,
+            the encoder alone.
         pretrained: weights to start from, own or published: see :func:`monai_usfm.networks.load_pretrained`. They say
             what the encoder is, and with a card of the same task what the head is, where no option does.
         options: ``network_size`` (``tiny``, ``small``, ``base``, or ``custom`` with ``hidden_size``, ``mlp_dim``,
@@ -90,8 +91,8 @@ def assemble(task: str, options: Mapping[str, Any], pretrained: Any = None) -> n
         return encoder
     if task == "pretraining":
         objective = rest.pop("objective")
-        settings: dict[str, Any] = {}
-        if objective != "usfm" and pretrained:
+        settings: dict[str, Any] = {"decoder": "pyramid"} if objective == "pyramid" else {}
+        if objective in ("mae", "sparse") and pretrained:
             settings = decoder_arguments(pretrained) or {}
         if objective == "sparse":
             stop = RandomBandStop(stop_ratio=(0.25, 0.75))

@@ -22,6 +22,7 @@ from monai_usfm.networks.nets import UltrasoundViT
 from monai_usfm.networks.nets.task import module_path
 from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.networks.weights.adapt import fit_grid
+from monai_usfm.networks.weights.layouts import RESTORED
 from monai_usfm.networks.weights.read import names_file
 
 __all__ = ["load_network", "save_network"]
@@ -40,8 +41,8 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
         path: weights, as :func:`save_network` writes them.
         task: what is expected; None takes what the card says. Weights of every task give ``"features"``, the encoder
             with one embedding for an image, or ``"encoder"``; those of pretraining give nothing else.
-        options: as of :func:`build_network`; None stands for "as the card says". Another ``spatial_size`` than the card's
-            is no contradiction: positions are resized.
+        options: as of :func:`build_network`; None stands for "as the card says". Another ``spatial_size`` than the
+            card's is no contradiction: positions are resized.
 
     Returns:
         The network, with ``card``, the whole card.
@@ -140,7 +141,7 @@ def _fill(
             tensors[name] = fit_grid(tensors[name], grid.tolist(), module.grid, relative)
             tensors[f"{place}.native_grid"] = torch.tensor(module.grid)
     missing = [name for name in own if name not in tensors and not name.endswith(".native_grid")]
-    surplus = [name for name in tensors if name not in own] if not only_encoder else []
+    surplus = [n for n in tensors if n not in own and not n.startswith(RESTORED)] if not only_encoder else []
     shapes = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
     if missing or surplus or shapes:
         what = [

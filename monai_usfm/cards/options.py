@@ -60,6 +60,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 OBJECTIVES: dict[str, type[nn.Module]] = {
     "usfm": MaskedImageModel,
+    "pyramid": MaskedImageModel,
     "mae": MaskedAutoencoder,
     "sparse": MaskedAutoencoder,
 }

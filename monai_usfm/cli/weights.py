@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from monai_usfm.bundle.training import start_file
 from monai_usfm.cards import card_path, read_card
 from monai_usfm.files import write_text_atomically
 from monai_usfm.workflow import find_bundle
@@ -87,8 +88,10 @@ def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint:
         (part / "models").mkdir()
         shutil.copyfile(checkpoint, part / "models" / "model.pt")
         shutil.copyfile(card_path(checkpoint), part / "models" / "model.json")
-        for start in (source / "models").glob("foundation.*"):  # what its training starts from
-            shutil.copyfile(start, part / "models" / start.name)
+        start = start_file(source)  # what its training starts from
+        if start.is_file() and start != source.resolve() / "models" / "model.pt":
+            shutil.copyfile(start, part / "models" / "foundation.pt")
+            shutil.copyfile(card_path(start), part / "models" / "foundation.json")
         file = part / "configs" / "metadata.json"
         metadata = json.loads(file.read_text(encoding="utf-8"))
         _describe(metadata, card)

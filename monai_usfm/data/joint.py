@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple
 
 from monai_usfm.data.datalist import load_datalist
 from monai_usfm.data.splits import load_splits
@@ -156,12 +157,14 @@ class JointBatch:
     """``prepare_batch`` of joint pretraining: augments image and label and hands on the number of the data set.
 
     Args:
-        augmentation: applied to image and label alike.
+        augmentation: applied to image and label alike; of several, each batch draws one, so that sizes can differ.
         appearance: applied to the image after it; labeled images may take the style of unlabeled ones.
     """
 
-    def __init__(self, augmentation: BatchAugmentation, appearance: BatchAppearance | None = None) -> None:
-        self.augmentation, self.appearance = augmentation, appearance
+    def __init__(
+        self, augmentation: BatchAugmentation | Sequence[BatchAugmentation], appearance: BatchAppearance | None = None
+    ) -> None:
+        self.augmentations, self.appearance = ensure_tuple(augmentation), appearance
 
     def __call__(
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
@@ -171,7 +174,8 @@ class JointBatch:
             torch.as_tensor(batch[key]).as_subclass(torch.Tensor).to(device=device, non_blocking=non_blocking)
             for key in ("image", "label", "dataset")
         )
-        augmented, moved = self.augmentation.augment(image, label)
+        drawn = self.augmentations[int(torch.randint(len(self.augmentations), ()))]
+        augmented, moved = drawn.augment(image, label)
         if self.appearance is not None:
             free = dataset < 0
             augmented = self.appearance(augmented, (~free).nonzero().flatten(), free.nonzero().flatten())

@@ -106,3 +106,10 @@ def test_a_batch_gives_image_label_and_data_set_to_the_network():
     torch.testing.assert_close(inputs, image / 255, atol=1e-5, rtol=0)
     assert target is None and kwargs == {}
     assert torch.equal(args[0], label) and args[1].tolist() == [0, -1]
+
+
+def test_of_several_augmentations_each_batch_draws_one():
+    batch = {name: torch.zeros(1, 1, 8, 8, dtype=torch.uint8) for name in ("image", "label")}
+    prepare = JointBatch([BatchAugmentation((8, 8)), BatchAugmentation((16, 16))])
+    sizes = {prepare({**batch, "dataset": torch.tensor([0])})[0].shape[-1] for _ in range(20)}
+    assert sizes == {8, 16}

@@ -8,7 +8,15 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from monai_usfm.networks import FoundationModel, UltrasoundSegmenter, UltrasoundViT, load_pretrained
+from monai_usfm import load_network, save_network
+from monai_usfm.networks import (
+    FoundationModel,
+    MaskedImageModel,
+    UltrasoundSegmenter,
+    UltrasoundViT,
+    load_pretrained,
+)
+from monai_usfm.networks.heads.pyramid import PyramidDecoder
 
 
 def encoder(width=12, dims=2):
@@ -56,7 +64,7 @@ def test_a_part_with_weight_zero_or_without_images_is_left_out():
     image, label, dataset = batch()
     assert "distillation" not in model(distillation_weight=0.0)(image, label, dataset)
     assert "restoration" not in model(restoration_weight=0.0)(image, label, dataset)
-    assert set(model()(image[:4], label[:4], dataset[:4])) == {"loss", "segmentation"}
+    assert set(model()(image[:4], label[:4], dataset[:4])) == {"loss", "segmentation", "distillation"}
 
 
 def test_without_labels_the_output_layers_of_the_data_sets_learn_nothing():
@@ -86,6 +94,30 @@ def test_the_exported_network_starts_a_segmentation(tmp_path):
     load_pretrained(other, tmp_path / "model.pt")
     image = batch()[0]
     torch.testing.assert_close(other.eval()(image), net.network(image))
+
+
+def test_the_exported_network_restores_what_joint_pretraining_restored(tmp_path):
+    net = model().eval()
+    torch.nn.init.normal_(net.to_image.weight)
+    torch.save(net.network.state_dict(), tmp_path / "model.pt")
+    restorer = MaskedImageModel(encoder(), decoder="pyramid")
+    restorer.decoder = PyramidDecoder(12, 1, [4, 4], width=16)  # as narrow as the segmenter's
+    restorer.to_image = torch.nn.ConvTranspose2d(restorer.decoder.out_channels, 1, 2, 2)
+    report = load_pretrained(restorer, tmp_path / "model.pt")
+    assert not [name for name in report.unexpected if "to_pixels" not in name]
+    image = batch()[0]
+    output = restorer.eval()(image)
+    maps = net.encoder.forward_intermediates(output["corrupted"], net.network.indices)
+    wanted = output["corrupted"] + net.to_image(net.network.head.decoder(output["corrupted"], maps))
+    torch.testing.assert_close(output["prediction"], wanted)
+
+
+def test_a_segmenter_takes_no_notice_of_the_output_that_restores(tmp_path):
+    net = model().eval()
+    save_network(tmp_path / "model.pt", net.network, half=False)
+    assert "to_image.weight" in torch.load(tmp_path / "model.pt", weights_only=True)
+    image = batch()[0]
+    torch.testing.assert_close(load_network(tmp_path / "model.pt")(image), net.network(image))
 
 
 def test_panels_have_the_size_of_the_image():

@@ -186,12 +186,14 @@ def test_sparse_objective_counts_frequency_errors_of_the_completed_image():
 
 
 @pytest.mark.parametrize(("dims", "size", "patch"), SIZES)
-@pytest.mark.parametrize("make", ["usfm", "mae", "sparse"])
+@pytest.mark.parametrize("make", ["usfm", "pyramid", "mae", "sparse"])
 def test_every_objective_overfits_one_image(dims, size, patch, make):
     torch.manual_seed(0)
     encoder = tiny(dims, size, patch, pos_embed="sincos", layer_scale=None)
     if make == "usfm":
         model = MaskedImageModel(encoder, band_stop=None, fill="token")
+    elif make == "pyramid":
+        model = MaskedImageModel(encoder, band_stop=None, decoder="pyramid")
     elif make == "mae":
         model = MaskedAutoencoder(encoder, 32, 1, 2)
     else:
@@ -278,3 +280,13 @@ def test_mask_and_loss_may_be_modules_of_ones_own(make):
         assert loss.mask.tolist() == [[1, 1, 0, 0]] * 2
     assert output["mask"].tolist() == [hidden.flatten().tolist()] * 2
     assert output["loss"].item() > 0
+
+
+def test_a_pyramid_decoder_begins_with_the_image_as_it_was_corrupted():
+    output = MaskedImageModel(tiny(), decoder="pyramid")(torch.rand(2, 1, 32, 48))
+    torch.testing.assert_close(output["prediction"], output["corrupted"])
+
+
+def test_a_pyramid_decoder_refuses_what_is_hidden_from_the_encoder_alone():
+    with pytest.raises(ValueError, match='a pyramid decoder sees the pixels that fill "token" hides'):
+        MaskedImageModel(tiny(), fill="token", decoder="pyramid")

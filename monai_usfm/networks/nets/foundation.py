@@ -14,7 +14,7 @@ from monai.losses import DiceCELoss
 from monai_usfm.losses.reconstruction import SpatialFrequencyLoss
 from monai_usfm.networks.heads.pyramid import PyramidHead, upsampling
 from monai_usfm.networks.nets.distillation import FrozenTeacher, TokenDistillation
-from monai_usfm.networks.nets.masked import Corruption
+from monai_usfm.networks.nets.masked import Corruption, image_correction
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
@@ -25,8 +25,9 @@ class FoundationModel(nn.Module):
     """One encoder and one pyramid decoder, pretrained on labeled and unlabeled images at once.
 
     - Labeled images: segmentation, with an output layer for each data set on the shared decoder.
-    - Unlabeled images: distillation of a frozen teacher's tokens into the encoder, and USFM's restoration of speckle-
-      filled patches and of missing frequencies, through encoder and decoder to the pixels.
+    - Unlabeled images: USFM's restoration of speckle-filled patches and of missing frequencies, through encoder and
+      decoder to the pixels.
+    - All images: distillation of a frozen teacher's tokens into the encoder.
 
     One pass through encoder and decoder serves all parts. A part whose weight is 0, or which has no images in a batch,
     costs nothing. Supervised multi-task pretraining of a shared decoder: Schaefer et al. 2024 (UMedPT),
@@ -36,7 +37,7 @@ class FoundationModel(nn.Module):
         network: the network that is pretrained and exported, with the head ``"pyramid"``. Its own output layer serves
             the first data set of ``num_classes``.
         num_classes: data set -> classes, background included; an image names its data set by the place in this order.
-        teacher: encoder that unlabeled images are distilled from; None leaves distillation out.
+        teacher: encoder that all images are distilled from; None leaves distillation out.
         corruption: what restoration undoes; default :class:`Corruption` of half the patches.
         segmentation_weight, distillation_weight, restoration_weight: of the parts of the loss.
         restored_share: share of the unlabeled images that the network sees corrupted.
@@ -87,7 +88,7 @@ class FoundationModel(nn.Module):
         self.restored_share = restored_share
         if self.weights["restoration"] > 0:
             self.corruption = Corruption(network.patch_size, 0.5) if corruption is None else corruption
-            self.to_image = output(network.encoder.in_channels)
+            self.to_image = network.to_image = image_correction(decoder, network.encoder)  # in the exported weights too
             self.restoration_loss = SpatialFrequencyLoss()
         for name, parameter in network.encoder.named_parameters() if frozen_blocks else ():
             block = name.split(".")[1] if name.startswith("blocks.") else "-1"
@@ -127,10 +128,14 @@ class FoundationModel(nn.Module):
                 seen = image.index_copy(0, restored, corrupted.to(image.dtype))
         encoder, grid = self.encoder, self.encoder.token_grid(image)
         tokens, maps = encoder.run(encoder.patch_embed(seen), grid, None, self.network.indices, encoder.num_layers - 1)
-        head = cast(PyramidHead, self.network.head)
-        features = head.dropout(head.decoder(seen, maps))
         parts: dict[str, torch.Tensor] = {}
         extra: dict[str, torch.Tensor] = {}
+        if self.weights["distillation"] > 0:
+            target = self.teacher(image, grid)
+            parts["distillation"] = self.distillation(encoder.norm(tokens), target)["loss"]
+        head = cast(PyramidHead, self.network.head)
+        decoded = self.weights["segmentation"] > 0 or self.weights["restoration"] > 0
+        features = head.dropout(head.decoder(seen, maps)) if decoded else tokens
         if label is not None and self.weights["segmentation"] > 0:
             losses = []
             for number, name in enumerate(self.datasets):
@@ -141,13 +146,10 @@ class FoundationModel(nn.Module):
                     losses.append(len(rows) * self.segmentation_loss(logits, label[rows]))
             if losses:
                 parts["segmentation"] = torch.stack(losses).sum() / (dataset >= 0).sum()
-        if self.weights["distillation"] > 0 and len(free):
-            target = self.teacher(image[free], grid)
-            parts["distillation"] = self.distillation(encoder.norm(tokens)[free], target)["loss"]
         if len(restored):
             with torch.autocast(image.device.type, enabled=False):
                 clean = image[restored].float()
-                found = self.to_image(features[restored].float())
+                found = corrupted + self.to_image(features[restored].float())
                 parts["restoration"] = self.restoration_loss(found, clean, score)
             extra = {"restored": found.detach().clamp(0, 1), "corrupted": corrupted}
         loss = sum((self.weights[name] * value for name, value in parts.items()), 0.0 * features.float().sum())

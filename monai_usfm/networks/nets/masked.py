@@ -16,11 +16,13 @@ from monai_usfm.networks.blocks.patch_embed import patchify, unpatchify
 from monai_usfm.networks.blocks.position import TokenPositions
 from monai_usfm.networks.blocks.token_mask import TokenMask
 from monai_usfm.networks.blocks.transformer import TransformerBlock
+from monai_usfm.networks.heads.pyramid import PyramidDecoder, upsampling
+from monai_usfm.networks.nets.task import even_blocks
 from monai_usfm.networks.nets.vit import UltrasoundViT
 from monai_usfm.physics.speckle import add_speckle, speckle_intensity
 from monai_usfm.physics.spectrum import apply_band_stop, random_ring_masks
 
-__all__ = ["Corruption", "MaskedAutoencoder", "MaskedImageModel", "RandomBandStop"]
+__all__ = ["Corruption", "MaskedAutoencoder", "MaskedImageModel", "RandomBandStop", "image_correction"]
 
 FILLS = ("speckle", "mean", "token")
 
@@ -127,14 +129,22 @@ class Corruption(nn.Module):
             return corrupted, mask, pixel_mask
 
 
+def image_correction(decoder: PyramidDecoder, encoder: UltrasoundViT) -> nn.Module:
+    """Output layer of a decoder that is added to the corrupted image, zero at first; networks call it ``to_image``."""
+    layer = upsampling(encoder.spatial_dims, decoder.out_channels, encoder.in_channels, decoder.strides[-1])
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class MaskedImageModel(nn.Module):
     """Spatial-frequency dual masked image modeling of USFM, in 2D and 3D.
 
     The image loses random rings of its spectrum (``band_stop``), then blocks of patches are overwritten (``fill``); the
-    encoder sees all tokens; one linear layer maps each token to the pixels of its patch; the loss compares the result
-    with the clean image in space (hidden pixels) and in frequency (whole image). Jiao et al. 2024,
-    https://arxiv.org/abs/2401.00153. The authors published neither code nor all values; what is chosen here is named in
-    the documentation of the pretraining bundle.
+    encoder sees all tokens; a decoder turns them into pixels; the loss compares the result with the clean image in
+    space (hidden pixels) and in frequency (whole image). Jiao et al. 2024, https://arxiv.org/abs/2401.00153. The
+    authors published neither code nor all values; what is chosen here is named in the documentation of the pretraining
+    bundle.
 
     Args:
         encoder: any :class:`UltrasoundViT`.
@@ -147,9 +157,11 @@ class MaskedImageModel(nn.Module):
         mask_kind: see :class:`TokenMask`; or a module that is called as it is, which has a ratio of its own.
         fov_aware: hide patches inside the field of view only; black patches outside it are never scored.
         dynamic_range_db: display range of the images, which sets how strong speckle looks.
+        decoder: ``"linear"``, one layer from each token to the pixels of its patch; or ``"pyramid"``, the decoder of
+            the segmenter (:class:`PyramidDecoder`), which sees the corrupted pixels too and corrects them.
 
     Raises:
-        ValueError: for an unknown fill or mask setting.
+        ValueError: for an unknown fill, decoder or mask setting, or a pyramid decoder that would see what is hidden.
     """
 
     def __init__(
@@ -163,18 +175,30 @@ class MaskedImageModel(nn.Module):
         mask_kind: str | nn.Module = "block",
         fov_aware: bool = False,
         dynamic_range_db: float = 60.0,
+        decoder: str = "linear",
     ) -> None:
         super().__init__()
+        if decoder not in ("linear", "pyramid"):
+            raise ValueError(f"decoder must be linear or pyramid, got {decoder!r}.")
+        if decoder == "pyramid" and fill == "token":
+            raise ValueError('a pyramid decoder sees the pixels that fill "token" hides from the encoder alone.')
         self.encoder = encoder
         self.corrupt = Corruption(
             encoder.patch_size, mask_ratio, mask_unit, fill, band_stop, mask_kind, fov_aware, dynamic_range_db
         )
         self.loss_function = SpatialFrequencyLoss() if loss_function is None else loss_function
-        pixels = encoder.in_channels * math.prod(encoder.patch_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.hidden_size)) if fill == "token" else None
-        self.head = nn.Linear(encoder.hidden_size, pixels)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.pyramid = decoder == "pyramid"
+        if self.pyramid:
+            self.indices = even_blocks(encoder.num_layers, 4)
+            self.decoder = PyramidDecoder(
+                encoder.hidden_size, encoder.in_channels, encoder.patch_size, len(self.indices)
+            )
+            self.to_image = image_correction(self.decoder, encoder)
+        else:
+            self.head = nn.Linear(encoder.hidden_size, encoder.in_channels * math.prod(encoder.patch_size))
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """One pretraining step.
@@ -192,10 +216,14 @@ class MaskedImageModel(nn.Module):
         tokens = self.encoder.patch_embed(corrupted.to(image.dtype))
         if self.mask_token is not None:
             tokens = torch.where(mask.unsqueeze(-1) > 0, self.mask_token.to(tokens.dtype), tokens)
-        latent = self.encoder.encode(tokens, grid)
-        prediction = unpatchify(self.head(latent[:, 1:]), grid, self.encoder.patch_size)
+        if self.pyramid:
+            maps = self.encoder.run(tokens, grid, None, self.indices, max(self.indices))[1]
+            features = self.decoder(corrupted.to(image.dtype), maps)
+        else:
+            latent = self.encoder.encode(tokens, grid)
+            prediction = unpatchify(self.head(latent[:, 1:]), grid, self.encoder.patch_size)
         with _float32(image):
-            prediction = prediction.float()
+            prediction = corrupted + self.to_image(features.float()) if self.pyramid else prediction.float()
             loss = self.loss_function(prediction, image.float(), score)
         return {"loss": loss, "prediction": prediction, "mask": mask, "corrupted": corrupted}
 
@@ -205,9 +233,9 @@ class MaskedImageModel(nn.Module):
         return self(image, noise)["prediction"].clamp(0, 1)
 
     @torch.no_grad()
-    def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def panels(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Images of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
-        output = self(image)
+        output = self(image, noise)
         return _panels(image, output["corrupted"], output["prediction"].clamp(0, 1))
 
 

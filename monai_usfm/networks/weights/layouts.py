@@ -125,6 +125,8 @@ ANCHORS = (
 )
 # Weights of a PyramidDecoder, wherever a network keeps it (head.decoder., pyramid_pool.decoder., decoder.).
 PYRAMID = re.compile(r"^(?:.+\.)?decoder\.(?=(?:stem|maps|up|fuse)\.)")
+# Output of joint pretraining that restores pixels: it lies in the file beside any network and is never missed.
+RESTORED = "to_image."
 # Heads of the official segmentation checkpoints (mmsegmentation); stages are counted from 1, in the attribute's name.
 OFFICIAL_HEAD = (
     (r"^(module\.)?(decode_head\.|backbone\.(?=fpn))", "head."),
@@ -248,7 +250,7 @@ def parse(content: Mapping[str, Any]) -> Source:
         elif name.startswith(outer):
             new = ours(name.removeprefix(outer))
             if not BESIDE_ENCODER.match(new):
-                found.others.append(name)
+                found.others += [] if new.startswith(RESTORED) else [name]
                 found.parts[PYRAMID.sub("decoder.", new)] = name, tensor
                 continue
         else:
