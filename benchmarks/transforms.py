@@ -183,7 +183,7 @@ FOURIER = "rfft and irfft"
 
 
 def sector(shape: tuple[int, ...]) -> tuple[torch.Tensor, BeamGeometry]:
-    """A convex scan of speckled tissue on black with a line of bright marks, and its beams."""
+    """A convex scan of speckled tissue on black with a line of bright annotations, and its beams."""
     side = shape[-1]
     geometry = BeamGeometry("convex", (-0.25 * side, (side - 1) / 2), (0.3 * side, 1.15 * side), (-0.45, 0.45))
     speckle = ours.speckle_intensity(shape, psf_sigma=1.0, generator=torch.Generator().manual_seed(0))
@@ -255,15 +255,15 @@ def effects(shape: tuple[int, ...]) -> dict[str, tuple[Callable[[], object], dic
         import cv2
 
         bytes_ = (pixels * 255).astype(np.uint8)
-        marks = np.zeros_like(bytes_)
-        marks[2:8, 4:40] = 1
+        annotations = np.zeros_like(bytes_)
+        annotations[2:8, 4:40] = 1
         polar = (size, (size[1] / 2, -0.25 * size[0]), 1.15 * size[0])
         rows["ToBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(pixels, *polar, 0)
         rows["FromBeamSpace"][1]["OpenCV warpPolar, full circle"] = lambda: cv2.warpPolar(
             pixels, *polar, cv2.WARP_INVERSE_MAP
         )
         rows["RemoveAnnotations"][1]["OpenCV inpaint, given mask"] = lambda: cv2.inpaint(
-            bytes_, marks, 3, cv2.INPAINT_TELEA
+            bytes_, annotations, 3, cv2.INPAINT_TELEA
         )
     if dims == 3:  # frame by frame: so many times as long as in 2D
         del rows["RemoveAnnotations"]

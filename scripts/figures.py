@@ -49,7 +49,7 @@ from monai_usfm.transforms import (
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIGURES, BUNDLES = REPOSITORY / "docs" / "figures", REPOSITORY / "bundles"
-OUTLINE = (255, 210, 0)
+CONTOUR = (255, 210, 0)
 SIZE = (150, 180)  # rows and columns of one image of a bundle
 MAX_BYTES = 150_000
 SOURCES = {
@@ -63,11 +63,11 @@ app = cyclopts.App(help=__doc__)
 
 
 def tile(gray: Any, label: Any = None, title: str = "", side: int = 160) -> Image.Image:
-    """A gray image ``(H, W)``, fitted into a square without distortion; the outline of ``label`` in yellow."""
+    """A gray image ``(H, W)``, fitted into a square without distortion; the contour of ``label`` in yellow."""
     color = np.repeat((np.clip(np.asarray(gray), 0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=2)
     if label is not None:
         mask = np.asarray(label) > 0
-        color[mask & ~binary_erosion(mask)] = OUTLINE
+        color[mask & ~binary_erosion(mask)] = CONTOUR
     image = ImageOps.contain(Image.fromarray(color), (side, side), Image.Resampling.BILINEAR)
     canvas = Image.new("RGB", (side, side + (18 if title else 0)))
     canvas.paste(image, ((side - image.width) // 2, canvas.height - side + (side - image.height) // 2))
@@ -85,7 +85,7 @@ def sheet(rows: Sequence[Sequence[Image.Image]], path: Path, gap: int = 4) -> No
             page.paste(image, (c * width, r * height))
     palette = Image.new("P", (1, 1))
     shades = [(round(255 * i / 95),) * 3 for i in range(96)]
-    blends = [tuple(round(c * i / 8) for c in OUTLINE) for i in range(2, 9)]
+    blends = [tuple(round(c * i / 8) for c in CONTOUR) for i in range(2, 9)]
     palette.putpalette([c for color in (*shades, *blends) for c in color])
     path.parent.mkdir(parents=True, exist_ok=True)
     page.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -139,11 +139,11 @@ def transforms(output: Path = FIGURES) -> None:
     for x, y in ((110, 118), (170, 124)):
         pen.line((x - 5, y, x + 5, y), 235)
         pen.line((x, y - 5, x, y + 5), 235)
-    marked = torch.maximum(scene["image"], torch.from_numpy(np.asarray(canvas, np.float32) / 255))
+    annotated = torch.maximum(scene["image"], torch.from_numpy(np.asarray(canvas, np.float32) / 255))
     remove = RemoveAnnotations()
-    mask, report = remove.detect(marked)
+    mask, report = remove.detect(annotated)
     kinds = ", ".join(f"{report.kinds.count(k)} {k}" for k in sorted(set(report.kinds)))
-    shown = {"before": marked, f"found: {kinds}": mask, "after": remove(marked)}
+    shown = {"before": annotated, f"found: {kinds}": mask, "after": remove(annotated)}
     sheet([[tile(values[0], title=title, side=256) for title, values in shown.items()]], output / "annotations.png")
 
 
@@ -166,7 +166,7 @@ def organs(seed: int) -> list[list[Image.Image]]:
 
 
 def qualities(seed: int) -> list[list[Image.Image]]:
-    items = list(SyntheticUltrasound(len(ORGANS), seed=seed, quality="pair", marks=True))
+    items = list(SyntheticUltrasound(len(ORGANS), seed=seed, quality="pair", annotations=True))
     return [[tile(plane(i, key)) for i in items] for key in ("image", "low")]
 
 

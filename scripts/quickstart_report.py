@@ -181,7 +181,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     parts.append(f"<h2>No labels: adapting the encoder to {plan['training']} images</h2>")
     parts.append("<p>Parts of an image are hidden; the network learns to fill them in. This needs no labels,")
     parts.append("and is how an encoder gets to know your images. Fine details of hidden parts cannot be known: look")
-    parts.append("for the layers, the outlines and the dark and bright regions. Visible parts are as they were.</p>")
+    parts.append("for the layers, the contours and the dark and bright regions. Visible parts are as they were.</p>")
     parts.append(
         grid(
             [

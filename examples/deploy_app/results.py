@@ -171,7 +171,7 @@ def _index_by_time(dataset: Dataset) -> None:
 
 
 def overlay(result: Result, series: str, number: int) -> Dataset:
-    """A secondary capture of the frame in which most was found: outlines over the image, a scale bar for known mm."""
+    """A secondary capture of the frame in which most was found: contours over the image, a scale bar for known mm."""
     labels = result.labels
     assert labels is not None
     frame = int((labels > 0).sum((1, 2)).argmax())
@@ -199,6 +199,6 @@ def overlay(result: Result, series: str, number: int) -> Dataset:
     dataset.SourceImageSequence = [reference]
     dataset.PatientOrientation = None
     dataset.SeriesDescription = "Overlay, not for clinical use"
-    dataset.DerivationDescription = f"Outlines by {MODEL_NAME} {monai_usfm.__version__}"
+    dataset.DerivationDescription = f"Contours by {MODEL_NAME} {monai_usfm.__version__}"
     dataset.BurnedInAnnotation = "YES"
     return dataset

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from monai_usfm.files import atomic_write
-from monai_usfm.metrics.measurements import outlines
+from monai_usfm.metrics.measurements import contours
 
 __all__ = [
     "COLORS",
@@ -58,7 +58,7 @@ def draw_overlay(
     to_x, to_y = shape[0] / image.shape[1], shape[1] / image.shape[0]
     for number in np.unique(labels[labels > 0]).tolist():
         color = COLORS[(int(number) - 1) % len(COLORS)]
-        lines = [(line[:, ::-1] + 0.5) * (to_x, to_y) for line in outlines(labels == number)]
+        lines = [(line[:, ::-1] + 0.5) * (to_x, to_y) for line in contours(labels == number)]
         ends = np.concatenate(lines)
         left, top = np.maximum(np.floor(ends.min(0)).astype(int) - 4, 0).tolist()
         right, bottom = np.minimum(np.ceil(ends.max(0)).astype(int) + 4, shape).tolist()

@@ -11,13 +11,15 @@ from typing import Any
 import contourpy
 import numpy as np
 import torch
+from monai.utils import deprecated
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
+from monai_usfm import __version__
 from monai_usfm.metrics.ellipse import fit_ellipse
 
-__all__ = ["diameters", "measure", "outlines", "perimeter"]
+__all__ = ["contours", "diameters", "measure", "outlines", "perimeter"]
 
 AXES = ("x", "y", "z")
 
@@ -34,10 +36,10 @@ def measure(
     ``area`` (2D) or ``volume`` (3D) is that of all pixels of the class. The rest describes its largest connected part,
     since a diameter across two separate structures means nothing; ``parts`` says how many there are.
 
-    - ``longest_diameter``: the longest distance between two points of the outline, and ``perpendicular_diameter``, the
+    - ``longest_diameter``: the longest distance between two points of the contour, and ``perpendicular_diameter``, the
       longest chord of its convex hull at a right angle to it. See :func:`diameters`.
     - 2D only: ``circumference`` of the ellipse with the same second moments, as head circumference is taken
-      (:func:`~monai_usfm.metrics.fit_ellipse`), and ``perimeter``, the length of the outline itself.
+      (:func:`~monai_usfm.metrics.fit_ellipse`), and ``perimeter``, the length of the contour itself.
     - ``center_x, center_y[, center_z]``: centroid, from the center of the first pixel; ``box_x, box_y[, box_z]`` and
       ``width, height[, depth]``: the bounding box, from the outer edge of the first pixel.
 
@@ -83,7 +85,7 @@ def diameters(
 ) -> tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]:
     """The longest diameter of a mask and the longest perpendicular to it, as calipers are placed.
 
-    The outline passes half a sample beyond the centers of the outermost pixels, as in scikit-image. The perpendicular
+    The contour passes half a sample beyond the centers of the outermost pixels, as in scikit-image. The perpendicular
     is the longest chord of the convex hull that meets the direction of the longest diameter at a right angle; in 3D it
     may point anywhere in that plane.
 
@@ -119,8 +121,8 @@ def diameters(
     return (longest, ends), (across, across_ends)
 
 
-def outlines(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
-    """Closed outlines of a 2D mask, half a pixel beyond the centers of its pixels; holes have their own.
+def contours(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
+    """Closed contours of a 2D mask, half a pixel beyond the centers of its pixels; holes have their own.
 
     Args:
         mask: ``(H, W)``; above 0 is inside.
@@ -140,15 +142,21 @@ def outlines(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
     return [np.asarray(line)[:, ::-1] + (rows[0] - margin, columns[0] - margin) for line in lines]
 
 
+@deprecated(since="0.9.0", removed="0.10.0", msg_suffix="Use contours.", version_val=__version__)
+def outlines(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
+    """The former name of :func:`contours`."""
+    return contours(mask, sigma)
+
+
 def perimeter(mask: np.ndarray, spacing: float | Sequence[float] | None = None) -> float:
-    """Length of the outer outline of a 2D mask.
+    """Length of the outer contour of a 2D mask.
 
     The stairs of a mask are longer than the curve they follow, so the mask is smoothed by one pixel first: within 2 %
     for ellipses with semi-axes of 5 pixels and more; corners lose a pixel or so. Holes do not count.
     """
     steps = np.array(_checked_spacing(spacing, 2))
     filled = ndimage.binary_fill_holes(mask > 0)
-    found = outlines(filled, sigma=1.0) or outlines(filled)  # a few pixels would be smoothed away
+    found = contours(filled, sigma=1.0) or contours(filled)  # a few pixels would be smoothed away
     return float(sum(np.linalg.norm(np.diff(line * steps, axis=0), axis=1).sum() for line in found))
 
 
@@ -195,7 +203,7 @@ def _farthest(points: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _hull(mask: np.ndarray, steps: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices ``(N, dims)`` of the convex hull of the outline in units of ``steps``, and its edges ``(M, 2)``."""
+    """Vertices ``(N, dims)`` of the convex hull of the contour in units of ``steps``, and its edges ``(M, 2)``."""
     surface = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     shifts = np.concatenate([np.eye(mask.ndim), -np.eye(mask.ndim)]) / 2
     points = (surface[:, None] + shifts).reshape(-1, mask.ndim) * np.asarray(steps)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Estimation of a beam geometry from the outline of a field of view."""
+"""Estimation of a beam geometry from the contour of a field of view."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def fit_beam(
 
 
 def _is_cine(mask: np.ndarray) -> bool:
-    """Whether the outline is the same in all slices, as in a cine and unlike in a volume that tapers."""
+    """Whether the contour is the same in all slices, as in a cine and unlike in a volume that tapers."""
     areas = mask.sum(axis=(1, 2))
     return len(mask) == 1 or bool(areas.min() > 0.9 * areas.max() > 0)
 
 
 @dataclass
-class _Outline:
-    """Outline points ``(depth, lateral)`` of a mask in units of spacing, one array per side, and which are evidence."""
+class _Contour:
+    """Contour points ``(depth, lateral)`` of a mask in units of spacing, one array per side, and which are evidence."""
 
     sides: dict[str, np.ndarray]
     seen: dict[str, np.ndarray]  # False where the image or a vertical cut, not the sector, ends the mask
@@ -82,7 +82,7 @@ class _Outline:
         return 1.5 * self.step
 
     @classmethod
-    def of(cls, mask: np.ndarray, spacing: Sequence[float], cuts: bool = True) -> _Outline:
+    def of(cls, mask: np.ndarray, spacing: Sequence[float], cuts: bool = True) -> _Contour:
         height, width = mask.shape
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         first, last = mask.argmax(axis=1)[rows], width - 1 - mask[:, ::-1].argmax(axis=1)[rows]
@@ -96,7 +96,7 @@ class _Outline:
         }
         seen = {"left": first > 0, "right": last < width - 1, "top": top > 0, "bottom": bottom < height - 1}
         if cuts:
-            # exports crop sectors and paint boxes over them: a long vertical run of the outline is no lateral edge
+            # exports crop sectors and paint boxes over them: a long vertical run of the contour is no lateral edge
             seen["left"] &= ~_vertical(first)
             seen["right"] &= ~_vertical(last)
         sides = {k: np.stack([z * spacing[0], x * spacing[1]], axis=1) for k, (z, x) in points.items()}
@@ -145,7 +145,7 @@ def _consensus_line(points: np.ndarray, seen: np.ndarray, side: int, tolerance: 
 
 
 def _consensus_radius(radii: np.ndarray, seen: np.ndarray, outward: int, tolerance: float) -> float | None:
-    """Arc radius supported by most outline points; ``outward`` is -1 for the near arc, +1 for the far one."""
+    """Arc radius supported by most contour points; ``outward`` is -1 for the near arc, +1 for the far one."""
     best, _ = _consensus(radii, seen, outward, tolerance)
     near = (abs(radii - best) < tolerance) & seen
     # an arc has to be more than the corner where it would meet a lateral edge
@@ -158,27 +158,27 @@ def _polar(points: np.ndarray, apex: Sequence[float] | np.ndarray) -> tuple[np.n
 
 
 def _fit_sector(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
-    """Sector of a 2D mask from its lateral edges, or from its arcs where those explain the outline better."""
-    outline = _Outline.of(mask, spacing)
+    """Sector of a 2D mask from its lateral edges, or from its arcs where those explain the contour better."""
+    contour = _Contour.of(mask, spacing)
     try:
-        found = _complete_sector(mask, outline, _edge_start(outline))
+        found = _complete_sector(mask, contour, _edge_start(contour))
     except NotAConeError:
-        start = _arc_start(outline)
+        start = _arc_start(contour)
         if start is None:
             raise
-        return _complete_sector(mask, outline, start)
-    if found.confidence < 0.75 and (start := _arc_start(outline)) is not None:
+        return _complete_sector(mask, contour, start)
+    if found.confidence < 0.75 and (start := _arc_start(contour)) is not None:
         try:
-            return max(found, _complete_sector(mask, outline, start), key=lambda g: g.confidence)
+            return max(found, _complete_sector(mask, contour, start), key=lambda g: g.confidence)
         except NotAConeError:
             return found
     return found
 
 
-def _edge_start(outline: _Outline) -> np.ndarray:
+def _edge_start(contour: _Contour) -> np.ndarray:
     """(depth, lateral, a0, a1) from two straight edges; NotAConeError where they do not diverge with depth."""
-    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, outline.tolerance)
-    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, outline.tolerance)
+    left = _consensus_line(contour.sides["left"], contour.seen["left"], -1, contour.tolerance)
+    right = _consensus_line(contour.sides["right"], contour.seen["right"], 1, contour.tolerance)
     if left is None or right is None:
         raise NotAConeError("no cone in this image: its field of view has no two straight lateral edges, nor arcs.")
     (p0, q0), (p1, q1) = left, right
@@ -192,19 +192,19 @@ def _edge_start(outline: _Outline) -> np.ndarray:
     return np.array([depth, p0 + q0 * depth, a0, a1])
 
 
-def _arc_start(outline: _Outline) -> np.ndarray | None:
+def _arc_start(contour: _Contour) -> np.ndarray | None:
     """(depth, lateral, a0, a1) from concentric arcs, for sectors whose edges the image cuts off.
 
-    Circles through triples of outline points compete for the points of both arcs (RANSAC, Fischler and Bolles 1981,
+    Circles through triples of contour points compete for the points of both arcs (RANSAC, Fischler and Bolles 1981,
     https://doi.org/10.1145/358669.358692). Edges are then rays from the center; one without support becomes ``+-_CUT``.
     """
-    extent = max(np.ptp(np.concatenate(list(outline.sides.values())), axis=0))
-    ceiling = outline.sides["top"][:, 0].min() + outline.tolerance
+    extent = max(np.ptp(np.concatenate(list(contour.sides.values())), axis=0))
+    ceiling = contour.sides["top"][:, 0].min() + contour.tolerance
     centers = []
     rng = np.random.default_rng(0)
     for side in ("top", "bottom"):
-        points = outline.sides[side][outline.seen[side]]
-        if len(points) < max(20, 0.2 * len(outline.seen[side])):
+        points = contour.sides[side][contour.seen[side]]
+        if len(points) < max(20, 0.2 * len(contour.seen[side])):
             continue
         triples = np.sort(rng.integers(0, len(points), (400, 3)), axis=1)
         lateral = points[triples][..., 1]
@@ -216,18 +216,18 @@ def _arc_start(outline: _Outline) -> np.ndarray | None:
     for candidate in center:
         score = 0.0
         for side, outward in (("top", -1), ("bottom", 1)):
-            radius = np.hypot(*(outline.sides[side] - candidate).T)
-            score += max(_consensus(radius, outline.seen[side], outward, outline.tolerance)[1], 0)
+            radius = np.hypot(*(contour.sides[side] - candidate).T)
+            score += max(_consensus(radius, contour.seen[side], outward, contour.tolerance)[1], 0)
         if score > best:
             best, apex = score, candidate
-    if apex is None or best < 0.25 * len(outline.seen["top"]):
+    if apex is None or best < 0.25 * len(contour.seen["top"]):
         return None
     angles = []
     for side, outward in (("left", -1), ("right", 1)):
-        radius, theta = _polar(outline.sides[side], apex)
+        radius, theta = _polar(contour.sides[side], apex)
         # in units of length at the middle of the edge, so that one tolerance serves
         arm = float(np.median(radius))
-        angle, score = _consensus(theta * arm, outline.seen[side], outward, outline.tolerance)
+        angle, score = _consensus(theta * arm, contour.seen[side], outward, contour.tolerance)
         supported = score >= max(12, 0.15 * len(radius))
         angles.append(angle / arm if supported else outward * _CUT)
     return np.array([*apex, *angles])
@@ -257,18 +257,18 @@ def _consensus(values: np.ndarray, seen: np.ndarray, outward: int, tolerance: fl
     return float(evidence[best]), float(score[best])
 
 
-def _complete_sector(mask: np.ndarray, outline: _Outline, start: np.ndarray) -> BeamGeometry:
+def _complete_sector(mask: np.ndarray, contour: _Contour, start: np.ndarray) -> BeamGeometry:
     """Refine ``start`` and close the sector; a boundary that the image cuts off goes to the outermost visible pixel."""
-    spacing, values = outline.spacing, start
+    spacing, values = contour.spacing, start
     cut = abs(start[2:]) >= _CUT
     for _ in range(3):
-        values, arcs = _refine_sector(outline, values, outline.tolerance)
+        values, arcs = _refine_sector(contour, values, contour.tolerance)
         values[2:][cut] = start[2:][cut]
     apex, angles = values[:2], values[2:]
     radius, angle = _polar(np.argwhere(mask) * spacing, apex)
     if cut.any():
         far = radius > 0.05 * radius.max()  # at the apex the angle means nothing
-        half = 0.5 * outline.step / radius[far]
+        half = 0.5 * contour.step / radius[far]
         angles = np.where(cut, [(angle[far] - half).min(), (angle[far] + half).max()], angles)
     a0, a1 = (float(a) for a in angles)
     if not -math.pi / 2 < a0 < a1 < math.pi / 2 or a1 - a0 < _MIN_OPENING:
@@ -276,10 +276,10 @@ def _complete_sector(mask: np.ndarray, outline: _Outline, start: np.ndarray) -> 
     between = (angle > a0) & (angle < a1)
     if not between.any():
         raise NotAConeError("no cone in this image: its beams do not meet above it.")
-    half_step = 0.5 * outline.step
+    half_step = 0.5 * contour.step
     r0 = arcs[0] if arcs[0] is not None else max(radius[between].min() - half_step, 0.0)
     r1 = arcs[1] if arcs[1] is not None else radius[between].max() + half_step
-    if not 0 <= r0 < r1 - 4 * outline.step:
+    if not 0 <= r0 < r1 - 4 * contour.step:
         raise NotAConeError("no cone in this image: it has no depth between its near and its far arc.")
     geometry = BeamGeometry(
         kind="phased" if r0 < 0.1 * r1 else "convex",
@@ -288,44 +288,44 @@ def _complete_sector(mask: np.ndarray, outline: _Outline, start: np.ndarray) -> 
         angles=(a0, a1),
         spacing=tuple(spacing),
     )
-    return replace(geometry, confidence=_confidence(geometry, mask, outline, cut))
+    return replace(geometry, confidence=_confidence(geometry, mask, contour, cut))
 
 
 def _refine_sector(
-    outline: _Outline, values: np.ndarray, tolerance: float
+    contour: _Contour, values: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, tuple[float | None, float | None]]:
     """One round of choosing inliers and least squares; returns (depth, lateral, a0, a1) and the visible arcs."""
-    polar = {k: _polar(p, values[:2]) for k, p in outline.sides.items()}
+    polar = {k: _polar(p, values[:2]) for k, p in contour.sides.items()}
     near: dict[str, np.ndarray] = {}
     arcs: list[float | None] = []
     for side, angle in (("left", values[2]), ("right", values[3])):
         radius, theta = polar[side]
-        near[side] = outline.seen[side] & (abs(radius * np.sin(theta - angle)) < tolerance) & (abs(angle) < _CUT)
+        near[side] = contour.seen[side] & (abs(radius * np.sin(theta - angle)) < tolerance) & (abs(angle) < _CUT)
     for side, outward in (("top", -1), ("bottom", 1)):
         radius, theta = polar[side]
         between = (theta > values[2]) & (theta < values[3])
-        arc = _consensus_radius(radius[between], outline.seen[side][between], outward, tolerance)
-        near[side] = outline.seen[side] & between & (abs(radius - (arc or 0.0)) < tolerance)
+        arc = _consensus_radius(radius[between], contour.seen[side][between], outward, tolerance)
+        near[side] = contour.seen[side] & between & (abs(radius - (arc or 0.0)) < tolerance)
         arcs.append(arc)
 
     def residuals(x: np.ndarray) -> np.ndarray:
         parts = []
         for side in ("left", "right"):
-            radius, theta = _polar(outline.sides[side][near[side]], x[:2])
+            radius, theta = _polar(contour.sides[side][near[side]], x[:2])
             parts.append(radius * np.sin(theta - x[2 if side == "left" else 3]))
         for i, side in enumerate(("top", "bottom")):
             if arcs[i] is not None:
-                parts.append(_polar(outline.sides[side][near[side]], x[:2])[0] - x[4 + i])
-        return np.concatenate(parts) / outline.step
+                parts.append(_polar(contour.sides[side][near[side]], x[:2])[0] - x[4 + i])
+        return np.concatenate(parts) / contour.step
 
     start = np.concatenate([values, [a if a is not None else 0.0 for a in arcs]])
     if len(residuals(start)) < 16:
-        raise NotAConeError("no cone in this image: too few points of its outline agree.")
+        raise NotAConeError("no cone in this image: too few points of its contour agree.")
     found = least_squares(residuals, start, loss="soft_l1", x_scale="jac", max_nfev=60).x
     return found[:4], tuple(float(f) if a is not None else None for f, a in zip(found[4:], arcs, strict=True))  # type: ignore[return-value]
 
 
-def _confidence(geometry: BeamGeometry, mask: np.ndarray, outline: _Outline, cut: np.ndarray) -> float:
+def _confidence(geometry: BeamGeometry, mask: np.ndarray, contour: _Contour, cut: np.ndarray) -> float:
     """Share of the evidence that the image should show and does, times the overlap of fit and mask.
 
     The evidence is the two lateral edges; where one is ``cut`` off, the other edge and the arcs.
@@ -333,18 +333,18 @@ def _confidence(geometry: BeamGeometry, mask: np.ndarray, outline: _Outline, cut
     model = geometry.mask(mask.shape)[0].numpy()
     overlap = (model & mask).sum() / max((model | mask).sum(), 1)
     apex = [a * s for a, s in zip(geometry.apex, geometry.spacing, strict=True)]
-    expected = _Outline.of(model, geometry.spacing) if model.any() else outline
+    expected = _Contour.of(model, geometry.spacing) if model.any() else contour
 
     def support(side: str) -> tuple[int, int]:
         """Points of one side on the fitted boundary: in the image, and in the model."""
         counts = []
-        for source in (outline, expected):
+        for source in (contour, expected):
             radius, theta = _polar(source.sides[side], apex)
             if side in ("left", "right"):
                 distance = radius * np.sin(theta - geometry.angles[side == "right"])
             else:
                 distance = radius - geometry.radii[side == "bottom"]
-            counts.append(int((source.seen[side] & (abs(distance) < outline.tolerance)).sum()))
+            counts.append(int((source.seen[side] & (abs(distance) < contour.tolerance)).sum()))
         return min(counts), counts[1]
 
     if cut.any():
@@ -383,9 +383,9 @@ def _fit_linear(mask: np.ndarray, spacing: Sequence[float]) -> BeamGeometry:
         mask, spacing = np.asarray(mask.any(axis=0)), spacing[1:]
     if not mask.any():
         mask = np.ones_like(mask)
-    outline = _Outline.of(mask, spacing, cuts=False)
-    left = _consensus_line(outline.sides["left"], outline.seen["left"], -1, outline.tolerance)
-    right = _consensus_line(outline.sides["right"], outline.seen["right"], 1, outline.tolerance)
+    contour = _Contour.of(mask, spacing, cuts=False)
+    left = _consensus_line(contour.sides["left"], contour.seen["left"], -1, contour.tolerance)
+    right = _consensus_line(contour.sides["right"], contour.seen["right"], 1, contour.tolerance)
     rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))
     depth = np.array([rows[0] - 0.5, rows[-1] + 0.5]) * spacing[0]
     limits = (np.array([columns[0] - 0.5, columns[-1] + 0.5])) * spacing[1]

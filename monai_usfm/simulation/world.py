@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A synthetic ultrasound world: images with exact masks, classes and clean targets, made on the fly or on disk.
+"""Simulated ultrasound: images with exact masks, classes and clean targets, made on the fly or on disk.
 
 Nothing here is patient data. Anatomy comes from :mod:`monai_usfm.simulation.organs`, echoes from
 :mod:`monai_usfm.simulation.echoes`.
@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from monai.config import PathLike
 from monai.data import Dataset
 from monai.transforms import apply_transform
+from monai.utils import deprecated_arg
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 
+from monai_usfm import __version__
 from monai_usfm.files import atomic_write, write_text_atomically
 from monai_usfm.simulation.echoes import (
     Device,
@@ -43,7 +45,7 @@ __all__ = ["SyntheticUltrasound", "write_synthetic_dataset"]
 
 DESCRIPTION = "Synthetic ultrasound simulated by monai_usfm; no patient, no scanner. Not for clinical conclusions."
 _VERSION = 2  # of the simulation: a data set written by another one is written anew
-_FILES = ("image", "label", "structures", "instances", "clean", "low", "marks")  # keys that are written
+_FILES = ("image", "label", "structures", "instances", "clean", "low", "annotations")  # keys that are written
 _SPECULAR_GAIN = 4.5  # amplitude of a full impedance step that faces the probe, relative to soft tissue
 
 
@@ -62,7 +64,7 @@ class SyntheticUltrasound(Dataset):
     - ``fov``: ``(1, *S)`` bool; ``geometry``: the :class:`~monai_usfm.transforms.BeamGeometry` that was used;
     - ``spacing``: tensor of mm per voxel along ``S`` (a time axis counts 1);
     - ``low`` (``quality="pair"``): the same anatomy and scatterers seen by a worse machine;
-    - ``marks`` (``marks=True``): ``(1, *S)`` bool, pixels of burned-in calipers and text.
+    - ``annotations`` (``annotations=True``): ``(1, *S)`` bool, pixels of burned-in calipers and text.
 
     Args:
         num_samples: length of the data set.
@@ -74,14 +76,16 @@ class SyntheticUltrasound(Dataset):
         cine: with ``spatial_dims=3``, make the first axis time: breathing, probe pressure and heartbeat move the tissue
             and the scatterers in it.
         quality: ``"high"``, ``"low"`` or ``"pair"``.
-        marks: burn calipers and text into the images (2D and cine).
+        annotations: burn calipers and text into the images (2D and cine).
         transform: applied to each item, as in :class:`monai.data.Dataset`.
         healthy: share of items of organs with lesions that have none; their ``label`` is empty and their class 2.
+        marks: the former name of ``annotations``.
 
     Raises:
         ValueError: for an unknown organ or quality, or sizes that do not fit ``spatial_dims``.
     """
 
+    @deprecated_arg("marks", "0.9.0", "0.10.0", new_name="annotations", version_val=__version__)
     def __init__(
         self,
         num_samples: int,
@@ -91,9 +95,10 @@ class SyntheticUltrasound(Dataset):
         seed: int = 0,
         cine: bool = False,
         quality: str = "high",
-        marks: bool = False,
+        annotations: bool = False,
         transform: Callable | None = None,
         healthy: float = 0.0,
+        marks: bool = False,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -114,15 +119,15 @@ class SyntheticUltrasound(Dataset):
             raise ValueError(f"unknown organs {unknown}; choose from {tuple(ORGANS)}.")
         if quality not in ("high", "low", "pair"):
             raise ValueError(f'quality must be "high", "low" or "pair", got {quality!r}.')
-        if marks and spatial_dims == 3 and not cine:
-            raise ValueError("volumes carry no burned-in marks: use marks with 2D images or a cine.")
+        if annotations and spatial_dims == 3 and not cine:
+            raise ValueError("volumes carry no burned-in annotations: use annotations with 2D images or a cine.")
         if num_samples < 0 or seed < 0:
             raise ValueError(f"num_samples and seed must not be negative, got {num_samples} and {seed}.")
         if not 0 <= healthy <= 1:
             raise ValueError(f"healthy is a share between 0 and 1, got {healthy}.")
         super().__init__(range(num_samples), transform)
         self.spatial_dims, self.image_size, self.organs, self.seed = spatial_dims, size, organs, int(seed)
-        self.cine, self.quality, self.marks, self.healthy = cine, quality, marks, float(healthy)
+        self.cine, self.quality, self.annotations, self.healthy = cine, quality, annotations, float(healthy)
 
     def _transform(self, index: int) -> Any:
         item = self.simulate(self.data[index])
@@ -131,7 +136,7 @@ class SyntheticUltrasound(Dataset):
     def simulate(self, index: int) -> dict[str, Any]:
         """Item ``index`` before the transform."""
         # Separate streams, so that an option which draws more from one leaves the others as they are.
-        view_rng, anatomy_rng, echo_rng, marks_rng, health_rng = (
+        view_rng, anatomy_rng, echo_rng, annotation_rng, health_rng = (
             np.random.default_rng(s) for s in np.random.SeedSequence([self.seed, index]).spawn(5)
         )
         organ = self.organs[index % len(self.organs)]
@@ -161,13 +166,13 @@ class SyntheticUltrasound(Dataset):
         }
         if self.quality == "pair":
             item["low"] = images[1] * fov
-        if self.marks:
-            canvas = _draw_marks(item["label"].numpy(), organ, marks_rng)
+        if self.annotations:
+            canvas = _draw_annotations(item["label"].numpy(), organ, annotation_rng)
             drawn = torch.from_numpy(canvas > 0)
             for key in ("image", "low"):
                 if key in item:
                     item[key] = torch.where(drawn, torch.from_numpy(canvas), item[key])
-            item["marks"] = drawn.expand(self.image_size).clone()
+            item["annotations"] = drawn.expand(self.image_size).clone()
         item = {key: value[None] for key, value in item.items()}
         spacing = ((1.0,) if self.cine else ()) + view.steps
         item |= {
@@ -248,10 +253,10 @@ def _film(
     return [torch.stack(film) for film in films], tissue
 
 
-# -------------------------------------------------------------------------------------------------------------- marks
+# ---------------------------------------------------------------------------------------------------------- annotations
 
 
-def _draw_marks(label: np.ndarray, organ: str, rng: np.random.Generator) -> np.ndarray:
+def _draw_annotations(label: np.ndarray, organ: str, rng: np.random.Generator) -> np.ndarray:
     """Calipers on the target, a caption and depth ticks, as gray values ``(H, W)``; 0 where nothing is drawn."""
     flat = label if label.ndim == 2 else label[0]
     height, width = flat.shape
@@ -294,8 +299,8 @@ def write_synthetic_dataset(
     Images are 8-bit PNG, volumes and cines uint8 NIfTI (``.nii.gz``, axes x, y, z or x, y, t; the affine holds the
     spacing in mm). ``label``, ``structures`` and ``instances`` hold indices. Items have ``image``, ``label``,
     ``structures``, ``instances``, ``clean``, ``class``, ``organ``, ``patient`` and, where asked for, ``low`` and
-    ``marks``; each item is a patient of its own. A complete folder written with equal settings is left as it is; an
-    interrupted or differing one is written anew. The datalist is written last and names itself synthetic.
+    ``annotations``; each item is a patient of its own. A complete folder written with equal settings is left as it is;
+    an interrupted or differing one is written anew. The datalist is written last and names itself synthetic.
 
     Args:
         folder: where to write; made if absent.
@@ -314,7 +319,7 @@ def write_synthetic_dataset(
     if min(counts.values()) < 0:
         raise ValueError(f"numbers of items must not be negative, got {counts}.")
     world = SyntheticUltrasound(sum(counts.values()), **options)
-    described = ("spatial_dims", "image_size", "organs", "seed", "cine", "quality", "marks", "healthy")
+    described = ("spatial_dims", "image_size", "organs", "seed", "cine", "quality", "annotations", "healthy")
     settings = {"version": _VERSION, **counts, **{name: getattr(world, name) for name in described}}
     settings = json.loads(json.dumps(settings))  # as it is read back
     target = folder / "datalist.json"

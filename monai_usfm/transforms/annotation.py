@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of what was written over the tissue: text, calipers, colored marks."""
+"""Removal of what was written over the tissue: text, calipers, colored annotations."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class AnnotationReport:
     """What was found in one image.
 
     Attributes:
-        kinds: ``"text"``, ``"caliper"`` or ``"color"``, one per mark.
-        boxes: ``(frame, top, left, bottom, right)`` per mark in pixels, last row and column excluded; frame 0 in 2D.
-        area_fraction: share of all pixels that the marks, with their blurred rims, take up.
+        kinds: ``"text"``, ``"caliper"`` or ``"color"``, one per annotation.
+        boxes: ``(frame, top, left, bottom, right)`` per annotation in pixels, last row and column excluded; frame 0 in
+            2D.
+        area_fraction: share of all pixels that the annotations, with their blurred rims, take up.
     """
 
     kinds: tuple[str, ...] = ()
@@ -40,14 +41,14 @@ class AnnotationReport:
 
     @property
     def count(self) -> int:
-        """Number of marks; a line of text is one."""
+        """Number of annotations; a line of text is one."""
         return len(self.kinds)
 
 
 class RemoveAnnotations(Transform):
-    """Find burned-in marks, report them, and fill them in from their surroundings: ``(C, *S) -> (C, *S)``.
+    """Find burned-in annotations, report them, and fill them in from their surroundings: ``(C, *S) -> (C, *S)``.
 
-    A mark is told from tissue by what a beam cannot draw:
+    An annotation is told from tissue by what a beam cannot draw:
 
     - **text**: thin bright strokes that form at least three neighboring shapes with the same top and bottom row, as
       capitals and digits have, and the same gray level; and the signs that continue such a line;
@@ -59,16 +60,16 @@ class RemoveAnnotations(Transform):
     What lies outside the field of view, such as logos, rulers and gray bars, is removed by :class:`FieldOfView` and
     MONAI's ``MaskIntensity``.
 
-    The input is never changed where nothing is found. Single letters and pairs, dotted lines, marks much fainter than
-    the tissue around them, handwriting and filled shapes are not found. Volumes and cines ``(C, D, H, W)`` are
+    The input is never changed where nothing is found. Single letters and pairs, dotted lines, annotations much fainter
+    than the tissue around them, handwriting and filled shapes are not found. Volumes and cines ``(C, D, H, W)`` are
     searched slice by slice along the first spatial axis. Of four channels the last counts as alpha: it is neither
     searched nor filled.
 
-    A mark is filled with the nearest values around it, smoothed; :meth:`detect` only finds marks.
+    An annotation is filled with the nearest values around it, smoothed; :meth:`detect` only finds annotations.
 
     Args:
-        contrast: least difference between a mark and its surroundings, as a fraction of the image range. Lower values
-            find fainter marks and more tissue.
+        contrast: least difference between an annotation and its surroundings, as a fraction of the image range. Lower
+            values find fainter annotations and more tissue.
 
     Attributes:
         report: :class:`AnnotationReport` of the last image.
@@ -107,7 +108,7 @@ class RemoveAnnotations(Transform):
         return convert_to_dst_type(out, dst=image, dtype=out.dtype)[0]
 
     def detect(self, img: NdarrayOrTensor) -> tuple[torch.Tensor, AnnotationReport]:
-        """Mask ``(1, *S)`` of all marks, a plain bool tensor, and the report on them; nothing is filled."""
+        """Mask ``(1, *S)`` of all annotations, a plain bool tensor, and the report on them; nothing is filled."""
         image = convert_to_tensor(img, track_meta=False)
         if image.ndim not in (3, 4) or image.shape[0] not in (1, 3, 4) or image.numel() == 0:
             raise ValueError(
@@ -120,7 +121,7 @@ class RemoveAnnotations(Transform):
             return torch.zeros(1, *image.shape[1:], dtype=torch.bool, device=image.device), AnnotationReport()
         unit = (np.where(finite, values, low) / 2 - low / 2) / (high / 2 - low / 2)  # halves cannot overflow
         frames = unit.reshape(len(unit), -1, *unit.shape[-2:])
-        found = [_Marks.of(frames[:, i], self.contrast) for i in range(frames.shape[1])]
+        found = [_Annotations.of(frames[:, i], self.contrast) for i in range(frames.shape[1])]
         mask = np.stack([f.mask for f in found])
         report = AnnotationReport(
             kinds=tuple(kind for f in found for kind in f.kinds),
@@ -161,28 +162,28 @@ def _fill(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class _Marks:
-    """Marks of one frame: their pixels, kinds and boxes ``(top, left, bottom, right)``."""
+class _Annotations:
+    """Annotations of one frame: their pixels, kinds and boxes ``(top, left, bottom, right)``."""
 
     mask: np.ndarray
     kinds: list[str] = field(default_factory=list)
     boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, frame: np.ndarray, contrast: float) -> _Marks:
+    def of(cls, frame: np.ndarray, contrast: float) -> _Annotations:
         """Search ``(C, H, W)`` in [0, 1]."""
-        marks = cls(np.zeros(frame.shape[1:], bool))
-        if min(frame.shape[1:]) < 12:  # no room for a mark and its surroundings
-            return marks
+        annotations = cls(np.zeros(frame.shape[1:], bool))
+        if min(frame.shape[1:]) < 12:  # no room for an annotation and its surroundings
+            return annotations
         gray = frame.mean(axis=0)
         if len(frame) == 3:
-            marks.add_color(frame)
+            annotations.add_color(frame)
         levels = np.linspace(0.95, 0.4, 10) * np.quantile(gray, 0.9995)
         shapes = [_Shapes.of(gray, level, contrast) for level in levels]
-        marks.add_text(gray, shapes, [line for s in shapes for line in s.words()])
-        for cross in _crosses(gray, contrast, marks.mask):
-            marks.add("caliper", cross)
-        return marks
+        annotations.add_text(gray, shapes, [line for s in shapes for line in s.words()])
+        for cross in _crosses(gray, contrast, annotations.mask):
+            annotations.add("caliper", cross)
+        return annotations
 
     def add(self, kind: str, mask: np.ndarray) -> None:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

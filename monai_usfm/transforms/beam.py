@@ -32,21 +32,21 @@ __all__ = [
 
 
 class FitBeam(Transform):
-    """Estimate the :class:`BeamGeometry` of a sector image from the outline of its field of view.
+    """Estimate the :class:`BeamGeometry` of a sector image from the contour of its field of view.
 
-    Straight lateral edges are found by consensus over pairs of outline points: points beyond a candidate edge count
-    against it, points inside it do not, because shadows and anechoic tissue dent an outline and only text extends it.
+    Straight lateral edges are found by consensus over pairs of contour points: points beyond a candidate edge count
+    against it, points inside it do not, because shadows and anechoic tissue dent a contour and only text extends it.
     The edges meet in the apex; the arcs are found about it in the same way. Where the image cuts edges off, or where
-    they explain the outline badly, the apex is the common center of the arcs (circles by consensus), and the edges that
+    they explain the contour badly, the apex is the common center of the arcs (circles by consensus), and the edges that
     are visible are rays from it. All inliers then refine all parameters by least squares. An arc or edge that the image
     cuts off is placed at the outermost visible pixel. A crop that shows neither edges nor arcs is refused.
 
     - ``(C, H, W)`` gives ``"convex"``, or ``"phased"`` where the near arc is shorter than a tenth of the far radius.
-    - ``(C, D, H, W)`` gives ``"sector3d"``; a cine, whose outline is the same in all frames, gives the geometry of its
+    - ``(C, D, H, W)`` gives ``"sector3d"``; a cine, whose contour is the same in all frames, gives the geometry of its
       frames. Depth runs along rows, elevation along slices.
 
     Radii are in pixels, or in the unit of the voxel sizes where a ``MetaTensor`` carries them. ``confidence`` is the
-    share of the lateral edges (of the arcs and the other edge, where one is cut off) that the outline supports, times
+    share of the lateral edges (of the arcs and the other edge, where one is cut off) that the contour supports, times
     the overlap (intersection over union) of fit and field of view, reduced towards 0 where one edge stands upright
     beside a leaning one.
 

@@ -193,7 +193,7 @@ def wrong_sum() -> bytes:
     return bytes(data)
 
 
-def pictures() -> list[Case]:
+def images() -> list[Case]:
     shuffled = np.random.default_rng(3).permutation(256).astype(np.uint8)
     kind = "PNG, JPEG, BMP, TIFF, GIF, WebP"
     alpha = np.full((*SIZE, 1), 255, np.uint8)
@@ -925,4 +925,4 @@ def write_lists(folder: Path, first: list[dict[str, Any]], items: list[dict[str,
 
 
 def all_cases() -> list[Case]:
-    return [*pictures(), *videos(), *niftis(), *others(), *dicoms(), *labels(), *volumes()]
+    return [*images(), *videos(), *niftis(), *others(), *dicoms(), *labels(), *volumes()]

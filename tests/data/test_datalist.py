@@ -171,9 +171,9 @@ def test_busbra_fractions_are_patient_level_and_of_the_right_size(shared_data):
 
 
 def test_a_patient_in_two_splits_is_named():
-    sections = {"training": cohort(5, 2), "test": [{"image": "x.png", "patient": "p3"}]}
+    splits = {"training": cohort(5, 2), "test": [{"image": "x.png", "patient": "p3"}]}
     with pytest.raises(ValueError, match=r"1 patients or images .*: patient p3 \(training, test\)\."):
-        check_patient_leak(sections)
+        check_patient_leak(splits)
 
 
 def test_a_file_in_two_splits_is_named_without_patients():

@@ -45,7 +45,7 @@ def by_change(result) -> dict:
 
 
 def dark(image: torch.Tensor) -> torch.Tensor:
-    """Outlines what is dark but not black."""
+    """Segments what is dark but not black."""
     return ((image[0] > 0.02) & (image[0] < 0.25)).long()
 
 

@@ -17,14 +17,14 @@ from monai_usfm.evaluation.pseudo_labels import agreeing_mask, pseudo_label
 
 
 class Bright(torch.nn.Module):
-    """Marks what is brighter than a half."""
+    """Segments what is brighter than a half."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return torch.cat([0.5 - image, image - 0.5], dim=1) * 100
 
 
 class Left(torch.nn.Module):
-    """Marks the left half, whatever it shows."""
+    """Segments the left half, whatever it shows."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         mark = torch.full_like(image, -50.0)
@@ -59,7 +59,7 @@ def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(tmp_path: Path) -
     )
     with torch.no_grad():
         network.head.to_pixels.weight.zero_()
-        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))  # marks all of every image
+        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))  # segments all of every image
     save_network(tmp_path / "model.pt", network)
     items = []
     for number, organ in enumerate(["breast", "lung", "breast"]):

@@ -37,7 +37,7 @@ def test_shifted_square_has_the_scores_of_its_closed_form(spacing: list[float] |
     overlap = (side - shift) / side
     assert row["dice"] == pytest.approx(overlap, abs=1e-6)
     assert row["iou"] == pytest.approx((side - shift) / (side + shift), abs=1e-6)
-    # The far edge lies `shift` columns away; it is more than 5 % of the outline, so the 95th percentile is the maximum.
+    # The far edge lies `shift` columns away; it is more than 5 % of the contour, so the 95th percentile is the maximum.
     assert row["hd95"] == pytest.approx(shift * mm, rel=1e-5)
     assert 0 < row["asd"] < shift * mm
     assert (row["false_negative"], row["false_positive"]) == (0, 0)
@@ -50,8 +50,8 @@ def test_distances_follow_the_axis_of_the_shift() -> None:
 
 
 def test_surface_distance_of_nested_squares() -> None:
-    # Outlines of squares of 9 and 13 about one center: straight sides are 2 apart, each inner pixel exactly 2 from the
-    # outer outline; of the 48 outer pixels 36 lie opposite the inner side, 12 around the corners.
+    # Contours of squares of 9 and 13 about one center: straight sides are 2 apart, each inner pixel exactly 2 from the
+    # outer contour; of the 48 outer pixels 36 lie opposite the inner side, 12 around the corners.
     outer, inner = square((5, 5), (13, 13), (30, 30)), square((7, 7), (9, 9), (30, 30))
     (row,) = score_case(inner, outer, 2)
     corners = [2 * math.sqrt(2)] * 4 + [math.sqrt(5)] * 8

@@ -12,7 +12,7 @@ import torch
 from scipy.special import ellipe
 
 from monai_usfm.metrics import measure
-from monai_usfm.metrics.measurements import diameters, outlines, perimeter
+from monai_usfm.metrics.measurements import contours, diameters, outlines, perimeter
 
 measurements = pytest.importorskip("skimage.measure")
 
@@ -91,7 +91,7 @@ def test_position_and_diameter_equal_those_of_scikit_image():
     assert (row["box_y"], row["box_x"]) == (top * 0.5, left * 0.25)
     assert (row["height"], row["width"]) == ((bottom - top) * 0.5, (right - left) * 0.25)
     assert row["area"] == pytest.approx(region.area)
-    # scikit-image measures the outline of the hull drawn in whole pixels, up to half a pixel longer
+    # scikit-image measures the contour of the hull drawn in whole pixels, up to half a pixel longer
     alone = measure(mask, 2)[0]
     assert alone["longest_diameter"] == pytest.approx(measurements.regionprops(mask)[0].feret_diameter_max, abs=0.5)
     assert alone["unit"] == "px"
@@ -135,11 +135,13 @@ def test_a_single_pixel_can_be_measured(dims):
     assert 0 < row["perpendicular_diameter"] <= 0.5
 
 
-def test_outlines_lie_half_a_pixel_beyond_the_pixels_even_at_the_border():
-    (line,) = outlines(np.ones((4, 6)))
+def test_contours_lie_half_a_pixel_beyond_the_pixels_even_at_the_border():
+    (line,) = contours(np.ones((4, 6)))
     assert line.min(0) == pytest.approx([-0.5, -0.5])
     assert line.max(0) == pytest.approx([3.5, 5.5])
     assert (line[0] == line[-1]).all()
+    with pytest.warns(FutureWarning, match="Use contours"):
+        assert (outlines(np.ones((4, 6)))[0] == line).all()
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def same(one: dict, other: dict) -> bool:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"quality": "pair", "marks": True},
+        {"quality": "pair", "annotations": True},
         {"spatial_dims": 3, "image_size": (16, 32, 32)},
         {"spatial_dims": 3, "cine": True, "image_size": (3, 48, 48)},
     ],
@@ -290,12 +290,14 @@ def test_a_degraded_machine_has_a_wider_pulse():
     assert bad[0] > 1.5 * good[0] and (bad[1] > 1.5 * good[1]).all()
 
 
-def test_marks_change_only_their_own_pixels():
-    plain, marked = small(3)[1], small(3, marks=True)[1]
-    mask = marked["marks"]
+def test_annotations_change_only_their_own_pixels():
+    plain, annotated = small(3)[1], small(3, annotations=True)[1]
+    mask = annotated["annotations"]
     assert 20 < mask.sum() < 0.1 * mask.numel()
-    assert torch.equal(marked["image"][~mask], plain["image"][~mask])
-    assert marked["image"][mask].min() > 0.75
+    assert torch.equal(annotated["image"][~mask], plain["image"][~mask])
+    assert annotated["image"][mask].min() > 0.75
+    with pytest.warns(FutureWarning, match="marks"):
+        assert torch.equal(small(3, marks=True)[1]["annotations"], mask)
 
 
 # -------------------------------------------------------------------------------------------------- volumes and cines
@@ -359,7 +361,7 @@ def test_transform_is_applied_and_items_collate():
         ({"image_size": (8, 64)}, "at least 16"),
         ({"quality": "best"}, "best"),
         ({"cine": True, "image_size": (64, 64)}, "spatial_dims=3"),
-        ({"spatial_dims": 3, "image_size": (32, 32, 32), "marks": True}, "marks"),
+        ({"spatial_dims": 3, "image_size": (32, 32, 32), "annotations": True}, "annotations"),
         ({"seed": -1}, "negative"),
     ],
 )
@@ -372,15 +374,15 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
 
 
 def test_written_images_equal_the_simulated_ones(tmp_path):
-    options = {"image_size": (48, 64), "quality": "pair", "marks": True}
+    options = {"image_size": (48, 64), "quality": "pair", "annotations": True}
     path = write_synthetic_dataset(tmp_path, 3, 2, 1, num_workers=2, **options)
     world = SyntheticUltrasound(6, **options)
-    items = [i for section in ("training", "validation", "test") for i in load_datalist(path, None, section)]
+    items = [i for split in ("training", "validation", "test") for i in load_datalist(path, None, split)]
     for item, made in zip(items, world, strict=True):
         for key in ("image", "clean", "low"):
             loaded = LoadUltrasound()(item[key])
             np.testing.assert_allclose(loaded.numpy(), made[key].numpy(), atol=0.5 / 255 + 1e-6)
-        for key in ("label", "structures", "instances", "marks"):
+        for key in ("label", "structures", "instances", "annotations"):
             assert np.array_equal(np.asarray(Image.open(item[key])), made[key][0].numpy())
         assert item["class"] == made["class"] and item["organ"] == made["organ"]
 

@@ -54,7 +54,7 @@ def cross(x, y, arm=5, diagonal=False):
     return lambda d: (d.line((x - arm, y, x + arm, y), 255), d.line((x, y - arm, x, y + arm), 255))
 
 
-MARKS = {
+ANNOTATIONS = {
     "text": text(60, 215, "MAMA DIREITA 12"),
     "small text": text(20, 20, "RAIO 34", size=10),
     "caliper": cross(75, 118),
@@ -69,17 +69,17 @@ def recall_and_precision(found, planted):
     return (found & planted).sum() / planted.sum(), (found & near).sum() / max(found.sum(), 1)
 
 
-@pytest.mark.parametrize("name", list(MARKS))
+@pytest.mark.parametrize("name", list(ANNOTATIONS))
 @pytest.mark.parametrize("value", [1.0, 0.85])
-def test_a_planted_mark_is_found_and_named(name, value):
-    image, planted = draw(speckle(), MARKS[name], value)
+def test_a_planted_annotation_is_found_and_named(name, value):
+    image, planted = draw(speckle(), ANNOTATIONS[name], value)
     mask, report = RemoveAnnotations().detect(image[None])
     recall, precision = recall_and_precision(mask[0].numpy(), planted)
     assert recall > 0.9 and precision > 0.85
     assert KIND.get(name, name) in report.kinds
 
 
-def test_planted_marks_are_found_with_high_recall_and_precision_over_many_images():
+def test_planted_annotations_are_found_with_high_recall_and_precision_over_many_images():
     scores = []
     for seed in range(2):
         rng = np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def test_a_bright_blob_is_no_caliper():
 
 def test_filling_brings_the_tissue_back():
     clean = speckle()
-    image, planted = draw(clean, MARKS["text"], 1.0)
+    image, planted = draw(clean, ANNOTATIONS["text"], 1.0)
     out = RemoveAnnotations()(image[None])[0].numpy()
     assert abs(out - clean)[planted].mean() < 0.35 * abs(image - clean)[planted].mean()
     rim = binary_dilation(planted, np.ones((3, 3)), iterations=4)
@@ -121,7 +121,7 @@ def test_filling_brings_the_tissue_back():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_unmarked_speckle_is_returned_unchanged(seed):
+def test_unannotated_speckle_is_returned_unchanged(seed):
     image = speckle(seed)
     assert torch.equal(RemoveAnnotations()(image[None]), torch.as_tensor(image[None]))
 
@@ -149,15 +149,15 @@ def test_report_counts_boxes_and_area():
 
 
 def test_a_cine_is_searched_frame_by_frame():
-    marked, _ = draw(small(), cross(45, 40), 1.0)
+    annotated, _ = draw(small(), cross(45, 40), 1.0)
     remove = RemoveAnnotations()
-    out = remove(np.stack([small(1), marked, small(2)])[None])
+    out = remove(np.stack([small(1), annotated, small(2)])[None])
     assert [box[0] for box in remove.report.boxes] == [1]
-    assert torch.equal(out[:, 1], remove(marked[None]))
+    assert torch.equal(out[:, 1], remove(annotated[None]))
     np.testing.assert_array_equal(out[0, 0], small(1))
 
 
-def test_real_images_without_marks_change_by_less_than_a_thousandth(shared_data):
+def test_real_images_without_annotations_change_by_less_than_a_thousandth(shared_data):
     files = sorted((shared_data / "liver_sweep_2d" / "images").glob("*.png"))[::27]
     files += sorted((shared_data / "cine_2dt" / "frames").glob("ocular*.png"))[::12]
     files += sorted((shared_data / "unlabelled").rglob("*.png"))[::18]
@@ -169,7 +169,7 @@ def test_real_images_without_marks_change_by_less_than_a_thousandth(shared_data)
     assert max(fractions) < 1e-3
 
 
-def test_marks_planted_on_real_breast_images_are_found(shared_data):
+def test_annotations_planted_on_real_breast_images_are_found(shared_data):
     scores = []
     for name in ("bus_0110-r", "bus_0868-l"):
         clean = np.asarray(Image.open(shared_data / "busbra" / "images" / f"{name}.png").convert("L"), np.float32) / 255
@@ -208,9 +208,9 @@ def test_alpha_is_neither_searched_nor_filled():
 
 
 def test_dictionary_form_equals_the_array_form_and_its_report_collates():
-    marked, _ = draw(small(), cross(45, 40), 1.0)
-    data = Dataset([{"image": torch.as_tensor(i[None])} for i in (marked, small())], RemoveAnnotationsd("image"))
-    assert torch.equal(data[0]["image"], RemoveAnnotations()(marked[None]))
+    annotated, _ = draw(small(), cross(45, 40), 1.0)
+    data = Dataset([{"image": torch.as_tensor(i[None])} for i in (annotated, small())], RemoveAnnotationsd("image"))
+    assert torch.equal(data[0]["image"], RemoveAnnotations()(annotated[None]))
     assert json.loads(json.dumps(data[0]["image_annotations"]))["kinds"] == "caliper"
     batch = next(iter(DataLoader(data, batch_size=2)))
     assert batch["image_annotations"]["count"].tolist() == [1, 0]

@@ -200,12 +200,12 @@ def corrupt(image, kind):
         image = (image + 0.015 * torch.as_tensor(rng.standard_normal(image.shape))).float()
     elif kind == "box":
         image[:, 190:, 200:] = 0.0
-    elif kind == "marks inside":
+    elif kind == "annotations inside":
         image[:, 120, 100:200:4], image[:, 60:63, 140:150] = 1.0, 1.0
     return image
 
 
-@pytest.mark.parametrize("kind", ["text", "dark sector", "noise", "box", "marks inside"])
+@pytest.mark.parametrize("kind", ["text", "dark sector", "noise", "box", "annotations inside"])
 def test_fit_withstands(kind):
     fit = FitBeam()(corrupt(phantom(CONVEX), kind))
     assert math.dist(fit.apex, CONVEX.apex) < 4
