@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,15 @@ from torch.overrides import TorchFunctionMode
 
 from monai_usfm.networks.uncertainty import monte_carlo, to_logits
 
-__all__ = ["AutocastInferer", "DropoutInferer", "ImagePredictor", "WindowInferer", "autocast", "autocast_dtype"]
+__all__ = [
+    "AutocastInferer",
+    "DropoutInferer",
+    "ImagePredictor",
+    "PromptedSlices",
+    "WindowInferer",
+    "autocast",
+    "autocast_dtype",
+]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -155,6 +163,24 @@ class WindowInferer(SlidingWindowInferer):
         return super().__call__(inputs, predict, *args, **kwargs)
 
 
+class PromptedSlices(Inferer):
+    """A 2D network on the slices of a volume or frames of a cine that have a prompt; the others are background.
+
+    Prompts are the channels behind the first, see :class:`~monai_usfm.transforms.Promptsd`.
+    """
+
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """``(B, 4, D, H, W)`` -> logits ``(B, K, D, H, W)``."""
+        batch, slices = inputs[:, 1:].abs().amax((1, 3, 4)).nonzero(as_tuple=True)
+        found = network(inputs[batch, :, slices], *args, **kwargs)
+        out = found.new_zeros(len(inputs), inputs.shape[2], *found.shape[1:])
+        out[:, :, 0] = 20.0  # surely background
+        out[batch, slices] = found
+        return out.movedim(1, 2)
+
+
 class ImagePredictor:
     """Class probabilities of one image of any size, by a 2D network with a card, resized as in ``inference.json``.
 
@@ -163,7 +189,7 @@ class ImagePredictor:
         device: where it runs.
 
     Raises:
-        ValueError: for a network of volumes.
+        ValueError: for a network of volumes, or one that needs clicks.
     """
 
     def __init__(self, network: Any, device: torch.device | str = "cpu") -> None:
@@ -172,6 +198,8 @@ class ImagePredictor:
             raise ValueError(
                 "single images are predicted by a 2D network; this one is for volumes and cines as a whole."
             )
+        if network.card.get("prompts"):
+            raise ValueError("this network segments what is clicked, and here nobody clicks; take other weights.")
         self.network, self.device = network.to(device).eval(), device
         self.resize = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)
         self.channels = options.get("in_channels", 1)

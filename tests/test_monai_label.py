@@ -24,6 +24,10 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
+from monai_usfm import save_network
+from monai_usfm.bundle import prompted_network
+from monai_usfm.cards import network_options
+
 pytest.importorskip(
     "monailabel", reason="MONAI Label is not installed; scripts/try_monai_label.sh makes an environment"
 )
@@ -71,7 +75,9 @@ def server(repository, tmp_path_factory):
     weights = repository / "bundles" / "usfm_segmentation" / "models" / "simulated_volumes.pt"
     command = [sys.executable, "-m", "monai_usfm"]
     subprocess.run([*command, "pack", str(weights), str(folder / "volume_segmentation")], check=True)
-    bundles = [str(repository / "bundles" / name) for name in BUNDLES] + [str(folder / "volume_segmentation")]
+    write_interactive(weights.with_name("foundation.pt"), folder)
+    bundles = [str(repository / "bundles" / name) for name in BUNDLES]
+    bundles += [str(folder / "volume_segmentation"), str(folder / "clicks_segmentation")]
     command += ["serve-label", *bundles, "--studies", str(folder / "images"), "--app", str(folder / "app")]
     log = (folder / "server.log").open("w")
     process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, start_new_session=True)
@@ -90,6 +96,26 @@ def server(repository, tmp_path_factory):
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
+
+
+def write_interactive(start: Path, folder: Path) -> None:
+    """A bundle of an untrained network that takes prompts: a click brightens what the network sees there."""
+    network = prompted_network(str(start), network_options("segmentation", str(start), in_channels=4))
+    with torch.no_grad():
+        for name, weight in network.state_dict().items():
+            if name.startswith(("encoder.patch_embed.proj.w", "head.decoder.stem.0")) and weight.shape[1:2] == (4,):
+                weight[:, 1:] = weight[:, :1] * torch.tensor([1.0, -1.0, 0.5]).view(1, 3, 1, 1)
+    fields = {"class_names": ["background", "foreground"], "prompts": ["foreground", "background", "roi"]}
+    save_network(folder / "clicks.pt", network, **fields)
+    command = [
+        sys.executable,
+        "-m",
+        "monai_usfm",
+        "pack",
+        str(folder / "clicks.pt"),
+        str(folder / "clicks_segmentation"),
+    ]
+    subprocess.run(command, check=True)
 
 
 def infer(server, model: str, image: str, output: str = "image", **params):
@@ -157,6 +183,44 @@ def test_a_volume_is_segmented_by_the_bundle_of_volumes_alone(server):
     assert "volume.nii.gz is a volume or cine, and usfm_segmentation a network of images" in refused.json()["detail"]
     refused = infer(server, "volume_segmentation", "image")
     assert refused.status_code == 400 and "a still image, but spatial_dims=3 needs a volume" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "prompts", [{"foreground": [[100, 80, 0]], "background": [[20, 30, 0]]}, {"roi": [40, 50, 120, 140]}]
+)
+def test_clicks_and_boxes_give_what_the_bundle_gives(server, tmp_path, prompts):
+    found = pixels_of(infer(server, "clicks_segmentation", "image", **prompts), "image.png")
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": "image.png", **prompts}]}))
+    root = server[1] / "clicks_segmentation"
+    places = {
+        "dataset_dir": str(server[1] / "images"),
+        "datalist": str(tmp_path / "list.json"),
+        "output_dir": str(tmp_path),
+    }
+    run(
+        config_file=str(root / "configs" / "inference.json"),
+        bundle_root=str(root),
+        device="cpu",
+        preview=False,
+        **places,
+    )
+    np.testing.assert_array_equal(found, np.asarray(Image.open(tmp_path / "image_seg.png")))
+
+
+def test_a_click_in_a_volume_is_answered_on_its_slice(server):
+    found = pixels_of(infer(server, "clicks_segmentation", "volume", foreground=[[20, 24, 9]]), "volume.nii.gz").T
+    assert found.shape == (40, 48, 24)
+    assert set(np.unique(np.nonzero(found)[2])) <= {9}
+    assert pixels_of(infer(server, "clicks_segmentation", "image", foreground=[[9, 9]]), "image.png").ndim == 2
+
+
+def test_clicks_are_what_label_calls_deepedit_and_none_are_refused(server):
+    model = requests.get(f"{server[0]}/info/", timeout=900).json()["models"]["clicks_segmentation"]
+    assert model["type"] == "deepedit" and model["labels"] == {"background": 0, "foreground": 1}
+    refused = infer(server, "clicks_segmentation", "image", foreground=[], background=[])
+    assert refused.status_code == 400 and "nothing says which structure is meant" in refused.json()["detail"]
+    refused = requests.post(f"{server[0]}/train/clicks_segmentation?run_sync=true", json={}, timeout=900)
+    assert refused.status_code == 400 and "its clicks are simulated" in refused.json()["detail"]
 
 
 def test_a_bundle_of_features_is_refused_before_the_server_starts(repository, tmp_path):

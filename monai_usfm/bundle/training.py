@@ -32,6 +32,7 @@ __all__ = [
     "on_device",
     "plan",
     "prepare_network",
+    "prompted_network",
     "rank",
     "start_weights",
     "warmup_cosine",
@@ -142,6 +143,26 @@ def prepare_network(network: torch.nn.Module, freeze_encoder: bool = False, lora
     if lora_rank:
         apply_lora(network, lora_rank)
     return network
+
+
+def prompted_network(pretrained: Any, plan: Mapping[str, Any], **options: Any) -> torch.nn.Module:
+    """A segmentation whose image has channels of prompts, which at first change nothing that ``pretrained`` gives.
+
+    Args:
+        pretrained: weights to start from, of gray images or of such a network; None for none.
+        plan: options of the network, with the ``in_channels`` of both.
+        options: further ones.
+    """
+    start = network_options("segmentation", pretrained)["in_channels"] if pretrained else plan["in_channels"]
+    network: Any = build_network("segmentation", pretrained, **{**plan, "in_channels": start}, **options)
+    if start == plan["in_channels"]:
+        return network
+    wide: Any = build_network("segmentation", **plan, **options)
+    with torch.no_grad():
+        for into, weight in zip(wide.state_dict().values(), network.state_dict().values(), strict=True):
+            into.zero_()[tuple(slice(n) for n in weight.shape)] = weight
+    wide.load_report, wide.card = network.load_report, {**network.card, **wide.card}
+    return wide
 
 
 def network_loss(output: Any, target: Any = None) -> torch.Tensor:

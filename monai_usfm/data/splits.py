@@ -31,8 +31,8 @@ from monai_usfm.simulation import write_synthetic_dataset
 
 __all__ = ["list_images", "load_splits", "result_name", "results_root"]
 
-READING = ("spacing", "full_scale")
-"""What an item may tell of its file, for reading it."""
+READING = ("spacing", "full_scale", "foreground", "background", "roi")
+"""What an item may tell of its file, for reading it, and which structure of it is meant."""
 
 logger = logging.getLogger(__name__)
 

@@ -45,8 +45,12 @@ def calibrate(
             cannot be fitted; the card stays as it was.
     """
     card = read_card(checkpoint)
-    if card["task"] not in ("segmentation", "classification") or card.get("landmarks") or card.get("values"):
-        raise ValueError(f"{checkpoint} has no probabilities of classes: only networks that segment or classify have.")
+    if card["task"] not in ("segmentation", "classification") or any(
+        card.get(name) for name in ("landmarks", "values", "prompts")
+    ):
+        raise ValueError(
+            f"{checkpoint} has no probabilities of classes: only networks that segment or classify unasked have."
+        )
     if sensitivity is not None and (card["task"] != "segmentation" or not 0.01 <= sensitivity <= 1):
         raise ValueError(
             f"sensitivity must be in [0.01, 1], and of a segmentation; got {sensitivity} for {card['task']}."

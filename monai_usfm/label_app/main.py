@@ -33,21 +33,23 @@ REFUSED = (ValueError, OSError, UnreadableImageError)  # the fault is in what wa
 UNTRAINABLE = {
     "classification": "MONAI Label sends masks, no classes; train it by monai-usfm train --task classification",
     "enhancement": "it learns from images without masks; train it by monai-usfm train --task enhancement",
+    "interactive": "its clicks are simulated; train it by monai-usfm train --task segmentation --overlays interactive",
 }
+TYPES = {"classification": "classification", "interactive": "deepedit"}  # of MONAI Label; others are segmentations
 
 
 def task_of(folder: Path) -> str:
-    """What a bundle is for, as the card of its weights says."""
-    return json.loads((folder / "models" / "model.json").read_text(encoding="utf-8"))["task"]
+    """What a bundle is for, as the card of its weights says; a segmentation that takes prompts is "interactive"."""
+    card = json.loads((folder / "models" / "model.json").read_text(encoding="utf-8"))
+    return "interactive" if card.get("prompts") else card["task"]
 
 
 class Infer(BundleInferTask):
     """A bundle's inference, with results in a lossless type, that tells of what it cannot read."""
 
     def __init__(self, path: str, conf: dict[str, str]) -> None:
-        super().__init__(
-            path, conf, type="classification" if task_of(Path(path)) == "classification" else "segmentation"
-        )
+        self.interactive = task_of(Path(path)) == "interactive"
+        super().__init__(path, conf, type=TYPES.get(task_of(Path(path)), "segmentation"))
         self._config["model_filename"] = ["model.pt"]  # the others are weights to start a training from
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> Any:
@@ -65,7 +67,10 @@ class Infer(BundleInferTask):
         read, rest = transforms[:2], transforms[2:]  # the file, its channels first
         data = super().run_pre_transforms(data, read)
         axes = sum(size > 1 for size in data[self.input_key].shape[1:])
-        if axes > self.dimension:
+        if self.interactive and self.bundle_config.get("frames") != (axes > self.dimension):
+            self.bundle_config["frames"] = axes > self.dimension  # the slices that have a prompt
+            rest = self.pre_transforms(data)[2:]
+        if axes > self.dimension and not self.interactive:
             raise ValueError(
                 f"{Path(data['image_path']).name} is a volume or cine, and {Path(self.bundle_path).name} a network of "
                 "images: serve weights of volumes, made a bundle by monai-usfm pack, or send single frames."
@@ -148,7 +153,7 @@ class UltrasoundApp(MONAILabelApp):
         return {
             f"{name}_uncertainty": Uncertainty(infer)
             for name, infer in self._infers.items()
-            if task_of(self.bundles[name]) != "enhancement"
+            if task_of(self.bundles[name]) not in ("enhancement", "interactive")
         }
 
     def init_strategies(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from monai_usfm.transforms.labels import *
 from monai_usfm.transforms.landmarks import *
 from monai_usfm.transforms.noise_recovery import *
 from monai_usfm.transforms.presence import *
+from monai_usfm.transforms.prompts import *
 from monai_usfm.transforms.resize import *
 from monai_usfm.transforms.speckle import *
 
