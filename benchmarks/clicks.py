@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Dice after clicks, of weights that take prompts and of a distance map: ``python benchmarks/clicks.py MODEL DATALIST``.
+"""Dice after clicks, by a network and by a distance map: ``python benchmarks/clicks.py MODEL DATALIST``.
 
 The same simulated user clicks in the middle of the largest error of either. The distance map is geodesic (Criminisi et
 al. 2008, https://doi.org/10.1007/978-3-540-88682-2_9): a step between neighboring pixels costs the root of 1 plus the
@@ -98,7 +98,8 @@ def main() -> None:
     items = read_items(arguments.datalist, arguments.split, limit=arguments.limit)
     loaded = load_images(items, network.card["network"]["spatial_size"], 2, num_classes=2)
     shown = [(i, m) for i, m in zip(loaded.images[:, 0].numpy(), loaded.labels.numpy() > 0, strict=True) if m.any()]
-    print(f"{len(shown)} images of {arguments.split}\n\n| method | start | Dice after 0 to {arguments.clicks} clicks |\n| --- | --- | --- |")
+    print(f"{len(shown)} images of {arguments.split}\n")
+    print(f"| method | start | Dice after 0 to {arguments.clicks} clicks |\n| --- | --- | --- |")
     for name in ("network", "distance"):
         for start in ("click", "box"):
             scores = []

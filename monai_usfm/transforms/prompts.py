@@ -78,8 +78,8 @@ def next_click(target: np.ndarray, found: np.ndarray, anywhere: float | None = N
 class Promptsd(MapTransform):
     """The clicks and the box of an item as the channels behind the gray image, see :func:`draw_prompts`.
 
-    The item holds ``foreground`` and ``background``, lists of ``[x, y]``, and ``roi``, ``[x0, y0, x1, y1]``, in pixels of
-    the upright image; of volumes and cines ``[x, y, z]`` and ``[x0, y0, x1, y1, z0, z1]``, ``z`` the slice or frame.
+    The item holds ``foreground`` and ``background``, lists of ``[x, y]``, and ``roi``, ``[x0, y0, x1, y1]``, in pixels
+    of the upright image; of volumes and cines ``[x, y, z]`` and ``[x0, y0, x1, y1, z0, z1]``, ``z`` the slice or frame.
     MONAI Label sends them so.
 
     Args:
@@ -232,7 +232,7 @@ class PromptSimulation:
 
 
 def _structure(label: torch.Tensor, random: bool) -> Any:
-    """The value of one structure of a label map: the largest, in training any that is no speck; 0 where there is none."""
+    """The value of one structure of a label map: the largest, if random any that is no speck; 0 where there is none."""
     values, counts = label.as_subclass(torch.Tensor).unique(return_counts=True)
     values, counts = values[values > 0], counts[values > 0]
     if not len(values):
