@@ -99,10 +99,19 @@ class Promptsd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image, shape = d[key].clone(), [int(n) for n in d[key].meta["spatial_shape"]][: d[key].dim() - 1]
-            file, roi = image.meta["filename_or_obj"], list(d.get("roi") or [])
-            corners = [roi[0:2] + roi[4:5], roi[2:4] + roi[5:6]] if roi else []
+            file, roi = image.meta["filename_or_obj"], d.get("roi") or []
+            corners: Any = [roi]
+            if isinstance(roi, Sequence):
+                corners = [[*roi[0:2], *roi[4:5]], [*roi[2:4], *roi[5:6]]] if roi else []
             given = {"foreground": d.get("foreground"), "background": d.get("background"), "roi": corners}
             points = {name: _points(file, name, listed or [], shape) for name, listed in given.items()}
+            frame = int(image.meta.get("frame", 0))
+            for name, listed in given.items() if image.dim() == 3 else ():
+                if any(len(point) > 2 and round(point[2]) != frame for point in listed or []):
+                    raise ValueError(
+                        f"{file}: {name} {listed} is not on frame or slice {frame}, the one that is read; give "
+                        "the option frames."
+                    )
             if not any(map(len, points.values())):
                 raise ValueError(
                     f"{file}: nothing says which structure is meant; give foreground or background, lists of points "
@@ -152,7 +161,8 @@ class PromptSimulation:
 
     Of each label map one value is the structure. Each click answers the network's prediction with those before it, see
     :func:`next_click`. For training, structure and number of clicks are random, clicks and boxes inexact, and an image
-    gets a box, clicks or both. Draws come from PyTorch's global generator. Sofiiuk et al. 2022, https://arxiv.org/abs/2102.06583.
+    gets a box, clicks or both. Draws come from PyTorch's global generator. Sofiiuk et al. 2022,
+    https://arxiv.org/abs/2102.06583.
 
     Args:
         prepare_batch: gives image ``(B, 4, H, W)`` and label ``(B, 1, *any size)``; the channels behind the first are

@@ -62,8 +62,10 @@ def test_in_a_volume_prompts_lie_on_their_slices():
     [
         ({}, "a.png: nothing says which structure is meant"),
         ({"foreground": [[80, 3]]}, "foreground is .*, expected x, y within 80 x 60 pixels"),
-        ({"roi": [1, 2, 3]}, "roi is"),
+        ({"roi": [1, 2, 3]}, r"roi is \["),
         ({"background": "here"}, "background is 'here'"),
+        ({"roi": 7}, r"roi is \["),
+        ({"foreground": [[1, 2, 5]]}, "is not on frame or slice 0, the one that is read; give the option frames"),
     ],
 )
 def test_wrong_prompts_are_refused_in_one_sentence(prompts, words):
