@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -19,6 +20,7 @@ import monai.bundle
 import pytest
 
 from monai_usfm.cli import app
+from monai_usfm.cli.bundles import Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -79,7 +81,8 @@ def options_of(words: list[str], bundle_options: set[str], page: Path) -> set[st
         if words[1].startswith("-"):
             return {"help", "version"}
         verb = inspect.signature(app[words[1]].default_command)
-        return set(verb.parameters) | (bundle_options if "options" in verb.parameters else set())
+        shared = {field.name for field in dataclasses.fields(Bundle)} if "bundle" in verb.parameters else set()
+        return set(verb.parameters) | shared | (bundle_options if "options" in verb.parameters else set())
     if "monai.bundle" in words:
         verb = words[words.index("monai.bundle") + 1]
         taken = set(inspect.signature(getattr(monai.bundle, verb)).parameters)
