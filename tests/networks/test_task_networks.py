@@ -438,7 +438,21 @@ def test_networks_can_be_copied():
         torch.testing.assert_close(copy.deepcopy(net)(x), net(x))
 
 
-@pytest.mark.parametrize("kind", ["pyramid", "upernet", "segvit", "pyramid classes", "enhancer"])
+@pytest.mark.parametrize("training", [False, True])
+def test_in_evaluation_a_pyramid_sees_the_image_and_gives_its_logits_in_float32(training):
+    net, seen = build("pyramid", 2).train(training), {}
+    decoder = net.head.decoder
+    middle = next(part for part in decoder.fuse[-1].modules() if isinstance(part, torch.nn.Conv2d))
+    parts = {"first": decoder.stem[0], "middle": middle, "last": net.head.to_pixels}
+    for name, part in parts.items():
+        part.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.dtype}))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        net(torch.rand(1, 1, *SIZE[2]))
+    edge = torch.bfloat16 if training else torch.float32
+    assert seen == {"first": edge, "middle": torch.bfloat16, "last": edge}
+
+
+@pytest.mark.parametrize("kind", ["upernet", "segvit", "pyramid classes", "enhancer"])
 def test_in_evaluation_autocast_reaches_the_encoder_alone(kind):
     net, seen = build(kind, 2), []
     head = net.decoder if kind == "enhancer" else net.pyramid_pool if kind == "pyramid classes" else net.head

@@ -6,4 +6,5 @@ from __future__ import annotations
 
 from monai_usfm.networks.blocks.patch_embed import *
 from monai_usfm.networks.blocks.position import *
+from monai_usfm.networks.blocks.precision import *
 from monai_usfm.networks.blocks.transformer import *

@@ -120,10 +120,9 @@ class TransformerBlock(nn.Module):
             first_query: tokens before this one are attended to, but not computed: what a last block does not need.
         """
         branch = self.attn(self.norm1(x), bias, first_query)
-        if self.gamma_1 is not None:
-            branch = self.gamma_1 * branch
-        x = x[:, first_query:] + self.drop_path(branch)
-        branch = self.mlp(self.norm2(x))
-        if self.gamma_2 is not None:
-            branch = self.gamma_2 * branch
-        return x + self.drop_path(branch)
+        x = self._add(x[:, first_query:], self.gamma_1, branch)
+        return self._add(x, self.gamma_2, self.mlp(self.norm2(x)))
+
+    def _add(self, x: torch.Tensor, gamma: torch.Tensor | None, branch: torch.Tensor) -> torch.Tensor:
+        branch = self.drop_path(branch)
+        return x + branch if gamma is None else torch.addcmul(x, gamma, branch)

@@ -10,6 +10,8 @@ from monai.networks.blocks import ResidualUnit
 from monai.networks.layers.factories import Conv, Dropout
 from monai.utils import ensure_tuple
 
+from monai_usfm.networks.blocks.precision import in_float32
+
 __all__ = ["PyramidDecoder", "PyramidHead", "PyramidPool"]
 
 ACTIVATION = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})  # as DynUNet
@@ -101,7 +103,8 @@ class PyramidDecoder(nn.Module):
 
         def refine(inputs: int, outputs: int, stride: Sequence[int], level: int) -> ResidualUnit:
             kernel = [max(3, s + 1 - s % 2) for s in stride]  # odd, and no pixel is stepped over
-            norm = "instance" if normalize and level > 0 else None
+            # A group for each channel is InstanceNorm, and faster.
+            norm = ("group", {"num_groups": outputs, "affine": False}) if normalize and level > 0 else None
             return ResidualUnit(
                 dims, inputs, outputs, tuple(stride), kernel, subunits=2, adn_ordering="NA", act=ACTIVATION, norm=norm
             )
@@ -122,13 +125,22 @@ class PyramidDecoder(nn.Module):
         """``(B, C, *S)`` and ``num_maps`` maps ``(B, E, *grid)`` by depth -> ``(B, out_channels, *S / finest)``."""
         return self.levels(image, maps)[-1]
 
-    def levels(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The same for every level, from the coarsest to the finest: ``(B, channels[i], *S / strides[i])``."""
+    def descend(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """``(B, C, *S)`` -> what the stem makes of it at every level, from the finest to the coarsest."""
         skips: list[torch.Tensor] = []
         x = image
         for stem in self.stem:
             x = stem(x)
             skips.append(x)
+        return skips
+
+    def levels(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The same for every level, from the coarsest to the finest: ``(B, channels[i], *S / strides[i])``."""
+        if torch.jit.is_scripting():
+            skips = self.descend(image)
+        else:
+            skips = in_float32(self.descend, self.training, image)
+        x = skips[-1]
         for k, project in enumerate(self.maps):
             x = x + project(maps[k])
         levels: list[torch.Tensor] = []
@@ -176,7 +188,10 @@ class PyramidHead(nn.Module):
 
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """``(B, C, *S)`` and maps ``(B, E, *grid)`` by depth -> one entry, logits ``(B, num_classes, *S)``."""
-        return [self.to_pixels(self.dropout(self.decoder(image, maps)))]
+        features = self.dropout(self.decoder(image, maps))
+        if torch.jit.is_scripting():
+            return [self.to_pixels(features)]
+        return [in_float32(self.to_pixels, self.training, features)]
 
 
 class PyramidPool(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 import torch.nn as nn
 
+from monai_usfm.networks.blocks.precision import in_float32
 from monai_usfm.networks.heads.pyramid import PyramidPool
 from monai_usfm.networks.nets.task import TaskNetwork, even_blocks, module_path, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
@@ -103,7 +104,7 @@ class UltrasoundClassifier(TaskNetwork):
             if torch.jit.is_scripting():
                 pooled = self.pyramid_pool(image, maps)
             else:
-                pooled = self.head_in_float32(self.pyramid_pool, image, maps)
+                pooled = in_float32(self.pyramid_pool, self.training, image, maps)
         elif self.pooling == "mean":
             pooled = self.encoder.forward_intermediates(image, self.indices)[0].flatten(2).mean(2)
         else:

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from monai.networks.layers.factories import Dropout
 
+from monai_usfm.networks.blocks.precision import in_float32
 from monai_usfm.networks.heads.pyramid import PyramidDecoder, upsampling
 from monai_usfm.networks.nets.task import TaskNetwork, crop_to, even_blocks, pad_to_patches
 from monai_usfm.networks.nets.vit import UltrasoundViT
@@ -87,7 +88,7 @@ class UltrasoundEnhancer(TaskNetwork):
         if torch.jit.is_scripting():
             correction = self._correction(image, maps)
         else:
-            correction = self.head_in_float32(self._correction, image, maps)
+            correction = in_float32(self._correction, self.training, image, maps)
         base = x.mean(1, keepdim=True) if self.gray else x
         enhanced = base + crop_to(correction, list(x.shape[2:]))
         if self.training:

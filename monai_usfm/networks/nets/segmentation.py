@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from monai_usfm.networks.blocks.precision import in_float32
 from monai_usfm.networks.heads.atm import ATMHead
 from monai_usfm.networks.heads.pyramid import PyramidHead
 from monai_usfm.networks.heads.upernet import UPerNetHead
@@ -97,10 +98,10 @@ class UltrasoundSegmenter(TaskNetwork):
         """``(B, C, *S) -> (B, num_classes, *S)``; a list in training where the head has more to say, see above."""
         image = pad_to_patches(x, self.patch_size)
         maps = self.encoder.forward_intermediates(image, self.indices)
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting() or self.head_name == "pyramid":  # which knows its own precision
             outputs = self.head(image, maps)
         else:
-            outputs = self.head_in_float32(self.head, image, maps)
+            outputs = in_float32(self.head, self.training, image, maps)
         cropped: list[torch.Tensor] = []
         for output in outputs:
             # Class logits of SegViT have no spatial axes.

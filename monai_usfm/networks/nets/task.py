@@ -65,7 +65,8 @@ def crop_to(x: torch.Tensor, size: list[int]) -> torch.Tensor:
 class TaskNetwork(nn.Module):
     """An encoder and what is built on it.
 
-    In evaluation under autocast only the encoder runs in low precision: :meth:`head_in_float32` says why.
+    In evaluation under autocast what is built on the encoder runs in float32, of a segmentation's pyramid the stem and
+    the last layer, see :func:`~monai_usfm.networks.blocks.in_float32`.
 
     Parts of the encoder in which nothing is trainable stay in evaluation mode (no drop path), whatever ``train`` says.
 
@@ -98,15 +99,3 @@ class TaskNetwork(nn.Module):
             if parameters and not any(p.requires_grad for p in parameters):
                 part.eval()
         return self
-
-    @torch.jit.unused
-    def head_in_float32(self, head: Any, image: torch.Tensor, maps: list[torch.Tensor]) -> Any:
-        """``head(image, maps)`` outside autocast, unless in training.
-
-        In bf16 a head moves one boundary pixel in some hundred (Dice 0.998 to float32), the encoder hardly any
-        (0.9999).
-        """
-        if self.training or not torch.is_autocast_enabled(image.device.type):
-            return head(image, maps)
-        with torch.autocast(image.device.type, enabled=False):
-            return head(image.float(), [m.float() for m in maps])
