@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
@@ -42,10 +43,11 @@ def read_datalist(datalist: PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"{file}: no such datalist; make one with `monai-usfm datalist FOLDER`.")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        doubled = [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
-        if doubled:
-            raise ValueError(f"the key {doubled[0]!r} stands twice in one object; keep one of them")
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            doubled = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+            raise ValueError(f"the key {doubled!r} stands twice in one object; keep one of them")
+        return found
 
     try:
         # some editors put a byte order mark first
@@ -92,8 +94,9 @@ def load_datalist(
     if not lists[split]:
         raise ValueError(f"{file}: the list {split!r} is empty; nothing can be loaded from it.")
 
-    items = []
-    for index, entry in enumerate(lists[split]):
+    items = lists.pop(split)
+    absent: set[str] = set()
+    for index, entry in enumerate(items):  # each in its place, so that a long list is not in memory twice
         item = {"image": entry} if isinstance(entry, str) else entry  # Decathlon's test split lists bare names
         if not isinstance(item, dict):
             raise ValueError(f"{file}: item {index} of {split!r} must be an object or a file name, got {entry!r}.")
@@ -106,18 +109,25 @@ def load_datalist(
             raise ValueError(
                 f"{file}: item {index} of {split!r} has the image {item['image']!r}; expected a file name."
             )
-        items.append(with_patient({key: _resolved(base, key, value, required) for key, value in item.items()}))
-    entries = Counter((path_key(str(item.get("image"))), str(item.get("frame"))) for item in items)
-    if doubled := [image for (image, _), number in entries.items() if number > 1]:
+        for key, value in item.items():
+            item[key] = _resolved(base, key, value, required, absent)
+        items[index] = with_patient(item)
+
+    def entry_of(item: Item) -> tuple[str, str]:
+        return path_key(str(item.get("image"))), str(item.get("frame"))
+
+    if len({hash(entry_of(item)) for item in items}) < len(items) and (
+        doubled := [image for (image, _), number in Counter(map(entry_of, items)).items() if number > 1]
+    ):
         warnings.warn(
             f"{file}: {len(doubled)} images stand more than once in {split!r}, for example {doubled[0]}: they count "
             "more than the others.",
             stacklevel=3,
         )
-    if check_files:
+    if check_files and absent:
         files = ("image", "label", *required)
-        missing = [path for item in items for key in files if key in item for path in _names(key, item[key])]
-        missing = [path for path in dict.fromkeys(missing) if not Path(path).exists()]
+        named = (path for item in items for key in files if key in item for path in _names(key, item[key]))
+        missing = [path for path in dict.fromkeys(named) if path in absent]
         if missing:
             raise FileNotFoundError(
                 f"{file}: {len(missing)} files of {split!r} do not exist below {base}: {', '.join(missing[:5])}"
@@ -130,7 +140,7 @@ def with_patient(item: Item) -> Item:
     """The item with its patient under the name that the package uses, also where it says ``patient_id``."""
     known = next((item[key] for key in ("patient", "patient_id") if patient_key(item.get(key)) is not None), None)
     if known is not None:
-        return {**item, "patient": known}
+        return item if item.get("patient") is known else {**item, "patient": known}
     return {**item, "patient": None} if "patient" in item else item
 
 
@@ -301,20 +311,28 @@ def _names(key: str, value: Any) -> list[str]:
     return values if named else []
 
 
-def _resolved(base: Path, key: str, value: Any, required: Sequence[str]) -> Any:
-    """With whole paths for file names; what only ends like one, as the name of an export, stays where none exists."""
-    paths = [_whole_path(base, name) for name in _names(key, value)]
-    if not paths or not (key in ("image", "label", *required) or all(Path(path).exists() for path in paths)):
-        return value
+def _resolved(base: Path, key: str, value: Any, required: Sequence[str], absent: set[str]) -> Any:
+    """With whole paths for file names; what only ends like one, as the name of an export, stays where none exists.
+
+    What does not exist is put into ``absent``: of a long list each file is looked for once. Other words are kept once.
+    """
+    paths = [_whole_path(base, name, absent) for name in _names(key, value)]
+    if not paths or not (key in ("image", "label", *required) or absent.isdisjoint(paths)):
+        return sys.intern(value) if isinstance(value, str) else value
     return paths if isinstance(value, list) else paths[0]
 
 
-def _whole_path(base: Path, name: str) -> str:
+def _whole_path(base: Path, name: str, absent: set[str]) -> str:
     """The path without ``..``, so that results named after it stay in their folder; letters as the disk has them."""
-    path = base / name
-    if ".." in path.parts:
-        path = path.parent.resolve() / path.name
-    if not path.exists():
-        forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
-        path = next((form for form in forms if form.exists()), path)
-    return str(path)
+    if os.sep == "/" and name[-1:] not in ("", "/") and "//" not in name and "/." not in f"/{name}":
+        path = os.path.join("" if str(base) == "." else base, name)  # as below, and faster
+    else:
+        whole = base / name
+        path = str(whole.parent.resolve() / whole.name if ".." in whole.parts else whole)
+    if not os.path.exists(path):
+        forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+        found = next((form for form in forms if os.path.exists(form)), None)
+        if found is None:
+            absent.add(path)
+        path = found or path
+    return path
