@@ -239,7 +239,7 @@ EXACT_TYPES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz", ".mha", ".nrr
 
 # What options of these names must be in every bundle that has them, and how that is said. None is left to the default.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_epochs batch_size accumulation_steps val_interval in_channels crops_per_volume epoch_length": (
+    "max_epochs batch_size accumulation_steps val_interval save_interval in_channels crops_per_volume epoch_length": (
         _whole(1),
         "a whole number from 1",
     ),
@@ -254,8 +254,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (_device, "a device of this machine, such as cpu or cuda:0"),
     "output_ext": (lambda value: value in EXACT_TYPES, f"one of {', '.join(EXACT_TYPES)}"),
     "amp": (lambda value: value in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
-    "resume resume_anyway compile deterministic freeze_encoder class_balance fold_normalization circumference "
-    "uncertainty pairs preview statistics components muscle frames skip_unreadable": (_switch, "true or false"),
+    "resume resume_anyway compile use_checkpoint deterministic freeze_encoder class_balance fold_normalization "
+    "circumference resident uncertainty pairs preview statistics components muscle frames skip_unreadable": (
+        _switch,
+        "true or false",
+    ),
 }
 RULES = {name: rule for names, rule in _RULES.items() for name in names.split()}
 

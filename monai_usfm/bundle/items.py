@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.data import DistributedSampler
+from monai.data import DataLoader, DistributedSampler
 from torch.utils.data import Dataset, Sampler
 
 from monai_usfm.bundle.start import options
-from monai_usfm.data import OrganBalancedSampler, UltrasoundDataset, label_fraction, load_splits
+from monai_usfm.data import OrganBalancedSampler, ResidentLoader, UltrasoundDataset, label_fraction, load_splits
 
 __all__ = [
     "EnhancementItems",
@@ -29,6 +29,7 @@ __all__ = [
     "record",
     "simulated",
     "training_items",
+    "training_loader",
     "training_sampler",
     "validation_sampler",
 ]
@@ -93,6 +94,23 @@ def training_sampler(dataset: Dataset, seed: int = 0, num_samples: int | None = 
     """
     length = len(dataset)  # type: ignore[arg-type]
     return OrganBalancedSampler(["any"] * length, num_samples=num_samples, seed=seed)
+
+
+def training_loader(
+    dataset: UltrasoundDataset,
+    batch_size: int,
+    sampler: Sampler,
+    device: torch.device | str,
+    resident: bool = False,
+    drop_last: bool = False,
+    num_workers: int = 0,
+) -> DataLoader | ResidentLoader:
+    """PyTorch's loader, or the data set on the device, see :class:`~monai_usfm.data.ResidentLoader`."""
+    if resident:
+        return ResidentLoader(dataset, batch_size, sampler, device, drop_last)
+    pinned = torch.device(device).type == "cuda"
+    options = {"num_workers": num_workers, "drop_last": drop_last, "pin_memory": pinned}
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **options)
 
 
 def validation_sampler(dataset: Dataset) -> Sampler | None:

@@ -53,13 +53,20 @@ class TrainingSteps:
         data_loader, seed: see :class:`~monai_usfm.handlers.EpochSeed`.
         lr_scheduler: advanced after every step.
         network, clip_norm: see :class:`~monai_usfm.handlers.GradientClip`.
+        save_interval: steps between checkpoints within an epoch; None for none.
     """
 
     def __init__(
-        self, data_loader: Any, seed: int, lr_scheduler: Any, network: torch.nn.Module, clip_norm: float
+        self,
+        data_loader: Any,
+        seed: int,
+        lr_scheduler: Any,
+        network: torch.nn.Module,
+        clip_norm: float,
+        save_interval: int | None = None,
     ) -> None:
         self.handlers: list[Any] = [
-            EpochSeed(seed, data_loader, rank()),
+            EpochSeed(seed, data_loader, rank(), interval=save_interval),
             FiniteLoss(),
             GradientClip(network, clip_norm),
             LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False),
@@ -88,7 +95,7 @@ class TrainingRecords:
         evaluator: the validation.
         best: the handler that keeps the best epoch.
         options: values of the run's options, for ``run.json`` and for a resumed run to compare.
-        resume, resume_anyway: see :class:`~monai_usfm.handlers.ResumableCheckpoint`.
+        resume, resume_anyway, save_interval: see :class:`~monai_usfm.handlers.ResumableCheckpoint`.
         exported: what is exported, if not the network.
         last: export the last epoch, not the best.
         card: fields of the exported weights' card.
@@ -111,6 +118,7 @@ class TrainingRecords:
         exported: torch.nn.Module | None = None,
         last: bool = False,
         card: Mapping[str, Any] | None = None,
+        save_interval: int | None = None,
     ) -> None:
         self.folder = Path(output_dir)
         self.network, self.optimizer, self.evaluator = network, optimizer, evaluator
@@ -122,7 +130,7 @@ class TrainingRecords:
             RunLock(output_dir),
             RunRecord(output_dir, plain),
             MetricsTable(output_dir, optimizer, evaluator),
-            ResumableCheckpoint(f"{ckpt_dir}/last.pt", objects, resume, options=plain, resume_anyway=resume_anyway),
+            ResumableCheckpoint(f"{ckpt_dir}/last.pt", objects, resume, plain, resume_anyway, save_interval),
             ValidateStart(evaluator, best),
             Progress(name),
             ExportWeights(export_path, network if exported is None else exported, best, last, half=True, card=card),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch.distributed as dist
 from monai.inferers import Inferer
 from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
+from torch.utils.checkpoint import checkpoint
 
 from monai_usfm.cards import ENCODER, WIDTHS, build_network, network_options, read_card
 from monai_usfm.inferers import WindowInferer
 from monai_usfm.losses import ATMLoss
 from monai_usfm.networks import apply_lora, freeze
+from monai_usfm.networks.blocks import TransformerBlock
 
 __all__ = [
     "FirstChannelLoss",
@@ -52,15 +55,21 @@ def default_device() -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
 
 
-def on_device(network: torch.nn.Module, device: torch.device | str, compile: bool = False) -> torch.nn.Module:
+def on_device(
+    network: torch.nn.Module, device: torch.device | str, compile: bool = False, use_checkpoint: bool = False
+) -> torch.nn.Module:
     """The network on its device; of several processes that train, in PyTorch's wrapper that averages their gradients.
 
     Args:
         network: moved and compiled in place, so that its weights keep their names.
         device: where to.
         compile: by :func:`torch.compile`, at the first call.
+        use_checkpoint: keep the inputs of the encoder's blocks alone and compute the blocks again for the gradient.
     """
     network = network.to(device)
+    for block in network.modules() if use_checkpoint else ():
+        if isinstance(block, TransformerBlock):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if compile:
         network.compile()
     if not (network.training and dist.is_available() and dist.is_initialized()):

@@ -21,6 +21,7 @@ from .listing import *
 from .loading import *
 from .patients import *
 from .reader import *
+from .resident import *
 from .sampler import *
 from .splits import *
 from .store import *

@@ -95,6 +95,7 @@ class OrganBalancedSampler(Sampler[int]):
         self.num_samples = math.ceil(wanted / self.num_replicas)
         self.seed = seed
         self.epoch = 0
+        self.skip = 0  # entries that the next iteration leaves out: those of a resumed epoch that were seen
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration draws."""
@@ -105,7 +106,8 @@ class OrganBalancedSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._draw()[self.rank :: self.num_replicas].tolist())
+        first, self.skip = self.skip, 0
+        return iter(self._draw()[self.rank :: self.num_replicas].tolist()[first:])
 
     def _draw(self) -> torch.Tensor:
         """Indices of the whole epoch, ``(num_samples * num_replicas,)``."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import warnings
@@ -39,10 +40,13 @@ def _plain(module: Any) -> Any:
     return module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
 
 
-def _restore(thing: Any, state: Mapping[str, Any]) -> None:
-    """``load_state_dict``; of a schedule only how far it is, its length and peak being those of this run's options."""
+def _restore(thing: Any, state: Mapping[str, Any], share: float = 1.0) -> None:
+    """``load_state_dict``; of a schedule only how far it is, its length and peak being those of this run's options.
+
+    ``share`` is the number of steps for each that the state counted.
+    """
     if isinstance(thing, LambdaLR):
-        thing.last_epoch, thing._step_count = state["last_epoch"], state["_step_count"]
+        thing.last_epoch, thing._step_count = round(share * state["last_epoch"]), state["_step_count"]
         with warnings.catch_warnings():  # get_lr() warns outside of step(), which would advance the schedule
             warnings.simplefilter("ignore")
             rates = thing.get_lr()  # the schedule's own, with its floor
@@ -83,44 +87,70 @@ class EpochSeed:
         data_loader: the training loader.
         rank: number of this process, which draws its own augmentations.
         fixed: draw the same every time, as a validation loss wants.
+        interval: steps between the checkpoints within an epoch, see :class:`ResumableCheckpoint`; after each of them
+            it seeds anew, so that nothing drawn before need be known to go on from there. None for none.
     """
 
-    def __init__(self, seed: int, data_loader: torch.utils.data.DataLoader, rank: int = 0, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        data_loader: torch.utils.data.DataLoader,
+        rank: int = 0,
+        fixed: bool = False,
+        interval: int | None = None,
+    ) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}.")
         self.seed = seed
         self.data_loader = data_loader
         self.rank = rank
         self.fixed = fixed
+        self.interval = interval
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._within)
+
+    def _within(self, engine: Engine) -> None:
+        done = (engine.state.iteration - 1) % engine.state.epoch_length
+        if _due(engine, done, self.interval):
+            self._seed(engine.state.epoch, done)
 
     def __call__(self, engine: Engine) -> None:
-        # A large odd multiplier keeps the seeds of neighboring runs and epochs apart.
         epoch = 0 if self.fixed else engine.state.epoch
-        seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank) % (2**31)
-        cudnn = torch.backends.cudnn
-        chosen = cudnn.deterministic, cudnn.benchmark  # at the start, for the whole run
-        set_determinism(seed=seed, use_deterministic_algorithms=None)
-        cudnn.deterministic, cudnn.benchmark = chosen
+        seed = self._seed(epoch)
         set_rnd(self.data_loader.dataset, seed=seed)
         if hasattr(self.data_loader.dataset, "epoch"):  # items of this dataset have seeds of their own
             self.data_loader.dataset.epoch = epoch
         if hasattr(self.data_loader.sampler, "set_epoch"):
             self.data_loader.sampler.set_epoch(epoch)
 
+    def _seed(self, epoch: int, steps: int = 0) -> int:
+        # Large odd multipliers keep the seeds of neighboring runs, epochs and parts of them apart.
+        seed = (self.seed + 1_000_003 * epoch + 7_919 * self.rank + 104_729 * steps) % (2**31)
+        cudnn = torch.backends.cudnn
+        chosen = cudnn.deterministic, cudnn.benchmark  # at the start, for the whole run
+        set_determinism(seed=seed, use_deterministic_algorithms=None)
+        cudnn.deterministic, cudnn.benchmark = chosen
+        return seed
+
+
+def _due(engine: Engine, done: int, interval: int | None) -> bool:
+    """Whether a checkpoint lies after ``done`` steps of an epoch; never where gradients are being summed."""
+    every = interval and math.lcm(interval, getattr(engine, "accumulation_steps", 1))
+    return bool(every) and 0 < done < engine.state.epoch_length and done % every == 0
+
 
 # Options that a resumed run may change: they say where things lie, how fast and how long it goes, what is shown.
 FREE_NAMES = (
     "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_dir "
-    "device compile resume resume_anyway figure_interval rank class_names"
+    "device compile use_checkpoint resident resume resume_anyway figure_interval rank class_names"
 )
 FREE_OPTIONS = frozenset(FREE_NAMES.split())
 
 
 class ResumableCheckpoint:
-    """Saves everything that training needs after every epoch, and takes it up again.
+    """Saves everything that training needs after every epoch, and within long ones, and takes it up again.
 
     Two files: ``last.pt``, replaced atomically, and ``previous.pt``, the one before; written by the first process
     alone, never with a weight that is not a number; loaded with ``weights_only=True``. Together with
@@ -134,7 +164,11 @@ class ResumableCheckpoint:
         objects: what to save and restore by ``state_dict``: network, optimizer, scheduler, ...; the engine is added.
         resume: restore from ``path`` at the start if the file exists.
         options: values of the run's options. A resumed run must have the same, but for :data:`FREE_OPTIONS`.
-        resume_anyway: resume with other options.
+        resume_anyway: resume with other options. With another number of steps in an epoch, as of other batches or
+            another number of processes, it goes on at the same share of it.
+        interval: also save after so many steps of an epoch, which a resumed run then goes on with instead of repeating
+            it. For a loader with an :class:`~monai_usfm.data.OrganBalancedSampler`, items whose draws depend on their
+            place in the list alone, and an :class:`EpochSeed` of this interval. None for none.
 
     Raises:
         RuntimeError: when the file does not fit the objects, with the name of the file.
@@ -149,21 +183,28 @@ class ResumableCheckpoint:
         resume: bool = False,
         options: Mapping[str, Any] | None = None,
         resume_anyway: bool = False,
+        interval: int | None = None,
     ) -> None:
         self.path = Path(path)
+        self.interval = interval
         self.objects = dict(objects)
         self.resume = resume
         self.options = {name: value for name, value in (options or {}).items() if name not in FREE_OPTIONS}
         self.resume_anyway = resume_anyway
-        self.written: int | None = None  # epoch in the file: its end is not written twice, or both files were one
+        self.written: int | None = None  # steps at the file: no state is written twice, or both files were one
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._within)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 
+    def _within(self, engine: Engine) -> None:
+        if _due(engine, engine.state.iteration % engine.state.epoch_length, self.interval):
+            self.save(engine)
+
     def save(self, engine: Engine) -> None:
-        if idist.get_rank() > 0 or engine.state.epoch == self.written:
+        if idist.get_rank() > 0 or engine.state.iteration == self.written:
             return
         state = {name: _plain(thing).state_dict() for name, thing in self.objects.items()}
         try:
@@ -175,7 +216,9 @@ class ResumableCheckpoint:
                 f"{error} Nothing was written after epoch {engine.state.epoch}; {self.path} is that of an earlier "
                 "epoch: lower learning_rate, or use amp fp32, and go on with --resume true."
             ) from None
-        state["engine"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        steps = engine.state.iteration % engine.state.epoch_length  # of an epoch that is not over
+        epoch = engine.state.epoch - (steps > 0)
+        state["engine"] = {"epoch": epoch, "iteration": engine.state.iteration, "steps": steps}
         state["options"] = self._signed(engine)
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:
@@ -185,7 +228,7 @@ class ResumableCheckpoint:
             if self.path.is_file():
                 with atomic_write(self.path.with_name("previous.pt")) as copy:
                     shutil.copyfile(self.path, copy)
-        self.written = engine.state.epoch
+        self.written = engine.state.iteration
 
     def _signed(self, engine: Engine) -> dict[str, Any]:
         return {**self.options, "steps_per_epoch": engine.state.epoch_length}
@@ -205,9 +248,11 @@ class ResumableCheckpoint:
                 "previous.pt beside it over it, or start anew with --resume false."
             ) from error
         self._compare(engine, saved)
+        length = engine.state.epoch_length
+        before = saved.get("steps_per_epoch", length)
         try:
             for name, thing in self.objects.items():
-                _restore(_plain(thing), state[name])
+                _restore(_plain(thing), state[name], length / before)
         except Exception as error:
             raise RuntimeError(
                 f"cannot resume from {self.path}: {error}. Was it written by a run with other options? "
@@ -223,12 +268,16 @@ class ResumableCheckpoint:
                 f"{self.path} has reached epoch {progress['epoch']}, the last one: nothing is left to train. Raise "
                 "max_epochs to train longer."
             )
-        engine.state.epoch = self.written = progress["epoch"]
-        engine.state.iteration = progress["iteration"]
+        steps = progress.get("steps", 0) * length // before
+        engine.state.epoch = progress["epoch"]
+        engine.state.iteration = self.written = progress["epoch"] * length + steps
+        if steps:
+            engine.state.dataloader.sampler.skip = steps * engine.state.dataloader.batch_size
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and "scaler" in state:
             scaler.load_state_dict(state["scaler"])
-        engine.logger.info(f"resumed from {self.path} after epoch {progress['epoch']}.")
+        more = f" and {steps} steps" if steps else ""
+        engine.logger.info(f"resumed from {self.path} after epoch {progress['epoch']}{more}.")
 
     def _compare(self, engine: Engine, saved: Mapping[str, Any]) -> None:
         """Refuse options that differ from the saved ones; what either run does not name is not compared."""
@@ -315,7 +364,7 @@ class ValidateStart:
         engine.add_event_handler(Events.COMPLETED, self._tell)
 
     def _validate(self, engine: Engine) -> None:
-        if engine.state.epoch > 0:
+        if engine.state.iteration > 0:
             return
         self.best.untouched = self.evaluator.state.untouched = True
         try:

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.transforms import Compose, RandGaussianNoised
 
-from monai_usfm.bundle import TrainingRecords, fingerprint, start_weights, warmup_cosine
+from monai_usfm.bundle import TrainingRecords, fingerprint, on_device, start_weights, warmup_cosine
 from monai_usfm.cards import build_network, save_network
 from monai_usfm.data import OrganBalancedSampler, UltrasoundDataset
 from monai_usfm.handlers import EpochSeed
@@ -138,3 +138,17 @@ def test_one_process_draws_the_images_of_two_in_batches_twice_as_large() -> None
     batches = [set(list(one)[k : k + 4]) for k in (0, 4, 8)]
     halves = [list(sampler) for sampler in two]
     assert batches == [set(halves[0][k : k + 2] + halves[1][k : k + 2]) for k in (0, 2, 4)]
+
+
+def test_blocks_that_are_computed_again_give_the_same_loss_and_gradients() -> None:
+    found = []
+    for use_checkpoint in (False, True):
+        torch.manual_seed(0)
+        network = build_network("segmentation", spatial_size=[32, 32], drop_path_rate=0.5).train()
+        network = on_device(network, "cpu", use_checkpoint=use_checkpoint)
+        torch.manual_seed(1)
+        loss = network(torch.rand(2, 1, 32, 32)).square().mean()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in network.parameters() if p.grad is not None)])
+    assert len(found[0]) > 100
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

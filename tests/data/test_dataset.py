@@ -14,7 +14,13 @@ from monai.data import DataLoader, decollate_batch, set_track_meta
 from monai.transforms import Lambdad, RandFlipd, RandGaussianNoised, Resized, SelectItemsd
 from PIL import Image
 
-from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, UnreadableImageError
+from monai_usfm.data import (
+    LoadUltrasoundd,
+    OrganBalancedSampler,
+    ResidentLoader,
+    UltrasoundDataset,
+    UnreadableImageError,
+)
 from monai_usfm.handlers.report import known_spacing
 
 BAD = (1, 2, 6)
@@ -291,3 +297,28 @@ def test_images_in_memory_are_told_apart_by_all_their_values(tmp_path):
     images[1][0, 20, 30] = 1
     dataset = stored([{"image": image} for image in images], [Resized("image", (20, 30))], tmp_path)
     assert [bool(dataset[k]["image"].any()) for k in (0, 1, 0)] == [False, True, False]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_resident_data_set_gives_the_batches_of_a_loader_and_leaves_the_same_randomness(items, tmp_path, drop_last):
+    dataset = stored(good(items), FIXED, tmp_path)
+    order = OrganBalancedSampler(["any"] * len(dataset), num_samples=11)
+    loaders = [
+        DataLoader(dataset, batch_size=3, sampler=order, drop_last=drop_last),
+        ResidentLoader(dataset, 3, order, "cpu", drop_last),
+    ]
+    found = []
+    for loader in loaders:
+        torch.manual_seed(0)
+        for epoch in range(2):
+            order.set_epoch(epoch)
+            batches = [batch["image"] for batch in loader]
+            found.append(torch.cat([*(x.flatten() for x in batches), torch.rand(3)]))
+        assert len(loader) == len(batches) == (3 if drop_last else 4)
+    assert all(torch.equal(a, b) for a, b in zip(found[:2], found[2:], strict=True))
+
+
+def test_a_resident_data_set_refuses_what_would_be_drawn_once(items, tmp_path):
+    dataset = stored(good(items), [*FIXED, RandFlipd("image", prob=0.5)], tmp_path)
+    with pytest.raises(ValueError, match="no random transforms of single items: leave resident out"):
+        ResidentLoader(dataset, 3, [0, 1, 2], "cpu")

@@ -18,6 +18,7 @@ from monai.engines import SupervisedTrainer
 from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandGaussianNoised
 
+from monai_usfm.data import OrganBalancedSampler
 from monai_usfm.handlers import (
     BestCheckpoint,
     EpochSeed,
@@ -95,6 +96,68 @@ def test_resumed_run_equals_an_uninterrupted_one_step_by_step(tmp_path: Path) ->
     assert sorted(wanted) == list(range(1, 13))
     assert found == {step: wanted[step] for step in range(7, 13)}  # the third epoch is repeated from its start
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def make_long_trainer(folder: Path, batch: int = 2, stop_at: int | None = None):
+    """Epochs of 24 images in any order, with dropout, a checkpoint after every second step, and a schedule by steps."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
+    items = [{"image": torch.tensor([float(i)]), "label": torch.tensor([float(i)])} for i in range(24)]
+    loader = DataLoader(Dataset(items), batch_size=batch, sampler=OrganBalancedSampler(["any"] * 24, seed=1))
+    schedule = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=3 * len(loader))
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=3,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=torch.nn.MSELoss(),
+        decollate=False,
+        accumulation_steps=2,
+    )
+    EpochSeed(3, loader, interval=1).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: schedule.step())
+    objects = {"network": network, "optimizer": optimizer, "lr_scheduler": schedule}
+    path = str(folder / "last.pt")
+    ResumableCheckpoint(path, objects, resume=True, resume_anyway=True, interval=1).attach(trainer)
+    seen: dict[int, tuple[float, list[float]]] = {}
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def note(engine: Engine) -> None:
+        if engine.state.iteration == stop_at:
+            raise KeyboardInterrupt
+        seen[engine.state.iteration] = (
+            float(engine.state.output["loss"]),
+            engine.state.batch["image"].flatten().tolist(),
+        )
+
+    return trainer, seen, schedule
+
+
+def test_a_run_killed_within_an_epoch_goes_on_within_it_step_by_step(tmp_path: Path) -> None:
+    trainer, wanted, _ = make_long_trainer(tmp_path / "whole")
+    trainer.run()
+    trainer, _, _ = make_long_trainer(tmp_path / "cut", stop_at=19)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    trainer, found, _ = make_long_trainer(tmp_path / "cut")
+    trainer.run()
+    # Of the second epoch 6 of 12 steps were done; of 7, the last one had not moved the weights.
+    assert found == {step: wanted[step] for step in range(19, 37)}
+
+
+def test_a_run_resumed_with_other_batches_goes_on_with_the_images_not_seen(tmp_path: Path) -> None:
+    trainer, whole, _ = make_long_trainer(tmp_path, stop_at=19)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    trainer, found, schedule = make_long_trainer(tmp_path, batch=4)  # as of one process where there were two
+    trainer.run()
+    assert sorted(found) == list(range(10, 19)) and schedule.last_epoch == 18
+    before = [image for step in range(13, 19) for image in whole[step][1]]
+    after = [image for step in range(10, 13) for image in found[step][1]]
+    assert sorted(before + after) == [float(i) for i in range(24)]
 
 
 def test_each_epoch_draws_anew_and_a_fixed_seed_does_not(tmp_path: Path) -> None:
