@@ -75,7 +75,7 @@ def server(repository, tmp_path_factory):
     weights = repository / "bundles" / "usfm_segmentation" / "models" / "simulated_volumes.pt"
     command = [sys.executable, "-m", "monai_usfm"]
     subprocess.run([*command, "pack", str(weights), str(folder / "volume_segmentation")], check=True)
-    write_interactive(weights.with_name("foundation.pt"), folder)
+    write_interactive(repository / "bundles" / "usfm_pretraining" / "models" / "model.pt", folder)
     bundles = [str(repository / "bundles" / name) for name in BUNDLES]
     bundles += [str(folder / "volume_segmentation"), str(folder / "clicks_segmentation")]
     command += ["serve-label", *bundles, "--studies", str(folder / "images"), "--app", str(folder / "app")]
