@@ -5,7 +5,8 @@
 The same simulated user clicks in the middle of the largest error of either. The distance map is geodesic (Criminisi et
 al. 2008, https://doi.org/10.1007/978-3-540-88682-2_9): a step between neighboring pixels costs the root of 1 plus the
 squared difference of their smoothed gray values times ``--weight``. A pixel is foreground if it is closer to a
-foreground click than to a background click or, times ``--frame``, to the frame of the image; with a box, its outside.
+foreground click than to a background click or, times ``--frame``, to the frame of the image. A box stands for a click
+in its middle and one everywhere outside.
 """
 
 from __future__ import annotations
@@ -59,12 +60,11 @@ def by_distance(image: np.ndarray, weight: float, frame: float) -> Segment:
         edge = np.ones(image.shape, bool)
         top, left, bottom, right = box or (1, 1, image.shape[0] - 2, image.shape[1] - 2)
         edge[round(top) : round(bottom) + 1, round(left) : round(right) + 1] = False
-        if not inside:  # a box alone
-            return ~edge
+        middle = [(top + bottom) / 2, (left + right) / 2]  # of the box, which is clicked unasked
         away = (1 if box else frame) * distance(edge)
         if outside:
             away = np.minimum(away, distance(seeds(outside)))
-        return distance(seeds(inside)) < away
+        return distance(seeds([*inside, *([middle] if box else [])])) < away
 
     return segment
 
@@ -90,13 +90,13 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--clicks", type=int, default=5)
-    parser.add_argument("--weight", type=float, default=50.0)
-    parser.add_argument("--frame", type=float, default=0.5)
+    parser.add_argument("--weight", type=float, default=200.0)
+    parser.add_argument("--frame", type=float, default=1.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     network = load_network(arguments.checkpoint, "segmentation")
     items = read_items(arguments.datalist, arguments.split, limit=arguments.limit)
-    loaded = load_images(items, network.card["network"]["spatial_size"], 2, num_classes=2)
+    loaded = load_images(items, network.card["network"]["spatial_size"], num_classes=2)
     shown = [(i, m) for i, m in zip(loaded.images[:, 0].numpy(), loaded.labels.numpy() > 0, strict=True) if m.any()]
     print(f"{len(shown)} images of {arguments.split}\n")
     print(f"| method | start | Dice after 0 to {arguments.clicks} clicks |\n| --- | --- | --- |")
