@@ -98,7 +98,7 @@ def simulate(metric: str, features: np.ndarray, learn: Callable, arguments: argp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("datalist")
-    parser.add_argument("--checkpoint", default="bundles/usfm_pretraining/models/mae.pt")
+    parser.add_argument("--checkpoint", default="bundles/usfm_pretraining/models/model.pt")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--number", type=int, default=20, help="images added in a round")

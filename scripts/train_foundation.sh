@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-# Trains the pretrained starts small.pt and foundation.pt without any label of a real image.
+# Trains the pretrained starts small.pt and, the one that is shipped, model.pt without any label of a real image.
 #
 #   bash scripts/train_foundation.sh UNLABELED.json DINOV2_VITS14.pt OUTPUT_FOLDER [OPTION...]
 #
-# About an hour and a half on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About two hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
 # Options go to every training: "--epoch_length 32" with SIMULATED=24 tries the whole chain in minutes.
+# The tiny network goes on from the shipped one. That of 0.9 began with the encoder of a masked autoencoder (mae.pt of 0.8: --objective
+# mae, 300 epochs) and the decoder of foundation.pt of 0.8; START names another file.
 set -euo pipefail
 unlabeled=$(realpath "$1")
 dinov2=$(realpath "$2")
@@ -44,10 +46,20 @@ parts = {
     "unlabeled": {"datalist": unlabeled},
 }
 shares = {"target": 0.56, "lines": 0.07, "structures": 0.17, "unlabeled": 0.2}
-(out / "small.json").write_text(json.dumps({"parts": parts, "shares": shares, "restoration_weight": 0.1}))
+small = {"spatial_size": [128, 128], "stored_size": [160, 160]}
+tiny = {"spatial_size": [192, 192], "stored_size": [192, 192]}
+(out / "small.json").write_text(json.dumps({"parts": parts, "shares": shares, "restoration_weight": 0.1, **small}))
 parts["pseudo"] = {"datalist": f"{out}/pseudo/datalist.json", "num_classes": 2, "output": "target"}
-shares = {"target": 0.37, "pseudo": 0.2, "lines": 0.08, "structures": 0.1, "unlabeled": 0.25}
-(out / "tiny.json").write_text(json.dumps({"parts": parts, "shares": shares, "restoration_weight": 0.1}))
+# The tokens of small first, which need no decoder, then everything at once.
+shares = {"target": 0.25, "pseudo": 0.08, "lines": 0.04, "structures": 0.08, "unlabeled": 0.55}
+tokens = {"segmentation_weight": 0.0, "restoration_weight": 0.0, "sizes": [[128, 128], [192, 192]]}
+(out / "tokens.json").write_text(json.dumps({"parts": parts, "shares": shares, **tiny, **tokens}))
+shares = {"target": 0.26, "pseudo": 0.22, "lines": 0.06, "structures": 0.08, "unlabeled": 0.38}
+weights = {"distillation_weight": 1.5, "restoration_weight": 0.25, "sizes": [[128, 128], [128, 128], [192, 192]]}
+# What maps tokens to the teacher's is in no exported file.
+goes_on = f"$monai.networks.copy_model_state(@network_def, torch.load('{out}/tokens/checkpoints/last.pt')['network'])"
+weights["initialize"] = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)", goes_on]
+(out / "tiny.json").write_text(json.dumps({"parts": parts, "shares": shares, **tiny, **weights}))
 PY
 
 joint() { # name, parts, then options
@@ -56,7 +68,7 @@ joint() { # name, parts, then options
     [ -f "$out/$name/model.pt" ] && return
     python -W ignore -m monai.bundle run --bundle_root "$root" --output_dir "$out/$name" --cache_dir "$out/cache" --resume true \
         --config_file "['$root/configs/train.json','$root/configs/foundation.json','$out/$parts.json']" \
-        --spatial_size "[128,128]" --stored_size "[160,160]" --organ_temperature 0.3 --num_workers 0 "$@" \
+        --organ_temperature 0.3 --num_workers 0 "$@" \
         ${options[@]+"${options[@]}"}
 }
 
@@ -67,7 +79,9 @@ joint small small --pretrained "$out/small_decoder/model.pt" --frozen_blocks 4 -
     --learning_rate 0.0008 --layer_decay 0.65
 # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
 [ -f "$out/pseudo/datalist.json" ] || python -W ignore -m monai_usfm pseudo-label "$out/small/model.pt" "$unlabeled" "$out/pseudo" \
-    --organs breast --agreement "${AGREEMENT:-0.8}"
-joint foundation tiny --pretrained "$here/bundles/usfm_pretraining/models/model.pt" --teacher "$out/small/model.pt" \
-    --max_epochs 13 --warmup_epochs 0.3
+    --organs breast "fetal head" --agreement "${AGREEMENT:-0.8}"
+joint tokens tokens --pretrained "${START:-$root/models/model.pt}" --teacher "$out/small/model.pt" --max_epochs 4 --warmup_epochs 0.3 \
+    --learning_rate 0.0015
+joint foundation tiny --pretrained "$out/tokens/model.pt" --teacher "$out/small/model.pt" --max_epochs 11 --warmup_epochs 0.4 \
+    --learning_rate 0.0012
 echo "small: $out/small/model.pt, tiny: $out/foundation/model.pt, each with its card."

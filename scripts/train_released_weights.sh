@@ -27,13 +27,9 @@ bundle() { # bundle, name, then options
 unlabeled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" --batch_size 64 --learning_rate 0.001
     --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --plan#decoder_hidden_size 192
     --plan#decoder_num_layers 3 --plan#decoder_num_heads 3)
+# The weights of 0.6 to 0.8 that are still shipped start from this encoder.
 bundle usfm_pretraining pretraining --objective sparse "${unlabeled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
-# The fine-tuned weights below start from the encoder above; the shipped one has a second training stage.
-bundle usfm_pretraining pretraining_second --objective sparse "${unlabeled[@]}" --max_epochs 190 --warmup_epochs 5 --val_interval 10 \
-    --pretrained "$out/pretraining/model.pt" --seed 1 --cache_dir "$out/cache"
-# With its decoder, which the quickstart needs. That of the shipped file was trained after its encoder, which was frozen.
-bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache" \
-    --plan#decoder_hidden_size 128 --plan#decoder_num_heads 4 --exported "@network_def"
+bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
 # Three training stages, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, flips and gamma alone.
 plain=(--augmentation#shrink_prob 0 --intensity_augmentation "[]")
@@ -43,8 +39,8 @@ bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pret
     --max_epochs 44 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 1 "${plain[@]}"
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
-# The pretrained start; needs DINOv2's weights: DINOV2=dinov2_vits14.pt.
-[ -z "${DINOV2:-}" ] || bash "$here/scripts/train_foundation.sh" "$data/pretraining_all.json" "$DINOV2" "$out/starts" \
+# The pretrained start, from the masked autoencoder; needs DINOv2's weights: DINOV2=dinov2_vits14.pt.
+[ -z "${DINOV2:-}" ] || START="$out/mae/model.pt" bash "$here/scripts/train_foundation.sh" "$data/pretraining_all.json" "$DINOV2" "$out/starts" \
     ${options[@]+"${options[@]}"}
 # No labels: structures in simulated images, then in volumes, as a start for other volumes.
 bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 15 \
@@ -77,7 +73,6 @@ from pathlib import Path
 
 here, out = sys.argv[1:]
 files = {
-    "mae": "usfm_pretraining/models/mae.pt",
     "segmentation": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
     "simulated_volumes": "usfm_segmentation/models/simulated_volumes.pt",
