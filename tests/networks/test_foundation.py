@@ -16,7 +16,7 @@ from monai_usfm.networks import (
     UltrasoundViT,
     load_pretrained,
 )
-from monai_usfm.networks.heads.pyramid import PyramidDecoder
+from monai_usfm.networks.heads.pyramid import ImageCorrection, PyramidDecoder
 
 
 def encoder(width=12, dims=2):
@@ -98,24 +98,24 @@ def test_the_exported_network_starts_a_segmentation(tmp_path):
 
 def test_the_exported_network_restores_what_joint_pretraining_restored(tmp_path):
     net = model().eval()
-    torch.nn.init.normal_(net.to_image.weight)
+    torch.nn.init.normal_(net.to_image.correction.weight)
     torch.save(net.network.state_dict(), tmp_path / "model.pt")
     restorer = MaskedImageModel(encoder(), decoder="pyramid")
     restorer.decoder = PyramidDecoder(12, 1, [4, 4], width=16)  # as narrow as the segmenter's
-    restorer.to_image = torch.nn.ConvTranspose2d(restorer.decoder.out_channels, 1, 2, 2)
+    restorer.to_image = ImageCorrection(restorer.decoder, 1)
     report = load_pretrained(restorer, tmp_path / "model.pt")
     assert not [name for name in report.unexpected if "to_pixels" not in name]
     image = batch()[0]
     output = restorer.eval()(image)
     maps = net.encoder.forward_intermediates(output["corrupted"], net.network.indices)
-    wanted = output["corrupted"] + net.to_image(net.network.head.decoder(output["corrupted"], maps))
+    wanted = net.to_image(net.network.head.decoder(output["corrupted"], maps), output["corrupted"])
     torch.testing.assert_close(output["prediction"], wanted)
 
 
 def test_a_segmenter_takes_no_notice_of_the_output_that_restores(tmp_path):
     net = model().eval()
     save_network(tmp_path / "model.pt", net.network, half=False)
-    assert "to_image.weight" in torch.load(tmp_path / "model.pt", weights_only=True)
+    assert "to_image.pixels.weight" in torch.load(tmp_path / "model.pt", weights_only=True)
     image = batch()[0]
     torch.testing.assert_close(load_network(tmp_path / "model.pt")(image), net.network(image))
 

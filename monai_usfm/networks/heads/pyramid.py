@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
-from monai.networks.blocks import ResidualUnit
-from monai.networks.layers.factories import Conv, Dropout
+from monai.networks.blocks import Convolution, ResidualUnit
+from monai.networks.layers.factories import Conv, Dropout, Pool
 from monai.utils import ensure_tuple
 
 from monai_usfm.networks.blocks.precision import in_float32
 
-__all__ = ["PyramidDecoder", "PyramidHead", "PyramidPool"]
+__all__ = ["ImageCorrection", "PyramidDecoder", "PyramidHead", "PyramidPool"]
 
 ACTIVATION = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})  # as DynUNet
 
@@ -153,6 +153,48 @@ class PyramidDecoder(nn.Module):
                 if i == level:
                     x = up(x)
         return levels
+
+
+class ImageCorrection(nn.Module):
+    """Restores an image: adds what it makes of a decoder's finest level and of the corrupted pixels; nothing at first.
+
+    Features of a decoder say little of single pixels, so local means of the corrupted image stand beside them:
+    smoothing is a weighted sum of these, and training starts near it.
+
+    Args:
+        decoder: whose finest level it takes.
+        in_channels: channels of the image.
+        width: channels in between.
+        passes: how often a mean of three is repeated for each of the local means: a blur of ``sqrt(2 n / 3)`` pixels.
+    """
+
+    def __init__(
+        self, decoder: PyramidDecoder, in_channels: int, width: int = 32, passes: Sequence[int] = (1, 4, 16)
+    ) -> None:
+        super().__init__()
+        stride, dims = decoder.strides[-1], len(decoder.strides[-1])
+        self.passes = sorted(passes)
+        self.mean = Pool[Pool.AVG, dims](3, stride=1, padding=1, count_include_pad=False)
+        inputs = in_channels * (1 + len(self.passes))
+        self.pixels = Conv[Conv.CONV, dims](inputs, width, kernel_size=stride, stride=stride)
+        self.features = Conv[Conv.CONV, dims](decoder.out_channels, width, kernel_size=1)
+        self.mix = nn.Sequential(
+            nn.LeakyReLU(0.01),
+            *(Convolution(dims, width, width, dilation=d, adn_ordering="A", act=ACTIVATION) for d in (1, 2)),
+        )
+        self.correction = upsampling(dims, width, in_channels, stride)
+        for parameter in (self.features.weight, *self.correction.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S / finest)`` and the corrupted image ``(B, in_channels, *S)`` -> the restored image."""
+        planes, blurred = [image - 0.5], image
+        for n in range(1, self.passes[-1] + 1):
+            blurred = self.mean(blurred)
+            if n in self.passes:  # differences are an order of magnitude smaller than the features
+                planes.append(8 * (blurred - image))
+        x = self.pixels(torch.cat(planes, 1)) + self.features(features)
+        return image + self.correction(x + self.mix(x))
 
 
 class PyramidHead(nn.Module):

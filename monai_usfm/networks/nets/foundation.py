@@ -12,9 +12,9 @@ import torch.nn as nn
 from monai.losses import DiceCELoss
 
 from monai_usfm.losses.reconstruction import SpatialFrequencyLoss
-from monai_usfm.networks.heads.pyramid import PyramidHead, upsampling
+from monai_usfm.networks.heads.pyramid import ImageCorrection, PyramidHead, upsampling
 from monai_usfm.networks.nets.distillation import FrozenTeacher, TokenDistillation
-from monai_usfm.networks.nets.masked import Corruption, image_correction
+from monai_usfm.networks.nets.masked import Corruption
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
@@ -88,7 +88,7 @@ class FoundationModel(nn.Module):
         self.restored_share = restored_share
         if self.weights["restoration"] > 0:
             self.corruption = Corruption(network.patch_size, 0.5) if corruption is None else corruption
-            self.to_image = network.to_image = image_correction(decoder, network.encoder)  # in the exported weights too
+            self.to_image = network.to_image = ImageCorrection(decoder, network.encoder.in_channels)  # exported too
             self.restoration_loss = SpatialFrequencyLoss()
         for name, parameter in network.encoder.named_parameters() if frozen_blocks else ():
             block = name.split(".")[1] if name.startswith("blocks.") else "-1"
@@ -149,7 +149,7 @@ class FoundationModel(nn.Module):
         if len(restored):
             with torch.autocast(image.device.type, enabled=False):
                 clean = image[restored].float()
-                found = corrupted + self.to_image(features[restored].float())
+                found = self.to_image(features[restored].float(), corrupted)
                 parts["restoration"] = self.restoration_loss(found, clean, score)
             extra = {"restored": found.detach().clamp(0, 1), "corrupted": corrupted}
         loss = sum((self.weights[name] * value for name, value in parts.items()), 0.0 * features.float().sum())

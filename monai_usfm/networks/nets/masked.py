@@ -16,13 +16,13 @@ from monai_usfm.networks.blocks.patch_embed import patchify, unpatchify
 from monai_usfm.networks.blocks.position import TokenPositions
 from monai_usfm.networks.blocks.token_mask import TokenMask
 from monai_usfm.networks.blocks.transformer import TransformerBlock
-from monai_usfm.networks.heads.pyramid import PyramidDecoder, upsampling
+from monai_usfm.networks.heads.pyramid import ImageCorrection, PyramidDecoder
 from monai_usfm.networks.nets.task import even_blocks
 from monai_usfm.networks.nets.vit import UltrasoundViT
 from monai_usfm.physics.speckle import add_speckle, speckle_intensity
 from monai_usfm.physics.spectrum import apply_band_stop, random_ring_masks
 
-__all__ = ["Corruption", "MaskedAutoencoder", "MaskedImageModel", "RandomBandStop", "image_correction"]
+__all__ = ["Corruption", "MaskedAutoencoder", "MaskedImageModel", "RandomBandStop"]
 
 FILLS = ("speckle", "mean", "token")
 
@@ -129,14 +129,6 @@ class Corruption(nn.Module):
             return corrupted, mask, pixel_mask
 
 
-def image_correction(decoder: PyramidDecoder, encoder: UltrasoundViT) -> nn.Module:
-    """Output layer of a decoder that is added to the corrupted image, zero at first; networks call it ``to_image``."""
-    layer = upsampling(encoder.spatial_dims, decoder.out_channels, encoder.in_channels, decoder.strides[-1])
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
 class MaskedImageModel(nn.Module):
     """Spatial-frequency dual masked image modeling of USFM, in 2D and 3D.
 
@@ -194,7 +186,7 @@ class MaskedImageModel(nn.Module):
             self.decoder = PyramidDecoder(
                 encoder.hidden_size, encoder.in_channels, encoder.patch_size, len(self.indices)
             )
-            self.to_image = image_correction(self.decoder, encoder)
+            self.to_image = ImageCorrection(self.decoder, encoder.in_channels)
         else:
             self.head = nn.Linear(encoder.hidden_size, encoder.in_channels * math.prod(encoder.patch_size))
             nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -223,7 +215,7 @@ class MaskedImageModel(nn.Module):
             latent = self.encoder.encode(tokens, grid)
             prediction = unpatchify(self.head(latent[:, 1:]), grid, self.encoder.patch_size)
         with _float32(image):
-            prediction = corrupted + self.to_image(features.float()) if self.pyramid else prediction.float()
+            prediction = self.to_image(features.float(), corrupted) if self.pyramid else prediction.float()
             loss = self.loss_function(prediction, image.float(), score)
         return {"loss": loss, "prediction": prediction, "mask": mask, "corrupted": corrupted}
 
