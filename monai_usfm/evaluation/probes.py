@@ -230,7 +230,6 @@ def linear_probe(
     test_y: torch.Tensor,
     train_groups: Sequence[Hashable] | None = None,
     l2: Sequence[float] = L2_GRID,
-    folds: int = 5,
     seed: int = 0,
 ) -> ProbeResult:
     """Multinomial logistic regression on standardized features; the L2 penalty is swept on training folds only.
@@ -243,15 +242,14 @@ def linear_probe(
         train_x, train_y, test_x, test_y: see :func:`knn_probe`.
         train_groups: the patient of each training image; None takes every image for a patient.
         l2: penalties to choose from; a single one is used as it is.
-        folds: folds of the choice; fewer where the rarest class has fewer patients.
-        seed: of the folds.
+        seed: of the five folds; fewer where the rarest class has fewer patients.
 
     Raises:
         ValueError: for features and labels that do not fit, no penalty, or one patient of a class to choose it by.
     """
     num_classes = _checked_classes(train_x, train_y, test_x, test_y)
     classes = train_y.long().cpu().numpy()
-    splits = grouped_folds(classes.tolist(), train_groups, folds, seed) if len(l2) > 1 else []
+    splits = grouped_folds(classes.tolist(), train_groups, 5, seed) if len(l2) > 1 else []
     model, settings = _logistic_regression(_rows(train_x), classes, np.ones(len(classes)), l2, splits)
     probabilities = _all_classes(model.predict_proba(_rows(test_x)), model.classes_, num_classes)
     return _classified(probabilities, test_y, settings)
@@ -265,7 +263,6 @@ def dense_linear_probe(
     train_groups: Sequence[Hashable] | None = None,
     num_classes: int = 2,
     l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
-    folds: int = 3,
     seed: int = 0,
 ) -> ProbeResult:
     """Linear segmentation from single tokens: logistic regression per token, its logits upsampled to pixels.
@@ -280,7 +277,7 @@ def dense_linear_probe(
         train_y: label maps ``(M, *S)`` of class indices.
         test_x: feature maps ``(M', E, *grid)``.
         test_y: label maps ``(M', *S)``.
-        train_groups, l2, folds, seed: see :func:`linear_probe`.
+        train_groups, l2, seed: see :func:`linear_probe`.
         num_classes: classes including background 0.
 
     Raises:
@@ -303,7 +300,7 @@ def dense_linear_probe(
     owner = tokens // (len(weights) // len(train_x))
     splits = []
     if len(l2) > 1:  # folds over images; all tokens of an image follow it
-        for _, held_out in grouped_folds([0] * len(train_x), train_groups, folds, seed):
+        for _, held_out in grouped_folds([0] * len(train_x), train_groups, 3, seed):
             inside = np.isin(owner, held_out)
             splits.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
     features = _token_rows(train_x)[tokens]

@@ -207,12 +207,12 @@ def tile(figures: Sequence[Image.Image], columns: int, gap: int = 6) -> Image.Im
     return whole
 
 
-def save_movie(path: Path, frames: Iterable[Image.Image], fps: float = 12.0) -> Path:
+def save_movie(path: Path, frames: Iterable[Image.Image]) -> Path:
     """Write frames of one size as H.264, which every viewer and browser plays."""
     figures = list(frames)
     width, height = (n - n % 2 for n in figures[0].size)  # color is stored at half the resolution
     with atomic_write(path) as part, av.open(str(part), "w", format="mp4") as container:
-        stream = container.add_stream("h264", rate=max(1, round(fps)))
+        stream = container.add_stream("h264", rate=12)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for drawn in figures:
             container.mux(stream.encode(av.VideoFrame.from_image(drawn.crop((0, 0, width, height)))))

@@ -162,12 +162,12 @@ def first_channels(output: Any) -> list[list[torch.Tensor]]:
     return [[one[:1] for one in part] for part in from_engine(["pred", "label"])(output)]
 
 
-def near_signal(image: torch.Tensor, reach: int = 7) -> torch.Tensor:
-    """The field of view of ``(C, *S)``: what is not black, and gaps of up to ``2 * reach`` samples between its echoes.
+def near_signal(image: torch.Tensor) -> torch.Tensor:
+    """The field of view of ``(C, *S)``: what is not black, and gaps of up to 14 samples between its echoes.
 
     A morphological closing, so that nothing is added beyond the edge of the sector.
     """
-    pool = Pool[Pool.MAX, image.dim() - 1](2 * reach + 1, 1, reach)
+    pool = Pool[Pool.MAX, image.dim() - 1](15, 1, 7)
     near = pool((_plain(image)[:1] > 0).float()[None])
     return pool(1 - near)[0] == 0
 

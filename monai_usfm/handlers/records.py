@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 
+ROWS = 8  # of a figure
+
+
 class Progress:
     """Ignite's bar with the time left in a terminal, plain lines in a log; silent in all processes but the first.
 
@@ -281,17 +284,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max_items: int = 8) -> Path:
-    """Save a figure with one row per sample and one titled column per panel, through a temporary file.
+def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor]) -> Path:
+    """Save a figure: a row for each of the first eight samples, a titled column per panel.
 
     Args:
         path: PNG file.
         panels: title -> ``(B, C, *S)`` in [0, 1]; C is 1 (gray) or 3 (RGB); of a volume the middle slice is shown.
-        max_items: rows at most.
     """
     columns = []
     for title, tensor in panels.items():
-        images = torch.as_tensor(tensor).detach().float().cpu()[:max_items]
+        images = torch.as_tensor(tensor).detach().float().cpu()[:ROWS]
         images = images[:, :, images.shape[2] // 2] if images.dim() == 5 else images
         images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
         pixels = (images.nan_to_num().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -301,9 +303,9 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor], max
     return Path(path)
 
 
-def network_panels(output: Mapping[str, Any], network: Any, max_items: int = 8) -> dict[str, torch.Tensor]:
+def network_panels(output: Mapping[str, Any], network: Any) -> dict[str, torch.Tensor]:
     """Panels that a network of pretraining draws of the first images of an engine's output."""
-    return network.panels(output["image"][:max_items])
+    return network.panels(output["image"][:ROWS])
 
 
 class FigureHandler:
@@ -316,7 +318,6 @@ class FigureHandler:
         panels: called with the engine's output; gives the panels of :func:`save_panels`.
         interval: epochs between figures, 0 for none; epoch 1 has one too, if an evaluator runs in it.
         prefix: start of the file name.
-        max_items: rows at most.
 
     Raises:
         ValueError: for a negative interval.
@@ -328,7 +329,6 @@ class FigureHandler:
         panels: Callable[[Any], Mapping[str, torch.Tensor]],
         interval: int = 1,
         prefix: str = "figures",
-        max_items: int = 8,
     ) -> None:
         if interval < 0:
             raise ValueError(f"figure_interval must be 0 (no figures) or more epochs, got {interval}.")
@@ -336,7 +336,6 @@ class FigureHandler:
         self.panels = panels
         self.interval = interval
         self.prefix = prefix
-        self.max_items = max_items
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -347,4 +346,4 @@ class FigureHandler:
             return
         if epoch == 1 or epoch % self.interval == 0:
             path = self.folder / f"{self.prefix}_epoch_{epoch:04d}.png"
-            save_panels(path, self.panels(engine.state.output), self.max_items)
+            save_panels(path, self.panels(engine.state.output))

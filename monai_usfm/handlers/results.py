@@ -175,7 +175,6 @@ class SegmentationResults(CasePreviews):
         statistics: write the tables.
         components: measure each connected part of a class.
         time: the first of three axes is time: every frame is measured by itself.
-        fps: frames per second of the movie.
         muscle: of 2D images also what :func:`~monai_usfm.metrics.muscle_architecture` finds between two aponeuroses.
     """
 
@@ -189,7 +188,6 @@ class SegmentationResults(CasePreviews):
         statistics: bool = True,
         components: bool = False,
         time: bool = False,
-        fps: float = 12.0,
         muscle: bool = False,
     ) -> None:
         names = [str(name) for name in names or range(num_classes)]
@@ -199,7 +197,6 @@ class SegmentationResults(CasePreviews):
         self.table = "statistics" if statistics else ""
         self.components = components
         self.time = time
-        self.fps = fps
         self.muscle = muscle
 
     def draw(self, item: Mapping[str, Any], image: np.ndarray, stem: Path) -> Image.Image | None:
@@ -237,7 +234,7 @@ class SegmentationResults(CasePreviews):
     ) -> Image.Image:
         plane = spacing and spacing[1:]
         frames = (draw_overlay(i, k, plane, 480) for i, k in zip(image, labels, strict=True))
-        save_movie(stem.with_name(f"{stem.name}.mp4"), frames, self.fps)
+        save_movie(stem.with_name(f"{stem.name}.mp4"), frames)
         areas = {name: [row["area"] for row in rows if row["name"] == name] for name in self.names[1:]}
         curve = draw_over_time(areas, rows[0]["unit"])
         legend = [
