@@ -55,11 +55,15 @@ shares = {"target": 0.25, "pseudo": 0.08, "lines": 0.04, "structures": 0.08, "un
 tokens = {"segmentation_weight": 0.0, "restoration_weight": 0.0, "sizes": [[128, 128], [192, 192]]}
 (out / "tokens.json").write_text(json.dumps({"parts": parts, "shares": shares, **tiny, **tokens}))
 shares = {"target": 0.26, "pseudo": 0.22, "lines": 0.06, "structures": 0.08, "unlabeled": 0.38}
-weights = {"distillation_weight": 1.5, "restoration_weight": 0.25, "sizes": [[128, 128], [128, 128], [192, 192]]}
+weights = {"distillation_weight": 1.5, "restoration_weight": 1.0, "sizes": [[128, 128], [128, 128], [192, 192]]}
 # What maps tokens to the teacher's is in no exported file.
 goes_on = f"$monai.networks.copy_model_state(@network_def, torch.load('{out}/tokens/checkpoints/last.pt')['network'])"
 weights["initialize"] = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)", goes_on]
 (out / "tiny.json").write_text(json.dumps({"parts": parts, "shares": shares, **tiny, **weights}))
+# The output that restores pixels, alone.
+frozen = [f"$@network_def.{part}.requires_grad_(False)" for part in ("encoder", "decoder")]
+adam = {"_target_": "torch.optim.AdamW", "params": "$@network_def.to_image.parameters()", "lr": "@learning_rate"}
+(out / "pixels.json").write_text(json.dumps({"optimizer": adam, "initialize": [*weights["initialize"][:2], *frozen]}))
 PY
 
 joint() { # name, parts, then options
@@ -82,6 +86,24 @@ joint small small --pretrained "$out/small_decoder/model.pt" --frozen_blocks 4 -
     --organs breast "fetal head" --agreement "${AGREEMENT:-0.8}"
 joint tokens tokens --pretrained "${START:-$root/models/model.pt}" --teacher "$out/small/model.pt" --max_epochs 4 --warmup_epochs 0.3 \
     --learning_rate 0.0015
-joint foundation tiny --pretrained "$out/tokens/model.pt" --teacher "$out/small/model.pt" --max_epochs 11 --warmup_epochs 0.4 \
+joint joint tiny --pretrained "$out/tokens/model.pt" --teacher "$out/small/model.pt" --max_epochs 11 --warmup_epochs 0.4 \
     --learning_rate 0.0012
+[ -f "$out/pixels/model.pt" ] || python -W ignore -m monai.bundle run --bundle_root "$root" --output_dir "$out/pixels" --resume true \
+    --config_file "['$root/configs/train.json','$out/pixels.json']" --objective pyramid --pretrained "$out/joint/model.pt" --datalist "$unlabeled" \
+    --batch_size 16 --epoch_length 4800 --max_epochs 1 --warmup_epochs 0.05 --learning_rate 0.003 --organ_temperature 0.5 --num_workers 0 \
+    ${options[@]+"${options[@]}"}
+mkdir -p "$out/foundation"
+python - "$out" <<'PY'
+import sys
+
+import torch
+
+from monai_usfm import read_card, write_card
+
+out = sys.argv[1]
+state, pixels = (torch.load(f"{out}/{name}/model.pt", weights_only=True) for name in ("joint", "pixels"))
+state |= {name: value for name, value in pixels.items() if name.startswith("to_image.")}
+torch.save(state, f"{out}/foundation/model.pt")
+write_card(f"{out}/foundation/model.pt", read_card(f"{out}/joint/model.pt"))
+PY
 echo "small: $out/small/model.pt, tiny: $out/foundation/model.pt, each with its card."
