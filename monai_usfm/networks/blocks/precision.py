@@ -10,8 +10,8 @@ import torch
 __all__ = ["in_float32"]
 
 
-def in_float32(call: Callable[..., Any], training: bool, image: torch.Tensor, *maps: torch.Tensor) -> Any:
-    """``call(image, *maps)``, or of lists of maps, outside autocast unless in training.
+def in_float32(call: Callable[..., Any], training: bool, image: torch.Tensor, *maps: Any) -> Any:
+    """``call(image, *maps)`` outside autocast, unless in training; ``maps`` are tensors or lists of them.
 
     In bf16 a whole head moves one boundary pixel in some hundred (Dice 0.9987 to float32), the encoder hardly any
     (0.9999): the eight bits of an image do not survive bf16, and the norms of dark regions enlarge what is lost.
