@@ -69,6 +69,7 @@ def ablate(
                 "datalist": datalist,
                 "spatial_size": list(spatial_size),
                 "seed": seed,
+                "pretrained": None,
                 **SIZES,
                 **ARMS[arm],
             }

@@ -28,8 +28,8 @@ unlabeled=(--dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" 
     --organ_temperature 0.5 --num_workers 0 --augmentation#scale "[0.4,1.0]" --plan#decoder_hidden_size 192
     --plan#decoder_num_layers 3 --plan#decoder_num_heads 3)
 # The weights of 0.6 to 0.8 that are still shipped start from this encoder.
-bundle usfm_pretraining pretraining --objective sparse "${unlabeled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
-bundle usfm_pretraining mae --objective mae "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
+bundle usfm_pretraining pretraining --objective sparse --pretrained null "${unlabeled[@]}" --max_epochs 130 --warmup_epochs 8 --cache_dir "$out/cache"
+bundle usfm_pretraining mae --objective mae --pretrained null "${unlabeled[@]}" --max_epochs 300 --warmup_epochs 10 --val_interval 10 --cache_dir "$out/cache"
 # Three training stages, each from encoder and decoder of the one before; the last one with the augmentation of
 # train.json, those before it with crops, rotation, flips and gamma alone.
 plain=(--augmentation#shrink_prob 0 --intensity_augmentation "[]")

@@ -25,6 +25,7 @@ QUICK = {
     "figure_interval": 1,
     "amp": "fp32",
     "device": "$torch.device('cpu')",
+    "pretrained": None,
     **{f"plan#{key}": value for key, value in TINY.items()},
 }
 

@@ -24,7 +24,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def options(task: str, data: Path, output_dir: Path, batch_size: int) -> dict:
-    own = {"epoch_length": 64} if task == "pretraining" else {"pretrained": None}
+    own = {"pretrained": None, **({"epoch_length": 64} if task == "pretraining" else {})}
     places = {"dataset_dir": str(data.parent), "datalist": str(data), "output_dir": str(output_dir)}
     return {**OPTIONS, **own, **places, "batch_size": batch_size}
 

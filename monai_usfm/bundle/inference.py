@@ -32,6 +32,7 @@ from monai_usfm.networks.uncertainty import predictive_entropy
 from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.options import flag
 from monai_usfm.transforms import PresenceThresholdd, spatial_softmax
+from monai_usfm.workflow import find_bundle
 
 __all__ = [
     "InferenceDataset",
@@ -67,7 +68,7 @@ def inference_network(checkpoint: str, task: str, bundle_root: str = ".", **opti
     """The network of a weight file by its card, see :func:`monai_usfm.load_network`.
 
     A bundle without weights of its own, as it is when its parts are checked or filled by another program, gives the
-    network of its card with random ones and says so.
+    network of its card, or else of the shipped one, with random ones and says so.
 
     Args:
         checkpoint: the weights.
@@ -77,7 +78,8 @@ def inference_network(checkpoint: str, task: str, bundle_root: str = ".", **opti
     """
     if not os.path.exists(checkpoint) and Path(checkpoint) == Path(bundle_root, "models", "model.pt"):
         logger.warning("no weights at %s: the network is random.", checkpoint)
-        card = find_card(checkpoint) or {"network": {}}
+        shipped = find_card(find_bundle("pretraining" if task == "features" else task) / "models" / "model.pt")
+        card = find_card(checkpoint) or {"network": shipped["network"] if shipped else {}}
         given = {name: value for name, value in options.items() if value is not None}
         described = {n: v for n, v in card["network"].items() if task != "features" or n in ENCODER or n in WIDTHS}
         network: Any = monai_usfm.build_network(task, **{**described, **given}).eval()
