@@ -4,7 +4,7 @@
 """What monai_usfm does, shown on 112 real breast images, or on your own, in under 10 minutes on two CPU cores.
 
 Segments test images with the shipped network, compares fine-tuning from the shipped start with training from scratch on
-few labels, adapts the shipped encoder to the images without labels, and writes report.html. Images are found as by
+few labels, adapts the shipped start to the images without labels, and writes report.html. Images are found as by
 `monai-usfm datalist`: masks beside them, in images/ and masks/ or as NAME_mask.
 """
 
@@ -24,10 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SEGMENTATION = ROOT / "bundles" / "usfm_segmentation" / "models"
-FOUNDATION = (
-    ROOT / "bundles" / "usfm_pretraining" / "models" / "model.pt"
-)  # what a training starts from where it is told nothing
-PRETRAINING = ROOT / "bundles" / "usfm_pretraining" / "models" / "mae.pt"
+FOUNDATION = ROOT / "bundles" / "usfm_pretraining" / "models" / "model.pt"  # the start of every training
 MINIMUM = {"training": 16, "validation": 2, "test": 5}  # labeled images without which a score would say nothing
 RESULTS = ("shipped", "start", "scratch", "adapted", "reconstructions", "simulated", "logs")
 SCORED = 60  # test images that are reconstructed; more tell nothing new
@@ -123,8 +120,7 @@ def drop_checkpoints(folder: Path) -> None:
 
 
 def adapt(plan: dict[str, Any], output: Path, options: argparse.Namespace, data: dict[str, str]) -> None:
-    """Self-supervised adaptation, and test images with hidden patches filled in before and after it."""
-    import torch
+    """Self-supervised adaptation, and test images that are corrupted and restored before and after it."""
     from quickstart_report import save_reconstructions
 
     from monai_usfm import build_network
@@ -133,17 +129,16 @@ def adapt(plan: dict[str, Any], output: Path, options: argparse.Namespace, data:
 
     items = load_datalist(plan["datalist"], plan["dataset_dir"], "test")
     items = items[:: max(1, len(items) // SCORED)]
-    epochs = 1 if options.quick else 40
-    training = {"pretrained": str(PRETRAINING), "objective": "mae", "max_epochs": epochs, "warmup_epochs": epochs // 10}
-    training |= {"batch_size": 15, "learning_rate": 2e-4, "augmentation#scale": [0.5, 1.0], "figure_interval": 0}
+    epochs = 1 if options.quick else 10
+    training = {"pretrained": str(FOUNDATION), "objective": "pyramid", "max_epochs": epochs, "warmup_epochs": 1}
+    training |= {"batch_size": 8, "learning_rate": 3e-4, "augmentation#scale": [0.5, 1.0], "figure_interval": 0}
     folder = {"output_dir": str(output / "adapted"), "export_path": str(output / "adapted" / "model.pt")}
-    with step(output, plan, f"Adapting the shipped encoder to {plan['training']} images, without labels"):
-        flow = run_bundle("pretraining", "train", **data, **folder, **training, val_interval=epochs, num_workers=0)
-        torch.manual_seed(0)  # of a decoder, where the weights have none
-        networks = {"shipped": build_network("pretraining", str(PRETRAINING), objective="mae")}
-        networks["adapted"] = flow.parser.get_parsed_content("network_def")
+    with step(output, plan, f"Adapting the shipped start to {plan['training']} images, without labels"):
+        run_bundle("pretraining", "train", **data, **folder, **training, val_interval=epochs, num_workers=0)
         drop_checkpoints(output / "adapted")
-    with step(output, plan, "Filling in hidden parts of the test images"):
+    with step(output, plan, "Restoring corrupted test images"):
+        weights = {"shipped": str(FOUNDATION), "adapted": folder["export_path"]}
+        networks = {name: build_network("pretraining", file, objective="pyramid") for name, file in weights.items()}
         save_reconstructions(networks, items, output)
 
 
