@@ -30,6 +30,7 @@ from monai_usfm.transforms import LabelIndices
 
 PANELS = {"original": "original", "seen": "what the network sees", "shipped": "restored before the adaptation"}
 PANELS |= {"adapted": "restored after it"}
+STARTS = {"shipped": "shipped start", "adapted": "adapted one"}
 HIDDEN = 0.4  # share of the patches that are overwritten
 WIDTHS = (1, 2, 3, 5)  # pixels; the filters that a restoration is compared with get the best of them
 FILTERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -190,15 +191,15 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     )
     rows = [["test images", "mean PSNR (dB)"], ["what the network sees", f"{mean['seen']:.2f}"]]
     rows += [[f"{name} filter, the best of {len(WIDTHS)} widths", f"{mean[best[name]]:.2f}"] for name in FILTERS]
-    rows += [[f"restored by the {name} network", f"{mean[name]:.2f}"] for name in ("shipped", "adapted")]
+    rows += [[f"restored by the {words}", f"{mean[name]:.2f}"] for name, words in STARTS.items()]
     parts.append(as_table(rows))
     if not plan["own"]:
-        parts.append("<p>The shipped network was trained on other images of this kind, so little is left to gain.</p>")
+        parts.append("<p>The shipped start has seen other images of this kind, so little is left to gain.</p>")
     filtered = max(mean[name] for name in best.values())
     return (
         f"{mean['adapted'] - mean['seen']:+.1f} dB",
         f"PSNR of corrupted test images {mean['seen']:.1f} dB; by the better filter {filtered:.1f}; restored by the "
-        f"shipped network {mean['shipped']:.1f}, by the one adapted without labels {mean['adapted']:.1f}: the "
+        f"shipped start {mean['shipped']:.1f}, by the one adapted without labels {mean['adapted']:.1f}: the "
         f"adaptation {words} (95 % interval {effect.low:+.2f} to {effect.high:+.2f} dB).",
     )
 

@@ -244,7 +244,7 @@ def test_report_leads_with_what_was_measured(finished):
     assert "Dice 0.760" in lead and "of the shipped network" in lead
     assert "Dice +0.280" in lead and "0.760 from the shipped start, 0.480 from scratch" in lead
     assert "+4.5 dB" in lead and "test images 17.0 dB; by the better filter 18.5" in lead
-    assert "shipped network 20.0, by the one adapted without labels 21.5: the adaptation helped" in lead
+    assert "shipped start 20.0, by the one adapted without labels 21.5: the adaptation helped" in lead
 
 
 def test_report_escapes_what_is_not_its_own(finished):
