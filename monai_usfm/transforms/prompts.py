@@ -136,7 +136,8 @@ class Promptsd(MapTransform):
 def _drawn(size: list[int], points: Mapping[str, torch.Tensor]) -> torch.Tensor:
     corners = points["roi"][:, :2]
     roi = [*corners.amin(0).tolist(), *corners.amax(0).tolist()] if len(corners) else None
-    return draw_prompts(size, *(points[name][:, :2].tolist() for name in PROMPTS[:2]), roi=roi)
+    foreground, background = (points[name][:, :2].tolist() for name in PROMPTS[:2])
+    return draw_prompts(size, foreground, background, roi=roi)
 
 
 def _points(file: str, name: str, given: Any, shape: list[int]) -> torch.Tensor:
