@@ -55,10 +55,9 @@ bundle usfm_segmentation simulated_volumes --spatial_dims 3 --pretrained "$out/s
 python -W ignore -m monai_usfm join-table --datalist "$data/fetal_head_hc18/dataset.json" \
     --table "$data/fetal_head_hc18/labels.csv" --output "$out/fetal_head.json" \
     --columns patient=subject_id spacing=pixel_size_mm circumference=head_circumference_mm
-bundle usfm_segmentation fetal_head_first --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \
-    --pretrained "$out/pretraining/model.pt" --max_epochs 24 --warmup_epochs 2 --val_interval 3 "${plain[@]}"
-bundle usfm_segmentation fetal_head --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" \
-    --pretrained "$out/fetal_head_first/model.pt" --max_epochs 20 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0007 --seed 1
+# From the shipped start, which is the default.
+bundle usfm_segmentation fetal_head --dataset_dir "$data/fetal_head_hc18" --datalist "$out/fetal_head.json" --max_epochs 20 --warmup_epochs 1 \
+    --val_interval 4
 # Starts from the network that has learned to segment lesions.
 bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/segmentation/model.pt" \
     --max_epochs 20 --warmup_epochs 1 --learning_rate 0.0003
