@@ -23,6 +23,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Resize
 from PIL import Image
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from monai_usfm import save_network
 from monai_usfm.data import LoadUltrasound
@@ -41,7 +42,7 @@ QUICK = {
     "device": "$torch.device('cpu')",
 }
 TRAIN = {**QUICK, "pretrained": None, **{f"plan#{key}": value for key, value in TINY.items()}}
-INFER = {"device": "$torch.device('cpu')"}
+INFER = {"device": "$torch.device('cpu')", "amp": "fp32"}
 VOLUME = {"spatial_dims": 3, "spatial_size": [16, 32, 32], "batch_size": 1, "crops_per_volume": 1}
 
 
@@ -185,6 +186,19 @@ def test_mask_is_the_argmax_of_the_network_on_the_grid_of_the_image(
     wanted = F.interpolate(probabilities, size=image.shape[1:], mode="bilinear").argmax(dim=1)[0].numpy()
     assert 0.01 < wanted.mean() < 0.99
     np.testing.assert_array_equal(written, wanted)
+
+
+def test_bf16_changes_pixels_at_the_boundary_alone(
+    bundle: Path, images: Path, trained: Path, masks: Path, tmp_path: Path
+) -> None:
+    data = {"dataset_dir": str(images), "datalist": str(images / "dataset.json"), "output_dir": str(tmp_path)}
+    settings = {"checkpoint": str(trained / "model.pt"), **INFER, "amp": "bf16"}
+    run(workflow(bundle, "infer", ["inference.json"], **data, **settings))
+    for number in (7, 8):
+        found, exact = (np.array(Image.open(folder / f"image_{number}_seg.png")) > 0 for folder in (tmp_path, masks))
+        edge = binary_dilation(exact, iterations=2) & ~binary_erosion(exact, iterations=2, border_value=1)
+        assert (found == exact)[~edge].all()
+        assert 2 * (found & exact).sum() / (found.sum() + exact.sum()) > 0.99
 
 
 def test_mask_lies_where_the_structure_is(images: Path, masks: Path) -> None:
