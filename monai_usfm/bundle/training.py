@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch.distributed as dist
 from monai.inferers import Inferer
 from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
-from torch.utils.checkpoint import checkpoint
 
 from monai_usfm.cards import ENCODER, WIDTHS, build_network, network_options, read_card
 from monai_usfm.inferers import WindowInferer
@@ -64,12 +62,12 @@ def on_device(
         network: moved and compiled in place, so that its weights keep their names.
         device: where to.
         compile: by :func:`torch.compile`, at the first call.
-        use_checkpoint: keep the inputs of the encoder's blocks alone and compute the blocks again for the gradient.
+        use_checkpoint: of all transformer blocks, see :class:`~monai_usfm.networks.blocks.TransformerBlock`.
     """
     network = network.to(device)
-    for block in network.modules() if use_checkpoint else ():
+    for block in network.modules():
         if isinstance(block, TransformerBlock):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.use_checkpoint = use_checkpoint
     if compile:
         network.compile()
     if not (network.training and dist.is_available() and dist.is_initialized()):

@@ -72,7 +72,6 @@ _PSEUDONYMS = ("PatientName", "PatientID")
 _SAID = frozenset("PatientID IssuerOfPatientID AccessionNumber InstitutionName StationName".split())  # noqa: SIM905
 _OPEN = frozenset("Manufacturer BodyPartExamined TransducerType RescaleType ImageType".split())  # noqa: SIM905
 """Kept attributes that a user may type into: emptied where they hold a word of a name, see :data:`_SAID`."""
-_OLDEST = 89  # years; with an older age few are left, and the Safe Harbor rule of HIPAA counts it among names
 _TECHNICAL = frozenset(
     """
     ManufacturerModelName SoftwareVersions DerivationDescription CodeValue CodingSchemeDesignator CodeMeaning
@@ -218,8 +217,8 @@ def strip_identity(
             del parent[element.tag]
         elif element.keyword in _OPEN and spoken & _words([element]):
             element.value = None
-        elif element.keyword == "PatientAge" and str(element.value)[:3].isdigit() and int(element.value[:3]) > _OLDEST:
-            element.value = f"{_OLDEST + 1:03d}Y" if str(element.value).endswith("Y") else element.value
+        elif element.keyword == "PatientAge" and re.fullmatch(r"(09|[1-9]\d)\dY", str(element.value)):
+            element.value = "090Y"  # above 89 few are left, and the Safe Harbor rule of HIPAA counts it among names
         elif element.keyword in _NAMES or (element.VR in _TEXT and element.keyword not in _KEPT):
             element.value = [] if element.VR == "SQ" else None
 

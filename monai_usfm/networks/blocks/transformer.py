@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers import DropPath
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["Attention", "TransformerBlock", "dot_product_attention"]
 
@@ -91,6 +92,9 @@ class TransformerBlock(nn.Module):
         key_bias: see :class:`Attention`.
         layer_scale: initial value of ``gamma_1`` and ``gamma_2``; None builds neither.
         drop_path_rate: probability that a residual branch is dropped for a sample in training.
+
+    Attributes:
+        use_checkpoint: keep the input alone and compute the block again for the gradient; False at first.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class TransformerBlock(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        self.use_checkpoint = False
         self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads, key_bias)
         self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6)
@@ -119,6 +124,11 @@ class TransformerBlock(nn.Module):
             bias: added to the attention logits.
             first_query: tokens before this one are attended to, but not computed: what a last block does not need.
         """
+        if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, bias, first_query, use_reentrant=False)
+        return self._compute(x, bias, first_query)
+
+    def _compute(self, x: torch.Tensor, bias: torch.Tensor | None, first_query: int) -> torch.Tensor:
         branch = self.attn(self.norm1(x), bias, first_query)
         x = self._add(x[:, first_query:], self.gamma_1, branch)
         return self._add(x, self.gamma_2, self.mlp(self.norm2(x)))

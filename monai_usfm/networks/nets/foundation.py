@@ -152,12 +152,13 @@ class FoundationModel(nn.Module):
                 found = self.to_image(features[restored].float(), corrupted)
                 parts["restoration"] = self.restoration_loss(found, clean, score)
             extra = {"restored": found.detach().clamp(0, 1), "corrupted": corrupted}
+        # A batch without any part has a gradient too.
         loss = sum((self.weights[name] * value for name, value in parts.items()), 0.0 * features.float().sum())
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, **extra}
 
     @torch.no_grad()
     def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images: the input, and what the first data set's output marks, as probability of any class."""
+        """Images: the input, and what the first data set's output segments, as probability of any class."""
         logits = self.network(image)
         logits = logits[0] if isinstance(logits, Sequence) else logits
-        return {"input": image.float(), "marked": 1 - logits.float().softmax(1)[:, :1]}
+        return {"input": image.float(), "segmented": 1 - logits.float().softmax(1)[:, :1]}

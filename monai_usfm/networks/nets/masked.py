@@ -225,9 +225,9 @@ class MaskedImageModel(nn.Module):
         return self(image, noise)["prediction"].clamp(0, 1)
 
     @torch.no_grad()
-    def panels(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
-        output = self(image, noise)
+        output = self(image)
         return _panels(image, output["corrupted"], output["prediction"].clamp(0, 1))
 
 
@@ -374,9 +374,9 @@ class MaskedAutoencoder(nn.Module):
         return self._compose(image, self(image, noise))
 
     @torch.no_grad()
-    def panels(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
-        output = self(image, noise)
+        output = self(image)
         seen = patchify(output.get("corrupted", image), self.encoder.patch_size)
         seen = torch.where(output["mask"].unsqueeze(-1) > 0, 0.5, seen.float())
         seen = unpatchify(seen, self.encoder.token_grid(image), self.encoder.patch_size)

@@ -250,7 +250,8 @@ def parse(content: Mapping[str, Any]) -> Source:
         elif name.startswith(outer):
             new = ours(name.removeprefix(outer))
             if not BESIDE_ENCODER.match(new):
-                found.others += [] if new.startswith(RESTORED) else [name]
+                if not new.startswith(RESTORED):
+                    found.others.append(name)
                 found.parts[PYRAMID.sub("decoder.", new)] = name, tensor
                 continue
         else:
