@@ -172,13 +172,9 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     words = "helped" if effect.low > 0 else "did harm" if effect.high < 0 else "showed no gain"
     parts.append(f"<h2>No labels: adapting the network to {plan['training']} images</h2>")
     parts.append(f"<p>{HIDDEN:.0%} of the patches are overwritten by speckle of their mean brightness, and half of the")
-    parts.append(
-        "frequencies are missing; encoder and decoder learn to restore the image. This needs no labels, and is"
-    )
-    parts.append(
-        "how a network gets to know your images. The speckle of overwritten parts cannot be known: look for the"
-    )
-    parts.append("layers, the contours and the dark and bright regions.</p>")
+    parts.append("frequencies are missing; encoder and decoder learn to restore the image. This needs no labels, and is")
+    parts.append("how a network gets to know your images. The speckle of overwritten parts cannot be known: look for")
+    parts.append("the layers, the contours and the dark and bright regions.</p>")
     parts.append(
         grid(
             [
@@ -191,7 +187,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     )
     rows = [["test images", "mean PSNR (dB)"], ["what the network sees", f"{mean['seen']:.2f}"]]
     rows += [[f"{name} filter, the best of {len(WIDTHS)} widths", f"{mean[best[name]]:.2f}"] for name in FILTERS]
-    rows += [[f"restored by the {words}", f"{mean[name]:.2f}"] for name, words in STARTS.items()]
+    rows += [[f"restored by the {start}", f"{mean[name]:.2f}"] for name, start in STARTS.items()]
     parts.append(as_table(rows))
     if not plan["own"]:
         parts.append("<p>The shipped start has seen other images of this kind, so little is left to gain.</p>")

@@ -240,7 +240,7 @@ class PyramidPool(nn.Module):
     """One vector for an image from every level of a :class:`PyramidDecoder`: ``(B, 2 sum(channels))``.
 
     Of each level it takes a mean with learned weights over the positions (softmax of a linear map of the features;
-    equal weights at the start) and the maximum. The weights can follow what the decoder marks: with one that learned
+    equal weights at the start) and the maximum. The weights can follow what the decoder segments: with one that learned
     to segment a lesion, the mean can be taken over the lesion.
 
     Args:
