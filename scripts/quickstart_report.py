@@ -172,9 +172,9 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     words = "helped" if effect.low > 0 else "did harm" if effect.high < 0 else "showed no gain"
     parts.append(f"<h2>No labels: adapting the network to {plan['training']} images</h2>")
     parts.append(f"<p>{HIDDEN:.0%} of the patches are overwritten by speckle of their mean brightness, and half of the")
-    parts.append("frequencies are missing; encoder and decoder learn to restore the image. This needs no labels, and is")
-    parts.append("how a network gets to know your images. The speckle of overwritten parts cannot be known: look for")
-    parts.append("the layers, the contours and the dark and bright regions.</p>")
+    parts.append("frequencies are missing; encoder and decoder learn to restore the image. This needs no labels, and")
+    parts.append("is how a network gets to know your images. The speckle of overwritten parts cannot be known:")
+    parts.append("look for the layers, the contours and the dark and bright regions.</p>")
     parts.append(
         grid(
             [
