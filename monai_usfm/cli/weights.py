@@ -178,7 +178,8 @@ def serve_label(
         raise ModuleNotFoundError("MONAI Label is not installed: see docs/INTEGRATIONS.md for how it is.")
     folders = [find_bundle(bundle) for bundle in bundles]
     for folder in folders:
-        if read_card(folder / "models" / "model.pt")["task"] in ("features", "encoder", "pretraining"):
+        config = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
+        if config["network_def"].get("task") == "features":
             raise ValueError(
                 f"{folder} gives features, and MONAI Label shows masks, classes and images: serve a segmentation, "
                 "classification or enhancement."
