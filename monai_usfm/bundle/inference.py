@@ -78,8 +78,10 @@ def inference_network(checkpoint: str, task: str, bundle_root: str = ".", **opti
     """
     if not os.path.exists(checkpoint) and Path(checkpoint) == Path(bundle_root, "models", "model.pt"):
         logger.warning("no weights at %s: the network is random.", checkpoint)
-        shipped = find_card(find_bundle("pretraining" if task == "features" else task) / "models" / "model.pt")
-        card = find_card(checkpoint) or {"network": shipped["network"] if shipped else {}}
+        card = find_card(checkpoint)
+        if card is None:  # of the shipped one what it builds; its classes and threshold belong to its weights
+            shipped = find_card(find_bundle("pretraining" if task == "features" else task) / "models" / "model.pt")
+            card = {"network": shipped["network"] if shipped else {}}
         given = {name: value for name, value in options.items() if value is not None}
         described = {n: v for n, v in card["network"].items() if task != "features" or n in ENCODER or n in WIDTHS}
         network: Any = monai_usfm.build_network(task, **{**described, **given}).eval()

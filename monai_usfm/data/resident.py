@@ -74,7 +74,8 @@ class ResidentLoader:
         self.dataset.read_all()
         first = image(0)
         images = torch.empty((len(self.dataset), *first.shape), dtype=torch.uint8, device=self.device)
-        for index in range(len(images)):
+        images[0] = first
+        for index in range(1, len(images)):
             one = image(index)
             if one.shape != first.shape:
                 sizes = f"item {index} is {list(one.shape)}, the first {list(first.shape)}"
