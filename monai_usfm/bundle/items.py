@@ -17,7 +17,7 @@ from monai.data import DataLoader, DistributedSampler
 from torch.utils.data import Dataset, Sampler
 
 from monai_usfm.bundle.start import options
-from monai_usfm.data import OrganBalancedSampler, ResidentLoader, UltrasoundDataset, label_fraction, load_splits
+from monai_usfm.data import OrganBalancedSampler, ResidentImages, UltrasoundDataset, label_fraction, load_splits
 
 __all__ = [
     "EnhancementItems",
@@ -104,13 +104,12 @@ def training_loader(
     resident: bool = False,
     drop_last: bool = False,
     num_workers: int = 0,
-) -> DataLoader | ResidentLoader:
-    """PyTorch's loader, or the data set on the device, see :class:`~monai_usfm.data.ResidentLoader`."""
+) -> DataLoader:
+    """MONAI's loader, of files or of images that lie on the device, see :class:`~monai_usfm.data.ResidentImages`."""
+    shared: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     if resident:
-        return ResidentLoader(dataset, batch_size, sampler, device, drop_last)
-    pinned = torch.device(device).type == "cuda"
-    options = {"num_workers": num_workers, "drop_last": drop_last, "pin_memory": pinned}
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **options)
+        return DataLoader(ResidentImages(dataset, device), collate_fn=lambda batch: batch, **shared)
+    return DataLoader(dataset, num_workers=num_workers, pin_memory=torch.device(device).type == "cuda", **shared)
 
 
 def validation_sampler(dataset: Dataset) -> Sampler | None:

@@ -21,6 +21,7 @@ from monai_usfm.inferers import WindowInferer
 from monai_usfm.losses import ATMLoss
 from monai_usfm.networks import apply_lora, freeze
 from monai_usfm.networks.blocks import TransformerBlock
+from monai_usfm.workflow import find_bundle
 
 __all__ = [
     "FirstChannelLoss",
@@ -76,7 +77,7 @@ def on_device(
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
 
-def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> Any:
+def start_weights(pretrained: Any, bundle_root: str = ".", elsewhere: str | None = None, **options: Any) -> Any:
     """Weights to start from: a file as it is given, or for ``"shipped"`` the start that comes with the bundle.
 
     The shipped start is left out, and the log says so, where an option asks for another encoder or there is no such
@@ -85,11 +86,14 @@ def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> An
     Args:
         pretrained: a file, ``"shipped"``, or None for none.
         bundle_root: folder of the bundle, see :func:`start_file`.
+        elsewhere: bundle of the package whose weights are the start where ``bundle_root`` has none.
         options: of the encoder that is asked for; None stands for "as in the start".
     """
     if pretrained != "shipped":
         return None if pretrained == "null" else pretrained  # MONAI's command line hands the word on
     path = start_file(bundle_root)
+    if elsewhere and not path.is_file():
+        path = find_bundle(elsewhere) / "models" / "model.pt"
     if not path.is_file():
         logger.warning("there is no shipped start at %s: training starts from scratch.", path)
         return None

@@ -89,7 +89,7 @@ def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint:
         shutil.copyfile(checkpoint, part / "models" / "model.pt")
         shutil.copyfile(card_path(checkpoint), part / "models" / "model.json")
         start = start_file(source)  # what its training starts from
-        if start.is_file() and start != source.resolve() / "models" / "model.pt":
+        if start.is_file():
             shutil.copyfile(start, part / "models" / "foundation.pt")
             shutil.copyfile(card_path(start), part / "models" / "foundation.json")
         file = part / "configs" / "metadata.json"

@@ -5,10 +5,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from monai.bundle import verify_net_in_out
 
+from monai_usfm.cards.card import sha256_of
 from monai_usfm.cli.weights import own_bundle
+from monai_usfm.workflow import load_bundle
+
+
+def test_a_pretraining_bundle_goes_on_from_the_start_that_it_brings(repository, tmp_path):
+    source = repository / "bundles" / "usfm_pretraining"
+    copy = own_bundle(source, tmp_path / "apps" / "more", repository / "bundles/usfm_segmentation/models/model.pt")
+    flow = load_bundle("", bundle_root=copy)
+    start = Path(flow.parser.get_parsed_content("start"))
+    assert start.parent == copy / "models"
+    assert sha256_of(start) == sha256_of(source / "models" / "model.pt")
 
 
 def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path):

@@ -14,10 +14,11 @@ from monai.data import DataLoader, decollate_batch, set_track_meta
 from monai.transforms import Lambdad, RandFlipd, RandGaussianNoised, Resized, SelectItemsd
 from PIL import Image
 
+from monai_usfm.bundle import training_loader
 from monai_usfm.data import (
     LoadUltrasoundd,
     OrganBalancedSampler,
-    ResidentLoader,
+    ResidentImages,
     UltrasoundDataset,
     UnreadableImageError,
 )
@@ -305,7 +306,7 @@ def test_a_resident_data_set_gives_the_batches_of_a_loader_and_leaves_the_same_r
     order = OrganBalancedSampler(["any"] * len(dataset), num_samples=11)
     loaders = [
         DataLoader(dataset, batch_size=3, sampler=order, drop_last=drop_last),
-        ResidentLoader(dataset, 3, order, "cpu", drop_last),
+        training_loader(dataset, 3, order, "cpu", resident=True, drop_last=drop_last),
     ]
     found = []
     for loader in loaders:
@@ -321,4 +322,4 @@ def test_a_resident_data_set_gives_the_batches_of_a_loader_and_leaves_the_same_r
 def test_a_resident_data_set_refuses_what_would_be_drawn_once(items, tmp_path):
     dataset = stored(good(items), [*FIXED, RandFlipd("image", prob=0.5)], tmp_path)
     with pytest.raises(ValueError, match="no random transforms of single items: leave resident out"):
-        ResidentLoader(dataset, 3, [0, 1, 2], "cpu")
+        ResidentImages(dataset, "cpu")
