@@ -91,13 +91,16 @@ class Pseudonyms:
 
     Args:
         key_file: 32 random bytes in hexadecimal. Made, for its owner's eyes alone, where it does not exist: keep it,
-            and keep it away from the data.
+            and keep it away from the data. None takes a key of this process, which nobody keeps.
 
     Raises:
         ValueError: when the file holds no such key.
     """
 
-    def __init__(self, key_file: PathLike) -> None:
+    def __init__(self, key_file: PathLike | None = None) -> None:
+        self._key = _SESSION_KEY
+        if key_file is None:
+            return
         path = Path(key_file)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,9 +160,7 @@ def check_identity(dataset: Dataset) -> None:
     if str(dataset.get("PatientIdentityRemoved") or "").upper() == "YES":
         named = [keyword for keyword in named if keyword not in _PSEUDONYMS]
     burned_in = str(dataset.get("BurnedInAnnotation") or "").upper() == "YES"
-    problems = ([f"filled attributes {', '.join(named)}"] if named else []) + (
-        ["burned-in annotation declared"] if burned_in else []
-    )
+    problems = [f"filled attributes {', '.join(named)}"] * bool(named) + ["burned-in annotation declared"] * burned_in
     if problems:
         raise UnreadableImageError(
             dataset_name(dataset), f'may identify a person: {"; ".join(problems)}. De-identify it or use "strip".'
@@ -201,7 +202,7 @@ def strip_identity(
     private = sum(1 for element in dataset.iterall() if element.tag.is_private)
     spoken = _words(e for e in dataset.iterall() if e.VR == "PN" or e.keyword in _SAID)
     dataset.remove_private_tags()
-    pseudonyms = pseudonyms or _random_pseudonyms()
+    pseudonyms = pseudonyms or Pseudonyms()
 
     def empty(parent: Dataset, element: pydicom.DataElement) -> None:
         if element.VR == "UI":  # those of the standard name classes and codings; others are of this patient or machine
@@ -233,8 +234,7 @@ def strip_identity(
     dataset.LongitudinalTemporalInformationModified = "REMOVED"
     dataset.BurnedInAnnotation = None
     if text != "keep":
-        clean = _code("113101", "Clean Pixel Data Option")
-        dataset.DeidentificationMethodCodeSequence.append(clean)
+        dataset.DeidentificationMethodCodeSequence.append(_code("113101", "Clean Pixel Data Option"))
         dataset.BurnedInAnnotation = "NO"
     where = "ultrasound regions" if told else "field of view"
     report = (
@@ -256,13 +256,6 @@ def strip_identity(
 def _words(elements: Iterable[pydicom.DataElement]) -> set[str]:
     """Words of at least three letters or digits, in capitals."""
     return {word for e in elements for word in re.findall(r"\w{3,}", str(e.value or "").upper().replace("_", " "))}
-
-
-def _random_pseudonyms() -> Pseudonyms:
-    """Pseudonyms of a key that nobody keeps."""
-    made = object.__new__(Pseudonyms)
-    made._key = _SESSION_KEY
-    return made
 
 
 _SESSION_KEY = secrets.token_bytes(32)  # one a process, so that a series stays together

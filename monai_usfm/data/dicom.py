@@ -164,11 +164,8 @@ class UltrasoundDicomReader(ImageReader):
         """
         count = self.num_frames(dataset)
         order = slice_order(dataset, count)
-        if index is not None:
-            values = stored_values(dataset, int(order[index]))
-        else:
-            values = stored_values(dataset)
-            values = values if count == 1 else values[order]
+        values = stored_values(dataset, None if index is None else int(order[index]))
+        values = values[order] if index is None and count > 1 else values
         white = 0.0
         if not stored:
             values, white = display_values(dataset, values)

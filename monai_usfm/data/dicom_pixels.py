@@ -91,14 +91,15 @@ def display_values(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, fl
     them, which exporters write around values of any range. Color stays as it is.
     """
     if values.shape[-1] == 3:
-        return values, float(2 ** (8 * values.dtype.itemsize) - 1) if values.dtype.itemsize == 1 else _largest(dataset)
+        return values, 255.0 if values.dtype.itemsize == 1 else float(2 ** int(dataset.BitsStored) - 1)
     inverse = (
         dataset.PhotometricInterpretation == "MONOCHROME1"
         or str(dataset.get("PresentationLUTShape", "")).upper() == "INVERSE"
     )
     lut = _lut_attributes(dataset)
     low, high = _stored_range(dataset)
-    plain = not lut.get("ModalityLUTSequence") and _rescale(lut) == (1.0, 0.0)
+    rescale = float(lut.get("RescaleSlope") or 1), float(lut.get("RescaleIntercept") or 0)
+    plain = not lut.get("ModalityLUTSequence") and rescale == (1.0, 0.0)
     windowed = bool(lut.get("VOILUTSequence")) or (
         lut.get("WindowCenter") not in (None, "") and _first(lut.get("WindowWidth") or 0) > 0
     )
@@ -150,17 +151,9 @@ def _lut_attributes(dataset: Dataset) -> Dataset:
     return lut
 
 
-def _rescale(lut: Dataset) -> tuple[float, float]:
-    return float(lut.get("RescaleSlope") or 1), float(lut.get("RescaleIntercept") or 0)
-
-
 def _stored_range(dataset: Dataset) -> tuple[int, int]:
     bits = int(dataset.BitsStored)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dataset.get("PixelRepresentation") else (0, 2**bits - 1)
-
-
-def _largest(dataset: Dataset) -> float:
-    return float(2 ** int(dataset.BitsStored) - 1)
 
 
 def _first(value: object) -> float:

@@ -19,7 +19,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Copy", "difference_hash", "find_copies", "image_hashes", "joined_groups"]
+__all__ = ["Copy", "find_copies", "image_hashes", "joined_groups"]
 
 HASH_SIDE = 16
 """The hash has ``HASH_SIDE ** 2`` = 256 bits."""
@@ -55,7 +55,8 @@ def image_hashes(image: torch.Tensor) -> np.ndarray:
 
     Returns:
         ``(2, 2, 17, 32)`` uint8: of the whole image and of its content (:func:`content_box`), as it is and mirrored
-        left to right, for 17 crops (the first cuts nothing off), 256 bits packed.
+        left to right, for 17 crops (the first cuts nothing off), 256 bits packed row by row: whether each cell of a
+        16 x 16 grid is brighter than its right neighbor.
     """
     plane = image.as_subclass(torch.Tensor).float().mean(dim=0)
     if plane.ndim == 3:
@@ -63,18 +64,6 @@ def image_hashes(image: torch.Tensor) -> np.ndarray:
     values = plane.cpu().numpy()
     top, bottom, left, right = content_box(values)
     return np.stack([_crop_hashes(values), _crop_hashes(values[top:bottom, left:right])])
-
-
-def difference_hash(image: torch.Tensor) -> np.ndarray:
-    """256-bit difference hash of a whole image: is each cell of a 16 x 16 grid brighter than its right neighbor?
-
-    Args:
-        image: as for :func:`image_hashes`.
-
-    Returns:
-        ``(256,)``, bool, row by row.
-    """
-    return np.unpackbits(image_hashes(image)[0, 0, 0]).astype(bool)
 
 
 def content_box(values: np.ndarray) -> tuple[int, int, int, int]:
@@ -85,9 +74,7 @@ def content_box(values: np.ndarray) -> tuple[int, int, int, int]:
     """
     level = BORDER_LEVEL * float(np.ptp(values))
     rows = np.flatnonzero(np.ptp(values, axis=1) > level)
-    if not len(rows):
-        return 0, values.shape[0], 0, values.shape[1]
-    columns = np.flatnonzero(np.ptp(values[rows[0] : rows[-1] + 1], axis=0) > level)
+    columns = np.flatnonzero(np.ptp(values[rows[0] : rows[-1] + 1], axis=0) > level) if len(rows) else rows
     if not len(columns):
         return 0, values.shape[0], 0, values.shape[1]
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

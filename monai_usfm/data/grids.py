@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -77,21 +78,22 @@ def _apart(img: torch.Tensor, other: torch.Tensor) -> float | None:
         if not (img.meta["spacing_known"] and other.meta["spacing_known"]):
             return None
         here, there = (np.diag([*affine_to_spacing(matrix), 1.0]) for matrix in (here, there))
-    size = img.shape[1:]
-    ends = [(0, n - 1) for n in size] + [(0,)] * (3 - len(size))
-    corners = np.array([[*at, 1] for at in itertools.product(*ends)], dtype=np.float64)
-    apart = float(np.abs((corners @ (here - there).T)[:, :3]).max())
+    apart = float(np.abs((_corners(img.shape[1:]) @ (here - there).T)[:, :3]).max())
     return apart if apart > 0.5 * affine_to_spacing(there).min() else None
+
+
+def _corners(size: Sequence[int]) -> np.ndarray:
+    """Indices (x, y, z, 1) of the corner samples; z is 0 in a plane."""
+    ends = [(0, n - 1) for n in size] + [(0,)] * (3 - len(size))
+    return np.array([[*at, 1] for at in itertools.product(*ends)], dtype=np.float64)
 
 
 def resampled(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor, label: bool) -> torch.Tensor:
     """The image on the grid of the other one, by the affines of both; 0 where it has no values.
 
     Args:
-        path: of the image.
-        img: upright, ``(C, *S)``.
-        other_path: of the other one.
-        other: upright, ``(C, *S)``.
+        path, other_path: of the two.
+        img, other: upright, ``(C, *S)``.
         label: by nearest neighbor; else linearly.
 
     Raises:
@@ -107,9 +109,7 @@ def resampled(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor
         )
     dims = other.ndim - 1
     step = np.linalg.inv(np.asarray(img.affine, np.float64)) @ np.asarray(other.affine, np.float64)
-    corners = np.array([[*at, 1] for at in itertools.product(*[(0, n - 1) for n in other.shape[1:]])], np.float64)
-    full = np.insert(corners, dims, np.zeros((3 - dims, 1)), axis=1) @ step.T
-    if dims == 2 and np.abs(full[:, 2]).max() > 0.5:
+    if dims == 2 and np.abs((_corners(other.shape[1:]) @ step.T)[:, 2]).max() > 0.5:
         raise UnreadableImageError(path, f"lies in another plane than {other_path}; correct the datalist.")
     matrix, offset = step[:dims, :dims], step[:dims, 3]
     channels = [

@@ -126,6 +126,3 @@ class LoadUltrasoundd(MapTransform):
                 d[key] = resampled(names[0], d[key], names[1], d[keys[0]], label)
             check_one_grid(names[0], d[key], names[1], d[keys[0]])
         return d
-
-
-LoadUltrasoundD = LoadUltrasoundDict = LoadUltrasoundd

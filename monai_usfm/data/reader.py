@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ from monai.utils import ensure_tuple
 from monai.utils.misc import ImageMetaKey
 
 from monai_usfm.data.decoded import Decoded, FramePicker
+from monai_usfm.data.dicom import decode_dicom
 from monai_usfm.data.formats import UnreadableImageError, file_format
+from monai_usfm.data.image_files import decode_image
 from monai_usfm.data.upright import guess_full_scale
+from monai_usfm.data.videos import decode_video
+from monai_usfm.data.volumes import decode_metaimage, decode_nifti, decode_nrrd
 
 __all__ = ["UltrasoundReader", "dataset_full_scale"]
 
@@ -69,8 +73,7 @@ class UltrasoundReader(ImageReader):
     def get_data(self, img: Sequence[PathLike] | PathLike) -> tuple[np.ndarray, dict]:
         """``(array, metadata)`` of what :meth:`read` named."""
         values, meta = self.load(img)
-        values = np.moveaxis(values, 0, -1) if len(values) > 1 else values[0]
-        return values, meta
+        return np.moveaxis(values, 0, -1) if len(values) > 1 else values[0], meta
 
     def load(self, files: Sequence[PathLike] | PathLike, pick: FramePicker | None = None) -> tuple[np.ndarray, dict]:
         """As :meth:`get_data`, channel first: ``(C, x, y[, z])``; ``pick`` names the only frame that is needed."""
@@ -99,36 +102,21 @@ class UltrasoundReader(ImageReader):
             raise UnreadableImageError(path, f"an empty image of shape {decoded.values.shape[:-1]}; leave it out.")
         if decoded.values.dtype.kind not in "buif":
             raise UnreadableImageError(path, f"holds values of type {decoded.values.dtype}; store real numbers.")
-        values = np.moveaxis(decoded.values, -1, 0)
-        return values, _metadata(path, decoded)
+        return np.moveaxis(decoded.values, -1, 0), _metadata(path, decoded)
 
     def _decode(self, path: str, pick: FramePicker | None) -> Decoded:
         """Find the decoder by the file's type and turn whatever its library raises into one kind of error."""
-        kind = file_format(path)
+        decoders: dict[str, Callable[[], Decoded]] = {
+            "image": lambda: decode_image(path, pick, self.label),
+            "nifti": lambda: decode_nifti(path, pick),
+            "metaimage": lambda: decode_metaimage(path),
+            "nrrd": lambda: decode_nrrd(path),
+            "video": lambda: decode_video(path, pick),
+            "dicom": lambda: decode_dicom(path, pick, self.label, self.region),
+        }
+        decode = decoders[file_format(path)]
         try:
-            if kind == "image":
-                from monai_usfm.data.image_files import decode_image
-
-                return decode_image(path, pick, self.label)
-            if kind == "nifti":
-                from monai_usfm.data.volumes import decode_nifti
-
-                return decode_nifti(path, pick)
-            if kind == "metaimage":
-                from monai_usfm.data.volumes import decode_metaimage
-
-                return decode_metaimage(path)
-            if kind == "nrrd":
-                from monai_usfm.data.volumes import decode_nrrd
-
-                return decode_nrrd(path)
-            if kind == "video":
-                from monai_usfm.data.videos import decode_video
-
-                return decode_video(path, pick)
-            from monai_usfm.data.dicom import decode_dicom
-
-            return decode_dicom(path, pick, self.label, self.region)
+            return decode()
         except (UnreadableImageError, MemoryError):
             raise
         except Exception as error:  # every library has its own exceptions for damaged files

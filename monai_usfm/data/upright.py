@@ -197,12 +197,10 @@ class UprightGray(InvertibleTransform):
         """8-bit values as they are (divided last, on the tensor), others as floats in [0, 1]; see the class."""
         if values.dtype.kind not in "buif":
             raise UnreadableImageError(name, f"holds values of type {values.dtype}; store real numbers.")
-        if values.dtype.kind == "f":
-            bad = values.size - int(np.isfinite(values).sum())
-            if bad:
-                raise UnreadableImageError(
-                    name, f"has {bad} NaN or infinite of {values.size} values; replace them or leave the file out."
-                )
+        if bad := values.size - int(np.isfinite(values).sum()):
+            raise UnreadableImageError(
+                name, f"has {bad} NaN or infinite of {values.size} values; replace them or leave the file out."
+            )
         if self.scale is None:
             return values
         if self.scale == "auto":
@@ -215,7 +213,7 @@ class UprightGray(InvertibleTransform):
                 high = min(high, white)  # the whole data set decided, so single larger values are clipped
             if not white:
                 white = self._guess(name, values, high)
-            if low >= -1e-6 * white and (high <= white * (1 + 1e-6) or self._few_above(values, white, high)):
+            if low >= -1e-6 * white and (high <= white * (1 + 1e-6) or _few_above(values, white, high)):
                 return np.clip(values.astype(np.float32) / np.float32(white), 0, 1)
             self._warn(
                 "stretched",
@@ -238,10 +236,6 @@ class UprightGray(InvertibleTransform):
             )
         return white
 
-    @staticmethod
-    def _few_above(values: np.ndarray, white: float, high: float) -> bool:
-        return bool(high <= 2 * white and np.count_nonzero(values > white) <= 1e-3 * values.size)
-
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
@@ -249,11 +243,11 @@ class UprightGray(InvertibleTransform):
 
     def _cast(self, img: torch.Tensor) -> torch.Tensor:
         """Last step to the dtype asked for; 8-bit images arrive here as uint8."""
-        if self.scale is None or img.dtype == self.dtype:
-            return img.to(self.dtype)
-        if img.dtype == torch.uint8:
-            return img.to(self.dtype).div_(255) if self.dtype.is_floating_point else img.to(self.dtype)
-        return img.to(self.dtype) if self.dtype.is_floating_point else img.mul(255).round_().to(self.dtype)
+        if self.scale is not None and self.dtype.is_floating_point and img.dtype == torch.uint8:
+            return img.to(self.dtype).div_(255)
+        if self.scale is not None and not self.dtype.is_floating_point and img.is_floating_point():
+            img = img.mul(255).round_()
+        return img.to(self.dtype)
 
     def _with_meta(
         self,
@@ -373,9 +367,6 @@ class UprightGrayd(MapTransform, InvertibleTransform):
         return d
 
 
-UprightGrayD = UprightGrayDict = UprightGrayd
-
-
 def _positive(value: Any) -> bool:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return bool(number and 0 < value < float("inf"))
@@ -406,9 +397,13 @@ def guess_full_scale(values: np.ndarray) -> float:
     if values.dtype.kind == "b" or (values.dtype.kind == "f" and high <= 1 + 1e-6):
         return 1.0
     for white in _USUAL_SCALES:
-        if high <= white or (high <= 2 * white and np.count_nonzero(values > white) <= 1e-3 * values.size):
+        if high <= white or _few_above(values, white, high):
             return white
     return _USUAL_SCALES[-1]
+
+
+def _few_above(values: np.ndarray, white: float, high: float) -> bool:
+    return bool(high <= 2 * white and np.count_nonzero(values > white) <= 1e-3 * values.size)
 
 
 def _kept_axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from monai_usfm.handlers.drawing import (
 from monai_usfm.handlers.report import file_of_image, known_spacing
 from monai_usfm.metrics.geometry import muscle_architecture
 from monai_usfm.metrics.measurements import measure
-from monai_usfm.networks.nets.features import FeatureExtractor
+from monai_usfm.networks.nets.vit import FeatureExtractor
 
 __all__ = ["CasePreviews", "ClassificationPreviews", "EmbeddingSaver", "EnhancementPreviews", "SegmentationResults"]
 

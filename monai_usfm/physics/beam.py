@@ -78,10 +78,8 @@ class BeamGeometry:
         else:
             set_field("angles", _floats("angles", self.angles, 2))
 
-        if not 0 <= self.radii[0] < self.radii[1] and self.kind != "linear":
-            raise ValueError(f"radii must be 0 <= r0 < r1, got {self.radii}.")
-        if not self.radii[0] < self.radii[1]:
-            raise ValueError(f"radii must be r0 < r1, got {self.radii}.")
+        if not self.radii[0] < self.radii[1] or (self.radii[0] < 0 and self.kind != "linear"):
+            raise ValueError(f"radii must be r0 < r1, from 0 on where beams meet, got {self.radii}.")
         if any(step == 0 for step in self.spacing):
             raise ValueError(f"spacing must not be zero, got {self.spacing}.")
         if self.kind == "linear":

@@ -15,6 +15,11 @@ from monai.utils import ensure_tuple_rep
 __all__ = ["BatchAppearance", "BatchAugmentation"]
 
 
+def unit_range(image: torch.Tensor) -> torch.Tensor:
+    """Bytes to [0, 1]; floats stay as they are."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+
 class BatchAugmentation:
     """Random resized crop, rotation, flip and brightness of a batch in one resampling, on the device of training.
 
@@ -100,14 +105,14 @@ class BatchAugmentation:
         """
         dims = image.dim() - 2
         size = ensure_tuple_rep(self.spatial_size, dims)
-        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        image = unit_range(image)
         batch, device = image.shape[0], image.device
 
         def uniform(low: float, high: float) -> torch.Tensor:
             return low + (high - low) * torch.rand(batch, device=device)
 
         side = uniform(*self.scale) ** (1.0 / dims)
-        stretch = torch.exp(0.5 * uniform(*(float(torch.log(torch.tensor(r))) for r in self.ratio)))
+        stretch = torch.exp(0.5 * uniform(*(math.log(r) for r in self.ratio)))
         # Extents in the order of grid_sample: last axis first. A side longer than the image is cut to it.
         extent = torch.stack([side * stretch, side / stretch, *[side] * (dims - 2)], dim=1).clamp(max=1.0)
         if self.shrink_prob > 0:
@@ -132,7 +137,7 @@ class BatchAugmentation:
         inside = (grid.abs() <= 1).all(dim=-1).unsqueeze(1)
         out = inside * F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if self.gamma > 1:
-            limit = float(torch.log(torch.tensor(self.gamma)))
+            limit = math.log(self.gamma)
             power = torch.exp(uniform(-limit, limit)).view(-1, *[1] * (dims + 1))
             out = out.clamp(0, 1).pow(power)
         if label is not None:

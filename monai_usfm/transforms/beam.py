@@ -12,9 +12,8 @@ from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import InvertibleTransform, Transform
 from monai.utils import TraceKeys, convert_to_dst_type, convert_to_tensor
-from torch.nn.functional import grid_sample
 
-from monai_usfm.physics.beam import BeamGeometry
+from monai_usfm.physics.beam import BeamGeometry, sample_pixels
 from monai_usfm.physics.beam_fit import NotAConeError, fit_beam
 from monai_usfm.transforms.dictionary import NUMPY, TORCH, InvertibleForm, dictionary_form
 from monai_usfm.transforms.field_of_view import FieldOfView, StoredForm
@@ -212,24 +211,16 @@ def _check_image(img: NdarrayOrTensor, beam: BeamGeometry) -> torch.Tensor:
 
 
 def _resample(image: torch.Tensor, beam: BeamGeometry, size: Sequence[int], mode: str, to_beams: bool) -> torch.Tensor:
-    if not to_beams:
-        return _sample(image, beam.image_grid(size, image.device), beam.mask(size, image.device)[0], mode)
-    shape = image.shape[-beam.spatial_dims :]
-    pixel = beam.beam_to_cartesian(size, image.device)
-    inside = ((pixel >= -0.5) & (pixel <= pixel.new_tensor([n - 0.5 for n in shape]))).all(dim=-1)
-    return _sample(image, beam.beam_grid(shape, size, image.device), inside, mode)
-
-
-def _sample(image: torch.Tensor, grid: torch.Tensor, inside: torch.Tensor, mode: str) -> torch.Tensor:
-    """``grid_sample`` on the last axes, zero outside ``inside``; channels and frames are independent."""
+    """Values at the beam samples or the pixels of a grid of that size; channels and frames are independent."""
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    dims = grid.shape[-1]
     # float32 holds labels up to 2 ** 24 exactly
     values = plain if plain.dtype in (torch.float32, torch.float64) else plain.to(torch.float32)
-    batch = values.reshape(1, -1, *values.shape[-dims:])
-    # border padding and a mask, because zero padding would fade the outermost half sample
-    out = grid_sample(batch, grid.to(values.dtype), mode=mode, padding_mode="border", align_corners=True)
-    out = torch.where(inside, out, torch.zeros_like(out)).reshape(*plain.shape[:-dims], *out.shape[2:])
+    if to_beams:
+        out = sample_pixels(values, beam.beam_to_cartesian(size, image.device), mode)
+    else:
+        position = beam.cartesian_to_beam(size, image.device)
+        position = position * position.new_tensor([n - 1 for n in image.shape[-beam.spatial_dims :]])
+        out = torch.where(beam.mask(size, image.device)[0], sample_pixels(values, position, mode), 0)
     if mode == "nearest" or plain.dtype.is_floating_point:
         out = out.to(plain.dtype)
     return convert_to_dst_type(out, dst=image, dtype=out.dtype)[0] if isinstance(image, MetaTensor) else out

@@ -15,7 +15,7 @@ from monai.networks.layers.simplelayers import separable_filtering
 
 from monai_usfm.physics.display import check_dynamic_range
 from monai_usfm.physics.speckle import add_speckle, speckle_intensity
-from monai_usfm.transforms.batch import BatchAugmentation
+from monai_usfm.transforms.batch import BatchAugmentation, unit_range
 
 __all__ = ["NoiseRecovery", "gaussian_blur"]
 
@@ -70,13 +70,9 @@ class NoiseRecovery:
         dynamic_range_db: float = 60.0,
         key: str = "image",
     ) -> None:
-        least = {
-            "strength": (0, strength),
-            "looks": (1, looks),
-            "psf_sigma": (0, psf_sigma),
-            "blur_sigma": (0, blur_sigma),
-        }
-        for name, (limit, (low, high)) in least.items():
+        ranges = {"strength": strength, "looks": looks, "psf_sigma": psf_sigma, "blur_sigma": blur_sigma}
+        for name, (low, high) in ranges.items():
+            limit = 1 if name == "looks" else 0
             if not limit <= low <= high:
                 raise ValueError(
                     f"{name} must be a range (low, high) with {limit} <= low <= high, got ({low}, {high})."
@@ -98,7 +94,7 @@ class NoiseRecovery:
         else:
             clean = torch.as_tensor(batch[self.key]).as_subclass(torch.Tensor)
             clean = clean.to(device=device, non_blocking=non_blocking, **kwargs)
-            clean = clean.float() / 255 if clean.dtype == torch.uint8 else clean.float()
+            clean = unit_range(clean)
         return self.degrade(clean), clean
 
     def degrade(self, clean: torch.Tensor) -> torch.Tensor:
@@ -113,12 +109,8 @@ class NoiseRecovery:
         sigmas = [_between(self.psf_sigma, share) for share in psf]
         speckle = speckle_intensity(shape, looks, sigmas, device=clean.device, dtype=clean.dtype)
         speckle = speckle * (looks / math.exp(scipy.special.psi(looks)))
-        noisy = add_speckle(
-            gaussian_blur(clean, _between(self.blur_sigma, blur)),
-            speckle,
-            self.dynamic_range_db,
-            _between(self.strength, strength),
-        )
+        blurred = gaussian_blur(clean, _between(self.blur_sigma, blur))
+        noisy = add_speckle(blurred, speckle, self.dynamic_range_db, _between(self.strength, strength))
         return torch.where(clean > 0, noisy, torch.zeros_like(noisy))
 
 

@@ -202,40 +202,38 @@ class PromptSimulation:
         image, training = image.clone(), self.network.training
         self.network.eval()
         try:
-            self._interact(image, small)
+            self._interact(image, small, *self._plan(small))
         finally:
             self.network.train(training)
         return image, label
 
+    def _plan(self, target: np.ndarray) -> tuple[list[Any], list[bool], int]:
+        """For each image its box, or None, and whether it is clicked from the start; and the number of clicks."""
+        if not self.random:
+            return [_box(one, False) if self.box else None for one in target], [True] * len(target), self.clicks
+        clicks = int(torch.randint(1, self.clicks + 1, ()))
+        kinds = torch.randint(3, (len(target),)).tolist()  # a box that is clicked in later, clicks, both at once
+        boxes = [_box(one, True) if kind != 1 else None for one, kind in zip(target, kinds, strict=True)]
+        return boxes, [kind != 0 for kind in kinds], clicks
+
     @torch.no_grad()
-    def _interact(self, image: torch.Tensor, target: np.ndarray) -> None:
-        """Fill the channels behind the first."""
-        every = range(len(image))
-        boxed, clicked = [self.box] * len(image), [True] * len(image)
-        clicks = self.clicks
-        if self.random:
-            clicks = int(torch.randint(1, clicks + 1, ()))
-            kinds = torch.randint(3, (len(image),)).tolist()  # a box that is clicked in later, clicks, both at once
-            boxed, clicked = [kind != 1 for kind in kinds], [kind != 0 for kind in kinds]
-        boxes = [_box(target[i], self.random) if boxed[i] else None for i in every]
-        points: list[tuple[list, list]] = [([], []) for _ in every]
+    def _interact(self, image: torch.Tensor, target: np.ndarray, boxes: list, clicked: list[bool], clicks: int) -> None:
+        """Fill the channels behind the first: the box, then click after click where the network errs."""
+        points: list[tuple[list, list]] = [([], []) for _ in boxes]
+        found = np.zeros_like(target)
         for number in range(clicks + 1):
-            drawn = [draw_prompts(image.shape[2:], *points[i], roi=boxes[i]) for i in every]
+            drawn = [draw_prompts(image.shape[2:], *at, roi=box) for at, box in zip(points, boxes, strict=True)]
             image[:, 1:] = torch.stack(drawn).to(image)
             if number == clicks:
                 return
-            found = self._predict(image) if number or any(boxed) else np.zeros_like(target)
-            for i in every:
-                if not clicked[i] and not number:
-                    continue
-                before = found[i] if number or boxed[i] else np.zeros_like(found[i])
-                click = next_click(target[i], before, float(torch.rand(())) if self.random else None)
+            prompted = [number > 0 or box is not None for box in boxes]
+            if any(prompted):
+                logits = self.inferer(image.as_subclass(torch.Tensor), self.network)
+                found = (logits[:, 1] > logits[:, 0]).cpu().numpy() & np.reshape(prompted, (-1, 1, 1))
+            for i in (i for i in range(len(boxes)) if clicked[i] or number):
+                click = next_click(target[i], found[i], float(torch.rand(())) if self.random else None)
                 if click is not None:
                     points[i][not click[1]].append(click[0])
-
-    def _predict(self, image: torch.Tensor) -> np.ndarray:
-        logits = self.inferer(image.as_subclass(torch.Tensor), self.network)
-        return (logits[:, 1] > logits[:, 0]).cpu().numpy()
 
 
 def _structure(label: torch.Tensor, random: bool) -> Any:

@@ -84,9 +84,8 @@ class RandSpeckleNoise(RandomizableTransform):
         super().randomize(None)
         if self._do_transform:
             low, high = self.looks_range
-            self.looks = (
-                self.R.uniform(low, high) if self.psf_sigma is None else int(self.R.randint(int(low), int(high) + 1))
-            )
+            whole = self.psf_sigma is not None
+            self.looks = int(self.R.randint(int(low), int(high) + 1)) if whole else self.R.uniform(low, high)
             self.strength = self.R.uniform(*self.strength_range)
             self.seed = int(self.R.randint(2**31 - 1))
 
@@ -112,14 +111,8 @@ class RandSpeckleNoise(RandomizableTransform):
         if self.psf_sigma is not None and len(per_axis(self.psf_sigma, dims, dims)) != dims:
             raise ValueError(f"psf_sigma {self.psf_sigma} must hold one value for each of {dims} axes.")
         generator = torch.Generator(plain.device).manual_seed(self.seed)
-        speckle = speckle_intensity(
-            (1, *plain.shape[1:]),
-            self.looks,
-            self.psf_sigma,
-            spatial_dims=dims,
-            generator=generator,
-            device=plain.device,
-        )
+        shape, place = (1, *plain.shape[1:]), {"generator": generator, "device": plain.device}
+        speckle = speckle_intensity(shape, self.looks, self.psf_sigma, spatial_dims=dims, **place)
         if self.mode == "add":
             out = add_speckle(work, speckle, display, self.strength)
             out = out if display is None else torch.where(work > 0, out, work.clamp(0, 1))

@@ -98,7 +98,7 @@ def test_the_exported_network_starts_a_segmentation(tmp_path):
 
 def test_the_exported_network_restores_what_joint_pretraining_restored(tmp_path):
     net = model().eval()
-    torch.nn.init.normal_(net.to_image.correction.weight)
+    torch.nn.init.normal_(net.network.to_image.correction.weight)
     torch.save(net.network.state_dict(), tmp_path / "model.pt")
     restorer = MaskedImageModel(encoder(), decoder="pyramid")
     restorer.decoder = PyramidDecoder(12, 1, [4, 4], width=16)  # as narrow as the segmenter's
@@ -108,7 +108,7 @@ def test_the_exported_network_restores_what_joint_pretraining_restored(tmp_path)
     image = batch()[0]
     output = restorer.eval()(image)
     maps = net.encoder.forward_intermediates(output["corrupted"], net.network.indices)
-    wanted = net.to_image(net.network.head.decoder(output["corrupted"], maps), output["corrupted"])
+    wanted = net.network.to_image(net.network.head.decoder(output["corrupted"], maps), output["corrupted"])
     torch.testing.assert_close(output["prediction"], wanted)
 
 

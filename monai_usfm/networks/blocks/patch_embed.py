@@ -7,33 +7,25 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 from monai.networks.layers.factories import Conv
-from monai.utils import ensure_tuple_rep
 
 __all__ = ["PatchEmbedding", "patch_grid", "patchify", "unpatchify"]
 
 
-def patch_grid(spatial_shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+def patch_grid(spatial_shape: list[int], patch_size: list[int]) -> list[int]:
     """Number of patches along each axis.
 
     Raises:
         ValueError: if a size is not a positive multiple of its patch size.
     """
-    for size, patch in zip(spatial_shape, patch_size, strict=True):
-        if size < patch or size % patch != 0:
+    grid: list[int] = []
+    for axis, patch in enumerate(patch_size):  # a plain loop, which TorchScript can compile
+        if spatial_shape[axis] < patch or spatial_shape[axis] % patch != 0:
             raise ValueError(
-                f"image size {tuple(spatial_shape)} is not a multiple of patch size {tuple(patch_size)}: "
+                f"image size {spatial_shape} is not a multiple of patch size {patch_size}: "
                 "resize or pad the image (for example with monai.transforms.DivisiblePadd)."
             )
-    return tuple(size // patch for size, patch in zip(spatial_shape, patch_size, strict=True))
-
-
-def _patch_view(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
-    """``(B, C, *S) -> (B, *grid, *patch, C)`` without a copy."""
-    dims = len(patch_size)
-    grid = patch_grid(image.shape[2:], patch_size)
-    split = [n for pair in zip(grid, patch_size, strict=True) for n in pair]
-    order = [0, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2), 1]
-    return image.reshape(image.shape[0], image.shape[1], *split).permute(order)
+        grid.append(spatial_shape[axis] // patch)
+    return grid
 
 
 def patchify(image: torch.Tensor, patch_size: Sequence[int], keep: torch.Tensor | None = None) -> torch.Tensor:
@@ -44,20 +36,14 @@ def patchify(image: torch.Tensor, patch_size: Sequence[int], keep: torch.Tensor 
     Args:
         image: ``(B, C, *S)``.
         patch_size: one size per spatial axis.
-        keep: token indices ``(B, K)``; only those patches are copied out, which gives ``(B, K, prod(patch) * C)``.
+        keep: token indices ``(B, K)``; those patches alone, ``(B, K, prod(patch) * C)``.
     """
     dims = len(patch_size)
-    view = _patch_view(image, patch_size)
-    if keep is None:
-        return view.flatten(1 + dims).flatten(1, dims)
-    # Indexing the strided view copies the kept patches alone; the hidden ones are never touched.
-    batch = torch.arange(image.shape[0], device=image.device).unsqueeze(1)
-    index: list[torch.Tensor] = []
-    rest = keep
-    for size in reversed(view.shape[1 : 1 + dims]):
-        index.insert(0, rest % size)
-        rest = rest // size
-    return view[(batch, *index)].flatten(2)
+    grid = patch_grid(list(image.shape[2:]), list(patch_size))
+    split = [n for pair in zip(grid, patch_size, strict=True) for n in pair]
+    order = [0, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2), 1]
+    patches = image.reshape(*image.shape[:2], *split).permute(order).flatten(1 + dims).flatten(1, dims)
+    return patches if keep is None else patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
 
 
 def unpatchify(patches: torch.Tensor, grid: Sequence[int], patch_size: Sequence[int]) -> torch.Tensor:
@@ -86,7 +72,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_channels: int, hidden_size: int, patch_size: Sequence[int]) -> None:
         super().__init__()
         self.spatial_dims = len(patch_size)
-        self.patch_size = ensure_tuple_rep(patch_size, self.spatial_dims)
+        self.patch_size = [int(n) for n in patch_size]
         self.in_channels = in_channels
         self.proj = Conv[Conv.CONV, self.spatial_dims](
             in_channels, hidden_size, kernel_size=self.patch_size, stride=self.patch_size
@@ -109,12 +95,7 @@ class PatchEmbedding(nn.Module):
             )
         if keep is not None:
             return self._embed_kept(image, keep)
-        for axis, patch in enumerate(self.patch_size):  # a plain loop, which TorchScript can compile
-            if image.shape[axis + 2] % patch != 0 or image.shape[axis + 2] == 0:
-                raise ValueError(
-                    f"image size {image.shape[2:]} is not a multiple of patch size {self.patch_size}: "
-                    "resize or pad the image (for example with monai.transforms.DivisiblePadd)."
-                )
+        patch_grid(list(image.shape[2:]), self.patch_size)  # refuses other sizes
         return self.proj(image).flatten(2).transpose(1, 2)
 
     @torch.jit.unused

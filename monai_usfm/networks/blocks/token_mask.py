@@ -54,32 +54,31 @@ class TokenMask(nn.Module):
         self.unit = unit if kind == "block" else 1
         self.fov_aware = fov_aware
 
-    def draw(
-        self,
-        image: torch.Tensor,
-        patch_size: Sequence[int],
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
+    @staticmethod
+    def of(kind: str | nn.Module, ratio: float, unit: int, fov_aware: bool) -> nn.Module:
+        """A mask of a named kind, or the module that was given instead of a name."""
+        return kind if isinstance(kind, nn.Module) else TokenMask(kind, ratio, unit, fov_aware)
+
+    def draw(self, image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
         """Random numbers ``(B, N)``, on the image's device: sorting them gives the order of the tokens."""
         batch = image.shape[0]
         grid = [size // patch for size, patch in zip(image.shape[2:], patch_size, strict=True)]
         if self.kind == "tube":
-            still = torch.rand(batch, 1, *grid[1:], device=image.device, generator=generator)
+            still = torch.rand(batch, 1, *grid[1:], device=image.device)
             return still.expand(batch, *grid).reshape(batch, -1)
         if self.kind == "block":
             units = [-(-n // self.unit) for n in grid]
-            noise = torch.rand(batch, 1, *units, device=image.device, generator=generator)
+            noise = torch.rand(batch, 1, *units, device=image.device)
             noise = F.interpolate(noise, scale_factor=float(self.unit), mode="nearest")
             window = (slice(None), slice(0, 1), *(slice(0, n) for n in grid))
             return noise[window].reshape(batch, -1)
-        noise = torch.rand(batch, *grid, device=image.device, generator=generator).flatten(1)
+        noise = torch.rand(batch, *grid, device=image.device).flatten(1)
         if self.kind == "texture":
             # Exponential race: -log(u) / w sorts like drawing without replacement with probability proportional to w.
             gray = image.float().mean(dim=1, keepdim=True)
             mean = _pool(gray, patch_size)
             spread = (_pool(gray.square(), patch_size) - mean.square()).clamp(min=0).sqrt()
-            weight = spread + 1e-3
-            noise = -torch.log(noise.clamp(min=torch.finfo(noise.dtype).tiny)) / weight
+            noise = -torch.log(noise.clamp(min=torch.finfo(noise.dtype).tiny)) / (spread + 1e-3)
         return noise
 
     def hidden_count(self, grid: Sequence[int]) -> int:
@@ -100,11 +99,6 @@ class TokenMask(nn.Module):
             hidden = total - int(total * (1 - self.ratio))
         return min(max(hidden, 1), total - 1)
 
-    def inside(self, image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
-        """Tokens ``(B, N)`` that hold any echo: a patch that is black throughout lies outside the field of view."""
-        lit = (image.float().amax(dim=1, keepdim=True) > 1.5 / 255).float()
-        return _pool(lit, patch_size) > 0
-
     def forward(
         self, image: torch.Tensor, patch_size: Sequence[int], noise: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -112,7 +106,7 @@ class TokenMask(nn.Module):
 
         Args:
             image: ``(B, C, *S)``.
-            patch_size: per axis.
+            patch_size: patch size per axis.
             noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay.
 
         Returns:
@@ -131,9 +125,10 @@ class TokenMask(nn.Module):
                 f"noise must have one number per token, {(image.shape[0], total)}, got {tuple(noise.shape)}."
             )
         visible = total - self.hidden_count(grid)
-        inside = None
+        inside = torch.ones_like(noise, dtype=torch.bool)
         if self.fov_aware:
-            inside = self.inside(image, patch_size)
+            # a patch that is black throughout lies outside the field of view
+            inside = _pool((image.float().amax(dim=1, keepdim=True) > 1.5 / 255).float(), patch_size) > 0
             noise = torch.where(inside, noise, torch.inf)
             # All samples of a batch keep equally many tokens: what the smallest field of view affords. A black image
             # has none and teaches nothing; it is no reason to hide the others.
@@ -142,7 +137,4 @@ class TokenMask(nn.Module):
             visible = max(1, min(visible, int(smallest * (1 - self.ratio))))
         order = torch.argsort(noise, dim=1, stable=True)
         keep, hidden = order[:, :visible], order[:, visible:]
-        counts = torch.ones_like(hidden, dtype=torch.float32)
-        if inside is not None:
-            counts = torch.gather(inside, 1, hidden).float()
-        return keep, hidden, counts
+        return keep, hidden, torch.gather(inside, 1, hidden).float()

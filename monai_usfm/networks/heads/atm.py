@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from monai_usfm.networks.heads.upernet import finer_by_four, finer_by_two, linear_mode
+from monai_usfm.networks.heads.upernet import finer_by_four, finer_by_two, linear_mode, resize
 
 __all__ = ["ATMHead"]
 
@@ -87,9 +87,8 @@ class ATMHead(nn.Module):
     ``sigmoid(mask logits)``, normalized over classes: its softmax is ``p``, its arg max the published one.
 
     Args:
-        hidden_size: channels of the encoder maps.
+        hidden_size, patch_size: see :class:`~monai_usfm.networks.heads.PyramidDecoder`.
         num_classes: classes with background; at least 2.
-        patch_size: patch size of the encoder, one number per spatial axis.
         width: channels of queries and tokens, a multiple of 32; None takes half of ``hidden_size`` (384 for ViT-B, as
             published) rounded up to one.
         norm: MONAI norm name in the finer maps.
@@ -121,9 +120,6 @@ class ATMHead(nn.Module):
         self.class_embed = nn.Linear(width, num_classes + 1)
         self.mode = linear_mode(len(patch_size))
 
-    def _resize(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
-        return F.interpolate(x, size=size, mode=self.mode, align_corners=False)
-
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Three maps ``(B, E, *grid)`` by depth, image ``(B, C, *S)`` -> log-probabilities ``(B, num_classes, *S)``.
 
@@ -140,16 +136,16 @@ class ATMHead(nn.Module):
         ):
             level = levels[stage]
             queries, scores = decoder(queries, norm(project(level.flatten(2).transpose(1, 2))))
-            mask = self._resize(scores.reshape(list(scores.shape[:2]) + list(level.shape[2:])), finest)
+            mask = resize(scores.reshape(list(scores.shape[:2]) + list(level.shape[2:])), finest, self.mode)
             masks.append(mask if stage == 0 else masks[stage - 1] + mask)
             states.append(queries)
         outputs: list[torch.Tensor] = []
-        last = self._resize(masks[2], list(image.shape[2:]))
+        last = resize(masks[2], list(image.shape[2:]), self.mode)
         outputs.append(self._predict(self.class_embed(states[2]), last))
         if self.training:
             for stage in range(2):
                 outputs.append(self.class_embed(states[stage]))
-                outputs.append(self._resize(masks[stage], list(image.shape[2:])))
+                outputs.append(resize(masks[stage], list(image.shape[2:]), self.mode))
             outputs.append(self.class_embed(states[2]))
             outputs.append(last)
         return outputs

@@ -8,7 +8,6 @@ import torch
 import torch.nn as nn
 from monai.networks.blocks import Convolution, ResidualUnit
 from monai.networks.layers.factories import Conv, Dropout, Pool
-from monai.utils import ensure_tuple
 
 from monai_usfm.networks.blocks.precision import in_float32
 
@@ -125,6 +124,7 @@ class PyramidDecoder(nn.Module):
         """``(B, C, *S)`` and ``num_maps`` maps ``(B, E, *grid)`` by depth -> ``(B, out_channels, *S / finest)``."""
         return self.levels(image, maps)[-1]
 
+    @in_float32
     def descend(self, image: torch.Tensor) -> list[torch.Tensor]:
         """``(B, C, *S)`` -> what the stem makes of it at every level, from the finest to the coarsest."""
         skips: list[torch.Tensor] = []
@@ -136,10 +136,7 @@ class PyramidDecoder(nn.Module):
 
     def levels(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """The same for every level, from the coarsest to the finest: ``(B, channels[i], *S / strides[i])``."""
-        if torch.jit.is_scripting():
-            skips = self.descend(image)
-        else:
-            skips = in_float32(self.descend, self.training, image)
+        skips = self.descend(image)
         x = skips[-1]
         for k, project in enumerate(self.maps):
             x = x + project(maps[k])
@@ -201,13 +198,8 @@ class PyramidHead(nn.Module):
     """Segmentation head: :class:`PyramidDecoder`, dropout and a linear map from its finest level to the pixels.
 
     Args:
-        hidden_size: channels of the encoder maps.
         num_classes: channels of the output.
-        in_channels: channels of the image.
-        patch_size: patch size of the encoder, one number per spatial axis.
-        num_maps: encoder maps.
-        width: channels at the patch size, see :class:`PyramidDecoder`.
-        finest: stride in pixels of the finest convolutions: 1, 2 or 4.
+        hidden_size, in_channels, patch_size, num_maps, width, finest: see :class:`PyramidDecoder`.
         dropout: rate of the channel dropout before the last layer.
     """
 
@@ -223,17 +215,18 @@ class PyramidHead(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        dims = len(ensure_tuple(patch_size))
+        dims = len(patch_size)
         self.decoder = PyramidDecoder(hidden_size, in_channels, patch_size, num_maps, width, finest)
         self.dropout = Dropout[Dropout.DROPOUT, dims](dropout)
         self.to_pixels = upsampling(dims, self.decoder.out_channels, num_classes, self.decoder.strides[-1])
 
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """``(B, C, *S)`` and maps ``(B, E, *grid)`` by depth -> one entry, logits ``(B, num_classes, *S)``."""
-        features = self.dropout(self.decoder(image, maps))
-        if torch.jit.is_scripting():
-            return [self.to_pixels(features)]
-        return [in_float32(self.to_pixels, self.training, features)]
+        return [self._pixels(self.dropout(self.decoder(image, maps)))]
+
+    @in_float32
+    def _pixels(self, features: torch.Tensor) -> torch.Tensor:
+        return self.to_pixels(features)
 
 
 class PyramidPool(nn.Module):
@@ -244,11 +237,7 @@ class PyramidPool(nn.Module):
     to segment a lesion, the mean can be taken over the lesion.
 
     Args:
-        hidden_size: channels of the encoder maps.
-        in_channels: channels of the image.
-        patch_size: patch size of the encoder, one number per spatial axis.
-        num_maps: encoder maps.
-        width: channels at the patch size, see :class:`PyramidDecoder`.
+        hidden_size, in_channels, patch_size, num_maps, width: see :class:`PyramidDecoder`.
     """
 
     def __init__(

@@ -22,6 +22,11 @@ def linear_mode(spatial_dims: int) -> str:
     return str(InterpolateMode.BILINEAR if spatial_dims == 2 else InterpolateMode.TRILINEAR)
 
 
+def resize(x: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
+    """Linear interpolation to another size, without corner alignment."""
+    return F.interpolate(x, size=size, mode=mode, align_corners=False)
+
+
 def _double(hidden_size: int, patch_size: Sequence[int], at_least: int) -> nn.Module:
     """Transposed convolution that doubles the axes whose patches are ``at_least`` pixels long."""
     factor = [2 if patch >= at_least else 1 for patch in patch_size]
@@ -101,9 +106,8 @@ class UPerNetHead(nn.Module):
     those of the published files. Xiao et al. 2018, https://arxiv.org/abs/1807.10221.
 
     Args:
-        hidden_size: channels of the encoder maps.
+        hidden_size, patch_size: see :class:`~monai_usfm.networks.heads.PyramidDecoder`.
         num_classes: channels of the output.
-        patch_size: patch size of the encoder, one number per spatial axis.
         width: channels inside the head. The official 768 costs 85 % of a ViT-B segmenter's operations.
         norm: MONAI norm name; ``("group", {"num_groups": 8})`` suits small batches, and batches of one image.
         dropout: rate of the channel dropout before the last layers.
@@ -143,9 +147,6 @@ class UPerNetHead(nn.Module):
         self.mode = linear_mode(dims)
         self.needs_two = isinstance(self.bottleneck.bn, nn.BatchNorm2d | nn.BatchNorm3d)  # one pooled cell per image
 
-    def _resize(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
-        return F.interpolate(x, size=size, mode=self.mode, align_corners=False)
-
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Four maps ``(B, E, *grid)`` by depth, image ``(B, C, *S)`` -> logits ``(B, num_classes, *S)``.
 
@@ -162,20 +163,20 @@ class UPerNetHead(nn.Module):
         deepest = self.fpn4(maps[3])
         context = [deepest]
         for pool in self.psp_modules:
-            context.append(self._resize(pool(deepest), list(deepest.shape[2:])))
+            context.append(resize(pool(deepest), list(deepest.shape[2:]), self.mode))
         levels = [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2]]
         laterals: list[torch.Tensor] = []
         for i, lateral in enumerate(self.lateral_convs):
             laterals.append(lateral(levels[i]))
         laterals.append(self.bottleneck(torch.cat(context, dim=1)))
         for i in range(3, 0, -1):
-            laterals[i - 1] = laterals[i - 1] + self._resize(laterals[i], list(laterals[i - 1].shape[2:]))
+            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], list(laterals[i - 1].shape[2:]), self.mode)
         fused = [laterals[3]]
         for i, convolution in enumerate(self.fpn_convs):
             fused.insert(i, convolution(laterals[i]))
-        fused = [fused[0]] + [self._resize(x, list(fused[0].shape[2:])) for x in fused[1:]]
+        fused = [fused[0]] + [resize(x, list(fused[0].shape[2:]), self.mode) for x in fused[1:]]
         features = self.fpn_bottleneck(torch.cat(fused, dim=1))
-        outputs = [self._resize(self.conv_seg(self.dropout(features)), list(image.shape[2:]))]
+        outputs = [resize(self.conv_seg(self.dropout(features)), list(image.shape[2:]), self.mode)]
         if self.auxiliary_head is not None and self.training:
-            outputs.append(self._resize(self.auxiliary_head(maps[2]), list(image.shape[2:])))
+            outputs.append(resize(self.auxiliary_head(maps[2]), list(image.shape[2:]), self.mode))
         return outputs

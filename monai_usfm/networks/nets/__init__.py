@@ -7,7 +7,6 @@ from __future__ import annotations
 from monai_usfm.networks.nets.classifier import *
 from monai_usfm.networks.nets.distillation import *
 from monai_usfm.networks.nets.enhancer import *
-from monai_usfm.networks.nets.features import *
 from monai_usfm.networks.nets.foundation import *
 from monai_usfm.networks.nets.masked import *
 from monai_usfm.networks.nets.segmentation import *

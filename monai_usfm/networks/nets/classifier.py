@@ -21,8 +21,7 @@ class AttentionPool(nn.Module):
     """One learned query attends to all tokens: ``(B, N, E) -> (B, E)``.
 
     Args:
-        hidden_size: token width.
-        num_heads: attention heads; must divide ``hidden_size``.
+        hidden_size, num_heads: token width, a multiple of the number of heads.
     """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
@@ -47,7 +46,6 @@ class UltrasoundClassifier(TaskNetwork):
     Parameter names are those of the official fine-tuned classifiers (``fc_norm``, ``head``) beside ``encoder``.
 
     Args:
-        encoder: the encoder.
         num_classes: number of logits.
         pool: ``"mean"``, as in USFM: mean over the raw patch tokens of the last block, then ``fc_norm``; the encoder's
             own norm is unused and frozen. ``"class"``: the class token after the encoder's norm. ``"attention"``: a
@@ -101,20 +99,17 @@ class UltrasoundClassifier(TaskNetwork):
         image = pad_to_patches(x, self.patch_size)
         if self.pyramid_pool is not None:
             maps = self.encoder.forward_intermediates(image, self.indices)
-            if torch.jit.is_scripting():
-                pooled = self.pyramid_pool(image, maps)
-            else:
-                pooled = in_float32(self.pyramid_pool, self.training, image, maps)
+            pooled = self._pool(image, maps)
         elif self.pooling == "mean":
             pooled = self.encoder.forward_intermediates(image, self.indices)[0].flatten(2).mean(2)
         else:
             tokens = self.encoder.forward_features(image)
-            pooled = tokens[:, 0]
-            if self.attention_pool is not None:
-                pooled = self.attention_pool(tokens)
-        if self.fc_norm is not None:
-            pooled = self.fc_norm(pooled)
-        return pooled
+            pooled = tokens[:, 0] if self.attention_pool is None else self.attention_pool(tokens)
+        return pooled if self.fc_norm is None else self.fc_norm(pooled)
+
+    @in_float32
+    def _pool(self, image: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        return self.pyramid_pool(image, maps)  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, num_classes)``."""

@@ -64,8 +64,8 @@ class FrozenTeacher(nn.Module):
             image = image.mean(1, keepdim=True).expand(-1, encoder.in_channels, *size)
         tokens = encoder(image)
         if finer != wanted:
-            pool = nn.AdaptiveAvgPool2d(wanted) if encoder.spatial_dims == 2 else nn.AdaptiveAvgPool3d(wanted)
-            maps = pool(tokens[:, 1:].float().transpose(1, 2).unflatten(2, finer))
+            pool = F.adaptive_avg_pool2d if encoder.spatial_dims == 2 else F.adaptive_avg_pool3d
+            maps = pool(tokens[:, 1:].float().transpose(1, 2).unflatten(2, finer), wanted)
             tokens = torch.cat([tokens[:, :1].float(), maps.flatten(2).transpose(1, 2)], dim=1)
         if volume:  # slices of one volume: their class tokens are averaged, their patches follow each other
             tokens = tokens.unflatten(0, (batch, -1))
@@ -81,8 +81,7 @@ class TokenDistillation(nn.Module):
     token have a map and statistics each. Heinrich et al. 2024 (PHI-S), https://arxiv.org/abs/2410.01680.
 
     Args:
-        student_size: token width of the student.
-        teacher_size: token width of the teacher.
+        student_size, teacher_size: their token widths.
         class_weight: weight of the class token's error beside that of the patches.
     """
 
@@ -105,9 +104,7 @@ class TokenDistillation(nn.Module):
                 result.append(F.batch_norm(flat, norm.running_mean, norm.running_var).view_as(x))
         return result[0], result[1]
 
-    def forward(
-        self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
         """``(B, 1 + N, Es)`` and ``(B, 1 + N, Et)`` -> scalars ``loss``, ``patch_loss``, ``class_loss``."""
         class_target, patch_target = self.targets(teacher)
         class_loss = (self.to_class(student[:, 0]).float() - class_target).square().mean()
@@ -127,11 +124,9 @@ class DistillationModel(nn.Module):
     token, the teacher all. Ren et al. 2023 (TinyMIM), https://arxiv.org/abs/2301.01296.
 
     Args:
-        encoder: the student.
-        teacher: the teacher.
+        encoder, teacher: the student and its teacher.
         mask_ratio: share of patches hidden from the student.
-        class_weight: see :class:`TokenDistillation`.
-        teacher_scale: see :class:`FrozenTeacher`.
+        class_weight, teacher_scale: see :class:`TokenDistillation` and :class:`FrozenTeacher`.
 
     Raises:
         ValueError: for a ``mask_ratio`` outside [0, 1).

@@ -29,11 +29,9 @@ class UltrasoundEnhancer(TaskNetwork):
     https://arxiv.org/abs/1608.03981; no batch statistics as in Lim et al. 2017, https://arxiv.org/abs/1707.02921.
 
     Args:
-        encoder: the encoder.
         out_channels: channels of the output: those of the image, or 1, which corrects the mean over its channels.
         indices: encoder blocks whose outputs are decoded, by depth; None takes four at equal distances.
-        width: channels at the patch size, see :class:`PyramidDecoder`.
-        finest: stride in pixels of the finest convolutions: 1, 2 or 4.
+        width, finest: see :class:`PyramidDecoder`.
         dropout: rate of the channel dropout before the last layer, for Monte-Carlo dropout.
 
     Raises:
@@ -53,7 +51,7 @@ class UltrasoundEnhancer(TaskNetwork):
             raise ValueError(
                 f"out_channels must be 1 or the {encoder.in_channels} channel(s) of the encoder, got {out_channels}."
             )
-        chosen = list(indices) if indices is not None else even_blocks(encoder.num_layers, 4)
+        chosen = even_blocks(encoder.num_layers, 4) if indices is None else list(indices)
         super().__init__(encoder, chosen)
         self.indices = chosen
         self.out_channels = out_channels
@@ -71,13 +69,9 @@ class UltrasoundEnhancer(TaskNetwork):
 
     def options(self) -> dict[str, Any]:
         """What beside the encoder builds this network."""
-        return {
-            "out_channels": self.out_channels,
-            "indices": self.indices,
-            "width": self.width,
-            "finest": self.finest,
-        }
+        return {name: getattr(self, name) for name in ("out_channels", "indices", "width", "finest")}
 
+    @in_float32
     def _correction(self, image: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
         return self.correction(self.dropout(self.decoder(image, maps)))
 
@@ -85,12 +79,6 @@ class UltrasoundEnhancer(TaskNetwork):
         """``(B, C, *S) -> (B, out_channels, *S)``; within [0, 1] in evaluation."""
         image = pad_to_patches(x, self.patch_size)
         maps = self.encoder.forward_intermediates(image, self.indices)
-        if torch.jit.is_scripting():
-            correction = self._correction(image, maps)
-        else:
-            correction = in_float32(self._correction, self.training, image, maps)
         base = x.mean(1, keepdim=True) if self.gray else x
-        enhanced = base + crop_to(correction, list(x.shape[2:]))
-        if self.training:
-            return enhanced
-        return enhanced.clamp(0.0, 1.0)
+        enhanced = base + crop_to(self._correction(image, maps), list(x.shape[2:]))
+        return enhanced if self.training else enhanced.clamp(0.0, 1.0)

@@ -70,14 +70,14 @@ class FoundationModel(nn.Module):
                 f"the first data set must have the {network.num_classes} classes of the network, got {num_classes}."
             )
         self.network = network
-        self.corruption: nn.Module
         self.datasets = list(num_classes)
         decoder, dims = network.head.decoder, network.encoder.spatial_dims
-
-        def output(channels: int) -> nn.Module:
-            return upsampling(dims, decoder.out_channels, channels, decoder.strides[-1])
-
-        self.outputs = nn.ModuleDict({name: output(n) for name, n in list(num_classes.items())[1:]})
+        self.outputs = nn.ModuleDict(
+            {
+                name: upsampling(dims, decoder.out_channels, number, decoder.strides[-1])
+                for name, number in list(num_classes.items())[1:]
+            }
+        )
         # Dice by image: over the batch, a head of a fetus would outweigh every small lesion.
         self.segmentation_loss = DiceCELoss(to_onehot_y=True, softmax=True)
         self.weights = {
@@ -87,8 +87,8 @@ class FoundationModel(nn.Module):
         }
         self.restored_share = restored_share
         if self.weights["restoration"] > 0:
-            self.corruption = Corruption(network.patch_size, 0.5) if corruption is None else corruption
-            self.to_image = network.to_image = ImageCorrection(decoder, network.encoder.in_channels)  # exported too
+            self.corruption: nn.Module = Corruption(network.patch_size, 0.5) if corruption is None else corruption
+            network.to_image = ImageCorrection(decoder, network.encoder.in_channels)
             self.restoration_loss = SpatialFrequencyLoss()
         for name, parameter in network.encoder.named_parameters() if frozen_blocks else ():
             block = name.split(".")[1] if name.startswith("blocks.") else "-1"
@@ -149,7 +149,7 @@ class FoundationModel(nn.Module):
         if len(restored):
             with torch.autocast(image.device.type, enabled=False):
                 clean = image[restored].float()
-                found = self.to_image(features[restored].float(), corrupted)
+                found = self.network.to_image(features[restored].float(), corrupted)  # type: ignore[misc]
                 parts["restoration"] = self.restoration_loss(found, clean, score)
             extra = {"restored": found.detach().clamp(0, 1), "corrupted": corrupted}
         # A batch without any part has a gradient too.

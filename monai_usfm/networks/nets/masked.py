@@ -46,15 +46,8 @@ class RandomBandStop(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, C, *S)``; one draw per image, shared by its channels."""
-        keep = random_ring_masks(
-            image.shape[0],
-            image.shape[2:],
-            num_rings=self.num_rings,
-            stop_ratio=self.stop_ratio,
-            center_radius=self.center_radius,
-            device=image.device,
-        )
-        return apply_band_stop(image, keep)
+        options = {"num_rings": self.num_rings, "stop_ratio": self.stop_ratio, "center_radius": self.center_radius}
+        return apply_band_stop(image, random_ring_masks(len(image), image.shape[2:], device=image.device, **options))
 
 
 def _float32(image: torch.Tensor) -> torch.amp.autocast_mode.autocast:
@@ -90,7 +83,7 @@ class Corruption(nn.Module):
         if isinstance(band_stop, str) and band_stop != "default":
             raise ValueError(f"band_stop must be a module, None or 'default', got {band_stop!r}.")
         self.patch_size = list(patch_size)
-        self.token_mask = _token_mask(mask_kind, mask_ratio, mask_unit, fov_aware)
+        self.token_mask = TokenMask.of(mask_kind, mask_ratio, mask_unit, fov_aware)
         self.fill = fill
         self.band_stop = RandomBandStop() if isinstance(band_stop, str) else band_stop
         self.dynamic_range_db = dynamic_range_db
@@ -204,20 +197,24 @@ class MaskedImageModel(nn.Module):
             hidden), ``corrupted`` (what the encoder saw, ``(B, C, *S)``).
         """
         corrupted, mask, score = self.corrupt(image, noise)
-        grid = self.encoder.token_grid(image)
         tokens = self.encoder.patch_embed(corrupted.to(image.dtype))
         if self.mask_token is not None:
             tokens = torch.where(mask.unsqueeze(-1) > 0, self.mask_token.to(tokens.dtype), tokens)
-        if self.pyramid:
-            maps = self.encoder.run(tokens, grid, None, self.indices, max(self.indices))[1]
-            features = self.decoder(corrupted.to(image.dtype), maps)
-        else:
-            latent = self.encoder.encode(tokens, grid)
-            prediction = unpatchify(self.head(latent[:, 1:]), grid, self.encoder.patch_size)
+        prediction = self._restored(tokens, corrupted, image.dtype)
         with _float32(image):
-            prediction = self.to_image(features.float(), corrupted) if self.pyramid else prediction.float()
             loss = self.loss_function(prediction, image.float(), score)
         return {"loss": loss, "prediction": prediction, "mask": mask, "corrupted": corrupted}
+
+    def _restored(self, tokens: torch.Tensor, corrupted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Embedded patches of the corrupted images -> restored images ``(B, C, *S)`` in float32."""
+        grid = self.encoder.token_grid(corrupted)
+        if not self.pyramid:
+            latent = self.encoder.encode(tokens, grid)
+            return unpatchify(self.head(latent[:, 1:]), grid, self.encoder.patch_size).float()
+        maps = self.encoder.run(tokens, grid, None, self.indices, max(self.indices))[1]
+        features = self.decoder(corrupted.to(dtype), maps)
+        with _float32(corrupted):
+            return self.to_image(features.float(), corrupted)
 
     @torch.no_grad()
     def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -241,9 +238,7 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
         encoder: any :class:`UltrasoundViT`; the published models have ``pos_embed="sincos"`` and ``layer_scale=None``.
-        decoder_hidden_size: width of the decoder.
-        decoder_num_layers: blocks of the decoder.
-        decoder_num_heads: attention heads of the decoder.
+        decoder_hidden_size, decoder_num_layers, decoder_num_heads: width, blocks and attention heads of the decoder.
         mask_ratio: share of hidden patches.
         normalize_patches: predict patches standardized by their own mean and variance.
         mask_kind: see :class:`TokenMask`; or a module that is called as it is, which has a ratio of its own.
@@ -280,7 +275,7 @@ class MaskedAutoencoder(nn.Module):
         if frequency_weight > 0 and normalize_patches:
             raise ValueError("frequency_weight compares images, normalize_patches predicts none: use one of the two.")
         self.encoder = encoder
-        self.token_mask = _token_mask(mask_kind, mask_ratio, mask_unit, fov_aware)
+        self.token_mask = TokenMask.of(mask_kind, mask_ratio, mask_unit, fov_aware)
         self.normalize_patches = normalize_patches
         self.loss_function = loss_function or MaskedReconstructionLoss(norm, normalize_patches)
         self.band_stop = band_stop
@@ -355,8 +350,8 @@ class MaskedAutoencoder(nn.Module):
         with _float32(image):
             target = patchify(image, patch_size, hidden).float()
             loss = self.loss_function(missing, target, counts)
-            shown = order[:, -decoded.shape[1] :]
-            prediction = _scatter(decoded, shown, order.shape[1])
+            places = order[:, -decoded.shape[1] :].unsqueeze(-1).expand_as(decoded)
+            prediction = decoded.new_zeros(*order.shape, decoded.shape[2]).scatter(1, places, decoded)
             if self.frequency_weight > 0:
                 composite = patchify(image, patch_size).float()
                 composite = composite.scatter(1, hidden.unsqueeze(-1).expand_as(missing), missing)
@@ -392,16 +387,6 @@ class MaskedAutoencoder(nn.Module):
         return unpatchify(patches, self.encoder.token_grid(image), self.encoder.patch_size).clamp(0, 1)
 
 
-def _scatter(patches: torch.Tensor, index: torch.Tensor, total: int) -> torch.Tensor:
-    """Put patches ``(B, M, P)`` at token numbers ``index`` (B, M) of ``total``; zero elsewhere."""
-    full = patches.new_zeros(patches.shape[0], total, patches.shape[2])
-    return full.scatter(1, index.unsqueeze(-1).expand_as(patches), patches)
-
-
 def _panels(image: torch.Tensor, seen: torch.Tensor, restored: torch.Tensor) -> dict[str, torch.Tensor]:
     image = image.float()
     return {"input": image, "corrupted": seen, "reconstruction": restored, "error": (restored - image).abs()}
-
-
-def _token_mask(kind: str | nn.Module, ratio: float, unit: int, fov_aware: bool) -> nn.Module:
-    return kind if isinstance(kind, nn.Module) else TokenMask(kind, ratio, unit, fov_aware)

@@ -36,7 +36,6 @@ class UltrasoundSegmenter(TaskNetwork):
     A ``SupervisedTrainer`` takes either loss as ``loss_function``; a training metric should look at ``pred[0]``.
 
     Args:
-        encoder: the encoder.
         num_classes: output channels, background included; 1 for a single class decided by a sigmoid.
         head: ``"pyramid"`` (light, full resolution; the choice for volumes), ``"upernet"`` or ``"segvit"`` (USFM's);
             or a module of your own: called with the image ``(B, C, *S)`` and a list of maps ``(B, E, *grid)`` by depth,
@@ -76,6 +75,9 @@ class UltrasoundSegmenter(TaskNetwork):
         self.num_classes = num_classes
         self.head_name = head if isinstance(head, str) else module_path(head)
         self.head_options = head_options
+        self.to_image: nn.Module | None = (
+            None  # what joint pretraining adds: restores pixels from the decoder's features
+        )
         size, patch = encoder.hidden_size, encoder.patch_size
         if isinstance(head, nn.Module):
             self.head = head
@@ -98,10 +100,8 @@ class UltrasoundSegmenter(TaskNetwork):
         """``(B, C, *S) -> (B, num_classes, *S)``; a list in training where the head has more to say, see above."""
         image = pad_to_patches(x, self.patch_size)
         maps = self.encoder.forward_intermediates(image, self.indices)
-        if torch.jit.is_scripting() or self.head_name == "pyramid":  # which knows its own precision
-            outputs = self.head(image, maps)
-        else:
-            outputs = in_float32(self.head, self.training, image, maps)
+        # the pyramid knows its own precision
+        outputs = self.head(image, maps) if self.head_name == "pyramid" else self._exact_outputs(image, maps)
         cropped: list[torch.Tensor] = []
         for output in outputs:
             # Class logits of SegViT have no spatial axes.
@@ -109,6 +109,10 @@ class UltrasoundSegmenter(TaskNetwork):
         if len(cropped) > 1:
             return cropped
         return cropped[0]
+
+    @in_float32
+    def _exact_outputs(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self.head(image, maps)
 
 
 def _default_blocks(num_layers: int, head: str | nn.Module) -> list[int]:

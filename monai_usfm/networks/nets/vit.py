@@ -14,7 +14,7 @@ from monai_usfm.networks.blocks.patch_embed import PatchEmbedding, patch_grid
 from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
 from monai_usfm.networks.blocks.transformer import TransformerBlock
 
-__all__ = ["UltrasoundViT", "usfm_vit"]
+__all__ = ["FeatureExtractor", "UltrasoundViT", "usfm_vit"]
 
 POSITIONS = ("relative", "relative_per_block", "sincos", "learnable")
 
@@ -77,7 +77,7 @@ class UltrasoundViT(nn.Module):
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.position = pos_embed
-        self.grid = list(patch_grid(self.img_size, self.patch_size))
+        self.grid = patch_grid(list(self.img_size), list(self.patch_size))
         self.num_registers = num_registers
         relative = pos_embed.startswith("relative")
         if relative and num_registers > 0:
@@ -200,6 +200,34 @@ class UltrasoundViT(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, 1 + N, E)``: class token, then patch tokens in row-major order, after the final norm."""
         return self.forward_features(x)
+
+
+class FeatureExtractor(nn.Module):
+    """One embedding per image: ``(B, C, *S) -> (B, E)``.
+
+    Args:
+        encoder: any :class:`UltrasoundViT`.
+        pool: ``"mean"`` of the patch tokens (as USFM's classifier), or the ``"class"`` token.
+
+    Raises:
+        ValueError: for an unknown pool.
+    """
+
+    def __init__(self, encoder: UltrasoundViT, pool: str = "mean") -> None:
+        super().__init__()
+        if pool not in ("mean", "class"):
+            raise ValueError(f'pool must be "mean" or "class", got {pool!r}.')
+        self.encoder = encoder
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S) -> (B, E)``."""
+        tokens = self.encoder(x)
+        return tokens[:, 0] if self.pool == "class" else tokens[:, 1:].mean(dim=1)
+
+    def feature_maps(self, x: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
+        """Maps ``(B, E, *grid)`` after the blocks ``indices``, see :meth:`UltrasoundViT.forward_intermediates`."""
+        return self.encoder.forward_intermediates(x, indices)
 
 
 def find_encoder(net: nn.Module) -> tuple[str, UltrasoundViT]:
