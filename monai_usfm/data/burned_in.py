@@ -42,14 +42,7 @@ def _engine() -> Any:
 
 
 def find_text(image: np.ndarray) -> list[TextBox]:
-    """Lines of text in an image, with the weights of PP-OCR that come with RapidOCR; nothing is downloaded.
-
-    Args:
-        image: ``(H, W, 1 or 3)`` of any real type.
-
-    Raises:
-        ValueError: without RapidOCR.
-    """
+    """Lines of text in an image ``(H, W, 1 or 3)``, by the weights that come with RapidOCR; nothing is downloaded."""
     engine = _engine()
     values = image.astype(np.float32)
     low, high = float(values.min()), float(values.max())

@@ -14,12 +14,13 @@ import numpy as np
 from monai.config import PathLike
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.misc import is_dicom
 
 from monai_usfm.data.deidentify import Pseudonyms, with_pixels
 from monai_usfm.data.dicom import UltrasoundDicomReader
 from monai_usfm.data.dicom_geometry import slice_geometry
 from monai_usfm.data.dicom_pixels import PYDICOM3, display_values, stored_values
-from monai_usfm.data.formats import UnreadableImageError, has_dicom_mark
+from monai_usfm.data.formats import UnreadableImageError
 from monai_usfm.data.upright import gray_from_rgb
 from monai_usfm.files import atomic_write, write_csv
 
@@ -167,7 +168,9 @@ def convert_dicom_folder(
         if not argument.exists():
             failed.append(f"{argument}: no such file or folder")
             continue
-        files = [argument] if argument.is_file() else sorted(p for p in argument.rglob("*") if _is_dicom(p))
+        files = (
+            [argument] if argument.is_file() else sorted(p for p in argument.rglob("*") if p.is_file() and is_dicom(p))
+        )
         for file in files:
             below = Path(file.name) if argument.is_file() else file.relative_to(argument)
             # a UID as a name has points, of which none begins an ending
@@ -203,10 +206,6 @@ def _write_review(path: PathLike, dataset: Dataset, reader: UltrasoundDicomReade
     both = np.concatenate([before, after], axis=1) * (255 / max(float(before.max()), 1e-6))
     with atomic_write(path) as part:
         Image.fromarray(both.astype(np.uint8).squeeze()).save(part, quality=85)
-
-
-def _is_dicom(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 132 and has_dicom_mark(path)
 
 
 def _nifti(values: np.ndarray, affine: np.ndarray, volume: bool, frame_time: float, known: bool) -> nib.Nifti1Image:

@@ -32,7 +32,7 @@ from monai_usfm.data.dicom_geometry import (
     ultrasound_regions,
     volume_affine,
 )
-from monai_usfm.data.dicom_pixels import count_frames, display_values, stored_values
+from monai_usfm.data.dicom_pixels import count_frames, display_values, is_inverse, stored_range, stored_values
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
 __all__ = ["UltrasoundDicomReader"]
@@ -104,13 +104,9 @@ class UltrasoundDicomReader(ImageReader):
             raise ValueError(f'text must be "keep", "blacken" or "refuse", got {text!r}.')
         if text != "keep":
             require_ocr()
-        self.text = text
-        self.beam = beam
-        self.region = region
-        self.crop = crop
-        self.deidentify = deidentify
-        self.no_regions = no_regions
-        self.pseudonyms = pseudonyms
+        self.region, self.crop = region, crop
+        self.deidentify, self.no_regions, self.pseudonyms = deidentify, no_regions, pseudonyms
+        self.text, self.beam = text, beam
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether the files end in ``.dcm``, ``.dicom`` or ``.ima``, or begin as DICOM files do."""
@@ -171,8 +167,7 @@ class UltrasoundDicomReader(ImageReader):
             values, white = display_values(dataset, values)
         if self.deidentify == "strip":
             kept = self.kept(dataset, values if len(values) == count and not stored else None)
-            bits = int(dataset.BitsStored) - int(dataset.get("PixelRepresentation") or 0)
-            black = 2**bits - 1 if stored and _inverse(dataset) else 0
+            black = stored_range(dataset)[1] if stored and is_inverse(dataset) else 0
             values = np.where(kept[None, :, :, None], values, np.asarray(black, values.dtype))
         region = self._region(dataset)
         if self.crop and region is not None and region.box is not None:
@@ -214,15 +209,13 @@ class UltrasoundDicomReader(ImageReader):
         region = self._region(dataset)
         times = frame_times(dataset)
         step = float(np.diff(times).mean()) if times is not None and len(times) > 1 else 0.0
-        box = (0, int(dataset.Rows), 0, int(dataset.Columns))
-        if region is not None and region.box is not None and self._scales_differ(dataset):
-            box = region.box
+        box = region.box if region is not None and region.box is not None and self._scales_differ(dataset) else None
         return {
             "affine": affine,
             "original_affine": affine.copy(),
             "space": "RAS",
             "spacing_known": known,
-            "spacing_box": np.asarray(box),
+            "spacing_box": np.asarray(box or (0, int(dataset.Rows), 0, int(dataset.Columns))),
             "num_frames": self.num_frames(dataset),
             "frame_time": step,
             "frame_rate": 1 / step if step > 0 else 0.0,
@@ -240,12 +233,8 @@ class UltrasoundDicomReader(ImageReader):
         flat = [r for r in self.regions(dataset) if _is_flat(r) and r.box is not None]
         scales = [r.spacing for r in flat if r.spacing is not None]
         differ = bool(scales) and not np.allclose(scales, scales[0], rtol=0.01)
-        if (
-            differ
-            and not getattr(dataset, "_scales_reported", False)
-            and not self.crop
-            and self.region == "largest_tissue"
-        ):
+        reported = getattr(dataset, "_scales_reported", False) or self.crop or self.region != "largest_tissue"
+        if differ and not reported:
             object.__setattr__(dataset, "_scales_reported", True)
             shown = ", ".join(f"{r.spacing[0]:.3g} x {r.spacing[1]:.3g} mm (region {r.index})" for r in flat)  # type: ignore[index]
             warnings.warn(
@@ -261,10 +250,8 @@ class UltrasoundDicomReader(ImageReader):
         regions = self.regions(dataset)
         if not isinstance(self.region, str):
             if not -len(regions) <= self.region < len(regions):
-                raise UnreadableImageError(
-                    dataset_name(dataset),
-                    f"has {len(regions)} ultrasound regions, so there is no region {self.region}.",
-                )
+                why = f"has {len(regions)} ultrasound regions, so there is no region {self.region}."
+                raise UnreadableImageError(dataset_name(dataset), why)
             return regions[self.region]
         if self.region != "largest_tissue":
             named = [r for r in regions if r.kind == self.region]
@@ -277,11 +264,6 @@ class UltrasoundDicomReader(ImageReader):
         flat = [r for r in regions if _is_flat(r)]
         tissue = [r for r in flat if r.data_type == _TISSUE]
         return max(tissue or flat, key=lambda r: r.area, default=None)
-
-
-def _inverse(dataset: Dataset) -> bool:
-    """Whether the largest stored value is black."""
-    return str(dataset.PhotometricInterpretation) == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
 
 
 def _is_flat(region: UltrasoundRegion) -> bool:

@@ -54,13 +54,7 @@ class UltrasoundRegion:
 
     def describe(self) -> dict[str, Any]:
         """Number, kind, box, units and deltas, as metadata."""
-        return {
-            "index": self.index,
-            "kind": self.kind,
-            "box": None if self.box is None else list(self.box),
-            "units": list(self.units),
-            "deltas": None if self.deltas is None else list(self.deltas),
-        }
+        return {name: getattr(self, name) for name in ("index", "kind", "box", "units", "deltas")}
 
     @property
     def area(self) -> int:

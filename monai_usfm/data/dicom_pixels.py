@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from monai_usfm.data.dicom_geometry import dataset_name, functional_group
 from monai_usfm.data.formats import UnreadableImageError
 
-__all__ = ["PYDICOM3", "count_frames", "display_values", "stored_values"]
+__all__ = ["PYDICOM3", "count_frames", "display_values", "is_inverse", "stored_range", "stored_values"]
 
 PYDICOM3 = int(pydicom.__version__.split(".")[0]) >= 3
 _module = "pydicom.pixels" if PYDICOM3 else "pydicom.pixel_data_handlers.util"
@@ -57,12 +57,7 @@ def _fragments(data: bytes) -> list[bytes]:
 
 
 def stored_values(dataset: Dataset, index: int | None = None) -> np.ndarray:
-    """Decoded values ``(frames, H, W, 1 or 3)``; color as RGB, palettes applied with 8 bits a channel.
-
-    Args:
-        dataset: the image, with ``NumberOfFrames`` where it has several.
-        index: the only frame to decode.
-    """
+    """Decoded values ``(frames, H, W, 1 or 3)``, of one frame if ``index`` is given; color as RGB, palettes applied."""
     if int(dataset.get("HighBit", dataset.BitsStored - 1)) != int(dataset.BitsStored) - 1:
         raise UnreadableImageError(
             dataset_name(dataset), f"High Bit {dataset.HighBit} is not Bits Stored - 1, as DICOM asks; correct it."
@@ -74,7 +69,7 @@ def stored_values(dataset: Dataset, index: int | None = None) -> np.ndarray:
     else:
         values = dataset.pixel_array
         values = values[None] if count_frames(dataset) == 1 else values
-        values = values if index is None else values[index : index + 1]
+        values = values[slice(None) if index is None else slice(index, index + 1)]
         if str(dataset.PhotometricInterpretation).startswith("YBR_FULL"):
             values = convert_color_space(values, "YBR_FULL", "RGB", per_frame=True)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -92,12 +87,9 @@ def display_values(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, fl
     """
     if values.shape[-1] == 3:
         return values, 255.0 if values.dtype.itemsize == 1 else float(2 ** int(dataset.BitsStored) - 1)
-    inverse = (
-        dataset.PhotometricInterpretation == "MONOCHROME1"
-        or str(dataset.get("PresentationLUTShape", "")).upper() == "INVERSE"
-    )
+    inverse = is_inverse(dataset)
     lut = _lut_attributes(dataset)
-    low, high = _stored_range(dataset)
+    low, high = stored_range(dataset)
     rescale = float(lut.get("RescaleSlope") or 1), float(lut.get("RescaleIntercept") or 0)
     plain = not lut.get("ModalityLUTSequence") and rescale == (1.0, 0.0)
     windowed = bool(lut.get("VOILUTSequence")) or (
@@ -135,10 +127,8 @@ def _lut_attributes(dataset: Dataset) -> Dataset:
     lut.file_meta = dataset.file_meta
     if not PYDICOM3:
         lut.is_little_endian = dataset.is_little_endian
-    groups = [
-        functional_group(dataset, 0, name) for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence")
-    ]
-    for source in (*(group for group in groups if group is not None), dataset):
+    names = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+    for source in (*filter(None, (functional_group(dataset, 0, name) for name in names)), dataset):
         for keyword in (
             "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
             "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
@@ -151,7 +141,14 @@ def _lut_attributes(dataset: Dataset) -> Dataset:
     return lut
 
 
-def _stored_range(dataset: Dataset) -> tuple[int, int]:
+def is_inverse(dataset: Dataset) -> bool:
+    """Whether the largest stored value is black."""
+    inverse = str(dataset.get("PresentationLUTShape", "")).upper() == "INVERSE"
+    return inverse or dataset.PhotometricInterpretation == "MONOCHROME1"
+
+
+def stored_range(dataset: Dataset) -> tuple[int, int]:
+    """The least and the largest value that the bits of the file can hold."""
     bits = int(dataset.BitsStored)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dataset.get("PixelRepresentation") else (0, 2**bits - 1)
 

@@ -10,11 +10,11 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pydicom
+import pydicom.misc
 from monai.config import PathLike
 from pydicom.filereader import read_file_meta_info
 
-from .formats import SUPPORTED_SUFFIXES, has_dicom_mark, unreadable_reason
+from .formats import SUPPORTED_SUFFIXES, unreadable_reason
 
 __all__ = ["mark_results"]
 
@@ -30,17 +30,11 @@ SKIPPED_FILES = re.compile(r"(?i)^(\..*|thumbs\.db|ehthumbs.*\.db|desktop\.ini|i
 
 @dataclass
 class FoundFiles:
-    """What :func:`find_files` found below a folder, sorted by path.
-
-    Args:
-        images: files that can be read as images.
-        others: files that can not, and the reason.
-        skipped: folders that were not searched, and the reason.
-    """
+    """What :func:`find_files` found below a folder, sorted by path."""
 
     images: list[Path] = field(default_factory=list)
-    others: dict[Path, str] = field(default_factory=dict)
-    skipped: dict[Path, str] = field(default_factory=dict)
+    others: dict[Path, str] = field(default_factory=dict)  # files that cannot be read as images, and the reason
+    skipped: dict[Path, str] = field(default_factory=dict)  # folders that were not searched, and the reason
 
 
 def find_files(folder: PathLike) -> FoundFiles:
@@ -71,8 +65,10 @@ def find_files(folder: PathLike) -> FoundFiles:
         for entry in entries:
             path = here / entry.name
             if entry.is_dir():
-                if reason := _why_skipped(path):
-                    found.skipped[path] = reason
+                if (path / RESULTS_MARK).exists():
+                    found.skipped[path] = "results of monai_usfm"
+                elif SKIPPED_FOLDERS.match(entry.name):
+                    found.skipped[path] = "hidden, or kept by the system"
                 else:
                     (linked if entry.is_symlink() else real).append(path)
             elif not SKIPPED_FILES.match(entry.name):
@@ -117,19 +113,13 @@ def stem_of(path: PathLike) -> str:
     return name[: len(name) - len(ending)]
 
 
-def _why_skipped(folder: Path) -> str:
-    if (folder / RESULTS_MARK).exists():
-        return "results of monai_usfm"
-    return "hidden, or kept by the system" if SKIPPED_FOLDERS.match(folder.name) else ""
-
-
 def _why_no_image(path: Path) -> str:
     """Empty for an image; decided by the name, or else by the mark inside, and for DICOM by the kind of object."""
     named = path.name.lower().endswith(SUPPORTED_SUFFIXES)
     if not named and unreadable_reason(path):
         return "no image format that can be read"
     try:
-        if not has_dicom_mark(path):
+        if not pydicom.misc.is_dicom(path):
             return ""
         kind = pydicom.uid.UID(str(read_file_meta_info(path).get("MediaStorageSOPClassUID", "")))
     except Exception:  # a damaged header: the reader tells what is wrong

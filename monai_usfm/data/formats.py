@@ -40,11 +40,9 @@ _MAX_VALUES_PER_PIXEL = 40  # values of a whole file: 2e9 by default, so that no
 
 
 class UnreadableImageError(RuntimeError):
-    """A file that cannot be used, with the reason and what to do about it.
+    """A file that cannot be used.
 
-    Args:
-        path: the file.
-        reason: what is wrong and how to put it right.
+    ``reason`` says what is wrong and how to put it right.
     """
 
     def __init__(self, path: PathLike, reason: str) -> None:
@@ -97,7 +95,7 @@ def file_format(path: PathLike) -> str:
 def unreadable_reason(path: PathLike) -> str | None:
     """Why a file is no image for us, by its type alone; ``None`` for one that :func:`file_format` knows.
 
-    For tools that list folders: what they leave out they name with this reason. A file is not decoded here.
+    For tools that list folders, which name what they leave out with this reason.
     """
     try:
         file_format(path)
@@ -106,18 +104,8 @@ def unreadable_reason(path: PathLike) -> str | None:
     return None
 
 
-def has_dicom_mark(path: PathLike) -> bool:
-    """Whether a file says inside that it is DICOM: exports often have no ending, or the last number of a UID as one."""
-    with open(path, "rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
 def check_size(path: PathLike, width: int, height: int, frames: int = 1) -> None:
-    """Refuse, before decoding, what would take minutes or the whole memory: see :data:`MAX_PIXELS`.
-
-    Raises:
-        UnreadableImageError: naming the file and its size.
-    """
+    """Refuse, before decoding, what would take minutes or the whole memory: see :data:`MAX_PIXELS`."""
     if width * height > MAX_PIXELS or width * height * frames > MAX_PIXELS * _MAX_VALUES_PER_PIXEL:
         raise UnreadableImageError(
             path,

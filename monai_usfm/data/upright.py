@@ -85,11 +85,8 @@ class UprightGray(InvertibleTransform):
         if full_scale is not None and not _positive(full_scale):
             raise ValueError(f"full_scale must be a positive number or None, got {full_scale!r}.")
         frame_picker(frame)  # refuses what is neither "middle" nor an index
-        self.spatial_dims = spatial_dims
-        self.frame = frame
-        self.dtype = dtype
-        self.scale = scale
-        self.full_scale = full_scale
+        self.spatial_dims, self.frame, self.dtype = spatial_dims, frame, dtype
+        self.scale, self.full_scale = scale, full_scale
         self._warned: set[str] = set()
 
     def __call__(

@@ -30,8 +30,7 @@ def fit_beam(
     """The :class:`BeamGeometry` of a field of view.
 
     Args:
-        mask: bool, ``(H, W)`` or ``(D, H, W)``.
-        spacing: size of a step along each axis.
+        mask: bool, ``(H, W)`` or ``(D, H, W)``, with the ``spacing`` of a step along each axis.
         fallback: for a mask without a cone: ``"error"`` raises, ``"linear"`` gives the rectangle or parallelogram about
             it, ``None`` gives ``None``.
         min_confidence: fits below it count as no cone.
@@ -71,15 +70,9 @@ class _Contour:
     seen: dict[str, np.ndarray]  # False where the image or a vertical cut, not the sector, ends the mask
     spacing: tuple[float, ...]
 
-    @property
-    def step(self) -> float:
-        """Length of the smaller pixel side."""
-        return min(self.spacing)
-
-    @property
-    def tolerance(self) -> float:
-        """Greatest distance from a boundary of the points that support it."""
-        return 1.5 * self.step
+    def __post_init__(self) -> None:
+        self.step = min(self.spacing)  # length of the smaller pixel side
+        self.tolerance = 1.5 * self.step  # greatest distance from a boundary of the points that support it
 
     @classmethod
     def of(cls, mask: np.ndarray, spacing: Sequence[float], cuts: bool = True) -> _Contour:
@@ -271,10 +264,8 @@ def _complete_sector(mask: np.ndarray, contour: _Contour, start: np.ndarray) -> 
         half = 0.5 * contour.step / radius[far]
         angles = np.where(cut, [(angle[far] - half).min(), (angle[far] + half).max()], angles)
     a0, a1 = (float(a) for a in angles)
-    if not -math.pi / 2 < a0 < a1 < math.pi / 2 or a1 - a0 < _MIN_OPENING:
-        raise NotAConeError("no cone in this image: its beams do not meet above it.")
     between = (angle > a0) & (angle < a1)
-    if not between.any():
+    if not -math.pi / 2 < a0 < a1 < math.pi / 2 or a1 - a0 < _MIN_OPENING or not between.any():
         raise NotAConeError("no cone in this image: its beams do not meet above it.")
     half_step = 0.5 * contour.step
     r0 = arcs[0] if arcs[0] is not None else max(radius[between].min() - half_step, 0.0)

@@ -51,11 +51,7 @@ def speckle_intensity(
         spatial_dims: number of trailing axes that a single ``psf_sigma`` counts for; ``None`` takes ``shape`` for that
             of a batch, ``(B, C, *S)``.
         generator: source of the draw, on ``device``; the global one if ``None``.
-        device: where the result is to live.
-        dtype: floating type of the result.
-
-    Returns:
-        Tensor of shape ``shape``, everywhere positive.
+        device, dtype: of the result, which is everywhere positive.
 
     Raises:
         ValueError: for ``looks`` or ``psf_sigma`` out of range, or a ``psf_sigma`` that does not fit ``shape``.
@@ -133,9 +129,6 @@ def add_speckle(
         intensity: unit-mean speckle, broadcastable to ``image``.
         dynamic_range_db: decibels between black and white; ``None`` for a linear envelope.
         strength: factor on the decibels of the speckle; 0 changes nothing.
-
-    Returns:
-        New tensor of the shape of ``image``.
     """
     check_strength(dynamic_range_db, strength)
     if dynamic_range_db is None:
@@ -157,15 +150,11 @@ def respeckle(
     the estimate is raised by 1.59 dB. Where the median is black, no echo is seen, and the result is black.
 
     Args:
-        image: batch ``(B, C, *S)``, log-compressed in [0, 1], or a linear envelope.
-        intensity: unit-mean speckle, broadcastable to ``image``.
-        dynamic_range_db: decibels between black and white; ``None`` for a linear envelope.
+        image: batch ``(B, C, *S)``, otherwise as for :func:`add_speckle`, which adds the new speckle.
+        intensity, dynamic_range_db: see :func:`add_speckle`.
         window: odd width of the median in samples; wider than the old speckle, narrower than the anatomy that is to
             survive.
         spatial_dims: number of spatial axes, where ``image`` is not a batch.
-
-    Returns:
-        New tensor of the shape of ``image``; clamped to [0, 1] if log-compressed.
 
     Raises:
         ValueError: for an even window.

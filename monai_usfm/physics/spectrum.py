@@ -43,12 +43,8 @@ def frequency_radius(spatial_shape: Sequence[int], *, device: torch.device | str
     cycles per sample. The corner of a 2D spectrum is at ``sqrt(2)``. On a square image of ``S`` samples, ``r * S / 2``
     is the distance in pixels of the centered spectrum.
 
-    Args:
-        spatial_shape: samples per axis, ``S``.
-        device: where the result is to live.
-
     Returns:
-        float64 tensor of shape ``(*S[:-1], S[-1] // 2 + 1)``, 0 at the zero frequency.
+        float64 tensor of shape ``(*S[:-1], S[-1] // 2 + 1)`` for ``S`` samples per axis, 0 at the zero frequency.
 
     Raises:
         ValueError: for an empty shape or an axis without samples.
@@ -81,12 +77,8 @@ def ring_mask(
         spatial_shape: samples per axis, ``S``.
         rings: ``(low, high)`` radii as of :func:`frequency_radius`; rings may touch or overlap, and with
             ``low == high`` one is empty, as the first of the official layout can be.
-        center_radius: samples with ``r <= center_radius`` are kept whatever the rings say. The zero frequency (the mean
-            of the image) is always kept.
-        device: where the result is to live.
-
-    Returns:
-        float32 tensor of shape ``(*S[:-1], S[-1] // 2 + 1)``.
+        center_radius: samples with ``r <= center_radius`` are kept whatever the rings say, and so is the mean.
+        device: of the result, float32 of shape ``(*S[:-1], S[-1] // 2 + 1)``.
 
     Raises:
         ValueError: for a ring that is not ``0 <= low <= high``, or a negative ``center_radius``.
@@ -159,12 +151,8 @@ def usfm_rings(
     Args:
         image_size: pixels per side.
         base_bandwidth: outer radius of the first ring (``BaseBW``).
-        increase_factor: growth of the radius from ring to ring (``IncreaseFactor``).
-        max_increase: largest growth in pixels (``MaxIncrease``).
+        increase_factor, max_increase: growth from ring to ring, as a factor and at most in pixels.
         center_protect: radius of the disc that is always kept (``CenterProtect``).
-
-    Returns:
-        ``[(low, high), ...]``, each ring being ``low < distance <= high``.
 
     Raises:
         ValueError: for values for which the official code never ends, amplifies part of the spectrum, removes the mean
@@ -199,13 +187,7 @@ def draw_rings(
 ) -> list[tuple[float, float]]:
     """Choose the rings to stop: ``floor(ratio * len(rings))`` of them, at least one, every subset equally likely.
 
-    Args:
-        random_state: source of the draw.
-        rings: the candidates.
-        stop_ratio: share of the rings to stop, in (0, 1]; a pair ``(low, high)`` draws it uniformly.
-
-    Returns:
-        The chosen rings, in the order of ``rings``.
+    ``stop_ratio`` is in (0, 1]; a pair ``(low, high)`` draws it uniformly. The chosen rings keep their order.
     """
     low, high = check_ratio(stop_ratio)
     ratio = low if low == high else random_state.uniform(low, high)
@@ -231,15 +213,11 @@ def random_ring_masks(
     Args:
         batch: number of images, ``B``.
         spatial_shape: samples per axis, ``S``.
-        num_rings: number of rings of equal width between ``center_radius`` and 1.
+        num_rings, center_radius: see :func:`equal_rings`.
         stop_ratio: share of the rings that is removed, in (0, 1]; a pair draws it uniformly per image.
-        center_radius: radius of the disc that is always kept.
-        rings: candidates to draw from instead of ``num_rings`` equal ones; they must not overlap.
+        rings: candidates to draw from instead of equal ones; they must not overlap.
         generator: source of the draw, on ``device``; the global one if ``None``.
-        device: where the result is to live.
-
-    Returns:
-        float32 tensor of shape ``(B, 1, *S[:-1], S[-1] // 2 + 1)``, to be handed to :func:`apply_band_stop`.
+        device: of the result, float32 ``(B, 1, *S[:-1], S[-1] // 2 + 1)``, for :func:`apply_band_stop`.
     """
     low, high = check_ratio(stop_ratio)
     candidates = ring_candidates(rings, num_rings, center_radius)

@@ -49,9 +49,8 @@ class View:
         self.steps: tuple[float, ...] = (step, step)
         face = (row_of_face - radius / step, middle)
         if self.kind == "linear":
-            self.geometry = BeamGeometry(
-                "linear", (row_of_face, middle), (0.0, reach), width=(-half, half), spacing=(step, step)
-            )
+            width_of_face = (-half, half)
+            self.geometry = BeamGeometry("linear", face, (0.0, reach), width=width_of_face, spacing=(step, step))
         elif volume and (self.kind == "phased" or rng.random() < 0.6):
             tilt = float(rng.uniform(0.3, 0.5) if self.kind == "convex" else rng.uniform(0.5, 0.7))
             slice_step = 2.02 * (radius + reach) * math.sin(tilt) / slices
@@ -68,11 +67,8 @@ class View:
                 self.kind, face, (radius, radius + reach), (-opening, opening), spacing=(step, step)
             )
         if volume and len(self.steps) == 2:  # a sweep of parallel frames
-            self.steps = (
-                float(rng.uniform(0.6, 1.0)) * (40.0 if self.kind == "linear" else 110.0) / slices,
-                step,
-                step,
-            )
+            extent = 40.0 if self.kind == "linear" else 110.0
+            self.steps = (float(rng.uniform(0.6, 1.0)) * extent / slices, step, step)
         self.shape = (slices, height, width) if volume else (height, width)
         self.radius, self.half = radius, widest
         self.gain_lattice = rng.standard_normal((4, 6)).astype(np.float32)  # slow changes of gain: depth x lateral

@@ -37,7 +37,7 @@ from monai_usfm.simulation.echoes import (
     to_beams,
     to_image,
 )
-from monai_usfm.simulation.organs import CLASS_NAMES, ORGANS, build_phantom
+from monai_usfm.simulation.organs import CLASS_NAMES, ORGANS
 from monai_usfm.simulation.phantoms import STRUCTURES, Phantom
 from monai_usfm.simulation.view import Motion, MovingScatterers, View
 
@@ -144,7 +144,7 @@ class SyntheticUltrasound(Dataset):
         view = View(organ, self.image_size, self.spatial_dims == 3 and not self.cine, view_rng)
         phantom = view.empty_phantom(anatomy_rng)
         phantom.healthy = len(CLASS_NAMES[organ]) > 2 and health_rng.random() < self.healthy
-        build_phantom(organ, bool(altered), phantom)
+        ORGANS[organ].paint(phantom, bool(altered))
         device = draw_device(view.kind, view_rng)
         worse = device.degraded()
         machines = {"high": (device,), "low": (worse,), "pair": (device, worse)}[self.quality]
@@ -161,7 +161,7 @@ class SyntheticUltrasound(Dataset):
             "label": tissue.target * fov,
             "structures": tissue.structures * fov,
             "instances": tissue.instances * fov,
-            "clean": display(tissue.echo, machines[0]) * fov,
+            "clean": display(tissue.maps[0], machines[0]) * fov,
             "fov": fov.clone(),
         }
         if self.quality == "pair":
@@ -174,14 +174,9 @@ class SyntheticUltrasound(Dataset):
                     item[key] = torch.where(drawn, torch.from_numpy(canvas), item[key])
             item["annotations"] = drawn.expand(self.image_size).clone()
         item = {key: value[None] for key, value in item.items()}
-        spacing = ((1.0,) if self.cine else ()) + view.steps
-        item |= {
-            "class": 2 if phantom.healthy else altered,
-            "organ": organ,
-            "spacing": torch.tensor(spacing),
-            "geometry": view.geometry,
-        }
-        return item
+        spacing = torch.tensor(((1.0,) if self.cine else ()) + view.steps)
+        kind = 2 if phantom.healthy else altered
+        return item | {"class": kind, "organ": organ, "spacing": spacing, "geometry": view.geometry}
 
 
 class _Tissue(NamedTuple):
@@ -197,10 +192,6 @@ class _Tissue(NamedTuple):
         maps = np.stack([phantom.echo, phantom.attenuation, phantom.impedance])
         codes = (torch.from_numpy(c) for c in (phantom.structures, phantom.target, phantom.instances))
         return cls(torch.from_numpy(maps), *codes)
-
-    @property
-    def echo(self) -> torch.Tensor:
-        return self.maps[0]
 
 
 def _still(

@@ -132,9 +132,8 @@ class RandGain(RandEffect):
     """Turn the overall gain by a random number of decibels; see :func:`apply_gain`.
 
     Args:
-        prob: chance that an image is changed.
         gain_db: range of the gain, dB; one number ``g`` stands for ``(-g, g)``.
-        dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
+        prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
     effect = staticmethod(apply_gain)
@@ -152,9 +151,8 @@ class RandDepthAttenuation(RandEffect):
     https://doi.org/10.1109/TMI.2021.3054566.
 
     Args:
-        prob: chance that an image is changed.
         loss_db: range of the two-way loss from the face to full depth, dB. Negative values brighten.
-        dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
+        prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
     effect = staticmethod(attenuate)
@@ -171,10 +169,9 @@ class RandTimeGain(RandEffect):
     Singla et al. 2022, https://openreview.net/forum?id=wgXiQkBryK, use TGC as augmentation for kidney segmentation.
 
     Args:
-        prob: chance that an image is changed.
         gain_db: range from which each slider is drawn, dB; one number ``g`` stands for ``(-g, g)``.
         sliders: number of sliders from face to full depth, at least 2; scanners have 6 to 10.
-        dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
+        prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
     effect = staticmethod(time_gain)

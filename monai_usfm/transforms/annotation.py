@@ -26,18 +26,11 @@ _EIGHT = np.ones((3, 3), bool)
 
 @dataclass(frozen=True)
 class AnnotationReport:
-    """What was found in one image.
+    """What was found in one image; ``kinds`` and ``boxes`` have an entry for each annotation."""
 
-    Attributes:
-        kinds: ``"text"``, ``"caliper"`` or ``"color"``, one per annotation.
-        boxes: ``(frame, top, left, bottom, right)`` per annotation in pixels, last row and column excluded; frame 0 in
-            2D.
-        area_fraction: share of all pixels that the annotations, with their blurred rims, take up.
-    """
-
-    kinds: tuple[str, ...] = ()
-    boxes: tuple[tuple[int, int, int, int, int], ...] = ()
-    area_fraction: float = 0.0
+    kinds: tuple[str, ...] = ()  # "text", "caliper" or "color"
+    boxes: tuple[tuple[int, int, int, int, int], ...] = ()  # frame (0 in 2D), top, left, bottom, right in pixels
+    area_fraction: float = 0.0  # share of all pixels that they, with their blurred rims, take up
 
     @property
     def count(self) -> int:

@@ -172,11 +172,10 @@ class RandAcousticShadow(RandEffect):
     ``loss_db=(-9.0, -3.0)``, make the posterior enhancement behind fluid.
 
     Args:
-        prob: chance that an image is changed.
         loss_db: range of the loss, dB.
         start: range of the depth where the shadow begins, as fractions of the beam.
         width: range of the full width at half loss, as fractions of the lateral range.
-        dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
+        prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
     effect = staticmethod(acoustic_shadow)
@@ -209,11 +208,10 @@ class RandReverberation(RandEffect):
     """Add reverberations of a random spacing; see :func:`reverberate`.
 
     Args:
-        prob: chance that an image is changed.
         spacing: range of the depth of the interface, as fractions of the beam.
         loss_db: range of the loss per round trip, dB.
         echoes: number of repetitions.
-        dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
+        prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
     effect = staticmethod(reverberate)
@@ -238,11 +236,10 @@ class RandHaze(RandEffect):
     """Add a speckled band of haze at a random depth; see :func:`add_haze`.
 
     Args:
-        prob: chance that an image is changed.
         level_db: range of the mean haze power, dB relative to white.
         center: range of the depth of the band, as fractions of the beam.
         extent: range of its standard deviation, as fractions of the beam.
-        dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
+        prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
     effect = staticmethod(add_haze)

@@ -69,18 +69,15 @@ class FitBeam(Transform):
             raise ValueError(f"fallback must be 'error', 'linear' or None, got {fallback!r}.")
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence must be in [0, 1], got {min_confidence}.")
-        self.fallback = fallback
-        self.min_confidence = min_confidence
+        self.fallback, self.min_confidence = fallback, min_confidence
         self.field_of_view = FieldOfView(threshold)
 
     def __call__(self, img: NdarrayOrTensor) -> BeamGeometry | None:
         fov = self.field_of_view(img)
         # MONAI 1.6.0 gives images the third spacing of their affine too
-        spacing = (
-            [float(s) for s in fov.pixdim][: fov.ndim - 1] if isinstance(fov, MetaTensor) else [1.0] * (fov.ndim - 1)
-        )
+        steps = [float(s) for s in fov.pixdim] if isinstance(fov, MetaTensor) else [1.0, 1.0, 1.0]
         mask = fov[0].cpu().numpy().astype(bool)
-        return fit_beam(mask, spacing, self.fallback, self.min_confidence)
+        return fit_beam(mask, steps[: mask.ndim], self.fallback, self.min_confidence)
 
 
 class _FitBeamForm(StoredForm):
@@ -106,12 +103,7 @@ class _Resampling(InvertibleTransform):
     def __call__(  # type: ignore[override]
         self, img: NdarrayOrTensor, beam: BeamGeometry, mode: str | None = None
     ) -> torch.Tensor:
-        """
-        Args:
-            img: ``(C, *S)``.
-            beam: its geometry, known or from :class:`FitBeam`.
-            mode: overrides the mode given at construction.
-        """
+        """``(C, *S)`` with its geometry, known or from :class:`FitBeam`; ``mode`` overrides that of construction."""
         image, mode = _check_image(img, beam), _check_mode(mode or self.mode)
         out = _resample(image, beam, self.size or beam.natural_beam_shape(), mode, self.to_beams)
         if not isinstance(image, MetaTensor) or not isinstance(out, MetaTensor):

@@ -34,19 +34,12 @@ Range = tuple[float, float]
 def acting_region(
     img: torch.Tensor, fov: torch.Tensor | None = None, geometry: BeamGeometry | None = None
 ) -> torch.Tensor:
-    """Where an effect acts: bool ``(1, *S)``.
+    """Where an effect on an image ``(C, *S)`` acts: bool ``(1, *S)``.
 
     That is ``fov`` if given; else the beams of ``geometry``; else the pixels that have, along every axis, something
     brighter than black on both sides (or are bright themselves). The last is cheap and exact for clean sectors; where
     text or compression noise surrounds the scan, give the mask of :class:`~monai_usfm.transforms.FieldOfView`.
 
-    Args:
-        img: image ``(C, *S)``.
-        fov: known field of view, ``(1, *S)``, positive inside.
-        geometry: beams of the image.
-
-    Raises:
-        ValueError: if ``fov`` has another spatial size.
     """
     shape = img.shape[1:]
     if fov is not None:
@@ -74,9 +67,8 @@ def check_image(img: torch.Tensor, margin: float | None = 1e-3, fewest: int = 2)
     """``img`` as a plain floating tensor, or one error that says what is wrong with it.
 
     Args:
-        img: ``(C, *S)``.
+        img: ``(C, *S)``, with ``fewest`` to 3 spatial axes.
         margin: how far values may lie outside [0, 1]; None for any finite ones.
-        fewest: least number of spatial axes; the most are 3.
     """
     if not fewest < img.ndim <= 4 or img.numel() == 0:
         raise ValueError(
@@ -122,14 +114,10 @@ def as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
 def check_range(
     name: str, values: float | Sequence[float], above: float | None = None, symmetric: bool = False
 ) -> Range:
-    """``values`` as ``(low, high)``, or a ValueError that names them.
+    """``values`` as ``(low, high)`` with low above ``above``, or a ValueError that calls them ``name``.
 
-    Args:
-        name: what the values are called in the error.
-        values: a pair; or a number, which stands for itself or, where ``symmetric``, for the range about 0 up to it,
-            as in MONAI's ``RandShiftIntensity``.
-        above: a limit that low must exceed.
-        symmetric: see ``values``.
+    A number stands for itself or, where ``symmetric``, for the range about 0 up to it, as in MONAI's
+    ``RandShiftIntensity``.
     """
     if isinstance(values, (int, float)):
         values = (-abs(values), abs(values)) if symmetric else (values, values)

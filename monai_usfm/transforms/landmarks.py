@@ -21,10 +21,7 @@ __all__ = ["Landmarksd", "draw_heatmaps", "landmarks_of_logits", "soft_argmax", 
 def draw_heatmaps(points: torch.Tensor, size: Sequence[int], sigma: float) -> torch.Tensor:
     """Gaussians with maximum 1 at points: ``(K, 2) -> (K, H, W)``; zero everywhere for a point that is NaN.
 
-    Args:
-        points: row and column of each point, from the center of the first pixel.
-        size: ``(H, W)``.
-        sigma: standard deviation in pixels.
+    Points are row and column from the center of the first pixel; ``sigma`` is the standard deviation in pixels.
     """
     rows, columns = (torch.arange(n, dtype=torch.float32) for n in size)
     across = [((axis - points[:, i, None]) / sigma).square() for i, axis in enumerate((rows, columns))]
@@ -44,7 +41,7 @@ def soft_argmax(heatmaps: torch.Tensor, window: float = 0.1) -> torch.Tensor:
     https://arxiv.org/abs/1710.02322, use the whole).
 
     Args:
-        heatmaps: see above.
+        heatmaps: channels first.
         window: half the side of the window around the maximum, as a share of the longer side of the image.
 
     Returns:

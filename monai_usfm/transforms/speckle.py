@@ -92,12 +92,9 @@ class RandSpeckleNoise(RandomizableTransform):
     def __call__(
         self, img: NdarrayOrTensor, fov: NdarrayOrTensor | None = None, randomize: bool = True
     ) -> NdarrayOrTensor:
-        """Apply to ``img`` (C, *S).
+        """Apply to ``img`` (C, *S) inside ``fov`` (1, *S); channels share one field, as gray images stored as RGB need.
 
-        Args:
-            img: channel-first image; every channel gets the same speckle, as gray images stored as RGB need.
-            fov: mask ``(1, *S)`` of the field of view.
-            randomize: draw a new field, or repeat the last one.
+        ``randomize=False`` repeats the last field.
         """
         if randomize:
             self.randomize()

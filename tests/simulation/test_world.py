@@ -25,7 +25,7 @@ from monai_usfm.simulation.echoes import (
     shadow_db,
     specular_strength,
 )
-from monai_usfm.simulation.organs import ORGANS, build_phantom
+from monai_usfm.simulation.organs import ORGANS
 from monai_usfm.simulation.organs.lesions import PATTERNS, draw_radius
 from monai_usfm.simulation.organs.lesions import lesion as paint_lesion
 from monai_usfm.simulation.phantoms import STRUCTURES
@@ -185,7 +185,8 @@ def phantoms(organ: str, count: int, altered: bool = False, healthy: bool = Fals
         view = View(organ, (64, 64), False, np.random.default_rng(seed))
         phantom = view.empty_phantom(np.random.default_rng(seed + 1000))
         phantom.healthy = healthy
-        made.append(build_phantom(organ, altered, phantom))
+        ORGANS[organ].paint(phantom, altered)
+        made.append(phantom)
     return made
 
 

@@ -18,7 +18,7 @@ from monai_usfm.simulation.organs.pelvis import bladder, fetal_head, prostate
 from monai_usfm.simulation.organs.superficial import breast, muscle, nerve, thyroid
 from monai_usfm.simulation.phantoms import Phantom
 
-__all__ = ["CLASS_NAMES", "ORGANS", "Organ", "build_phantom"]
+__all__ = ["CLASS_NAMES", "ORGANS", "Organ"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Organ:
     """How an organ is painted and scanned.
 
     Args:
-        paint: paints it into an empty phantom; its second argument chooses the class.
+        paint: paints it into an empty phantom; its second argument chooses the second class.
         depth: range of the imaged depth in mm.
         probes: kinds of probe it is seen with.
         classes: names of the two classes, and of the third where an item may show no lesion.
@@ -70,9 +70,3 @@ ORGANS: dict[str, Organ] = {
 }
 
 CLASS_NAMES = {name: organ.classes for name, organ in ORGANS.items()}
-
-
-def build_phantom(organ: str, altered: bool, phantom: Phantom) -> Phantom:
-    """Paint ``organ`` into an empty phantom; ``altered`` chooses the second name of :data:`CLASS_NAMES`."""
-    ORGANS[organ].paint(phantom, altered)
-    return phantom
