@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["TextBox", "find_text", "require_ocr"]
-
 _MARGIN = 2  # pixels around a box, for what smoothing left of its letters
 _SMALLEST = 480  # pixels of the shorter side below which an image is enlarged: letters of 6 pixels are not found else
 

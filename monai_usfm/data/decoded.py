@@ -12,8 +12,6 @@ import numpy as np
 
 from monai_usfm.data.formats import UnreadableImageError
 
-__all__ = ["Decoded", "FramePicker", "checked_frame", "frame_picker"]
-
 FramePicker = Callable[[int], int]
 """Number of frames in the file -> index of the frame to take."""
 

@@ -15,8 +15,6 @@ from pydicom.dataset import Dataset
 from monai_usfm.data.dicom_geometry import dataset_name, functional_group
 from monai_usfm.data.formats import UnreadableImageError
 
-__all__ = ["PYDICOM3", "count_frames", "display_values", "is_inverse", "stored_range", "stored_values"]
-
 PYDICOM3 = int(pydicom.__version__.split(".")[0]) >= 3
 _module = "pydicom.pixels" if PYDICOM3 else "pydicom.pixel_data_handlers.util"
 apply_color_lut, _ = optional_import(_module, name="apply_color_lut")

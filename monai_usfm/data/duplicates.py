@@ -19,8 +19,6 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Copy", "find_copies", "image_hashes", "joined_groups"]
-
 HASH_SIDE = 16
 """The hash has ``HASH_SIDE ** 2`` = 256 bits."""
 MAX_BITS = 40

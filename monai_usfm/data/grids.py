@@ -15,8 +15,6 @@ from scipy import ndimage
 
 from monai_usfm.data.formats import UnreadableImageError
 
-__all__ = ["check_one_grid", "on_one_grid", "resampled"]
-
 
 def on_one_grid(img: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether both have one size and lie at one place, as far as both say where."""

@@ -16,8 +16,6 @@ import numpy as np
 from .datalist import SPLITS
 from .pairing import SPLIT_WORDS, words_of
 
-__all__ = ["Entry", "ListReport"]
-
 SHOWN = 10
 """Names of a kind that are printed; the datalist has all of them."""
 

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from .folders import stem_of
 
-__all__ = ["Masks", "says_something", "words_of"]
-
 LABEL_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "seg"}
 LABEL_WORDS |= {"gt", "groundtruth", "ground", "truth"}
 IMAGE_WORDS = {"image", "images", "img", "imgs", "frame", "frames", "data", "original", "originals"}

@@ -15,8 +15,6 @@ from monai_usfm.data.loading import LoadUltrasound
 from monai_usfm.data.tables import Table
 from monai_usfm.files import atomic_write
 
-__all__ = ["compound", "compound_sweep"]
-
 MATRIX = [f"m{row}{column}" for row in range(3) for column in range(4)]
 COLUMNS = ["pixel_size_x_mm", "pixel_size_y_mm", *MATRIX]
 

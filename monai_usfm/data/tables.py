@@ -15,8 +15,6 @@ from monai.config import PathLike
 
 from .folders import stem_of
 
-__all__ = ["Table", "path_key", "value_of"]
-
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 

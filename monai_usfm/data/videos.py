@@ -11,8 +11,6 @@ from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 from monai_usfm.data.upright import gray_from_rgb
 
-__all__ = ["decode_video"]
-
 av, _has_av = optional_import("av")
 
 _FULL_RANGE_GRAY = {"gray", "gray8", "pal8", "monow", "monob"}

@@ -16,8 +16,6 @@ from monai.utils import optional_import
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
-__all__ = ["decode_metaimage", "decode_nifti", "decode_nrrd"]
-
 nrrd, _ = optional_import("nrrd")
 itk, _ = optional_import("itk")  # as MONAI does: importing it takes long, and most lists need none of it
 

@@ -30,8 +30,6 @@ from scipy.fft import next_fast_len
 from monai_usfm.physics.beam import BeamGeometry
 from monai_usfm.simulation.phantoms import SOFT_TISSUE_ATTENUATION
 
-__all__ = ["Device", "backscatter", "detect", "display", "draw_device", "scatterers", "to_beams", "to_image"]
-
 SPEED_OF_SOUND = 1.54  # mm/us
 _SIGMA_PER_FWHM = 1 / 2.355
 

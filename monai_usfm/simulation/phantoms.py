@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-__all__ = ["STRUCTURES", "Phantom", "structure_code"]
-
 STRUCTURES = (
     "background",
     "lesion",

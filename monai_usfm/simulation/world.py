@@ -41,8 +41,6 @@ from monai_usfm.simulation.organs import CLASS_NAMES, ORGANS
 from monai_usfm.simulation.phantoms import STRUCTURES, Phantom
 from monai_usfm.simulation.view import Motion, MovingScatterers, View
 
-__all__ = ["SyntheticUltrasound", "write_synthetic_dataset"]
-
 DESCRIPTION = "Synthetic ultrasound simulated by monai_usfm; no patient, no scanner. Not for clinical conclusions."
 _VERSION = 2  # of the simulation: a data set written by another one is written anew
 _FILES = ("image", "label", "structures", "instances", "clean", "low", "annotations")  # keys that are written

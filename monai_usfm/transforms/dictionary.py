@@ -13,8 +13,6 @@ from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Transform
 from monai.utils import TransformBackends, ensure_tuple_rep
 
-__all__ = ["NUMPY", "TORCH", "DictionaryForm", "InvertibleForm", "add_aliases", "dictionary_form"]
-
 TORCH, NUMPY = [TransformBackends.TORCH], [TransformBackends.NUMPY]  # what a transform computes with, its ``backend``
 
 

@@ -26,8 +26,6 @@ from monai_usfm.physics.beam import BeamGeometry
 from monai_usfm.physics.display import check_dynamic_range
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm
 
-__all__ = ["RandEffect", "RandEffectForm"]
-
 Range = tuple[float, float]
 
 

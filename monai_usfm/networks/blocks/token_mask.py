@@ -11,8 +11,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ["TokenMask"]
-
 KINDS = ("uniform", "block", "tube", "texture")
 
 

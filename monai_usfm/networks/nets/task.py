@@ -12,8 +12,6 @@ import torch.nn.functional as F
 
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
-__all__ = ["TaskNetwork", "crop_to", "defaults_of", "even_blocks", "module_path", "pad_to_patches"]
-
 
 def defaults_of(kind: type[nn.Module]) -> dict[str, Any]:
     """Arguments of a module that have a default, without ``num_maps``, which follows from other choices."""

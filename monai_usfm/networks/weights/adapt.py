@@ -16,18 +16,6 @@ import torch.nn.functional as F
 
 from monai_usfm.networks.blocks.position import resize_position_table, resize_relative_table
 
-__all__ = [
-    "fit_block",
-    "fit_channels",
-    "fit_grid",
-    "fit_patches",
-    "fit_prediction",
-    "fold_normalization",
-    "inflate",
-    "inverse",
-    "resize_patches",
-]
-
 Normalization = tuple[Sequence[float], Sequence[float]]
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["OWN", "POSITIONS", "TABLE", "Layout", "Source", "parse"]
-
 TABLE = "rel_pos_bias.relative_position_bias_table"
 POSITIONS = "pos_embed.table"
 BLOCK_TABLE = "blocks.{}.attn.relative_position_bias_table"
@@ -57,21 +55,15 @@ FACEBOOK = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How a family of files names its tensors, and what images it takes.
+    """How a family of files names its tensors, and what images it takes."""
 
-    Args:
-        name: as reports call it.
-        has: regular expressions; for each, the encoder has a tensor whose name it finds.
-        renames: (regular expression, replacement), applied in turn, from its names to ours.
-        normalization: mean and standard deviation that its RGB images in [0, 1] are normalized with; None for none.
-        refusal: why the encoder of :mod:`monai_usfm` cannot compute its function.
-    """
-
-    name: str
-    has: tuple[str, ...]
-    renames: tuple[tuple[str, str], ...] = FACEBOOK
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET
-    refusal: str = ""
+    name: str  # as reports call it
+    has: tuple[str, ...]  # regular expressions; for each, the encoder has a tensor whose name it finds
+    renames: tuple[tuple[str, str], ...] = (
+        FACEBOOK  # (expression, replacement), applied in turn, from its names to ours
+    )
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET  # mean and std of its RGB images
+    refusal: str = ""  # why the encoder of monai_usfm cannot compute its function
 
 
 ROTARY = "it turns queries and keys by their places (RoPE), while this encoder adds positions; use DINOv2's"
@@ -80,21 +72,9 @@ HF = r"^embeddings\.patch_embeddings\."
 # The first one that fits is taken.
 LAYOUTS = (
     Layout("monai_usfm", (r"(pos_embed\.table|\.native_grid)$",), normalization=None),
-    Layout(
-        "DINOv3",
-        (r"rope_embed|(^|\.)rope\.|storage_tokens",),
-        refusal=ROTARY,
-    ),
-    Layout(
-        "DINOv3 (Hugging Face)",
-        (r"^embeddings\.patch_embeddings\.weight$",),
-        refusal=ROTARY,
-    ),
-    Layout(
-        "vision transformer with SwiGLU",
-        (r"\.mlp\.(w12|w1|weights_in|fc1_g|gate_proj)\.",),
-        refusal=GATED,
-    ),
+    Layout("DINOv3", (r"rope_embed|(^|\.)rope\.|storage_tokens",), refusal=ROTARY),
+    Layout("DINOv3 (Hugging Face)", (r"^embeddings\.patch_embeddings\.weight$",), refusal=ROTARY),
+    Layout("vision transformer with SwiGLU", (r"\.mlp\.(w12|w1|weights_in|fc1_g|gate_proj)\.",), refusal=GATED),
     Layout("Hugging Face DINOv2", (HF, r"\.layer_scale1\.lambda1$"), HUGGING_FACE),
     Layout("Hugging Face BEiT", (HF, r"relative_position_bias_table$|\.lambda_1$"), HUGGING_FACE, HALVES),
     Layout("Hugging Face ViTMAE with decoder", (HF, r"(^|\.)decoder_embed\.weight$"), HUGGING_FACE),
@@ -143,22 +123,15 @@ class Source:
 
     Projections of query, key and value are joined (``attn.qkv.weight``, and ``attn.qkv.bias`` where there is any bias),
     bias tables stacked (``(1 or blocks, rows, heads)``), positions have a row for the class token.
-
-    Args:
-        layout: the recognized layout.
-        tensors: encoder, and what belongs to it in the layout: decoder of an MAE, class layer of a classifier.
-        origin: name -> names in the source.
-        others: names of what was not understood.
-        grid: token grid, where the source tells it.
-        parts: tensors beside the encoder that only another network of this package has a place for:
-            name -> (name in the source, tensor).
     """
 
     layout: Layout
+    # encoder, and what belongs to it in the layout: decoder of an MAE, class layer of a classifier
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    origin: dict[str, list[str]] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
-    grid: list[int] | None = None
+    origin: dict[str, list[str]] = field(default_factory=dict)  # name -> names in the source
+    others: list[str] = field(default_factory=list)  # names of what was not understood
+    grid: list[int] | None = None  # of tokens, where the source tells it
+    # name -> (name in the source, tensor) beside the encoder that only another network of this package has a place for
     parts: dict[str, tuple[str, torch.Tensor]] = field(default_factory=dict)
 
     def join(self, names: Sequence[str], new: str, tensor: torch.Tensor) -> None:
@@ -201,11 +174,7 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def recognize(names: Iterable[str]) -> Layout:
-    """The layout of an encoder with these names, which start where the encoder does.
-
-    Raises:
-        ValueError: for one whose function the encoder of this package cannot compute.
-    """
+    """The layout of an encoder with these names, which start where the encoder does, or a ValueError."""
     names = list(names)
     layout = next(x for x in LAYOUTS if all(any(re.search(p, name) for name in names) for p in x.has))
     if layout.refusal:
@@ -275,9 +244,8 @@ def parse(content: Mapping[str, Any]) -> Source:
     first, second = (found.tensors.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
     if first is not None and second is not None and first.shape[0] == 2 * second.shape[1]:
         raise ValueError(f"the source is a {layout.name}, which cannot be loaded: {GATED}.")
-    mask_token = found.tensors.get("mask_token")
-    if mask_token is not None:
-        found.tensors["mask_token"] = mask_token.reshape(1, 1, -1)
+    if "mask_token" in found.tensors:
+        found.tensors["mask_token"] = found.tensors["mask_token"].reshape(1, 1, -1)
     _join_attention(found)
     _join_tables(found)
     _place_registers(found)

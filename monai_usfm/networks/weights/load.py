@@ -75,22 +75,14 @@ def summarize(names: Sequence[str]) -> list[str]:
 
 @dataclass
 class _Target:
-    """The network to fill, and how.
-
-    Args:
-        net: the bare network.
-        encoder: its encoder.
-        prefix: of the encoder's names in the network.
-        own: the network's state dict.
-        fold: whether the source's normalization is absorbed; ``source_grid`` as given by the user.
-    """
+    """The bare network to fill, and how."""
 
     net: nn.Module
     encoder: UltrasoundViT
-    prefix: str
-    own: Tensors
-    fold: bool
-    source_grid: Sequence[int] | None
+    prefix: str  # of the encoder's names in the network
+    own: Tensors  # the network's state dict
+    fold: bool  # whether the source's normalization is absorbed
+    source_grid: Sequence[int] | None  # as given by the user
 
     @property
     def has_decoder(self) -> bool:
@@ -104,8 +96,7 @@ def bare(net: nn.Module) -> nn.Module:
     return net
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Groups of weights. Each function makes those of one group from the source, and none looks at what another made.
+# Groups of weights: each function makes those of one group from the source, and none looks at what another made.
 
 
 def _fit_blocks(source: Source, stem: str, key_bias: bool, layer_scale: bool, report: LoadReport) -> Tensors:
@@ -126,7 +117,6 @@ def _fit_table(source: Source, target: _Target, report: LoadReport) -> Tensors:
     if bias is None or TABLE not in source.tensors:
         return {}
     tables = source.tensors[TABLE]
-    before = tuple(tables.shape) if len(tables) > 1 else tuple(tables.shape[1:])
     if bias.num_tables == 1 and len(tables) > 1:
         if not torch.equal(tables, tables[:1].expand_as(tables)):
             raise ValueError(
@@ -145,29 +135,27 @@ def _fit_table(source: Source, target: _Target, report: LoadReport) -> Tensors:
                 f"build it with num_layers={len(tables)}."
             )
         tables = tables[:layers]
-    grid = token_grid(source, target.encoder.grid, TABLE, target.source_grid)
-    fitted = adapt.fit_grid(tables, grid, target.encoder.grid, relative=True)
-    fitted = fitted if bias.num_tables > 1 else fitted[0]
-    _note_resize(report, TABLE, before, fitted, grid, target.encoder.grid)
-    return {TABLE: fitted}
+    fitted = _on_grid(source, TABLE, tables, target, report)
+    return {TABLE: fitted if bias.num_tables > 1 else fitted[0]}
 
 
 def _fit_positions(source: Source, name: str, target: _Target, report: LoadReport) -> Tensors:
     """Absolute codes of the encoder or of a decoder, of the network's grid."""
     if name not in source.tensors:
         return {}
-    grid = token_grid(source, target.encoder.grid, name, target.source_grid)
-    fitted = adapt.fit_grid(source.tensors[name], grid, target.encoder.grid, relative=False)
-    _note_resize(report, name, tuple(source.tensors[name].shape), fitted, grid, target.encoder.grid)
-    return {name: fitted}
+    return {name: _on_grid(source, name, source.tensors[name], target, report)}
 
 
-def _note_resize(
-    report: LoadReport, name: str, before: tuple[int, ...], after: torch.Tensor, grid: list[int], target: list[int]
-) -> None:
-    if grid != target:
-        how = "repeated along the new axis" if len(grid) < len(target) else "resized"
-        report.resized[name] = f"{before} -> {tuple(after.shape)}: grid {tuple(grid)} -> {tuple(target)}, {how}"
+def _on_grid(source: Source, name: str, table: torch.Tensor, target: _Target, report: LoadReport) -> torch.Tensor:
+    """Position codes or bias tables of the network's grid."""
+    grid, wanted = token_grid(source, target.encoder.grid, name, target.source_grid), target.encoder.grid
+    fitted = adapt.fit_grid(table, grid, wanted, relative=name == TABLE)
+    if grid != wanted:
+        how = "repeated along the new axis" if len(grid) < len(wanted) else "resized"
+        kinds = (source.tensors[name], fitted)  # of one table for all blocks, without the axis of the blocks
+        before, after = (tuple(t.shape[1:] if name == TABLE and len(t) == 1 else t.shape) for t in kinds)
+        report.resized[name] = f"{before} -> {after}: grid {tuple(grid)} -> {tuple(wanted)}, {how}"
+    return fitted
 
 
 def _fit_patch_embedding(source: Source, target: _Target, report: LoadReport) -> Tensors:
@@ -318,11 +306,9 @@ def _used(source: Source, filled: set[str], fitted: Tensors) -> set[str]:
 
 
 def _check(source: Source, target: _Target, fitted: Tensors, names: Mapping[str, str]) -> None:
-    """Raise unless everything that is about to be copied is finite and of the right shape."""
+    """Raise unless everything that is about to be copied is of the right shape."""
     for name, own_name in names.items():
         tensor, own = fitted[name], target.own[own_name]
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{source.called(name)} of the source holds NaN or infinite values: it is unusable.")
         if tensor.shape == own.shape:
             continue
         decoder = name.startswith("decoder") or (name == "mask_token" and target.has_decoder)
@@ -357,9 +343,6 @@ def _note_positions(source: Source, encoder: UltrasoundViT, report: LoadReport) 
             )
         if encoder.position == "learnable" and sincos:
             report.notes.append("the learnable position codes start from the sine-cosine table of the source.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @names_file("source")
@@ -433,11 +416,12 @@ def load_pretrained(
     _check(found, target, fitted, names)
     _note_positions(found, encoder, report)
     parts, understood = _fit_parts(found, target, report)
-    broken = [name for name, tensor in parts.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"{broken[0]} of the source holds NaN or infinite values: it is unusable.")
+    filled = {own: fitted[name] for name, own in names.items()} | parts
+    for own, tensor in filled.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{own} would become NaN or infinite by the source: it is unusable.")
 
-    report.loaded = [*names.values(), *parts]
+    report.loaded = list(filled)
     report.missing = [own for name, own in wanted.items() if name not in fitted and name not in optional]
     used = _used(found, set(names) | set(report.anew), fitted) | understood
     encoder_names = [origin for origins in found.origin.values() for origin in origins]
@@ -454,8 +438,6 @@ def load_pretrained(
             f"without a place {summarize(lost) or 'nothing'}."
         )
     with torch.no_grad():
-        for name, own in names.items():
-            target.own[own].copy_(fitted[name])
-        for own, tensor in parts.items():
+        for own, tensor in filled.items():
             target.own[own].copy_(tensor)
     return report

@@ -18,8 +18,6 @@ import numpy as np
 from monai_usfm.simulation.organs.tissue import FLUID
 from monai_usfm.simulation.phantoms import Phantom
 
-__all__ = ["PATTERNS", "draw_radius", "lesion", "lesions"]
-
 PATTERNS: dict[bool, dict[str, float]] = {
     False: {"anechoic": 0.24, "hypoechoic": 0.38, "isoechoic": 0.13, "hyperechoic": 0.11, "complex": 0.14},
     True: {"hypoechoic": 0.66, "isoechoic": 0.14, "hyperechoic": 0.06, "complex": 0.14},
