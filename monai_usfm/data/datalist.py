@@ -25,8 +25,7 @@ from .tables import Table, path_key, value_of
 
 __all__ = ["check_patient_leak", "join_table", "label_fraction", "load_datalist", "read_datalist"]
 
-DATALIST_NAME = "dataset.json"
-"""The name that our tools give a datalist and our bundles look for in ``dataset_dir``."""
+DATALIST_NAME = "dataset.json"  # the name that our tools give a datalist and our bundles look for in ``dataset_dir``
 SPLITS = ("training", "validation", "test")
 Item = dict[str, Any]
 

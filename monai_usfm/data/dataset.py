@@ -69,9 +69,7 @@ class UltrasoundDataset(Dataset):
         super().__init__(data, transform)
         if len(data) == 0:
             raise ValueError("the list of data is empty.")
-        self.skip_unreadable = skip_unreadable
-        self.image_key = image_key
-        self.seed = seed
+        self.skip_unreadable, self.image_key, self.seed = skip_unreadable, image_key, seed
         self.epoch = 0  # set by monai_usfm.handlers.EpochSeed before the workers start
         # in shared memory, so that the main process knows what the loader's workers met
         self._unreadable = torch.zeros(len(data), dtype=torch.uint8).share_memory_()
@@ -140,7 +138,9 @@ class UltrasoundDataset(Dataset):
                 if not self.skip_unreadable:
                     raise
                 last = error
-                self._report(candidate % size, error)
+                if not self._unreadable[candidate % size]:
+                    self._unreadable[candidate % size] = 1
+                    logger.warning("left out (%d so far): %s", int(self._unreadable.sum()), error)
         raise RuntimeError(f"none of the {size} files is readable; the last one: {last}")
 
     def _sample(self, index: int) -> Any:
@@ -165,8 +165,3 @@ class UltrasoundDataset(Dataset):
             if cause is None:
                 raise
             raise cause from None
-
-    def _report(self, index: int, error: UnreadableImageError) -> None:
-        if not self._unreadable[index]:
-            self._unreadable[index] = 1
-            logger.warning("left out (%d so far): %s", int(self._unreadable.sum()), error)

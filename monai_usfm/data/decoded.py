@@ -12,49 +12,31 @@ import numpy as np
 
 from monai_usfm.data.formats import UnreadableImageError
 
-FramePicker = Callable[[int], int]
-"""Number of frames in the file -> index of the frame to take."""
+FramePicker = Callable[[int], int]  # number of frames in the file -> index of the frame to take
 
 
 @dataclass
 class Decoded:
-    """An image with MONAI's axes.
+    """An image with MONAI's axes."""
 
-    Attributes:
-        values: ``(x, y[, z or frame], channels)``, as stored. Axes of size 1 are the file's own.
-        affine: 4x4, voxel (x, y, z) -> mm in RAS.
-        spacing_known: whether the file says how large a pixel is.
-        num_frames: frames or slices in the file; ``values`` holds all of them or the one that was picked.
-        frame: index of the frame in ``values`` when it is the only one decoded.
-        full_scale: the value of white by data type or header; 0 where neither tells.
-        cine: whether the last axis is time, so that frames lie at one place.
-        frame_time: seconds from frame to frame; 0 where unknown.
-        turn: EXIF orientation that was applied, 1 for none.
-        place: where the file says it lies: "" for nowhere, "ras" or "lps" for what writers of NIfTI or of MetaImage and
-            NRRD put down without knowing it (axes along those of the space, origin 0), else "world".
-        file_shape: the shape stored in the file, where ``values`` lacks some of its axes of size 1.
-        more: further metadata of a format, for pipelines that look at it.
-    """
-
-    values: np.ndarray
-    affine: np.ndarray = field(default_factory=lambda: np.eye(4))
-    spacing_known: bool = False
-    num_frames: int = 1
-    frame: int | None = None
-    full_scale: float = 0.0
-    cine: bool = False
-    frame_time: float = 0.0
-    turn: int = 1
+    values: np.ndarray  # (x, y[, z or frame], channels), as stored; axes of size 1 are the file's own
+    affine: np.ndarray = field(default_factory=lambda: np.eye(4))  # voxel (x, y, z) -> mm in RAS
+    spacing_known: bool = False  # whether the file says how large a pixel is
+    num_frames: int = 1  # or slices in the file; values holds all of them or the one that was picked
+    frame: int | None = None  # in values, when it is the only one decoded
+    full_scale: float = 0.0  # the value of white by data type or header; 0 where neither tells
+    cine: bool = False  # whether the last axis is time, so that frames lie at one place
+    frame_time: float = 0.0  # seconds from frame to frame; 0 where unknown
+    turn: int = 1  # EXIF orientation that was applied, 1 for none
+    # where the file says it lies: "" for nowhere, "ras" or "lps" for what writers of NIfTI or of MetaImage and NRRD put
+    # down without knowing it (axes along those of the space, origin 0), else "world"
     place: str = ""
-    file_shape: tuple[int, ...] = ()
-    more: dict[str, Any] = field(default_factory=dict)
+    file_shape: tuple[int, ...] = ()  # as stored, where values lacks some of its axes of size 1
+    more: dict[str, Any] = field(default_factory=dict)  # further metadata of a format, for pipelines that look at it
 
 
 def frame_picker(frame: str | int | float, path: str = "") -> FramePicker:
-    """``"middle"`` or an index -> function from the number of frames to an index, unchecked.
-
-    ``path`` is the file whose item says so, for the error.
-    """
+    """``"middle"`` or an index -> function from the number of frames to an index; ``path`` is for the error."""
     if frame == "middle":
         return lambda count: count // 2
     if isinstance(frame, float) and frame.is_integer():  # tables and JSON give 2.0 for 2

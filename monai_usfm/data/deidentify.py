@@ -130,12 +130,7 @@ class Pseudonyms:
 
 
 def identifying_attributes(dataset: Dataset, technical: bool = False) -> list[str]:
-    """Keywords of attributes, at any depth, with a letter or digit that may be about a person.
-
-    Args:
-        dataset: the file.
-        technical: also those about the machine.
-    """
+    """Keywords of attributes, at any depth, with a letter or digit that may be about a person, or about the machine."""
     found = []
     for element in dataset.iterall():
         keyword = element.keyword or str(element.tag)
@@ -175,12 +170,10 @@ def strip_identity(
     Pixels are left to :func:`kept_pixels`.
 
     Args:
-        dataset: the file, just read.
         no_regions: what to do where no ultrasound region tells which pixels are image, or the regions cover all of
             them: ``"refuse"`` or ``"blacken"``.
         pseudonyms: for the patient and the unique identifiers; these are random without.
-        text: what becomes of text in the pixels that stay, see :func:`kept_pixels`.
-        beam: whether all outside the fitted beam goes too.
+        text, beam: what is done to the pixels that stay, see :func:`kept_pixels`.
 
     Raises:
         UnreadableImageError: where nothing tells which pixels are image.
@@ -285,7 +278,6 @@ def kept_pixels(
     of the brightest value of each pixel over the frames (:class:`~monai_usfm.transforms.FieldOfView`).
 
     Args:
-        dataset: the file.
         values: shown values of all frames, ``(frames, H, W, c)``.
         no_regions: see :func:`strip_identity`.
         text: ``"keep"``; ``"blacken"`` lines that optical character recognition finds in what stays or across its edge,
@@ -315,11 +307,13 @@ def kept_pixels(
         kept &= np.asarray(fitted.mask(kept.shape), dtype=bool).reshape(kept.shape)
     if text == "keep":
         return kept
+    # text over moving speckle is lost among the brightest values, where what changes overwrites itself
+    looks = [values.max(axis=0), values.min(axis=0), *values[[0, len(values) // 2, -1]]] if len(values) > 1 else values
     # the image uncut first: letters that the edge of the mask cuts cannot be read once the rest of them is gone
     for attempt in range(5):
         found = {
             box[:4]
-            for look in _looks(values)
+            for look in looks
             for box in find_text(look * kept[..., None] if attempt else look)
             if kept[box.top : box.bottom, box.left : box.right].any()
         }
@@ -333,16 +327,6 @@ def kept_pixels(
         for top, bottom, left, right in found:
             kept[top:bottom, left:right] = False
     return kept
-
-
-def _looks(values: np.ndarray) -> list[np.ndarray]:
-    """Where to read: a still, or, of frames, their extremes and three of them.
-
-    Text that stands over moving speckle is lost among the brightest values; what changes overwrites itself there.
-    """
-    if len(values) == 1:
-        return [values[0]]
-    return [values.max(axis=0), values.min(axis=0), *values[[0, len(values) // 2, -1]]]
 
 
 def with_pixels(dataset: Dataset, values: np.ndarray) -> Dataset:

@@ -71,7 +71,9 @@ def stored_values(dataset: Dataset, index: int | None = None) -> np.ndarray:
         if str(dataset.PhotometricInterpretation).startswith("YBR_FULL"):
             values = convert_color_space(values, "YBR_FULL", "RGB", per_frame=True)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return _palette(dataset)[values]
+        table = apply_color_lut(np.arange(2 ** int(dataset.BitsStored), dtype=np.uint16), dataset)
+        # 16-bit tables hold 8-bit colors in their upper byte; read from a big-endian file, in the lower one
+        return (table >> 8 if table.max() > 255 else table).astype(np.uint8)[values]
     return values if values.ndim == 4 else values[..., None]
 
 
@@ -205,10 +207,3 @@ def _gray_as_ybr(dataset: Dataset) -> bool:
     as_rgb = np.abs(values[..., 1:] - values[..., :1]).mean()
     as_ybr = np.abs(values[..., 1:] - 128).mean()
     return bool(as_ybr < as_rgb)
-
-
-def _palette(dataset: Dataset) -> np.ndarray:
-    """Color table ``(entries, 3)`` in 8 bits."""
-    table = apply_color_lut(np.arange(2 ** int(dataset.BitsStored), dtype=np.uint16), dataset)
-    # 16-bit tables hold 8-bit colors in their upper byte; read from a big-endian file, in the lower one
-    return (table >> 8 if table.max() > 255 else table).astype(np.uint8)

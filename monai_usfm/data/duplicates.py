@@ -19,18 +19,12 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-HASH_SIDE = 16
-"""The hash has ``HASH_SIDE ** 2`` = 256 bits."""
-MAX_BITS = 40
-"""Two images at most this far apart are copies of each other."""
-MIN_BITS = 16
-"""A hash with fewer bits set belongs to a nearly flat image and says nothing."""
-CROPS = (0.0, 0.03)
-"""What is cut off at each of the four sides, as a share of the length: 16 crops."""
-WIDE_CROP = 0.075
-"""One more crop, of this share at all sides, by which crops of 5 to 9 % at all sides are found."""
-SCREENING_BITS = 90
-"""Pairs whose whole images and contents are farther apart than this are not compared crop by crop."""
+HASH_SIDE = 16  # the hash has ``HASH_SIDE ** 2`` = 256 bits
+MAX_BITS = 40  # two images at most this far apart are copies of each other
+MIN_BITS = 16  # a hash with fewer bits set belongs to a nearly flat image and says nothing
+CROPS = (0.0, 0.03)  # what is cut off at each of the four sides, as a share of the length: 16 crops
+WIDE_CROP = 0.075  # one more crop, of this share at all sides, by which crops of 5 to 9 % at all sides are found
+SCREENING_BITS = 90  # pairs whose whole images and contents are farther apart than this are not compared crop by crop
 BORDER_LEVEL = 16 / 255
 """Outer rows and columns whose values spread less than this, relative to the image's, are a border."""
 
@@ -115,14 +109,8 @@ def find_copies(
 
     Args:
         hashes: of :func:`image_hashes`, one for each image.
-        others: images to compare them with; None compares them with each other.
+        others: images to compare them with; None compares them with each other, ``first < second``.
         max_bits: largest distance of two copies.
-
-    Returns:
-        In the order of ``first``, then ``second``; ``first < second`` where there are no ``others``.
-
-    Raises:
-        ValueError: for a negative distance.
     """
     if max_bits < 0:
         raise ValueError(f"max_bits must be 0 or more, got {max_bits}.")
@@ -193,15 +181,10 @@ def _signs(packed: np.ndarray) -> np.ndarray:
 
 
 def joined_groups(count: int, pairs: Iterable[Sequence[int]], keys: Iterable[Sequence[Hashable]] = ()) -> list[int]:
-    """Number items such that two get one number when a chain of pairs or equal keys joins them.
+    """Number ``count`` items from 0 such that two get one number when a chain of pairs or equal keys joins them.
 
-    Args:
-        count: number of items.
-        pairs: items that belong together, the first two entries of each.
-        keys: each a sequence of ``count`` values; items of equal value belong together, those of ``None`` to nobody.
-
-    Returns:
-        The group of each item, numbered from 0.
+    The first two entries of each pair belong together. Of the keys, each a sequence of ``count`` values, items of equal
+    value do, those of ``None`` to nobody.
     """
     edges = [(pair[0], pair[1]) for pair in pairs]
     for values in keys:

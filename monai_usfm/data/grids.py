@@ -89,10 +89,7 @@ def _corners(size: Sequence[int]) -> np.ndarray:
 def resampled(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor, label: bool) -> torch.Tensor:
     """The image on the grid of the other one, by the affines of both; 0 where it has no values.
 
-    Args:
-        path, other_path: of the two.
-        img, other: upright, ``(C, *S)``.
-        label: by nearest neighbor; else linearly.
+    Both are upright, ``(C, *S)``. A ``label`` is taken by nearest neighbor, an image linearly.
 
     Raises:
         UnreadableImageError: where one of them has no geometry, or a plane lies beside the other.

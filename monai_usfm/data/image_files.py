@@ -23,8 +23,7 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
     A JPEG with further images inside gives its primary one. EXIF orientation is applied in every container.
 
     Args:
-        path: the file.
-        pick: frame to take of a file of several pages; ``None`` for all.
+        path, pick: the file, and the frame to take of several pages; ``None`` for all.
         label: keep stored numbers: a gray palette gives its gray values, a colored one its indices, and a mask that is
             stored in the opacity channel alone is taken from there.
     """
@@ -42,7 +41,8 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
         mode, bits, spacing = img.mode, _significant_bits(img), _spacing_mm(img)
         frame_time = float(img.info.get("duration") or 0) / 1000 if count > 1 else 0.0
         animated = count > 1 and img.format != "TIFF"
-        turn = _turn(img)
+        turn = img.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
         pages = []
         for index in wanted:
             if pages_of_file[index] != img.tell():
@@ -85,11 +85,6 @@ def _whole_pages(path: str, img: Any) -> list[int]:
         raise UnreadableImageError(path, "its pages differ in size, or all are previews; split them into files.")
     img.seek(0)
     return whole
-
-
-def _turn(img: Image.Image) -> int:
-    turn = img.getexif().get(ExifTags.Base.Orientation, 1)
-    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def _image_values(img: Image.Image) -> np.ndarray:
@@ -147,13 +142,10 @@ def _array(img: Image.Image) -> np.ndarray:
 
 
 def _significant_bits(img: Any) -> int | None:
-    """Bits that a 16-bit file says it uses: sBIT of PNG, MaxSampleValue of TIFF; ``None`` where it does not say."""
-    if img.format == "TIFF":
-        largest = img.tag_v2.get(281)  # MaxSampleValue, which most writers leave out
-        largest = largest[0] if isinstance(largest, tuple) else largest
-        if largest and 255 < largest < 65535:
-            return int(largest).bit_length()
-    return None
+    """Bits that a 16-bit TIFF says it uses by MaxSampleValue, which most writers leave out, else ``None``."""
+    largest = img.tag_v2.get(281) if img.format == "TIFF" else None
+    largest = largest[0] if isinstance(largest, tuple) else largest
+    return int(largest).bit_length() if largest and 255 < largest < 65535 else None
 
 
 def _spacing_mm(img: Any) -> tuple[float, float] | None:
@@ -165,8 +157,7 @@ def _spacing_mm(img: Any) -> tuple[float, float] | None:
     dpi = img.info.get("dpi") if img.format == "PNG" else None
     if dpi is None or not all(np.isfinite(d) and d > 0 for d in dpi):
         return None
-    x, y = (25.4 / float(d) for d in dpi)
     # round numbers of dots an inch are what programs write by default
     if any(abs(float(d) - usual) < 0.5 for d in dpi for usual in (72, 96, 150, 300, 600)):
         return None
-    return x, y
+    return 25.4 / float(dpi[0]), 25.4 / float(dpi[1])

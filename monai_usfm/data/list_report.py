@@ -16,8 +16,7 @@ import numpy as np
 from .datalist import SPLITS
 from .pairing import SPLIT_WORDS, words_of
 
-SHOWN = 10
-"""Names of a kind that are printed; the datalist has all of them."""
+SHOWN = 10  # names of a kind that are printed; the datalist has all of them
 
 
 @dataclass

@@ -143,19 +143,10 @@ def make_datalist(
 
 
 def split_groups(strata: Sequence[Any], groups: Sequence[int], shares: Sequence[float], seed: int = 0) -> list[int]:
-    """Which of several splits each item goes to: whole groups, each stratum in proportion.
+    """The number of the split that each item goes to: whole groups, each stratum (such as the class) in proportion.
 
-    Folds of scikit-learn's ``StratifiedGroupKFold`` are dealt out by the shares. A split whose share is not 0 gets at
-    least one group, as far as there are enough.
-
-    Args:
-        strata: of each item, what is to be spread evenly, such as the class.
-        groups: of each item; a group is not divided.
-        shares: of the splits, sum 1.
-        seed: of the order among equals.
-
-    Returns:
-        For each item the number of its split.
+    Folds of scikit-learn's ``StratifiedGroupKFold`` are dealt out by the shares, which sum to 1. A split whose share is
+    not 0 gets at least one group, as far as there are enough.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # takes a second, and only lists are split
 

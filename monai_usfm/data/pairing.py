@@ -37,15 +37,9 @@ FOV_ENDINGS = ("_fov", "-fov")
 
 
 class Masks:
-    """The mask files among ``paths``, and which of them belong to an image.
+    """The mask files among the readable ``paths`` below ``root``, and which of them belong to an image.
 
-    Args:
-        root: the folder that was searched; its own name tells nothing.
-        paths: the files that can be read.
-
-    Attributes:
-        images: the files that are no masks.
-        files: the files that are.
+    ``images`` are the files that are no masks, ``files`` those that are. The name of ``root`` tells nothing.
     """
 
     def __init__(self, root: Path, paths: Sequence[Path]) -> None:

@@ -37,10 +37,8 @@ def patient_by_rule(path: str) -> tuple[str, str] | None:
 
     The rules, in this order: ``sub-LABEL`` of BIDS; ``patient`` or ``subject`` and a number (``patient0/us.png``,
     ``2CH_patient0001.png``, ``patients/17/a.png``); ``case`` (also ``pat``, ``pt``, ``subj``, ``sub``) and a number;
-    ``ID`` and a number; ``P`` and a number. Words count at the beginning of a folder, of a name, or after a sign.
-
-    Args:
-        path: below the folder of the data, with ``/``.
+    ``ID`` and a number; ``P`` and a number. Words count at the beginning of a folder, of a name, or after a sign. The
+    path starts below the folder of the data.
     """
     path = unicodedata.normalize("NFC", path)
     for rule, pattern in PATIENT_RULES.items():
@@ -52,13 +50,8 @@ def patient_by_rule(path: str) -> tuple[str, str] | None:
 def patient_by_pattern(path: str, pattern: str) -> str | None:
     """The patient that a regular expression finds: its first group, or the whole match where it has none.
 
-    Args:
-        path: below the folder of the data, with ``/``; searched as a whole, then the file name alone, so that ``^`` may
-            stand for the beginning of either.
-        pattern: ``"(.*)"`` takes every image for a patient.
-
-    Raises:
-        ValueError: for what is no regular expression.
+    The path below the folder of the data, with ``/``, is searched as a whole, then the file name alone, so that ``^``
+    may stand for the beginning of either. What is no regular expression is a ValueError.
     """
     try:
         search = re.compile(pattern).search

@@ -114,11 +114,8 @@ def load_splits(
 def common_full_scale(items: Sequence[dict[str, Any]]) -> float | None:
     """The value of white that the files of a data set share where they do not tell it, decided once and reported.
 
-    Args:
-        items: with ``image``; where one says ``full_scale``, the list has decided already.
-
-    Returns:
-        See :func:`~monai_usfm.data.dataset_full_scale`; None where the list or the files tell.
+    None where the files tell, or the list by ``full_scale`` of an item; see
+    :func:`~monai_usfm.data.dataset_full_scale`.
     """
     if any(item.get("full_scale") is not None for item in items):
         return None

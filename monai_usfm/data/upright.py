@@ -261,6 +261,7 @@ class UprightGray(InvertibleTransform):
     ) -> MetaTensor:
         """Attach affine and metadata: the same keys and types for every format, so that mixed batches collate."""
         affine = _affine_of(meta)
+        size_in = affine_to_spacing(affine)
         cine = bool(meta.get("cine", False))
         if self.spatial_dims == 2 and frame > 0 and not cine:
             affine[:3, 3] += affine[:3, kept[2] if len(kept) == 3 else 2] * frame
@@ -280,7 +281,8 @@ class UprightGray(InvertibleTransform):
                 "original_channel_dim": "no_channel",
                 "space": "RAS",
                 "spacing": affine_to_spacing(affine[:, order], r=self.spatial_dims).astype(np.float32),
-                "spacing_known": bool(_spacing_known(meta) or wanted),
+                # other readers than ours say so by an affine that is no identity
+                "spacing_known": bool(meta.get("spacing_known", not np.allclose(size_in, 1)) or wanted),
                 "frame": frame,
                 "num_frames": count,
                 "frame_time": float(meta.get("frame_time", 0.0)),
@@ -457,10 +459,3 @@ def _affine_of(meta: Mapping[str, Any]) -> np.ndarray:
         return np.eye(4)
     matrix = np.asarray(affine, dtype=np.float64)
     return np.array(matrix if matrix.shape == (4, 4) else to_affine_nd(3, matrix))
-
-
-def _spacing_known(meta: Mapping[str, Any]) -> bool:
-    """Whether a size of pixels came with the image; other readers than ours say so by an affine that is no identity."""
-    if "spacing_known" in meta:
-        return bool(meta["spacing_known"])
-    return not np.allclose(affine_to_spacing(_affine_of(meta)), 1)

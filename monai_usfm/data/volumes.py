@@ -25,11 +25,11 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
     reader = NibabelReader()
     img = reader.read(path)
     affine = np.array(img.affine, dtype=np.float64)
-    place = _place(affine, "ras")
-    if isinstance(img, nib.Nifti1Pair) and not img.header["sform_code"] and not img.header["qform_code"]:
-        place = ""
+    place, unit = _place(affine, "ras"), "mm"
     if isinstance(img, nib.Nifti1Pair):
-        affine[:3] *= {"meter": 1e3, "micron": 1e-3}.get(img.header.get_xyzt_units()[0], 1.0)
+        place = place if img.header["sform_code"] or img.header["qform_code"] else ""
+        unit = img.header.get_xyzt_units()[0]
+        affine[:3] *= {"meter": 1e3, "micron": 1e-3}.get(unit, 1.0)
     file_shape = tuple(int(n) for n in img.shape)
     # the fifth axis of NIfTI holds vector components
     channels = file_shape[4] if len(file_shape) == 5 else 1
@@ -64,7 +64,6 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
     if not np.isfinite(affine).all() or (affine_to_spacing(affine, suppress_zeros=False) == 0).any():
         affine, known, place = np.eye(4), False, ""
     else:  # pixels of 1 mm in a file that names no unit: nobody said so
-        unit = img.header.get_xyzt_units()[0] if isinstance(img, nib.Nifti1Pair) else "mm"
         known = unit != "unknown" or not np.allclose(affine_to_spacing(affine), 1)
     cine = len(wide) == 3 and wide[2] == 3
     return Decoded(
@@ -75,21 +74,15 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
         frame=frame,
         full_scale=255.0 if values.dtype == np.uint8 and unscaled else 0.0,
         cine=cine,
-        frame_time=_frame_seconds(img) if cine else 0.0,
+        frame_time=_frame_seconds(img.header) if cine else 0.0,
         place=place,
         file_shape=file_shape,
     )
 
 
-def _plane(shape: list[int]) -> tuple[int, int]:
-    """The two axes of a frame: the first two that are wider than 1."""
-    wide = [n for n in shape if n > 1] + [1, 1]
-    return wide[0], wide[1]
-
-
-def _frame_seconds(img: nib.Nifti1Image) -> float:
-    step = float(img.header.get_zooms()[3]) if len(img.header.get_zooms()) > 3 else 0.0
-    scale = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(img.header.get_xyzt_units()[1], 0.0)
+def _frame_seconds(header: nib.Nifti1Header) -> float:
+    step = float(([*header.get_zooms(), 0.0, 0.0, 0.0])[3])
+    scale = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 0.0)
     return step * scale if np.isfinite(step) and step > 0 else 0.0
 
 
@@ -150,9 +143,8 @@ def decode_nrrd(path: str) -> Decoded:
     kinds = [str(kind or "").lower() for kind in (header.get("kinds") or [""] * len(sizes))]
     directions = header.get("space directions")
     placed = directions is not None
-    vectors = [None] * len(sizes) if not placed else [None if v is None else np.asarray(v, float) for v in directions]
+    vectors = [None if v is None else np.asarray(v, float) for v in (directions if placed else [None] * len(sizes))]
     vectors = [None if v is None or not np.isfinite(v).all() else v for v in vectors]
-    told = placed or any(kinds)
     if other := [kind for kind in kinds if kind.endswith(_NO_GRAY)]:
         raise UnreadableImageError(path, f"has an axis of kind {other[0]}; store gray values or RGB.")
 
@@ -165,7 +157,7 @@ def decode_nrrd(path: str) -> Decoded:
         for axis, kind in enumerate(kinds)
         if axis not in color and (kind not in ("", "domain", "space", "none", "???") or no_direction(axis))
     ]
-    if not told and len(sizes) == 3 and sizes[0] in (3, 4):
+    if not (placed or any(kinds)) and len(sizes) == 3 and sizes[0] in (3, 4):
         frames = [0]
     if len(color) > 1 or len(frames) > 1:
         raise UnreadableImageError(path, f"has axes of kinds {', '.join(kinds)}; store one cine or volume in a file.")
@@ -227,8 +219,8 @@ def _axes_named(
 
 
 def _check_frames(path: str, sizes: list[int]) -> None:
-    plane = _plane(sizes)
-    check_size(path, *plane, frames=int(np.prod(sizes)) // max(1, int(np.prod(plane))))
+    width, height = ([n for n in sizes if n > 1] + [1, 1])[:2]  # a frame has the first two axes that are wider than 1
+    check_size(path, width, height, frames=int(np.prod(sizes)) // (width * height))
 
 
 def check_data_file(path: str) -> None:

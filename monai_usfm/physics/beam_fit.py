@@ -38,8 +38,11 @@ def fit_beam(
     Raises:
         NotAConeError: if no cone is found and ``fallback="error"``.
     """
-    if mask.ndim == 3 and _is_cine(mask):
-        mask, spacing = mask.mean(axis=0) > 0.5, spacing[1:]
+    if mask.ndim == 3:
+        areas = mask.sum(axis=(1, 2))
+        # the contour is the same in all slices of a cine, while a volume tapers
+        if len(mask) == 1 or areas.min() > 0.9 * areas.max() > 0:
+            mask, spacing = mask.mean(axis=0) > 0.5, spacing[1:]
     try:
         if mask.all() or not mask.any():
             raise NotAConeError("no cone in this image: nothing separates a field of view from its surroundings.")
@@ -54,12 +57,6 @@ def fit_beam(
             raise
         return _fit_linear(mask, spacing) if fallback == "linear" else None
     return geometry
-
-
-def _is_cine(mask: np.ndarray) -> bool:
-    """Whether the contour is the same in all slices, as in a cine and unlike in a volume that tapers."""
-    areas = mask.sum(axis=(1, 2))
-    return len(mask) == 1 or bool(areas.min() > 0.9 * areas.max() > 0)
 
 
 @dataclass
@@ -135,14 +132,6 @@ def _consensus_line(points: np.ndarray, seen: np.ndarray, side: int, tolerance: 
             return None
         line = tuple(np.polyfit(points[near, 0], points[near, 1], 1))
     return float(line[1]), float(line[0])
-
-
-def _consensus_radius(radii: np.ndarray, seen: np.ndarray, outward: int, tolerance: float) -> float | None:
-    """Arc radius supported by most contour points; ``outward`` is -1 for the near arc, +1 for the far one."""
-    best, _ = _consensus(radii, seen, outward, tolerance)
-    near = (abs(radii - best) < tolerance) & seen
-    # an arc has to be more than the corner where it would meet a lateral edge
-    return float(np.median(radii[near])) if near.sum() >= max(8, 0.1 * len(radii)) else None
 
 
 def _polar(points: np.ndarray, apex: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -295,7 +284,11 @@ def _refine_sector(
     for side, outward in (("top", -1), ("bottom", 1)):
         radius, theta = polar[side]
         between = (theta > values[2]) & (theta < values[3])
-        arc = _consensus_radius(radius[between], contour.seen[side][between], outward, tolerance)
+        radii, seen = radius[between], contour.seen[side][between]
+        best, _ = _consensus(radii, seen, outward, tolerance)
+        close = (abs(radii - best) < tolerance) & seen
+        # an arc has to be more than the corner where it would meet a lateral edge
+        arc = float(np.median(radii[close])) if close.sum() >= max(8, 0.1 * len(radii)) else None
         near[side] = contour.seen[side] & between & (abs(radius - (arc or 0.0)) < tolerance)
         arcs.append(arc)
 

@@ -36,44 +36,26 @@ _SIGMA_PER_FWHM = 1 / 2.355
 
 @dataclass(frozen=True)
 class Device:
-    """What a machine and its settings do to the echoes. Decibels are relative to the echo of soft tissue.
+    """What a machine and its settings do to the echoes. Decibels are relative to the echo of soft tissue."""
 
-    Args:
-        frequency: center frequency in MHz.
-        cycles: length of the pulse (FWHM) in wavelengths.
-        f_number: depth over aperture width, kept constant until the aperture is fully open.
-        aperture: full lateral width of the aperture in mm; ``slice_aperture`` the one in elevation.
-        focus: depth of the transmit focus as a fraction of the imaged depth.
-        looks: compounded looks, 1 to 4.
-        line_step: 1 if every beam is sent, 2 if every other beam is interpolated, and so on.
-        dynamic_range: decibels between black and white; ``level`` is the gray (0 to 1) of soft tissue.
-        gamma: exponent of the gray map.
-        smoothing: 0 to 1, strength of the machine's speckle reduction.
-        tgc_error: relative error of the machine's assumed attenuation.
-        noise: receiver noise at the far end of the beams in dB.
-        clutter: side-lobe level in dB; ``haze``: near-field clutter in dB.
-        falloff: decibels that are missing at the far end of the beams (gain sliders, poor contact); negative adds.
-        shading: standard deviation in dB of the slow changes of gain over the image (contact, TGC sliders).
-    """
-
-    frequency: float
-    cycles: float = 1.6
-    f_number: float = 2.0
-    aperture: float = 20.0
-    slice_aperture: float = 8.0
-    focus: float = 0.5
-    looks: int = 1
-    line_step: int = 1
-    dynamic_range: float = 60.0
-    level: float = 0.5
-    gamma: float = 1.0
-    smoothing: float = 0.0
-    tgc_error: float = 0.0
-    noise: float = -30.0
-    clutter: float = -40.0
-    haze: float = -40.0
-    falloff: float = 0.0
-    shading: float = 0.0
+    frequency: float  # at the center, MHz
+    cycles: float = 1.6  # length of the pulse (FWHM) in wavelengths
+    f_number: float = 2.0  # depth over aperture width, kept constant until the aperture is fully open
+    aperture: float = 20.0  # full lateral width in mm
+    slice_aperture: float = 8.0  # the one in elevation
+    focus: float = 0.5  # depth of the transmit focus as a fraction of the imaged depth
+    looks: int = 1  # compounded, 1 to 4
+    line_step: int = 1  # 1 if every beam is sent, 2 if every other beam is interpolated, and so on
+    dynamic_range: float = 60.0  # decibels between black and white
+    level: float = 0.5  # the gray (0 to 1) of soft tissue
+    gamma: float = 1.0  # exponent of the gray map
+    smoothing: float = 0.0  # 0 to 1, strength of the machine's speckle reduction
+    tgc_error: float = 0.0  # relative error of the machine's assumed attenuation
+    noise: float = -30.0  # of the receiver at the far end of the beams, dB
+    clutter: float = -40.0  # level of the side lobes, dB
+    haze: float = -40.0  # clutter of the near field, dB
+    falloff: float = 0.0  # decibels that are missing at the far end (gain sliders, poor contact); negative adds
+    shading: float = 0.0  # standard deviation in dB of the slow changes of gain over the image (contact, TGC sliders)
 
     @property
     def wavelength(self) -> float:
@@ -156,10 +138,8 @@ def specular_strength(
 ) -> np.ndarray:
     """Amplitude of mirror-like echoes: change of impedance along the beam, times a power of the cosine of incidence.
 
-    Args:
-        impedance: map ``(*S)``.
-        direction: unit vector of the beam at each pixel, one array per axis of ``S``; ``None`` for a zero component.
-        sharpness: exponent of the cosine; higher confines echoes to interfaces that face the probe.
+    ``direction`` is the unit vector of the beam at each pixel, an array per axis of ``impedance``, ``None`` for zeros.
+    A higher ``sharpness``, the exponent, confines echoes to interfaces that face the probe.
     """
     along = np.zeros_like(impedance)
     square = np.full_like(impedance, 1e-12)
@@ -177,9 +157,7 @@ def specular_strength(
 def shadow_db(attenuation: torch.Tensor, step: float, device: Device) -> torch.Tensor:
     """Two-way loss in dB along each beam, after the machine has compensated for average soft tissue.
 
-    Args:
-        attenuation: dB/cm/MHz in beam space, axial axis second last.
-        step: mm between axial samples.
+    ``attenuation`` is in dB/cm/MHz in beam space, axial axis second last, with ``step`` mm between axial samples.
     """
     assumed = SOFT_TISSUE_ATTENUATION * (1 + device.tgc_error)
     # A pulse is shifted to lower frequencies as it is attenuated, so that loss grows slower than in proportion.
@@ -261,18 +239,14 @@ def backscatter(
     rng: np.random.Generator,
     slice_step: float | None = None,
 ) -> torch.Tensor:
-    """Mean echo intensity over the looks, in beam space.
+    """Mean echo intensity over the looks, in beam space, 1 where soft tissue is insonified without loss.
 
     Args:
-        echo: echogenicity in dB; ``specular``: amplitude of interfaces; ``loss``: dB, all of the beam shape.
+        echo, specular, loss: echogenicity in dB, amplitude of interfaces, loss in dB, all of the beam shape.
         field: :func:`scatterers`.
-        geometry: where the beams lie.
-        device: the machine.
+        geometry, device: where the beams lie, and the machine.
         rng: draws the receiver noise.
         slice_step: mm between the slices of a stack of 2D frames.
-
-    Returns:
-        Intensity, 1 where soft tissue is insonified without loss.
     """
     shape = echo.shape
     reach = geometry.radii[1] - geometry.radii[0]

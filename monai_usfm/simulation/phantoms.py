@@ -79,15 +79,6 @@ class Phantom:
         depth: depth in mm that is visible in the middle of the image.
         width: function of depth (mm) giving the half-width (mm) that is visible there.
         rng: source of every random choice.
-
-    Attributes:
-        echo: mean scattered intensity in dB; soft tissue is about 0.
-        attenuation: dB/cm/MHz, one way.
-        impedance: relative acoustic impedance; its gradient makes the mirror-like (specular) echoes.
-        structures: ``uint8`` codes into :data:`STRUCTURES`.
-        target: ``uint8``, 1 inside what the organ's segmentation task asks for.
-        instances: ``uint8``, 0 or the number of the single lesion, vessel, chamber, sheet ... (see :meth:`instance`).
-        lesions: what was drawn of each lesion: its pattern, whether it is suspicious, radius in mm.
     """
 
     def __init__(
@@ -111,13 +102,13 @@ class Phantom:
         self.x = x + self.bend * 0.4 * fade * np.clip(self.noise(grain), -2, 2)
         self.z = z + self.bend * 0.4 * fade * np.clip(self.noise(grain), -2, 2)
         self.y = y
-        self.echo = np.zeros(self.shape, np.float32)
-        self.attenuation = np.full(self.shape, SOFT_TISSUE_ATTENUATION, np.float32)
-        self.impedance = np.zeros(self.shape, np.float32)
-        self.structures = np.zeros(self.shape, np.uint8)
-        self.target = np.zeros(self.shape, np.uint8)
-        self.instances = np.zeros(self.shape, np.uint8)
-        self.lesions: list[dict[str, Any]] = []
+        self.echo = np.zeros(self.shape, np.float32)  # mean scattered intensity in dB; soft tissue is about 0
+        self.attenuation = np.full(self.shape, SOFT_TISSUE_ATTENUATION, np.float32)  # dB/cm/MHz, one way
+        self.impedance = np.zeros(self.shape, np.float32)  # relative; its gradient makes the mirror-like echoes
+        self.structures = np.zeros(self.shape, np.uint8)  # codes into STRUCTURES
+        self.target = np.zeros(self.shape, np.uint8)  # 1 inside what the organ's segmentation task asks for
+        self.instances = np.zeros(self.shape, np.uint8)  # number of the single lesion, vessel, chamber, sheet ...
+        self.lesions: list[dict[str, Any]] = []  # of each its pattern, whether it is suspicious, radius in mm
         self.healthy = False  # paints no lesion
         self.broken = np.clip(0.55 + 0.45 * self.noise((0.05 * depth, 0.09 * depth)), 0.05, 1.3)  # along membranes
         # Heart only: center (x, z) and radius in mm, strength of the beat.
@@ -265,14 +256,9 @@ class Phantom:
     ) -> tuple[tuple[slice, ...], np.ndarray] | None:
         """Distance (mm) to the wall of a tapering tube between two (x, z, y) points, in the window where it is near 0.
 
-        Args:
-            start, end: ends of the center line in mm.
-            radii: at the start and at the end, in mm.
-            wall: how far beyond the wall the window reaches, in mm.
-            breadth: half-extent in mm across the image plane, which makes a plate of the tube.
-
-        Returns:
-            The window and the distances in it, negative inside; ``None`` when the tube is out of view.
+        ``radii`` are at the start and at the end; the window reaches ``wall`` beyond it; ``breadth``, a half-extent
+        across the image plane, makes a plate of the tube; all in mm. Distances are negative inside; ``None`` is for a
+        tube out of view.
         """
         reach = max(radii) + wall + self.bend
         order = (1, 0) if len(self.shape) == 2 else (2, 1, 0)
@@ -310,11 +296,8 @@ class Phantom:
     def fibers(self, where: np.ndarray, pitch: float, length: float, angle: float, bow: float = 0.0) -> np.ndarray:
         """Streaks of unit variance along ``angle`` inside the mask ``where``, 0 elsewhere.
 
-        Args:
-            where: boolean mask of the shape of the phantom.
-            pitch, length: grain across and along the streaks in mm.
-            angle: their direction in radians from the probe face, positive downwards to the right.
-            bow: curvature in 1/mm, by which they bend.
+        ``pitch`` and ``length`` are their grain across and along in mm, ``angle`` is in radians from the probe face,
+        positive downwards to the right, and ``bow`` a curvature in 1/mm.
         """
         field = np.zeros(self.shape, np.float32)
         if not where.any():

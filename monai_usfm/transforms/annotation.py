@@ -200,8 +200,10 @@ class _Annotations:
                 for s in shapes:
                     line.grow(s)
         rims = [ndimage.binary_dilation(line.pixels | line.strokes(gray), _EIGHT) for line in lines]
-        for rim in _joined(rims):
-            self.add("text", rim)
+        overlap = np.array([[bool((a & b).any()) for b in rims] for a in rims])
+        _, group = connected_components(overlap, directed=False)
+        for g in np.unique(group):  # lines that touch each other
+            self.add("text", np.any([rim for rim, own in zip(rims, group, strict=True) if own == g], axis=0))
 
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:
@@ -296,13 +298,6 @@ class _Line:
         box = slice(int(self.top), int(self.bottom)), slice(int(self.left), int(self.right))
         out[box] = gray[box] > self.level - 0.55 * self.contrast
         return out
-
-
-def _joined(masks: list[np.ndarray]) -> list[np.ndarray]:
-    """Unions of the masks that touch each other."""
-    overlap = np.array([[bool((a & b).any()) for b in masks] for a in masks])
-    _, group = connected_components(overlap, directed=False)
-    return [np.any([m for m, own in zip(masks, group, strict=True) if own == g], axis=0) for g in np.unique(group)]
 
 
 def _crosses(gray: np.ndarray, contrast: float, taken: np.ndarray) -> list[np.ndarray]:

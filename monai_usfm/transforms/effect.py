@@ -99,11 +99,6 @@ def blend(
     return convert_to_dst_type(result, img, dtype=dtype)[0]
 
 
-def as_geometry(geometry: BeamGeometry | Mapping[str, Any] | None) -> BeamGeometry | None:
-    """A geometry as it is, or from the plain dictionary that :meth:`BeamGeometry.to_dict` gave."""
-    return BeamGeometry.from_dict(dict(geometry)) if isinstance(geometry, Mapping) else geometry
-
-
 def as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
     """A tensor as it is, with or without metadata; anything else as MONAI converts it."""
     return img if isinstance(img, torch.Tensor) else convert_to_tensor(img, track_meta=get_track_meta())
@@ -170,8 +165,9 @@ class RandEffect(RandomizableTransform):
             self.randomize(image)
         if not self._do_transform:
             return image
-        display, beams = self.dynamic_range_db, as_geometry(geometry)
-        return self.effect(image, **self.params, dynamic_range_db=display, fov=fov, geometry=beams)
+        if isinstance(geometry, Mapping):  # of BeamGeometry.to_dict
+            geometry = BeamGeometry.from_dict(dict(geometry))
+        return self.effect(image, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
 
 
 class RandEffectForm(DictionaryForm):

@@ -100,19 +100,12 @@ class TokenMask(nn.Module):
     def forward(
         self, image: torch.Tensor, patch_size: Sequence[int], noise: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Visible and hidden token indices, and which hidden ones count.
+        """Visible and hidden token indices of images ``(B, C, *S)``, and which hidden ones enter the loss (1).
 
-        Args:
-            image: ``(B, C, *S)``.
-            patch_size: patch size per axis.
-            noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay.
+        ``noise`` (B, N) fixes the draw: the tokens with the smallest values stay; of another shape it is a ValueError.
 
         Returns:
-            ``(keep (B, K), hidden (B, N - K), counts (B, N - K))``; ``counts`` is 1 where a hidden token enters the
-            loss.
-
-        Raises:
-            ValueError: if ``noise`` has another shape than the tokens.
+            ``(keep (B, K), hidden (B, N - K), counts (B, N - K))``.
         """
         grid = [size // patch for size, patch in zip(image.shape[2:], patch_size, strict=True)]
         total = math.prod(grid)

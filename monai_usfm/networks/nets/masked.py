@@ -91,11 +91,7 @@ class Corruption(nn.Module):
     def forward(
         self, image: torch.Tensor, noise: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Draw and apply the corruption.
-
-        Args:
-            image: clean images ``(B, C, *S)``.
-            noise: ``(B, N)`` fixes which patches are hidden: the tokens with the smallest values stay.
+        """Draw and apply the corruption to clean images ``(B, C, *S)``; ``noise``: see :class:`TokenMask`.
 
         Returns:
             corrupted images ``(B, C, *S)``, token mask ``(B, N)`` (1 = hidden), and ``(B, 1, *S)``, 1 where a hidden
@@ -190,7 +186,7 @@ class MaskedImageModel(nn.Module):
 
         Args:
             image: clean images ``(B, C, *S)`` in [0, 1], ``S`` a multiple of the patch size.
-            noise: ``(B, N)`` fixes which patches are hidden: the tokens with the smallest values stay.
+            noise: ``(B, N)`` fixes which patches are hidden, see :class:`TokenMask`.
 
         Returns:
             ``loss`` (scalar), ``prediction`` (the reconstructed images ``(B, C, *S)``), ``mask`` (``(B, N)``, 1 =

@@ -142,9 +142,7 @@ def fit_prediction(
     """Last layer of an MAE decoder, rows (*patch, channel), for other channels and along a new axis.
 
     Args:
-        tensor: weight or bias.
-        channels: channels that it predicts.
-        wanted: channels that it shall predict; gray is their mean.
+        tensor: weight or bias that predicts ``channels`` and shall predict ``wanted``; gray is their mean.
         depth: new first axis of a patch; 0 adds none.
         normalization: predict RGB in [0, 1] instead of RGB normalized by this; the :func:`inverse` does the reverse.
     """

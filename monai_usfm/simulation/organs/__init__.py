@@ -23,21 +23,13 @@ __all__ = ["CLASS_NAMES", "ORGANS", "Organ"]
 
 @dataclass(frozen=True)
 class Organ:
-    """How an organ is painted and scanned.
+    """How an organ is painted and scanned."""
 
-    Args:
-        paint: paints it into an empty phantom; its second argument chooses the second class.
-        depth: range of the imaged depth in mm.
-        probes: kinds of probe it is seen with.
-        classes: names of the two classes, and of the third where an item may show no lesion.
-        target: what the label marks.
-    """
-
-    paint: Callable[[Phantom, bool], None]
-    depth: tuple[float, float]
-    probes: tuple[str, ...]
-    classes: tuple[str, ...]
-    target: str
+    paint: Callable[[Phantom, bool], None]  # into an empty phantom; the second argument chooses the second class
+    depth: tuple[float, float]  # range that is imaged, mm
+    probes: tuple[str, ...]  # kinds that it is seen with
+    classes: tuple[str, ...]  # names of the two classes, and of the third where an item may show no lesion
+    target: str  # what the label marks
 
 
 ORGANS: dict[str, Organ] = {
