@@ -17,7 +17,7 @@ import torch
 from monai_usfm.physics.beam import BeamGeometry, beam_coordinates
 from monai_usfm.physics.display import check_dynamic_range
 from monai_usfm.transforms.dictionary import dictionary_form
-from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_image, check_range
+from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_image
 
 __all__ = [
     "RandDepthAttenuation",
@@ -136,12 +136,12 @@ class RandGain(RandEffect):
         prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
-    effect = staticmethod(apply_gain)
+    effect, symmetric = staticmethod(apply_gain), ("gain_db",)
 
     def __init__(
         self, prob: float = 0.1, gain_db: float | Range = (-10.0, 10.0), dynamic_range_db: float | None = 60.0
     ) -> None:
-        super().__init__(prob, dynamic_range_db, gain_db=check_range("gain_db", gain_db, symmetric=True))
+        super().__init__(prob, dynamic_range_db, gain_db=gain_db)
 
 
 class RandDepthAttenuation(RandEffect):
@@ -160,7 +160,7 @@ class RandDepthAttenuation(RandEffect):
     def __init__(
         self, prob: float = 0.1, loss_db: float | Range = (3.0, 15.0), dynamic_range_db: float | None = 60.0
     ) -> None:
-        super().__init__(prob, dynamic_range_db, loss_db=check_range("loss_db", loss_db))
+        super().__init__(prob, dynamic_range_db, loss_db=loss_db)
 
 
 class RandTimeGain(RandEffect):
@@ -174,7 +174,7 @@ class RandTimeGain(RandEffect):
         prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
-    effect = staticmethod(time_gain)
+    effect, symmetric = staticmethod(time_gain), ("gain_db",)
 
     def __init__(
         self,
@@ -183,13 +183,13 @@ class RandTimeGain(RandEffect):
         sliders: int = 8,
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        super().__init__(prob, dynamic_range_db, gains_db=check_range("gain_db", gain_db, symmetric=True))
+        super().__init__(prob, dynamic_range_db, gain_db=gain_db)
         if sliders < 2:
             raise ValueError(f"sliders must be at least 2, got {sliders}; for one gain use RandGain.")
         self.sliders = sliders
 
     def draw(self, img: torch.Tensor) -> dict[str, Any]:
-        return {"gains_db": self.R.uniform(*self.ranges["gains_db"], size=self.sliders).tolist()}
+        return {"gains_db": self.R.uniform(*self.ranges["gain_db"], size=self.sliders).tolist()}
 
 
 class RandDynamicRange(RandEffect):
@@ -201,12 +201,12 @@ class RandDynamicRange(RandEffect):
         dynamic_range_db: display range of the image as it is, dB.
     """
 
-    effect = staticmethod(recompress)
+    effect, positive = staticmethod(recompress), ("target_db",)
 
     def __init__(
         self, prob: float = 0.1, target_db: float | Range = (45.0, 75.0), dynamic_range_db: float = 60.0
     ) -> None:
-        super().__init__(prob, dynamic_range_db, target_db=check_range("target_db", target_db, above=0))
+        super().__init__(prob, dynamic_range_db, target_db=target_db)
 
 
 RandGaind = dictionary_form(RandGain, RandEffectForm)

@@ -18,7 +18,7 @@ from monai_usfm.physics.display import check_dynamic_range, from_power, to_power
 from monai_usfm.physics.speckle import speckle_intensity
 from monai_usfm.transforms.acquisition import apply_gain
 from monai_usfm.transforms.dictionary import dictionary_form
-from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_image, check_range
+from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_image
 
 __all__ = [
     "RandAcousticShadow",
@@ -178,7 +178,7 @@ class RandAcousticShadow(RandEffect):
         prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
-    effect = staticmethod(acoustic_shadow)
+    effect, positive = staticmethod(acoustic_shadow), ("width",)
 
     def __init__(
         self,
@@ -188,14 +188,7 @@ class RandAcousticShadow(RandEffect):
         width: float | Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        super().__init__(
-            prob,
-            dynamic_range_db,
-            loss_db=check_range("loss_db", loss_db),
-            start=check_range("start", start),
-            center=(0.0, 1.0),
-            width=check_range("width", width, above=0),
-        )
+        super().__init__(prob, dynamic_range_db, loss_db=loss_db, start=start, center=(0.0, 1.0), width=width)
 
     def draw(self, img: torch.Tensor) -> dict[str, Any]:
         params = super().draw(img)
@@ -214,7 +207,7 @@ class RandReverberation(RandEffect):
         prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
-    effect = staticmethod(reverberate)
+    effect, positive = staticmethod(reverberate), ("spacing",)
 
     def __init__(
         self,
@@ -224,7 +217,6 @@ class RandReverberation(RandEffect):
         echoes: int = 3,
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        spacing, loss_db = check_range("spacing", spacing, above=0), check_range("loss_db", loss_db)
         super().__init__(prob, dynamic_range_db, spacing=spacing, loss_db=loss_db)
         self.echoes = echoes
 
@@ -242,7 +234,7 @@ class RandHaze(RandEffect):
         prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
-    effect = staticmethod(add_haze)
+    effect, positive = staticmethod(add_haze), ("extent",)
 
     def __init__(
         self,
@@ -252,13 +244,7 @@ class RandHaze(RandEffect):
         extent: float | Range = (0.05, 0.25),
         dynamic_range_db: float | None = 60.0,
     ) -> None:
-        super().__init__(
-            prob,
-            dynamic_range_db,
-            level_db=check_range("level_db", level_db),
-            center=check_range("center", center),
-            extent=check_range("extent", extent, above=0),
-        )
+        super().__init__(prob, dynamic_range_db, level_db=level_db, center=center, extent=extent)
 
     def draw(self, img: torch.Tensor) -> dict[str, Any]:
         generator = torch.Generator(img.device).manual_seed(int(self.R.randint(2**31)))

@@ -129,16 +129,22 @@ class RandEffect(RandomizableTransform):
     Args:
         prob: chance that an image is changed.
         dynamic_range_db: display range of a log-compressed image, ``None`` for a linear one.
-        ranges: parameter of ``effect`` -> ``(low, high)`` between which it is drawn uniformly.
+        ranges: parameter of ``effect`` -> a number, or ``(low, high)`` between which it is drawn uniformly.
     """
 
     backend = TORCH
     effect: Callable[..., torch.Tensor]  # called with the image, the parameters, dynamic_range_db, fov and geometry
+    positive: tuple[str, ...] = ()  # parameters that are above 0
+    symmetric: tuple[str, ...] = ()  # those of which a number stands for the range about 0 up to it
 
-    def __init__(self, prob: float, dynamic_range_db: float | None, **ranges: Range) -> None:
+    def __init__(self, prob: float, dynamic_range_db: float | None, **ranges: float | Range) -> None:
         super().__init__(prob)
         check_dynamic_range(dynamic_range_db)
-        self.dynamic_range_db, self.ranges = dynamic_range_db, ranges
+        self.dynamic_range_db = dynamic_range_db
+        self.ranges = {
+            name: check_range(name, values, 0.0 if name in self.positive else None, name in self.symmetric)
+            for name, values in ranges.items()
+        }
         self.params: dict[str, Any] = {}
 
     def draw(self, img: torch.Tensor) -> dict[str, Any]:

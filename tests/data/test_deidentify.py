@@ -163,6 +163,7 @@ def sector(text: str = "") -> np.ndarray:
     return np.asarray(img)
 
 
+@pytest.mark.slow  # the recognition itself; what is done with its boxes is tested below
 def test_text_in_the_image_is_found_and_blackened_or_the_file_refused(tmp_path):
     pytest.importorskip("rapidocr_onnxruntime")
     path = saved(tmp_path, ultrasound(sector("DOE JANE")))

@@ -61,19 +61,19 @@ class UltrasoundSegmenter(TaskNetwork):
     ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-        named = isinstance(head, str)
-        if named and head not in HEADS:
+        name = head if isinstance(head, str) else module_path(head)
+        if isinstance(head, str) and head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, or a module, got {head!r}.")
-        if head_options and not named:
+        if head_options and name not in HEADS:
             raise ValueError(f"the head is a module already: {', '.join(head_options)} cannot be given too.")
-        maps = MAPS.get(head, 4) if isinstance(head, str) else 4
-        chosen = _default_blocks(encoder.num_layers, head) if indices is None else [int(i) for i in indices]
-        if not chosen or (head in ("upernet", "segvit") and len(chosen) != maps):
+        maps = MAPS.get(name, 4)
+        chosen = _default_blocks(encoder.num_layers, name) if indices is None else [int(i) for i in indices]
+        if not chosen or (name in ("upernet", "segvit") and len(chosen) != maps):
             raise ValueError(f"head {head!r} takes {maps} maps, got {len(chosen)} block indices: {chosen}.")
         super().__init__(encoder, chosen)
         self.indices = chosen
         self.num_classes = num_classes
-        self.head_name = head if isinstance(head, str) else module_path(head)
+        self.head_name = name
         self.head_options = head_options
         self.to_image: nn.Module | None = (
             None  # what joint pretraining adds: restores pixels from the decoder's features
@@ -88,13 +88,8 @@ class UltrasoundSegmenter(TaskNetwork):
 
     def options(self) -> dict[str, Any]:
         """What beside the encoder builds this network, defaults included."""
-        return {
-            "num_classes": self.num_classes,
-            "head": self.head_name,
-            "indices": self.indices,
-            **(defaults_of(type(self.head)) if self.head_name in HEADS else {}),
-            **self.head_options,
-        }
+        chosen = {"num_classes": self.num_classes, "head": self.head_name, "indices": self.indices}
+        return chosen | (defaults_of(type(self.head)) if self.head_name in HEADS else {}) | self.head_options
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """``(B, C, *S) -> (B, num_classes, *S)``; a list in training where the head has more to say, see above."""
@@ -115,9 +110,9 @@ class UltrasoundSegmenter(TaskNetwork):
         return self.head(image, maps)
 
 
-def _default_blocks(num_layers: int, head: str | nn.Module) -> list[int]:
+def _default_blocks(num_layers: int, head: str) -> list[int]:
     """Blocks of the published configurations, at the same relative depth in networks of another depth."""
     if head not in ("segvit", "upernet") or num_layers < 5:
-        return even_blocks(num_layers, MAPS.get(head, 4) if isinstance(head, str) else 4)
+        return even_blocks(num_layers, MAPS.get(head, 4))
     middle = [num_layers // 2 - 1, 2 * num_layers // 3 - 1, num_layers - 1]
     return middle if head == "segvit" else [num_layers // 3 - 1, *middle]
