@@ -266,11 +266,7 @@ def _code(value: str, meaning: str) -> Dataset:
 
 
 def kept_pixels(
-    dataset: Dataset,
-    values: np.ndarray,
-    no_regions: str = "refuse",
-    text: str = "keep",
-    beam: bool = False,
+    dataset: Dataset, values: np.ndarray, no_regions: str = "refuse", text: str = "keep", beam: bool = False
 ) -> np.ndarray:
     """Mask of the pixels that stay, ``(H, W)``: those that are image and name nobody.
 

@@ -244,7 +244,6 @@ def check_data_file(path: str) -> None:
             elsewhere = Path(name).is_absolute() or ".." in Path(name).parts
             if elsewhere or not (Path(path).parent / name).is_file():
                 raise UnreadableImageError(
-                    path,
-                    f"names {name!r} as its data, which is no file beside or below it; put both into one folder.",
+                    path, f"names {name!r} as its data, which is no file beside or below it; put both into one folder."
                 )
         return

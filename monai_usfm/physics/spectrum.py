@@ -65,11 +65,7 @@ def _radius(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 def ring_mask(
-    spatial_shape: Sequence[int],
-    rings: Rings,
-    *,
-    center_radius: float = 0.0,
-    device: torch.device | str | None = None,
+    spatial_shape: Sequence[int], rings: Rings, *, center_radius: float = 0.0, device: torch.device | str | None = None
 ) -> torch.Tensor:
     """What a set of rings leaves of the half spectrum: 0 where ``low < r <= high`` for a ring, 1 elsewhere.
 

@@ -276,12 +276,7 @@ def _draw_annotations(label: np.ndarray, organ: str, rng: np.random.Generator) -
 
 
 def write_synthetic_dataset(
-    folder: PathLike,
-    num_training: int,
-    num_validation: int,
-    num_test: int,
-    num_workers: int = 0,
-    **options: Any,
+    folder: PathLike, num_training: int, num_validation: int, num_test: int, num_workers: int = 0, **options: Any
 ) -> Path:
     """Write :class:`SyntheticUltrasound` as files and a Decathlon-style datalist, once.
 

@@ -48,12 +48,7 @@ class FourierBandStop(Transform):
 
     backend = TORCH
 
-    def __init__(
-        self,
-        rings: Rings,
-        center_radius: float = 0.0,
-        clip: bool = False,
-    ) -> None:
+    def __init__(self, rings: Rings, center_radius: float = 0.0, clip: bool = False) -> None:
         check_center(center_radius)
         self.rings, self.center_radius, self.clip = check_rings(rings), center_radius, clip
         self.keep: torch.Tensor | None = None

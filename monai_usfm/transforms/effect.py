@@ -86,11 +86,7 @@ def check_image(img: torch.Tensor, margin: float | None = 1e-3, fewest: int = 2)
 
 
 def blend(
-    img: torch.Tensor,
-    image: torch.Tensor,
-    out: torch.Tensor,
-    fov: torch.Tensor | None,
-    geometry: BeamGeometry | None,
+    img: torch.Tensor, image: torch.Tensor, out: torch.Tensor, fov: torch.Tensor | None, geometry: BeamGeometry | None
 ) -> torch.Tensor:
     """``out`` clamped to [0, 1] inside the field of view, ``image`` outside, with the type and metadata of ``img``."""
     inside = acting_region(image, fov, geometry)

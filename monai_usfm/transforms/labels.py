@@ -110,9 +110,7 @@ class LabelIndices(Transform):
 
 
 class _LabelForm(DictionaryForm):
-    options: ClassVar = {
-        "image_key": ("image", "image whose spatial shape the label must have; None checks nothing."),
-    }
+    options: ClassVar = {"image_key": ("image", "image whose spatial shape the label must have; None checks nothing.")}
     image_key: str | None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -109,11 +109,7 @@ class TokenDistillation(nn.Module):
         class_target, patch_target = self.targets(teacher)
         class_loss = (self.to_class(student[:, 0]).float() - class_target).square().mean()
         patch_loss = (self.to_patches(student[:, 1:]).float() - patch_target).square().mean()
-        return {
-            "loss": patch_loss + self.class_weight * class_loss,
-            "patch_loss": patch_loss,
-            "class_loss": class_loss,
-        }
+        return {"loss": patch_loss + self.class_weight * class_loss, "patch_loss": patch_loss, "class_loss": class_loss}
 
 
 class DistillationModel(nn.Module):

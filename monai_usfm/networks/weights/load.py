@@ -15,15 +15,7 @@ import torch.nn as nn
 from monai_usfm.networks.nets.vit import UltrasoundViT, find_encoder
 from monai_usfm.networks.weights import adapt
 from monai_usfm.networks.weights.describe import Checkpoint, is_sincos, token_grid
-from monai_usfm.networks.weights.layouts import (
-    BESIDE_ENCODER,
-    IMAGENET,
-    POSITIONS,
-    PYRAMID,
-    TABLE,
-    Source,
-    parse,
-)
+from monai_usfm.networks.weights.layouts import BESIDE_ENCODER, IMAGENET, POSITIONS, PYRAMID, TABLE, Source, parse
 from monai_usfm.networks.weights.read import names_file, read_checkpoint
 
 __all__ = ["LoadReport", "load_pretrained"]
