@@ -108,8 +108,8 @@ class RandSpeckleNoise(RandomizableTransform):
         if self.psf_sigma is not None and len(per_axis(self.psf_sigma, dims, dims)) != dims:
             raise ValueError(f"psf_sigma {self.psf_sigma} must hold one value for each of {dims} axes.")
         generator = torch.Generator(plain.device).manual_seed(self.seed)
-        shape, place = (1, *plain.shape[1:]), {"generator": generator, "device": plain.device}
-        speckle = speckle_intensity(shape, self.looks, self.psf_sigma, spatial_dims=dims, **place)
+        shape, looks, sigma = (1, *plain.shape[1:]), self.looks, self.psf_sigma
+        speckle = speckle_intensity(shape, looks, sigma, spatial_dims=dims, generator=generator, device=plain.device)
         if self.mode == "add":
             out = add_speckle(work, speckle, display, self.strength)
             out = out if display is None else torch.where(work > 0, out, work.clamp(0, 1))

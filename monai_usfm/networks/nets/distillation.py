@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from monai.networks.layers.factories import Pool
 
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
@@ -64,8 +65,9 @@ class FrozenTeacher(nn.Module):
             image = image.mean(1, keepdim=True).expand(-1, encoder.in_channels, *size)
         tokens = encoder(image)
         if finer != wanted:
-            pool = F.adaptive_avg_pool2d if encoder.spatial_dims == 2 else F.adaptive_avg_pool3d
-            maps = pool(tokens[:, 1:].float().transpose(1, 2).unflatten(2, finer), wanted)
+            maps = Pool[Pool.ADAPTIVEAVG, encoder.spatial_dims](wanted)(
+                tokens[:, 1:].float().transpose(1, 2).unflatten(2, finer)
+            )
             tokens = torch.cat([tokens[:, :1].float(), maps.flatten(2).transpose(1, 2)], dim=1)
         if volume:  # slices of one volume: their class tokens are averaged, their patches follow each other
             tokens = tokens.unflatten(0, (batch, -1))

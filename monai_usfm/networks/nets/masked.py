@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -46,7 +47,8 @@ class RandomBandStop(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, C, *S)``; one draw per image, shared by its channels."""
-        options = {"num_rings": self.num_rings, "stop_ratio": self.stop_ratio, "center_radius": self.center_radius}
+        options: dict[str, Any] = {"num_rings": self.num_rings, "stop_ratio": self.stop_ratio}
+        options["center_radius"] = self.center_radius
         return apply_band_stop(image, random_ring_masks(len(image), image.shape[2:], device=image.device, **options))
 
 
