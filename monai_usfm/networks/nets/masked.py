@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -47,9 +46,15 @@ class RandomBandStop(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """``(B, C, *S) -> (B, C, *S)``; one draw per image, shared by its channels."""
-        options: dict[str, Any] = {"num_rings": self.num_rings, "stop_ratio": self.stop_ratio}
-        options["center_radius"] = self.center_radius
-        return apply_band_stop(image, random_ring_masks(len(image), image.shape[2:], device=image.device, **options))
+        keep = random_ring_masks(
+            image.shape[0],
+            image.shape[2:],
+            num_rings=self.num_rings,
+            stop_ratio=self.stop_ratio,
+            center_radius=self.center_radius,
+            device=image.device,
+        )
+        return apply_band_stop(image, keep)
 
 
 def _float32(image: torch.Tensor) -> torch.amp.autocast_mode.autocast:
