@@ -87,18 +87,6 @@ def _from_hugging_face(state):
 
 
 @pytest.mark.parametrize(("dims", "size", "patch"), SIZES)
-def test_patchify_orders_patches_by_row_and_channels_last_and_is_inverted(dims, size, patch):
-    image = torch.rand(2, 3, *size)
-    patches = patchify(image, patch)
-    grid = [s // p for s, p in zip(size, patch, strict=True)]
-    assert torch.equal(unpatchify(patches, grid, patch), image)
-    second = (slice(None), slice(None), *[slice(0, p) for p in patch[:-1]], slice(patch[-1], 2 * patch[-1]))
-    assert torch.equal(patches[:, 1], image[second].movedim(1, -1).flatten(1))
-    keep = torch.tensor([[3, 1], [0, 2]])
-    assert torch.equal(patchify(image, patch, keep), torch.stack([patches[0, [3, 1]], patches[1, [0, 2]]]))
-
-
-@pytest.mark.parametrize(("dims", "size", "patch"), SIZES)
 def test_hidden_pixels_do_not_reach_the_autoencoder(dims, size, patch):
     model = MaskedAutoencoder(tiny(dims, size, patch, pos_embed="sincos"), 32, 1, 2).eval()
     image = torch.rand(1, 1, *size)

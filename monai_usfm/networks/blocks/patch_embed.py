@@ -28,22 +28,16 @@ def patch_grid(spatial_shape: list[int], patch_size: list[int]) -> list[int]:
     return grid
 
 
-def patchify(image: torch.Tensor, patch_size: Sequence[int], keep: torch.Tensor | None = None) -> torch.Tensor:
+def patchify(image: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
     """Cut an image into flat patches: ``(B, C, *S) -> (B, N, prod(patch) * C)``.
 
     Patches are in row-major order and each is laid out (``*patch``, channel), the layout of the MAE reference.
-
-    Args:
-        image: ``(B, C, *S)``.
-        patch_size: one size per spatial axis.
-        keep: token indices ``(B, K)``; those patches alone, ``(B, K, prod(patch) * C)``.
     """
     dims = len(patch_size)
     grid = patch_grid(list(image.shape[2:]), list(patch_size))
     split = [n for pair in zip(grid, patch_size, strict=True) for n in pair]
     order = [0, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2), 1]
-    patches = image.reshape(*image.shape[:2], *split).permute(order).flatten(1 + dims).flatten(1, dims)
-    return patches if keep is None else patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
+    return image.reshape(*image.shape[:2], *split).permute(order).flatten(1 + dims).flatten(1, dims)
 
 
 def unpatchify(patches: torch.Tensor, grid: Sequence[int], patch_size: Sequence[int]) -> torch.Tensor:
@@ -78,8 +72,8 @@ class PatchEmbedding(nn.Module):
             in_channels, hidden_size, kernel_size=self.patch_size, stride=self.patch_size
         )
 
-    def forward(self, image: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """``(B, C, *S) -> (B, N, E)``, or ``(B, K, E)`` for the tokens named by ``keep`` (B, K).
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *S) -> (B, N, E)``.
 
         Raises:
             ValueError: for another number of channels or axes, or a size that is no multiple of the patch size.
@@ -93,13 +87,5 @@ class PatchEmbedding(nn.Module):
                 f"the network takes {self.in_channels} channel(s), the image batch of shape {image.shape} has "
                 f"{image.shape[1]}: set in_channels, or convert the image."
             )
-        if keep is not None:
-            return self._embed_kept(image, keep)
         patch_grid(list(image.shape[2:]), self.patch_size)  # refuses other sizes
         return self.proj(image).flatten(2).transpose(1, 2)
-
-    @torch.jit.unused
-    def _embed_kept(self, image: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """The same map as one matrix product over the kept patches, so that hidden patches cost nothing."""
-        weight = self.proj.weight.flatten(2).transpose(1, 2).flatten(1)  # (E, C, *patch) -> (E, *patch * C)
-        return nn.functional.linear(patchify(image, self.patch_size, keep), weight, self.proj.bias)

@@ -49,16 +49,16 @@ class Attention(nn.Module):
         self.v_bias = None if key_bias else nn.Parameter(torch.zeros(hidden_size))
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None, first_query: int = 0) -> torch.Tensor:
-        """``(B, N, E) -> (B, N - first_query, E)``; ``bias`` broadcasts to ``(B, heads, N - first_query, N)``."""
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``(B, N, E) -> (B, N, E)``; ``bias`` broadcasts to ``(B, heads, N, N)``."""
         bias_qkv: torch.Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias_qkv = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias_qkv)
         batch, count, width = x.shape[0], x.shape[1], x.shape[2]
         q, k, v = qkv.reshape(batch, count, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = dot_product_attention(q[:, :, first_query:], k, v, bias)
-        return self.proj(attended.transpose(1, 2).reshape(batch, count - first_query, width))
+        attended = dot_product_attention(q, k, v, bias)
+        return self.proj(attended.transpose(1, 2).reshape(batch, count, width))
 
 
 class MLP(nn.Module):
@@ -110,21 +110,14 @@ class TransformerBlock(nn.Module):
         self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((hidden_size,), float(layer_scale)))
         self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((hidden_size,), float(layer_scale)))
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None, first_query: int = 0) -> torch.Tensor:
-        """``(B, N, E) -> (B, N - first_query, E)``.
-
-        Args:
-            x: tokens.
-            bias: added to the attention logits.
-            first_query: tokens before this one are attended to, but not computed: what a last block does not need.
-        """
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``(B, N, E) -> (B, N, E)``; ``bias`` is added to the attention logits."""
         if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._compute, x, bias, first_query, use_reentrant=False)
-        return self._compute(x, bias, first_query)
+            return checkpoint(self._compute, x, bias, use_reentrant=False)
+        return self._compute(x, bias)
 
-    def _compute(self, x: torch.Tensor, bias: torch.Tensor | None, first_query: int) -> torch.Tensor:
-        branch = self.attn(self.norm1(x), bias, first_query)
-        x = self._add(x[:, first_query:], self.gamma_1, branch)
+    def _compute(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        x = self._add(x, self.gamma_1, self.attn(self.norm1(x), bias))
         return self._add(x, self.gamma_2, self.mlp(self.norm2(x)))
 
     def _add(self, x: torch.Tensor, gamma: torch.Tensor | None, branch: torch.Tensor) -> torch.Tensor:

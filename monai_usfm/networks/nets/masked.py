@@ -310,9 +310,7 @@ class MaskedAutoencoder(nn.Module):
             grid: token grid.
 
         Returns:
-            ``(B, M, prod(patch) * C)`` in the order of ``order``: in training the N - K hidden patches alone, which are
-            all that the loss needs, so that the last block, the norm and the prediction skip the visible ones; in
-            evaluation all N.
+            ``(B, N, prod(patch) * C)`` in the order of ``order``.
         """
         x = self.decoder_embed(latent)
         visible = x.shape[1] - 1
@@ -321,11 +319,9 @@ class MaskedAutoencoder(nn.Module):
         # Tokens stay in the order (class, visible, hidden); positions are gathered to match.
         x = torch.cat([x, hidden], dim=1)
         x = x + torch.cat([codes[:, :1].expand(x.shape[0], -1, -1), codes[0, 1:][order]], dim=1)
-        first = 1 + visible if self.training else 1
-        last = len(self.decoder_blocks) - 1
-        for i, block in enumerate(self.decoder_blocks):
-            x = block(x, None, first) if i == last else block(x)
-        return self.decoder_pred(self.decoder_norm(x))
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x[:, 1:]))
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """One pretraining step.
@@ -335,9 +331,8 @@ class MaskedAutoencoder(nn.Module):
             noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay visible.
 
         Returns:
-            ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last; in training zero at
-            visible tokens, which are not decoded), ``mask`` (``(B, N)``, 1 = hidden), ``corrupted`` (``(B, C, *S)``,
-            only with ``band_stop``).
+            ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last), ``mask`` (``(B, N)``,
+            1 = hidden), ``corrupted`` (``(B, C, *S)``, only with ``band_stop``).
         """
         patch_size = self.encoder.patch_size
         grid = self.encoder.token_grid(image)
@@ -349,16 +344,13 @@ class MaskedAutoencoder(nn.Module):
         latent = self.encoder.forward_features(source, keep)
         order = torch.cat([keep, hidden], dim=1)
         decoded = self.forward_decoder(latent, order, grid).float()
-        missing = decoded[:, -hidden.shape[1] :]
+        missing = decoded[:, keep.shape[1] :]
         with _float32(image):
-            target = patchify(image, patch_size, hidden).float()
-            loss = self.loss_function(missing, target, counts)
-            places = order[:, -decoded.shape[1] :].unsqueeze(-1).expand_as(decoded)
-            prediction = decoded.new_zeros(*order.shape, decoded.shape[2]).scatter(1, places, decoded)
+            patches, places = patchify(image, patch_size).float(), hidden.unsqueeze(-1).expand_as(missing)
+            loss = self.loss_function(missing, patches.gather(1, places), counts)
+            prediction = torch.zeros_like(decoded).scatter(1, order.unsqueeze(-1).expand_as(decoded), decoded)
             if self.frequency_weight > 0:
-                composite = patchify(image, patch_size).float()
-                composite = composite.scatter(1, hidden.unsqueeze(-1).expand_as(missing), missing)
-                restored = unpatchify(composite, grid, patch_size)
+                restored = unpatchify(patches.scatter(1, places, missing), grid, patch_size)
                 loss = loss + self.frequency_weight * self.frequency_loss(restored, image.float())
         mask = torch.ones_like(order, dtype=torch.float32).scatter(1, keep, 0.0)
         output = {"loss": loss, "prediction": prediction, "mask": mask}

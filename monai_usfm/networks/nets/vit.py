@@ -182,7 +182,10 @@ class UltrasoundViT(nn.Module):
         Returns:
             ``(B, 1 + N, E)``, or ``(B, 1 + K, E)`` in the order of ``keep``.
         """
-        return self.encode(self.patch_embed(x, keep), self.token_grid(x), keep)
+        tokens = self.patch_embed(x)
+        if keep is not None:
+            tokens = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, self.hidden_size))
+        return self.encode(tokens, self.token_grid(x), keep)
 
     def forward_intermediates(self, x: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
         """Raw outputs of some blocks as maps: a list of ``(B, E, *grid)`` in the order of ``indices``.
