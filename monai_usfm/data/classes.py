@@ -93,13 +93,10 @@ def value_scale(items: Sequence[Item]) -> dict[str, list[float]]:
 
 
 def class_weights(items: Sequence[Item], num_classes: int) -> torch.Tensor:
-    """Loss weights that make all classes count alike: inverse frequencies, 1 on average over ``items``.
+    """Loss weights that make all classes count alike: inverse frequencies in training ``items`` with ``class``,
+    1 on average over them.
 
     A class without items gets weight 0: nothing is known about it, so label smoothing should not favor it either.
-
-    Args:
-        items: training items with ``class``.
-        num_classes: number of weights.
 
     Returns:
         ``(num_classes,)`` float32.

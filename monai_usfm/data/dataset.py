@@ -89,11 +89,8 @@ class UltrasoundDataset(Dataset):
         """Run the fixed transforms on every item, so that a wrong file stops a run before its first step.
 
         By threads, and once: what the store has was right before. Without a store nothing is kept, so that the files
-        are read once more; with ``skip_unreadable`` nothing is done, since a wrong file stops no run then.
-
-        Args:
-            rank: of ``world_size`` processes that share the work.
-            world_size: number of them.
+        are read once more. ``world_size`` processes share the work by their ``rank``. With ``skip_unreadable`` nothing
+        is done, since a wrong file stops no run then.
 
         Returns:
             The number of items that were read.

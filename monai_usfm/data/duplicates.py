@@ -61,8 +61,7 @@ def image_hashes(image: torch.Tensor) -> np.ndarray:
 def content_box(values: np.ndarray) -> tuple[int, int, int, int]:
     """Rows ``top:bottom`` and columns ``left:right`` that are left without a uniform border, such as a frame.
 
-    Args:
-        values: ``(H, W)``. An image that is uniform everywhere keeps all.
+    Of an image ``(H, W)`` that is uniform everywhere all is left.
     """
     level = BORDER_LEVEL * float(np.ptp(values))
     rows = np.flatnonzero(np.ptp(values, axis=1) > level)

@@ -131,13 +131,9 @@ class UltrasoundReader(ImageReader):
 def dataset_full_scale(files: Sequence[PathLike], sample: int = 64) -> float | None:
     """One value of white for a whole data set, where neither data type nor header of its files tells it.
 
-    Of files spread evenly over the list, the largest of the values that
+    Of at most ``sample`` files that can be read, spread evenly over the list, the largest of the values that
     :func:`~monai_usfm.data.upright.guess_full_scale` gives, so that a dark image of 12 bits is not taken for one of 8
     beside a bright one. To be written to the datalist (``full_scale`` of each item) and reported.
-
-    Args:
-        files: images; ones that cannot be read are passed over.
-        sample: how many are read at most.
 
     Returns:
         The value, or None where every file tells its own (8 bits, DICOM ...).

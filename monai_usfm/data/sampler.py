@@ -20,10 +20,6 @@ def organ_balanced_weights(organs: Sequence[str], temperature: float = 1.0) -> t
     An image of an organ with ``n`` images gets a weight in proportion to ``n ** -temperature``. So 1 gives every organ
     the same share, 0 every image, and values between trade one for the other.
 
-    Args:
-        organs: organ of each image.
-        temperature: 0 or more.
-
     Returns:
         ``(len(organs),)``, float64, sum 1.
 

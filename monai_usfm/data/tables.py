@@ -21,11 +21,8 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class Table:
     """A CSV file with a column ``image``: paths, or their ends, with the rows that belong to them.
 
-    Commas, semicolons and tabs separate; cells are text, without spaces at their ends.
-
-    Args:
-        file: the table, UTF-8.
-        columns: the columns that are wanted, besides ``image``.
+    Commas, semicolons and tabs separate; cells are UTF-8 text, without spaces at their ends. Other columns than the
+    wanted ones may differ between two rows of one image.
 
     Raises:
         ValueError: for no table, a column that lacks, or two rows of one image that differ in the wanted columns.

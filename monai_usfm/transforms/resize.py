@@ -28,10 +28,6 @@ def resize_linear(img: torch.Tensor, spatial_size: Sequence[int]) -> torch.Tenso
 
     That smooths what is to shrink by a Gaussian of ``(factor - 1) / 2`` pixels, zeros around, and interpolates
     linearly. Both are linear maps of each axis, so one banded matrix an axis does them at once.
-
-    Args:
-        img: image or batch; integers become floats of the same size.
-        spatial_size: sizes of the last axes.
     """
     out = img.float()
     for axis, target in enumerate(spatial_size, start=img.dim() - len(spatial_size)):
@@ -78,11 +74,7 @@ def _bands(source: int, target: int) -> list[tuple[int, int, torch.Tensor]]:
 
 
 class SeparableResize(Resize):
-    """MONAI's ``Resize``, about ten times as fast where it smooths and interpolates linearly; the rest is MONAI's.
-
-    Args:
-        arguments: those of :class:`monai.transforms.Resize`.
-    """
+    """MONAI's ``Resize``, about ten times as fast where it smooths and interpolates linearly; the rest is MONAI's."""
 
     def __call__(  # type: ignore[override]
         self,
@@ -116,11 +108,7 @@ class SeparableResize(Resize):
 
 
 class SeparableResized(Resized):
-    """Dictionary form of :class:`SeparableResize`.
-
-    Args:
-        arguments: those of :class:`monai.transforms.Resized`.
-    """
+    """Dictionary form of :class:`SeparableResize`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

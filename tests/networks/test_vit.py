@@ -449,14 +449,6 @@ def test_patches_are_row_major_with_the_channel_last(shape, patch):
     assert torch.equal(unpatchify(patches, grid, patch), x)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_embedding_kept_patches_equals_embedding_all(case):
-    net = vit(case)
-    x, keep = image(net), torch.tensor([[4, 1], [0, 5]])
-    every = net.patch_embed(x)
-    assert_same(net.patch_embed(x, keep), torch.stack([every[i, keep[i]] for i in range(2)]))
-
-
 @pytest.mark.parametrize(
     "shape, message",
     [

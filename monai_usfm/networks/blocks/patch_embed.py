@@ -56,11 +56,6 @@ class PatchEmbedding(nn.Module):
     """Linear embedding of non-overlapping patches: ``(B, C, *S) -> (B, N, E)``, ``N = prod(S // patch_size)``.
 
     Tokens are in row-major order. The weights are those of a strided convolution (``proj``), as in published ViT files.
-
-    Args:
-        in_channels: channels of the image.
-        hidden_size: width ``E`` of a token.
-        patch_size: one size per spatial axis.
     """
 
     def __init__(self, in_channels: int, hidden_size: int, patch_size: Sequence[int]) -> None:

@@ -99,11 +99,6 @@ def resize_relative_table(table: torch.Tensor, source: list[int], target: list[i
     (class token to patch, patch to class token, class token to itself) are kept. Unlike the resizing published with
     USFM, rows stay rows and columns stay columns, and the spline is continued at the border, so that no size gives
     NaN. The map is linear in the table: gradients pass.
-
-    Args:
-        table: one or several tables, the last axis being the heads.
-        source: token grid of ``table``.
-        target: wanted token grid.
     """
     heads = table.shape[-1]
     lead = list(table.shape[:-2])
@@ -140,11 +135,7 @@ def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
 
 
 class _GridTable(nn.Module):
-    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell the grid it belongs to.
-
-    Args:
-        grid: native token grid.
-    """
+    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell the grid it belongs to."""
 
     def __init__(self, grid: Sequence[int]) -> None:
         super().__init__()
@@ -167,13 +158,8 @@ class _GridTable(nn.Module):
 class RelativePositionBias(_GridTable):
     """BEiT's learned bias on attention logits, by the offset between query and key.
 
-    Bao et al. 2022, https://arxiv.org/abs/2106.08254; in USFM one table serves all blocks. A grid other than the native
-    one gets a resized table.
-
-    Args:
-        grid: native token grid.
-        num_heads: attention heads.
-        num_tables: 1 for a table shared by all blocks, or one table per block.
+    Bao et al. 2022, https://arxiv.org/abs/2106.08254; in USFM one table serves all blocks, in others (``num_tables``)
+    each has its own. A grid other than the native one gets a resized table.
     """
 
     def __init__(self, grid: Sequence[int], num_heads: int, num_tables: int = 1) -> None:
@@ -210,13 +196,7 @@ class RelativePositionBias(_GridTable):
 
 
 class TokenPositions(_GridTable):
-    """Absolute position codes with a row for the class token, resized to any grid.
-
-    Args:
-        grid: native token grid.
-        hidden_size: token width.
-        learnable: learned codes, else the fixed sine-cosine table.
-    """
+    """Absolute position codes with a row for the class token, resized to any grid: learned, or sines and cosines."""
 
     def __init__(self, grid: Sequence[int], hidden_size: int, learnable: bool) -> None:
         super().__init__(grid)

@@ -235,9 +235,6 @@ class PyramidPool(nn.Module):
     Of each level it takes a mean with learned weights over the positions (softmax of a linear map of the features;
     equal weights at the start) and the maximum. The weights can follow what the decoder segments: with one that learned
     to segment a lesion, the mean can be taken over the lesion.
-
-    Args:
-        hidden_size, in_channels, patch_size, num_maps, width: see :class:`PyramidDecoder`.
     """
 
     def __init__(

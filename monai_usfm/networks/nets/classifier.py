@@ -18,11 +18,7 @@ POOLS = ("mean", "class", "attention", "pyramid")
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens: ``(B, N, E) -> (B, E)``.
-
-    Args:
-        hidden_size, num_heads: token width, a multiple of the number of heads.
-    """
+    """One learned query attends to all tokens: ``(B, N, E) -> (B, E)``."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()

@@ -189,11 +189,9 @@ class MaskedImageModel(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """One pretraining step.
+        """One step on clean images ``(B, C, *S)`` in [0, 1], ``S`` a multiple of the patch size.
 
-        Args:
-            image: clean images ``(B, C, *S)`` in [0, 1], ``S`` a multiple of the patch size.
-            noise: ``(B, N)`` fixes which patches are hidden, see :class:`TokenMask`.
+        ``noise`` (B, N) fixes which patches are hidden, see :class:`TokenMask`.
 
         Returns:
             ``loss`` (scalar), ``prediction`` (the reconstructed images ``(B, C, *S)``), ``mask`` (``(B, N)``, 1 =
@@ -302,15 +300,9 @@ class MaskedAutoencoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward_decoder(self, latent: torch.Tensor, order: torch.Tensor, grid: list[int]) -> torch.Tensor:
-        """Predict patches from visible tokens.
+        """Visible tokens ``(B, 1 + K, E)``, class token first -> patches ``(B, N, prod(patch) * C)`` of a token grid.
 
-        Args:
-            latent: encoder output ``(B, 1 + K, E)``, class token first.
-            order: token indices ``(B, N)``, the K visible ones first in the order of ``latent``.
-            grid: token grid.
-
-        Returns:
-            ``(B, N, prod(patch) * C)`` in the order of ``order``.
+        ``order`` (B, N) is that of the patches, whose first K are the visible ones.
         """
         x = self.decoder_embed(latent)
         visible = x.shape[1] - 1
@@ -324,11 +316,7 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(x[:, 1:]))
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """One pretraining step.
-
-        Args:
-            image: clean images ``(B, C, *S)``, ``S`` a multiple of the patch size.
-            noise: ``(B, N)`` fixes the draw: the tokens with the smallest values stay visible.
+        """One step on clean images ``(B, C, *S)``, ``S`` a multiple of the patch size; ``noise``: see :class:`TokenMask`.
 
         Returns:
             ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last), ``mask`` (``(B, N)``,

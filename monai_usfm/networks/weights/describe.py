@@ -24,9 +24,7 @@ Checkpoint = str | os.PathLike | Mapping[str, Any]
 def encoder_arguments(source: Checkpoint, *, source_grid: Sequence[int] | None = None) -> dict[str, Any]:
     """Arguments of :class:`UltrasoundViT` for an encoder into which a source loads without any adaptation.
 
-    Args:
-        source: see :func:`load_pretrained`.
-        source_grid: see :func:`load_pretrained`.
+    Source and grid are as for :func:`load_pretrained`.
 
     Returns:
         Keyword arguments. ``num_heads`` is read from bias tables; without any it is taken to be 64 channels per head,

@@ -47,10 +47,7 @@ def names_file(argument: str) -> Callable[[F], F]:
 
 
 def read_checkpoint(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The object in a checkpoint file, read without running code from it; a mapping is returned as it is.
-
-    Args:
-        source: PyTorch or safetensors file, or what such a file holds.
+    """The object in a PyTorch or safetensors file, read without running code from it; a mapping is returned as it is.
 
     Raises:
         FileNotFoundError: where there is no such file; IsADirectoryError for a folder.
