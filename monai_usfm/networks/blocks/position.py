@@ -135,7 +135,7 @@ def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
 
 
 class _GridTable(nn.Module):
-    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell the grid it belongs to."""
+    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell its grid."""
 
     def __init__(self, grid: Sequence[int]) -> None:
         super().__init__()

@@ -316,7 +316,7 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(x[:, 1:]))
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """One step on clean images ``(B, C, *S)``, ``S`` a multiple of the patch size; ``noise``: see :class:`TokenMask`.
+        """One step on clean images ``(B, C, *S)``, ``S`` a multiple of the patch size, masked as by :class:`TokenMask`.
 
         Returns:
             ``loss`` (scalar), ``prediction`` (patches ``(B, N, prod(patch) * C)``, channel last), ``mask`` (``(B, N)``,
