@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pydicom
@@ -105,9 +104,3 @@ def test_dicom_objects_without_an_image_are_listed_as_what_they_are(tmp_path, ki
     assert [path.name for path in found.images] == [name] * KINDS[kind]
     if not KINDS[kind]:
         assert found.others[tmp_path / name] == f"DICOM without an image: {pydicom.uid.UID(kind).name}"
-
-
-def test_dicom_is_found_without_an_ending(tmp_path):
-    shutil.copy(get_testdata_file("examples_palette.dcm"), tmp_path / "1.2.840.7")
-    touch(tmp_path / "README")
-    assert images(tmp_path) == ["1.2.840.7"]

@@ -73,12 +73,6 @@ def test_nan_is_refused_with_one_clear_error(name):
 
 
 @pytest.mark.parametrize("name", EFFECTS)
-def test_images_that_were_not_scaled_are_refused(name):
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got values from"):
-        build(name)(torch.randint(0, 255, (1, 32, 32), dtype=torch.uint8))
-
-
-@pytest.mark.parametrize("name", EFFECTS)
 @pytest.mark.parametrize("know", ["geometry", "fov", "nothing"])
 def test_outside_the_field_of_view_stays_exactly_black_and_inside_changes(name, know):
     image, mask = sector(), CONVEX.mask((64, 64))

@@ -363,12 +363,6 @@ def test_impossible_parameters_are_refused(arguments):
         SpeckleNoise(**arguments)
 
 
-def test_one_number_stands_for_itself():
-    transform = RandSpeckleNoise(1.0, looks=2, strength=0.7).set_random_state(0)
-    transform.randomize()
-    assert (transform.looks, transform.strength) == (2, 0.7)
-
-
 @pytest.mark.parametrize("arguments", [{"looks": (4, 1)}, {"looks": (0, 1)}, {"strength": (1.0, 0.5)}])
 def test_impossible_ranges_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
