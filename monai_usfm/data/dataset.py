@@ -90,13 +90,10 @@ class UltrasoundDataset(Dataset):
 
         By threads, and once: what the store has was right before. Without a store nothing is kept, so that the files
         are read once more. ``world_size`` processes share the work by their ``rank``. With ``skip_unreadable`` nothing
-        is done, since a wrong file stops no run then.
+        is done, since a wrong file stops no run then. Raised is the error of the first wrong item of the list.
 
         Returns:
             The number of items that were read.
-
-        Raises:
-            UnreadableImageError, RuntimeError: of the first wrong item of the list, naming the file.
         """
         part = [] if self.skip_unreadable else range(rank, len(self.data), world_size)
         wanted = [index for index in part if self._store is None or self.data[index] not in self._store]

@@ -146,11 +146,7 @@ def identifying_attributes(dataset: Dataset, technical: bool = False) -> list[st
 
 
 def check_identity(dataset: Dataset) -> None:
-    """Refuse a file that may name a person or says that annotation is burned in.
-
-    Raises:
-        UnreadableImageError: naming the attributes, not their values.
-    """
+    """Refuse a file that may name a person or says that annotation is burned in, naming attributes but no values."""
     named = identifying_attributes(dataset)
     if str(dataset.get("PatientIdentityRemoved") or "").upper() == "YES":
         named = [keyword for keyword in named if keyword not in _PSEUDONYMS]

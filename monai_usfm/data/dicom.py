@@ -153,10 +153,7 @@ class UltrasoundDicomReader(ImageReader):
     def frames(self, dataset: Dataset, index: int | None = None, stored: bool = False) -> tuple[np.ndarray, float]:
         """``(values, value of white)``: upright, ``(frames, H, W, 1 or 3)``, slices in the order of their position.
 
-        Args:
-            dataset: what :meth:`read` returned.
-            index: a frame (or slice, in the sorted order), to decode only that one.
-            stored: keep stored numbers, for label maps.
+        Only the frame or slice ``index`` of that order, if one is given; ``stored`` keeps the numbers of label maps.
         """
         count = self.num_frames(dataset)
         order = slice_order(dataset, count)

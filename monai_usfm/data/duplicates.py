@@ -39,11 +39,7 @@ class Copy(NamedTuple):
 
 
 def image_hashes(image: torch.Tensor) -> np.ndarray:
-    """The hashes of an image by which :func:`find_copies` knows it.
-
-    Args:
-        image: ``(C, H, W)`` or ``(C, D, H, W)``, any real type; channels are averaged, of a volume the middle slice is
-            taken.
+    """The hashes by which :func:`find_copies` knows an image ``(C, H, W)``, or a volume by its middle slice.
 
     Returns:
         ``(2, 2, 17, 32)`` uint8: of the whole image and of its content (:func:`content_box`), as it is and mirrored
@@ -106,10 +102,7 @@ def find_copies(
     are not too far apart, the crops of one with the other and the reverse. The smallest distance counts. Hashes with
     fewer than 16 set bits (blank images) tell nothing. Time grows with the square of the number of images.
 
-    Args:
-        hashes: of :func:`image_hashes`, one for each image.
-        others: images to compare them with; None compares them with each other, ``first < second``.
-        max_bits: largest distance of two copies.
+    ``others`` are images to compare them with; None compares them with each other, ``first < second``.
     """
     if max_bits < 0:
         raise ValueError(f"max_bits must be 0 or more, got {max_bits}.")

@@ -55,12 +55,9 @@ class UnreadableImageError(RuntimeError):
 
 
 def file_format(path: PathLike) -> str:
-    """The format by the file's ending or the mark inside it.
+    """One of the kinds of ``_FORMATS``, by the file's ending or the mark inside it.
 
-    One of ``"image"``, ``"video"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"`` and ``"dicom"``.
-
-    Raises:
-        UnreadableImageError: when the file is missing, a folder, a pipe or device, empty, or of another type.
+    What is missing, a folder, a pipe or device, empty, or of another type is an :class:`UnreadableImageError`.
     """
     file = Path(path)
     try:

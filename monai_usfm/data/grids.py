@@ -30,9 +30,6 @@ def check_one_grid(path: str, img: torch.Tensor, other_path: str, other: torch.T
 
     A file that lies where its format puts it by default (axes of the space, origin 0) is compared with another such one
     by the size of its samples alone: NIfTI then means right-anterior-superior, MetaImage and NRRD left-posterior.
-
-    Raises:
-        UnreadableImageError: naming both files.
     """
     turns = [int(x.meta.get("turn", 1)) if isinstance(x, MetaTensor) else 1 for x in (img, other)]
     same_size = img.shape[1:] == other.shape[1:]
@@ -89,10 +86,8 @@ def _corners(size: Sequence[int]) -> np.ndarray:
 def resampled(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor, label: bool) -> torch.Tensor:
     """The image on the grid of the other one, by the affines of both; 0 where it has no values.
 
-    Both are upright, ``(C, *S)``. A ``label`` is taken by nearest neighbor, an image linearly.
-
-    Raises:
-        UnreadableImageError: where one of them has no geometry, or a plane lies beside the other.
+    Both are upright, ``(C, *S)``. A ``label`` is taken by nearest neighbor, an image linearly. Refused are images
+    without geometry, and planes that lie beside each other.
     """
     if not isinstance(img, MetaTensor) or not isinstance(other, MetaTensor):
         raise UnreadableImageError(path, "cannot be resampled without metadata; turn their tracking on.")

@@ -113,9 +113,7 @@ class Uint8Store:
     def put(self, item: Mapping[str, Any], transformed: Mapping[str, Any]) -> dict[str, Any]:
         """Store what the transforms made of ``item``, and give it as :meth:`get` does.
 
-        Raises:
-            ValueError: for tensors that are neither in [0, 1] nor whole numbers up to 255, or new entries of another
-                kind, naming them.
+        Tensors that are neither in [0, 1] nor whole numbers up to 255, and new entries of another kind, are refused.
         """
         content = _packed(item, transformed)
         if self._shard is None:

@@ -65,8 +65,7 @@ class Table:
     def rows_of(self, paths: Sequence[PathLike]) -> list[dict[str, str] | None]:
         """The row of each path: the one that names its longest end, or else its name without ending.
 
-        Raises:
-            ValueError: where one row would belong to several files, since it names less than their whole path.
+        A row that would belong to several files, since it names less than their whole path, is a ValueError.
         """
         found: list[dict[str, str] | None] = []
         users: dict[str, str] = {}

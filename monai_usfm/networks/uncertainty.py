@@ -136,11 +136,7 @@ class FlipInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """``(B, C, *S)`` -> what the network returns, averaged.
-
-        Raises:
-            ValueError: if the input has no such axis.
-        """
+        """``(B, C, *S)`` -> what the network returns, averaged."""
         if max(self.spatial_axes) > inputs.dim() - 3:
             raise ValueError(
                 f"spatial axes {self.spatial_axes} are not all in an image of shape {tuple(inputs.shape)}."
@@ -184,15 +180,12 @@ class TemperatureScaling(nn.Module):
 
     @torch.no_grad()
     def fit(self, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> "TemperatureScaling":
-        """Set the temperature that minimizes the negative log-likelihood.
+        """Set the temperature that minimizes the negative log-likelihood; returns itself.
 
         Args:
             logits: ``(B, K, ...)``; one channel means a sigmoid. Of many pixels a random sample is enough.
             labels: class indices ``(B, ...)`` or ``(B, 1, ...)``.
             ignore_index: label to leave out.
-
-        Returns:
-            Itself.
 
         Raises:
             ValueError: if shapes do not match or no label is left.

@@ -27,16 +27,9 @@ class NotAConeError(ValueError):
 def fit_beam(
     mask: np.ndarray, spacing: Sequence[float], fallback: str | None = "error", min_confidence: float = 0.35
 ) -> BeamGeometry | None:
-    """The :class:`BeamGeometry` of a field of view.
+    """The :class:`BeamGeometry` of a field of view, as :class:`~monai_usfm.transforms.FitBeam` describes it.
 
-    Args:
-        mask: bool, ``(H, W)`` or ``(D, H, W)``, with the ``spacing`` of a step along each axis.
-        fallback: for a mask without a cone: ``"error"`` raises, ``"linear"`` gives the rectangle or parallelogram about
-            it, ``None`` gives ``None``.
-        min_confidence: fits below it count as no cone.
-
-    Raises:
-        NotAConeError: if no cone is found and ``fallback="error"``.
+    The mask is ``(H, W)`` or ``(D, H, W)``, bool, with the ``spacing`` of a step along each axis.
     """
     if mask.ndim == 3:
         areas = mask.sum(axis=(1, 2))

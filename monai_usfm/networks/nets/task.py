@@ -31,11 +31,7 @@ def even_blocks(num_layers: int, count: int) -> list[int]:
 
 
 def pad_to_patches(x: torch.Tensor, patch_size: list[int]) -> torch.Tensor:
-    """Repeat the last row, column or plane until each size is a multiple of the patch size.
-
-    Raises:
-        ValueError: for another number of spatial axes.
-    """
+    """Repeat the last row, column or plane until each size is a multiple of the patch size."""
     if x.dim() != len(patch_size) + 2:
         raise ValueError(
             f"expected an image batch (B, C, *S) with {len(patch_size)} spatial axes, got shape {list(x.shape)}."
@@ -69,7 +65,7 @@ class TaskNetwork(nn.Module):
     Parts of the encoder in which nothing is trainable stay in evaluation mode (no drop path), whatever ``train`` says.
 
     Args:
-        encoder: the encoder; it becomes part of the network and is not copied.
+        encoder: becomes part of the network and is not copied.
         indices: blocks whose outputs are used, or None where the final norm is used. What comes after the last of them
             gets no gradient and is therefore frozen: distributed training needs no search for unused parameters.
 

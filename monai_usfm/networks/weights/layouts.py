@@ -189,11 +189,7 @@ def _rename(name: str, renames: Iterable[tuple[str, Any]]) -> str:
 
 
 def parse(content: Mapping[str, Any]) -> Source:
-    """A checkpoint's content -> its encoder and what is beside it, under our names.
-
-    Raises:
-        ValueError: for an unknown layout, one that is refused, or several encoders.
-    """
+    """A checkpoint's content -> its encoder and what is beside it, under our names."""
     state = unwrap(content)
     anchors = [name for name in state if name.endswith(ANCHORS)]
     if len(anchors) > 1:

@@ -64,12 +64,10 @@ def lesion(
     """Paint one lesion about ``center`` (x, z) in mm and mark it as target, structure and instance.
 
     Args:
-        p: the phantom.
-        center, size: middle and mean radius in mm.
+        size: mean radius in mm.
         suspicious: irregular and mostly shadowing, or regular.
         within: the tissue that it does not leave.
-        aspect: width over height; drawn if not given.
-        pattern: a key of :data:`PATTERNS`; drawn if not given.
+        aspect, pattern: width over height, and a key of :data:`PATTERNS`; drawn if not given.
 
     Returns:
         Its mask.
