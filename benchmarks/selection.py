@@ -32,7 +32,7 @@ def read(encoder: torch.nn.Module, arguments: argparse.Namespace, split: str) ->
     tokens, masks, classes = [], [], []
     for start in range(0, len(items), 32):
         loaded = load_images(items[start : start + 32], [arguments.size] * 2, 2)
-        tokens.append(extract_features(encoder, loaded, "tokens", amp=True).flatten(2).transpose(1, 2).half())
+        tokens.append(extract_features(encoder, loaded.images, "tokens", amp=True).flatten(2).transpose(1, 2).half())
         masks.append(loaded.labels > 0)  # type: ignore[operator]
         classes.append(loaded.classes)
     mask, side = torch.cat(masks), round(tokens[0].shape[1] ** 0.5)

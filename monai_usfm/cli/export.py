@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from monai.networks import convert_to_trt
-from monai.utils import optional_import
+from monai.utils import convert_to_tensor, optional_import
 
 from monai_usfm.cards import load_network, read_card
 from monai_usfm.files import atomic_write
@@ -112,7 +112,7 @@ def _integers(
         if not len(data):
             raise getattr(data.data, "error", None) or ValueError(f"{folder}: no images in the training split.")
         chosen = range(0, len(data), -(-len(data) // CALIBRATION_IMAGES))
-        images = [torch.as_tensor(data[i]["image"]).as_subclass(torch.Tensor)[None] for i in chosen]
+        images = [convert_to_tensor(data[i]["image"])[None] for i in chosen]
 
         class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
             left = iter(images)
@@ -158,7 +158,7 @@ class _Network(torch.nn.Module):
         self.run = run
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.run(torch.as_tensor(images).as_subclass(torch.Tensor))
+        return self.run(convert_to_tensor(images))
 
 
 def _session(file: Path) -> Run:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from monai.config import PathLike
+from monai.utils import convert_to_tensor
 
 from monai_usfm.cards import load_network
 from monai_usfm.data import LoadUltrasound
@@ -88,20 +89,19 @@ def audit(
     if lacking:
         raise ValueError(f"{datalist}: {len(lacking)} items lack '{wanted}', for example {lacking[0]}.")
     read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
-    images = [_plain(read(item["image"], item.get("frame"))) for item in items]
+    images = convert_to_tensor([read(item["image"], item.get("frame")) for item in items])
     patients = [item["patient"] for item in items]
-    labels = None
-    if all(item.get("label") for item in items):
-        labels = [_plain(read_label(item["label"], item.get("frame"))) for item in items]
+    marked = all(item.get("label") for item in items)
+    labels = [read_label(item["label"], item.get("frame")) for item in items] if marked else []
     predict = ImagePredictor(network, device)
     if card["task"] == "classification":
-        changes = CHANGES if kind == "robustness" else SHORTCUTS
-        masks = None if labels is None else [label[0] for label in labels]
-        rows, examples = audit_classifier(predict, images, [int(i["class"]) for i in items], patients, masks, changes)
+        changes, classes = CHANGES if kind == "robustness" else SHORTCUTS, [int(item["class"]) for item in items]
+        masks = [label[0] for label in convert_to_tensor(labels)] if marked else None
+        rows, examples = audit_classifier(predict, images, classes, patients, masks, changes)
     else:
         num_classes = card["network"]["num_classes"]
         to_indices = LabelIndices(num_classes, label_values if label_values is not None else card.get("label_values"))
-        maps = [_plain(to_indices(label))[0].long() for label in labels or ()]
+        maps = [convert_to_tensor(to_indices(label))[0].long() for label in labels]
         rows, examples = audit_segmenter(lambda image: predict(image).argmax(0), images, maps, patients, num_classes)
     folder = Path(output_dir)
     _save_examples(folder / f"{kind}.png", examples)
@@ -160,16 +160,14 @@ def audit_segmenter(
         if name != "unchanged" and score < min(dice[name].values(), default=np.inf):
             examples[name] = image, [label, prediction], f"{name}: Dice {score:.2f}"
         dice[name][i] = score
-    rows = []
-    for name, found in dice.items():
-        after, before = (np.array([scores[i] for i in found]) for scores in (found, dice["unchanged"]))
-        row: dict[str, Any] = {"change": name, "images": len(found)}
-        if found:
-            row |= {"dice_before": before.mean(), "dice": after.mean()}
-            row |= _spread("loss", before - after, patients, found, seed)
-            row["failed"] = float((after < 0.5).mean())
-        rows.append(row)
-    return pd.DataFrame(rows), examples
+
+    def row(index: list[int], before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+        lost = np.subtract(before, after)
+        means = {"dice_before": np.mean(before), "dice": np.mean(after)}
+        failed = float(np.mean(np.less(after, 0.5)))
+        return means | _spread("loss", lost, patients, index, seed) | {"failed": failed}
+
+    return _table(dice, row), examples
 
 
 @torch.no_grad()
@@ -216,41 +214,36 @@ def audit_classifier(
             largest[name] = change
             title = f"{name}: p(class {chosen})\n{before[chosen]:.2f} to {after[chosen]:.2f}"
             examples[name] = image, [], title
+
+    def row(index: list[int], *outputs: Sequence[torch.Tensor]) -> dict[str, float]:
+        before, after = (torch.stack([*given]) for given in outputs)
+        predicted, labels = [p.argmax(1).numpy() for p in (before, after)], truth[index].numpy()
+
+        def lost(rows: np.ndarray) -> float:
+            f1 = [macro_f1(confusion_counts(labels[rows], p[rows], before.shape[1])) for p in predicted]
+            return float(f1[0] - f1[1])
+
+        first, second = (classification_scores(p, truth[index], bins=None) for p in (before, after))
+        return {
+            "macro_f1_before": first["macro_f1"],
+            "macro_f1": second["macro_f1"],
+            **_spread("loss", lost, patients, index, seed),
+            "auc_before": first["auc"],
+            "auc": second["auc"],
+            **_spread("flips", (predicted[0] != predicted[1]).astype(float), patients, index, seed),
+            "mean_change": (after - before).gather(1, before.argmax(1, keepdim=True)).abs().mean().item(),
+        }
+
+    return _table(found, row), examples
+
+
+def _table(found: Mapping[str, Mapping[int, Any]], row: Callable[..., dict[str, float]]) -> pd.DataFrame:
+    """A row for each change: of the images that it altered the numbers, and what they gave before and after."""
     rows = []
-    for name, outputs in found.items():
-        row: dict[str, Any] = {"change": name, "images": len(outputs)}
-        if outputs:
-            index = list(outputs)
-            before, after = torch.stack([found["unchanged"][i] for i in index]), torch.stack([*outputs.values()])
-            row |= _class_row(before, after, truth[index], patients, index, seed)
-        rows.append(row)
-    return pd.DataFrame(rows), examples
-
-
-def _class_row(
-    before: torch.Tensor,
-    after: torch.Tensor,
-    truth: torch.Tensor,
-    patients: Sequence[Hashable] | None,
-    index: Sequence[int],
-    seed: int,
-) -> dict[str, float]:
-    predicted, labels = [p.argmax(1).numpy() for p in (before, after)], truth.numpy()
-
-    def lost(rows: np.ndarray) -> float:
-        f1 = [macro_f1(confusion_counts(labels[rows], p[rows], before.shape[1])) for p in predicted]
-        return float(f1[0] - f1[1])
-
-    first, second = (classification_scores(p, truth, bins=None) for p in (before, after))
-    return {
-        "macro_f1_before": first["macro_f1"],
-        "macro_f1": second["macro_f1"],
-        **_spread("loss", lost, patients, index, seed),
-        "auc_before": first["auc"],
-        "auc": second["auc"],
-        **_spread("flips", (predicted[0] != predicted[1]).astype(float), patients, index, seed),
-        "mean_change": (after - before).gather(1, before.argmax(1, keepdim=True)).abs().mean().item(),
-    }
+    for name, after in found.items():
+        numbers = row([*after], [found["unchanged"][i] for i in after], [*after.values()]) if after else {}
+        rows.append({"change": name, "images": len(after), **numbers})
+    return pd.DataFrame(rows)
 
 
 def _spread(
@@ -294,7 +287,3 @@ def _save_examples(path: PathLike, examples: Mapping[str, Example]) -> None:
                 ax.contour(mask > 0, levels=[0.5], colors=color, linewidths=0.8)
         ax.set_title(title, fontsize=8)
     save_figure(path, figure)
-
-
-def _plain(image: Any) -> torch.Tensor:
-    return torch.as_tensor(image).as_subclass(torch.Tensor)

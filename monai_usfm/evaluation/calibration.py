@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.utils import convert_to_tensor
 
 from monai_usfm.cards import load_network, read_card, write_card
 from monai_usfm.metrics.scores import classification_scores
@@ -92,8 +93,8 @@ def _collect(parser: Any, network: torch.nn.Module) -> tuple[torch.Tensor, torch
     generator = torch.Generator().manual_seed(0)
     logits, labels, presence, shown = [], [], [torch.empty(0)], [torch.empty(0, dtype=torch.bool)]
     for batch in parser.get_parsed_content("validate#dataloader"):
-        output = inferer(torch.as_tensor(batch["image"]).as_subclass(torch.Tensor).to(device), network).cpu()
-        truth = torch.as_tensor(batch["class" if output.dim() == 2 else "label"]).as_subclass(torch.Tensor)
+        output = inferer(convert_to_tensor(batch["image"]).to(device), network).cpu()
+        truth = convert_to_tensor(batch["class" if output.dim() == 2 else "label"])
         if output.dim() > 2:
             presence.append(presence_score(output))
             shown.append(truth.flatten(1).any(1))

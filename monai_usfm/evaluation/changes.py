@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.config import NdarrayOrTensor
 from monai.transforms import AdjustContrast, GaussianSmooth, Resize
+from monai.utils import convert_to_tensor
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.transforms.annotation import RemoveAnnotations
@@ -130,14 +131,14 @@ def _stretch(image: torch.Tensor, label: torch.Tensor, factor: float) -> Pair:
     size = (image.shape[1], round(factor * image.shape[2]))
     altered = Resize(size, mode="bilinear", anti_aliasing=True)(image)
     mask = F.interpolate(label[None].float(), size=size, mode="nearest-exact")[0]
-    return torch.as_tensor(altered).as_subclass(torch.Tensor), mask.to(label.dtype)
+    return convert_to_tensor(altered), mask.to(label.dtype)
 
 
 def _intensity(change: Callable[[torch.Tensor, torch.Generator], NdarrayOrTensor]) -> Change:
     """A change of gray values, which leaves the label map alone."""
 
     def altered(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:
-        result = torch.as_tensor(change(image, generator)).as_subclass(torch.Tensor)
+        result = convert_to_tensor(change(image, generator))
         return result.to(image.dtype).clamp(0, 1), label
 
     return altered

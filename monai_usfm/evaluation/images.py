@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn as nn
-from monai.data import DataLoader
+from monai.networks import eval_mode
 from monai.transforms import Compose
-from torch.utils.data import Dataset
+from monai.utils import convert_to_tensor
 
 from monai_usfm.data import LoadUltrasoundd, add_patients, load_datalist
 from monai_usfm.transforms import LabelIndicesd, SeparableResized
@@ -22,8 +22,8 @@ __all__ = ["ImageSet", "extract_features", "load_images", "read_items"]
 
 
 @dataclass
-class ImageSet(Dataset):
-    """Images of one size; indexing gives a dictionary with ``image``.
+class ImageSet:
+    """Images of one size.
 
     Args:
         images: ``(M, 1, *S)`` in [0, 1].
@@ -38,12 +38,6 @@ class ImageSet(Dataset):
     names: list[str]
     classes: torch.Tensor | None = None
     labels: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"image": self.images[index]}
 
 
 def read_items(
@@ -101,53 +95,47 @@ def load_images(
     loaded = [read({key: item[key] for key in (*keys, "frame") if key in item}) for item in items]
     has_class = all(isinstance(item.get("class"), int) for item in items)
     return ImageSet(
-        images=torch.stack([_plain(data["image"]) for data in loaded]),
+        images=torch.stack(convert_to_tensor([data["image"] for data in loaded])),
         patients=[item["patient"] for item in items],
         names=[str(item["image"]) for item in items],
         classes=torch.tensor([item["class"] for item in items]) if has_class else None,
-        labels=torch.stack([_plain(data["label"])[0].long() for data in loaded]) if num_classes else None,
+        labels=torch.cat(convert_to_tensor([data["label"] for data in loaded])).long() if num_classes else None,
     )
 
 
-@torch.no_grad()
 def extract_features(
     encoder: nn.Module,
-    data: Dataset | Iterable[Any],
+    images: torch.Tensor,
     pool: str = "mean",
     *,
     device: torch.device | str | None = None,
     amp: bool = False,
     batch_size: int = 32,
 ) -> torch.Tensor:
-    """Run a frozen encoder over a data set, in its order; it is handed back in the mode and on the device it came.
+    """Run a frozen encoder over images, in their order; the encoder stays on ``device``, in the mode it came.
 
     Args:
         encoder: gives tokens ``(B, 1 + N, E)``, the class token first, and has ``token_grid``, as
             :class:`~monai_usfm.networks.UltrasoundViT`.
-        data: a ``Dataset``, read in batches of ``batch_size``, or anything that yields batches, for example a
-            ``DataLoader`` that does not shuffle. A batch is a tensor ``(B, C, *S)`` or a dictionary with ``"image"``.
+        images: ``(M, C, *S)``.
         pool: ``"mean"`` of the patch tokens, ``"class"`` token, or ``"tokens"``: all of them as a map.
         device: where to run; None stays on the encoder's device.
         amp: run in bfloat16 autocast; features are float32 in any case.
-        batch_size: images per batch where ``data`` is a data set.
+        batch_size: images in a step.
 
     Returns:
         Features on the CPU, ``(M, E)`` or, for ``pool="tokens"``, ``(M, E, *grid)``.
 
     Raises:
-        ValueError: for an unknown ``pool``, or empty data.
+        ValueError: for an unknown ``pool``.
     """
     if pool not in ("mean", "class", "tokens"):
         raise ValueError(f"pool must be mean, class or tokens, got {pool!r}.")
-    home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-    place = torch.device(device) if device is not None else home
-    batches = DataLoader(data, batch_size=batch_size, shuffle=False) if isinstance(data, Dataset) else data
+    place = torch.device(device) if device is not None else next(encoder.parameters()).device
     features: list[torch.Tensor] = []
-    modes = {part: part.training for part in encoder.modules()}
-    encoder.to(place).eval()
-    try:
-        for batch in batches:
-            image = _plain(batch["image"] if isinstance(batch, Mapping) else batch).to(place)
+    with eval_mode(encoder.to(place)):
+        for batch in images.split(batch_size):
+            image = batch.to(place)
             with torch.autocast(place.type, dtype=torch.bfloat16, enabled=amp):
                 tokens = encoder(image).float().cpu()
             if pool == "tokens":
@@ -155,14 +143,4 @@ def extract_features(
                 features.append(tokens[:, 1:].transpose(1, 2).unflatten(2, list(grid)))
             else:
                 features.append(tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1))
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-        encoder.to(home)
-    if not features:
-        raise ValueError("the data yielded no batch; give at least one image.")
     return torch.cat(features)
-
-
-def _plain(image: Any) -> torch.Tensor:
-    return torch.as_tensor(image).as_subclass(torch.Tensor)

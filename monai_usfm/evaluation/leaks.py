@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
+from monai.utils import convert_to_tensor
 
 from monai_usfm.data import LoadUltrasound, load_datalist, read_datalist
 from monai_usfm.data.datalist import equal_files
@@ -93,8 +93,7 @@ def find_leaks(train: Sequence[Item], test: Sequence[Item], max_bits: int = MAX_
     known = {(leak.train, leak.test) for leak in leaks}
     read = LoadUltrasound(2)
     of_test, of_train = (
-        [image_hashes(torch.as_tensor(read(i["image"], i.get("frame"))).as_subclass(torch.Tensor)) for i in items]
-        for items in (test, train)
+        [image_hashes(convert_to_tensor(read(i["image"], i.get("frame")))) for i in items] for items in (test, train)
     )
     nearest: dict[int, Copy] = {}
     for copy in sorted(find_copies(of_test, of_train, max_bits), key=lambda copy: copy.distance):

@@ -115,7 +115,7 @@ def probe(
         for kind in probes:
             form = "tokens" if kind in ("attentive", "dense") else pool
             if form not in features:
-                features[form] = [extract_features(encoder, s, form, device=device, amp=amp) for s in sets]
+                features[form] = [extract_features(encoder, s.images, form, device=device, amp=amp) for s in sets]
             result = _run(kind, features[form], train, test, num_classes)
             for metric, value in result.metrics.items():
                 span = _interval(result, metric, test)
@@ -130,8 +130,8 @@ def probe(
                         "high": span.high,
                         "patients": span.count,
                         "split": split,
-                        "training_images": len(train),
-                        "test_images": len(test),
+                        "training_images": len(train.images),
+                        "test_images": len(test.images),
                         "size": "x".join(map(str, spatial_size)),
                         "pool": form,
                         "l2": result.settings.get("l2", ""),

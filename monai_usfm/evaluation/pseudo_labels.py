@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from monai.utils import convert_to_tensor
 from PIL import Image
 
 from monai_usfm.cards import load_network
@@ -103,7 +104,7 @@ def pseudo_label(
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
     for number, item in enumerate(items):
-        image = torch.as_tensor(read(item["image"])).as_subclass(torch.Tensor).to(device)
+        image = convert_to_tensor(read(item["image"])).to(device)
         with autocast(device, autocast_dtype("auto", device)):
             mask, found = agreeing_mask(network, image.expand(card["in_channels"], -1, -1), card["spatial_size"])
         if found < agreement:

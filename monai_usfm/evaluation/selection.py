@@ -144,7 +144,7 @@ def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.n
     for start in range(0, len(files), 32):
         items = [{"image": name, "patient": None} for name in files[start : start + 32]]
         batch = load_images(items, options["spatial_size"]).images.repeat_interleave(options["in_channels"], 1)
-        features.append(extract_features(network.encoder, [batch], device=device))
+        features.append(extract_features(network.encoder, batch, device=device))
         probabilities = network(batch.to(device)).float().softmax(1)
         entropies.append(torch.special.entr(probabilities).sum(1).flatten(1).mean(1).cpu())
     vectors = torch.nn.functional.normalize(torch.cat(features), dim=1)

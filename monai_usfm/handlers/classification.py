@@ -17,6 +17,7 @@ from ignite.engine import Engine
 from matplotlib.figure import Figure
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
+from monai.utils import convert_to_tensor
 
 from monai_usfm.files import atomic_write, write_csv
 from monai_usfm.handlers.report import EvaluationReport
@@ -62,7 +63,7 @@ class ClassificationScore(IgniteMetricHandler):
 
 def _pairs(output: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Decollated items -> probabilities ``(B, K)`` and labels ``(B,)``."""
-    probabilities = torch.stack([torch.as_tensor(item["pred"]).as_subclass(torch.Tensor) for item in output])
+    probabilities = torch.stack([convert_to_tensor(item["pred"]) for item in output])
     labels = torch.tensor([int(item["label"]) for item in output], device=probabilities.device)
     return probabilities, labels
 

@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.handlers import from_engine
 from monai.metrics import PSNRMetric, SSIMMetric
 from monai.networks.layers import Pool
+from monai.utils import convert_to_tensor
 from scipy.optimize import bisect
 
 from monai_usfm.handlers.report import EvaluationReport, moments
@@ -148,7 +149,7 @@ def enhancement_panels(output: Sequence[Mapping[str, Any]]) -> dict[str, torch.T
     items = [item for item in output if item["image"].shape == output[0]["image"].shape]
 
     def stack(key: str) -> torch.Tensor:
-        return torch.stack([_plain(item[key]).float().cpu()[:1] for item in items])
+        return torch.stack([convert_to_tensor(item[key]).float().cpu()[:1] for item in items])
 
     before, after = stack("image"), stack("pred")
     panels = {"before": before, "after": after, "change x4": 0.5 + 4 * (after - before)}
@@ -168,7 +169,7 @@ def near_signal(image: torch.Tensor) -> torch.Tensor:
     A morphological closing, so that nothing is added beyond the edge of the sector.
     """
     pool = Pool[Pool.MAX, image.dim() - 1](15, 1, 7)
-    near = pool((_plain(image)[:1] > 0).float()[None])
+    near = pool((convert_to_tensor(image)[:1] > 0).float()[None])
     return pool(1 - near)[0] == 0
 
 
@@ -199,9 +200,10 @@ class EnhancementReport(EvaluationReport):
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for source, item in zip(engine.state.batch, engine.state.output, strict=True):
-            before, after, target = (_plain(item[key])[:1].float() for key in ("image", "pred", "label"))
+            before, after, target = (convert_to_tensor(item[key])[:1].float() for key in ("image", "pred", "label"))
             roi, background = (
-                _plain(source[key]).to(before.device) if key in source else None for key in ("roi", "background")
+                convert_to_tensor(source[key]).to(before.device) if key in source else None
+                for key in ("roi", "background")
             )
             blurs = matched_blur(before[None], after[None]), best_blur(before[None], target[None])
             name = self.file_of(source["image"], rows, len(METHODS))
@@ -229,7 +231,3 @@ class EnhancementReport(EvaluationReport):
         lost = [score for score, share in summary["blur_wins"].items() if share is not None and share > 0.5]
         if lost:
             engine.logger.warning(f"a Gaussian blur beats the network on most images in {', '.join(lost)}.")
-
-
-def _plain(tensor: Any) -> torch.Tensor:
-    return torch.as_tensor(tensor).detach().as_subclass(torch.Tensor)

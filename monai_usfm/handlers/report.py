@@ -33,11 +33,6 @@ def known_spacing(image: Any, shape: Sequence[int] | None = None) -> list[float]
     return steps or None
 
 
-def file_of_image(image: Any, number: int) -> str:
-    """The file that an image was read from, or its number where the image does not know."""
-    return str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{number:06d}"))
-
-
 def unit_of(units: Sequence[str]) -> str:
     """The unit of all cases, or that they have several."""
     return units[0] if len(set(units)) == 1 else "mixed mm and px: do not average"
@@ -106,8 +101,9 @@ class EvaluationReport:
             self.write(engine, rows)
 
     def file_of(self, image: Any, rows: Sequence[Row] = (), each: int = 1) -> str:
-        """File of an image of the batch, or its number, of which each has so many rows."""
-        return file_of_image(image, (len(self.rows) + len(rows)) // each)
+        """File of an image of the batch, or its number where it does not know; each has so many rows."""
+        number = (len(self.rows) + len(rows)) // each
+        return str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{number:06d}"))
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows as CSV, floats with five decimals."""

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
 from PIL import Image
 
 from monai_usfm.data import SUPPORTED_SUFFIXES, LoadUltrasound
-from monai_usfm.files import append_csv, atomic_write, write_text_atomically
+from monai_usfm.files import append_csv, atomic_write, write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import (
     draw_bars,
     draw_over_time,
@@ -29,7 +30,7 @@ from monai_usfm.handlers.drawing import (
     save_movie,
     tile,
 )
-from monai_usfm.handlers.report import file_of_image, known_spacing
+from monai_usfm.handlers.report import EvaluationReport, known_spacing
 from monai_usfm.metrics.geometry import muscle_architecture
 from monai_usfm.metrics.measurements import measure
 from monai_usfm.networks.nets.vit import FeatureExtractor
@@ -266,11 +267,10 @@ class ClassificationPreviews(CasePreviews):
         return label_figure(draw_bars(plane, dict(zip(names, shares, strict=True))), stem.name)
 
 
-class EmbeddingSaver:
-    """Collects one embedding per image and writes ``embeddings.npz`` (``embeddings``, ``images``) and
-    ``embeddings.csv``, which grows with every batch.
+class EmbeddingSaver(EvaluationReport):
+    """Writes ``embeddings.npz`` (``embeddings``, ``images``) and ``embeddings.csv``, which grows with every batch.
 
-    Attach it to an evaluator whose ``pred`` is a vector for each image; file names come from the image's metadata.
+    Attach it to an evaluator that decollates and whose ``pred`` is a vector for each image.
 
     Args:
         output_dir: folder of the files.
@@ -279,55 +279,47 @@ class EmbeddingSaver:
             number in the list first) with one entry ``block_<i>`` each.
     """
 
+    streamed = "embeddings.csv"
+
     def __init__(
         self, output_dir: str, network: FeatureExtractor | None = None, feature_blocks: Sequence[int] = ()
     ) -> None:
         if feature_blocks and network is None:
             raise ValueError("feature_blocks need the network that makes the maps.")
-        self.folder = Path(output_dir)
+        super().__init__(output_dir)
         self.network = network
         self.feature_blocks = list(feature_blocks)
-        self.names: list[str] = []
-        self.vectors: list[np.ndarray] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        self.names, self.vectors = [], []
-
-    def _collect(self, engine: Engine) -> None:
+    def collect(self, engine: Engine) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
         for item in engine.state.output:
-            image = item["image"]
-            name = file_of_image(image, len(self.names))
-            self.names.append(name)
-            self.vectors.append(torch.as_tensor(item["pred"]).detach().float().cpu().flatten().numpy())
-            row = {"image": name, **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(self.vectors[-1])}}
-            append_csv(self.folder / "embeddings.csv", [row], anew=len(self.names) == 1)
+            name, number = self.file_of(item["image"], rows), len(self.rows) + len(rows)
+            rows.append({"image": name, "vector": convert_to_tensor(item["pred"]).float().flatten().cpu().numpy()})
             if self.network is not None and self.feature_blocks:
                 with torch.no_grad():
-                    pixels = torch.as_tensor(image).as_subclass(torch.Tensor).unsqueeze(0)
-                    maps = self.network.feature_maps(pixels, self.feature_blocks)
-                number = f"{len(self.names) - 1:06d}"
-                self._save(
-                    f"{number}_{Path(name).name.split('.')[0]}_maps.npz",
-                    {f"block_{i}": m[0].float().cpu().numpy() for i, m in zip(self.feature_blocks, maps, strict=True)},
-                )
+                    maps = self.network.feature_maps(convert_to_tensor(item["image"])[None], self.feature_blocks)
+                arrays = {
+                    f"block_{i}": m[0].float().cpu().numpy() for i, m in zip(self.feature_blocks, maps, strict=True)
+                }
+                self._save(f"{number:06d}_{Path(name).name.split('.')[0]}_maps.npz", arrays)
+        return rows
+
+    def shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"image": r["image"], **{f"feature_{i}": f"{v:.6g}" for i, v in enumerate(r["vector"])}} for r in rows]
+
+    def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
+        write_csv(self.folder / "embeddings.csv", self.shown(rows))
+        vectors, names = ([row[key] for row in rows] for key in ("vector", "image"))
+        self._save("embeddings.npz", {"embeddings": np.stack(vectors), "images": np.array(names)})
 
     def _save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         with atomic_write(self.folder / name) as part:
             np.savez_compressed(part, **arrays)
 
-    def _write(self, engine: Engine) -> None:
-        if self.vectors:
-            self._save("embeddings.npz", {"embeddings": np.stack(self.vectors), "images": np.array(self.names)})
-
 
 def upright(prediction: torch.Tensor, image: np.ndarray) -> np.ndarray:
     """``(1, *axes of the file)`` -> the upright axes of ``image``; axes of length 1 come and go."""
-    array = np.asarray(torch.as_tensor(prediction).as_subclass(torch.Tensor).cpu())[0]
+    array = np.asarray(convert_to_tensor(prediction).cpu())[0]
     return array.T.reshape(image.shape)
 
 

@@ -15,6 +15,7 @@ from ignite.engine import Engine
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric, compute_dice, compute_iou
 from monai.networks.utils import one_hot
+from monai.utils import convert_to_tensor
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from monai_usfm.handlers.drawing import COLORS
@@ -93,7 +94,7 @@ def segmentation_panels(output: Sequence[Mapping[str, Any]], num_classes: int) -
     items = [item for item in output if item["image"].shape == output[0]["image"].shape]
 
     def stack(key: str) -> torch.Tensor:
-        return torch.stack([torch.as_tensor(item[key]).as_subclass(torch.Tensor).float().cpu() for item in items])
+        return torch.stack([convert_to_tensor(item[key]).float().cpu() for item in items])
 
     image = stack("image")[:, :1]
     panels = {"image": image}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.metrics.regression import RegressionMetric
+from monai.utils import convert_to_tensor
 
 from monai_usfm.physics.display import check_dynamic_range
 
@@ -256,4 +257,4 @@ def _finite(image: torch.Tensor, name: str) -> torch.Tensor:
     """``image`` as float64 (speckle statistics and local variances lose digits in single precision)."""
     if not bool(torch.isfinite(image).all()):
         raise ValueError(f"{name} contains NaN or infinity; clean it first, e.g. with torch.nan_to_num.")
-    return torch.as_tensor(image).as_subclass(torch.Tensor).double()
+    return convert_to_tensor(image).double()

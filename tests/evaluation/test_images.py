@@ -36,7 +36,7 @@ def test_images_are_those_that_the_bundles_see(folder):
     read = Compose([LoadUltrasoundd("image"), Resized("image", (16, 24), mode="bilinear", anti_aliasing=True)])
     for i in range(5):
         wanted = read({"image": str(folder / f"{i}.png")})["image"].as_tensor()
-        torch.testing.assert_close(found[i]["image"], wanted)
+        torch.testing.assert_close(found.images[i], wanted)
     assert found.patients == ["p0", "p0", "p1", "p1", "p2"]
     assert found.classes.tolist() == [0, 1, 0, 1, 0]
     assert found.labels.shape == (5, 16, 24)
