@@ -15,7 +15,15 @@ from typing import Any
 from monai.config import PathLike
 from monai.data import ImageWriter, PILWriter, resolve_writer
 
-__all__ = ["append_csv", "atomic_write", "atomic_writer", "remove_abandoned", "write_csv", "write_text_atomically"]
+__all__ = [
+    "append_csv",
+    "atomic_write",
+    "atomic_writer",
+    "remove_abandoned",
+    "save_figure",
+    "write_csv",
+    "write_text_atomically",
+]
 
 PART = re.compile(r"^\.(\d+)\..+")  # names of unfinished files: the process that writes, the name it will have
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
@@ -117,6 +125,13 @@ def write_text_atomically(path: PathLike, text: str) -> Path:
     """Write a text file, see :func:`atomic_write`."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def save_figure(path: PathLike, figure: Any, dpi: int = 120) -> Path:
+    """Save a Matplotlib figure, see :func:`atomic_write`."""
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=dpi, bbox_inches="tight")
     return Path(path)
 
 

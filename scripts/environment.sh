@@ -28,25 +28,17 @@ find_python() {
     fail "no Python from 3.10 found. Install python3.11 (with its venv module), or name one: USFM_PYTHON=/path/to/python"
 }
 
-# run_logged LOG MESSAGE COMMAND...: output goes to LOG, only the lines of finished epochs are shown; on failure the
-# end of the log is shown and the log is named.
+# run_logged LOG MESSAGE COMMAND...: output goes to LOG; on failure the end of the log is shown and the log is named.
 run_logged() {
     local log="$1" message="$2" started=$SECONDS
     shift 2
     mkdir -p "$(dirname "$log")"
     say "$message (log: $log)"
-    if ! "$@" </dev/null 2>&1 | tee "$log" | _show_epochs; then
+    if ! "$@" </dev/null >"$log" 2>&1; then
         tail -n 25 "$log" | sed 's/^/    /' >&2 || true
         fail "this step failed: $message. Read $log"
     fi
     say "  done in $((SECONDS - started)) s"
-}
-
-_show_epochs() {
-    local line
-    while IFS= read -r line; do
-        case "$line" in *" epoch "[0-9]*" loss "*" images/s)") say "  $line" ;; esac
-    done
 }
 
 prepare_environment() {

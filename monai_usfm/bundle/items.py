@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -185,20 +186,20 @@ class EnhancementItems:
         target_key: str | None = None,
         full_scale: float | None = None,
     ) -> None:
-        simulated = not dataset_dir and not datalist
-        self.places: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist}
-        self.options: dict[str, Any] = {"synthetic_dir": synthetic_dir, "synthetic": dict(synthetic)}
-        self.options["full_scale"] = full_scale
-        self.names = {
-            "image": input_key or ("low" if simulated else "image"),
-            "label": target_key or ("image" if simulated else "label"),
-        }
-        if not pairs:
-            self.names = {"image": "image"}
+        source, target = ("image", "label") if dataset_dir or datalist else ("low", "image")
+        self.names = {"image": input_key or source, "label": target_key or target} if pairs else {"image": "image"}
+        self.load = partial(
+            load_splits,
+            dataset_dir,
+            datalist,
+            synthetic_dir=synthetic_dir,
+            synthetic=dict(synthetic),
+            full_scale=full_scale,
+            required=tuple(dict.fromkeys(("image", *self.names.values()))),
+        )
 
     def __call__(self, split: str, **others: str | None) -> list[dict[str, Any]]:
         """Items of a split; further names are entries that become others, where they are given."""
-        required = tuple(dict.fromkeys(("image", *self.names.values())))
-        found = load_splits(**self.places, **self.options, splits=(split,), required=required)[split]
         names = {**self.names, **{name: key for name, key in others.items() if key}}
+        found = self.load(splits=(split,))[split]
         return [{**item, **{name: item[key] for name, key in names.items()}} for item in found]

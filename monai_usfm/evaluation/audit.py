@@ -24,9 +24,9 @@ from monai_usfm.cards import load_network
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, Change
 from monai_usfm.evaluation.images import read_items
-from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
+from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
 from monai_usfm.evaluation.statistics import bootstrap_interval
-from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.files import save_figure, write_csv, write_text_atomically
 from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics.scores import classification_scores, confusion_counts, macro_f1, overlap_scores
 from monai_usfm.transforms import LabelIndices

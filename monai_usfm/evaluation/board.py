@@ -18,9 +18,9 @@ from monai.config import PathLike
 from monai_usfm.cards import network_options
 from monai_usfm.data import add_patients, load_datalist
 from monai_usfm.evaluation.cells import BundleTraining, label_subsets, run_cells, run_name
-from monai_usfm.evaluation.report import markdown_table, save_figure
+from monai_usfm.evaluation.report import markdown_table
 from monai_usfm.evaluation.statistics import PairedTest, holm_adjust
-from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.files import save_figure, write_csv, write_text_atomically
 from monai_usfm.metrics.scores import macro_f1
 from monai_usfm.settings import literal, split_named_path
 

@@ -28,9 +28,9 @@ from sklearn.preprocessing import StandardScaler
 
 from monai_usfm.cards import build_network
 from monai_usfm.evaluation.images import ImageSet, extract_features, load_images, read_items
-from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table, save_figure
+from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
 from monai_usfm.evaluation.statistics import Interval, bootstrap_interval
-from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.files import save_figure, write_csv, write_text_atomically
 from monai_usfm.metrics.scores import classification_scores, overlap_scores
 from monai_usfm.networks.nets.classifier import AttentionPool
 from monai_usfm.settings import split_named_path

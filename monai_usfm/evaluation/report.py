@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Results on disk: CSV, Markdown and figures, complete or absent, and the conditions that a number was made under."""
+"""Tables in Markdown, and the conditions that a number was made under."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from monai.config import PathLike
 
 from monai_usfm import __version__
 from monai_usfm.cards.card import sha256_of
-from monai_usfm.files import atomic_write
 
-__all__ = ["conditions_of_run", "file_digest", "markdown_table", "save_figure"]
+__all__ = ["conditions_of_run", "file_digest", "markdown_table"]
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -27,13 +26,6 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
     shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     lines = [list(columns), ["---"] * len(columns), *shown]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def save_figure(path: PathLike, figure: Any) -> Path:
-    """Save a Matplotlib figure."""
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=120, bbox_inches="tight")
-    return Path(path)
 
 
 def file_digest(path: PathLike) -> str:

@@ -13,7 +13,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 from monai_usfm.cards import load_network
-from monai_usfm.data import list_images, load_datalist
+from monai_usfm.data import list_images, load_datalist, read_datalist
+from monai_usfm.data.datalist import SPLITS
 from monai_usfm.evaluation.images import extract_features, load_images
 from monai_usfm.files import write_csv
 
@@ -110,14 +111,11 @@ def select(
     card = network.card
     if card["task"] not in ("segmentation", "classification") or card.get("landmarks") or card.get("values"):
         raise ValueError(f"{checkpoint} has no classes whose entropy would tell its uncertainty.")
+    listed = read_datalist(labeled) if labeled else {}
     known: list[str] = []
-    for split in ("training", "validation", "test"):
-        if labeled is None:
-            break
-        try:
+    for split in SPLITS:
+        if labeled and listed.get(split):
             known += [str(item["image"]) for item in load_datalist(labeled, dataset_dir, split, check_files=False)]
-        except ValueError:  # no such split
-            continue
     taken = {Path(name).resolve() for name in known}
     files = [str(item["image"]) for item in list_images(images) if Path(str(item["image"])).resolve() not in taken]
     if not files:

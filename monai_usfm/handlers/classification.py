@@ -19,7 +19,7 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_tensor
 
-from monai_usfm.files import atomic_write, write_csv
+from monai_usfm.files import save_figure, write_csv
 from monai_usfm.handlers.report import EvaluationReport
 from monai_usfm.metrics.scores import classification_scores, confusion_counts
 
@@ -90,9 +90,7 @@ def save_confusion(
     for place, text in np.ndenumerate(display.text_):
         text.set_text(f"{counts[place]}\n{shares[place]:.0%}" if counts[place[0]].any() else "-")
     figure.suptitle(f"{counts.sum()} {unit}")
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=100)
-    return Path(path)
+    return save_figure(path, figure, dpi=100)
 
 
 class ClassificationReport(EvaluationReport):

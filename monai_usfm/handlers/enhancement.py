@@ -19,6 +19,7 @@ from monai.networks.layers import Pool
 from monai.utils import convert_to_tensor
 from scipy.optimize import bisect
 
+from monai_usfm.handlers.records import stacked
 from monai_usfm.handlers.report import EvaluationReport, moments
 from monai_usfm.metrics import (
     CNRMetric,
@@ -146,16 +147,9 @@ def enhancement_panels(output: Sequence[Mapping[str, Any]]) -> dict[str, torch.T
         output: decollated items with ``image``, ``pred`` and, where there is one, ``label``, all ``(C, *S)``; of items
             with different sizes only those like the first are shown.
     """
-    items = [item for item in output if item["image"].shape == output[0]["image"].shape]
-
-    def stack(key: str) -> torch.Tensor:
-        return torch.stack([convert_to_tensor(item[key]).float().cpu()[:1] for item in items])
-
-    before, after = stack("image"), stack("pred")
+    before, after, *target = (x[:, :1] for x in stacked(output, "image", "pred", *["label"] * ("label" in output[0])))
     panels = {"before": before, "after": after, "change x4": 0.5 + 4 * (after - before)}
-    if "label" in items[0]:
-        panels["target"] = stack("label")
-    return panels
+    return {**panels, "target": target[0]} if target else panels
 
 
 def first_channels(output: Any) -> list[list[torch.Tensor]]:

@@ -22,9 +22,10 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from matplotlib.figure import Figure
+from monai.utils import convert_to_tensor
 from PIL import Image
 
-from monai_usfm.files import atomic_write, remove_abandoned, write_csv, write_text_atomically
+from monai_usfm.files import atomic_write, remove_abandoned, save_figure, write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import label_figure, tile
 from monai_usfm.handlers.gradient import loss_of
 
@@ -195,8 +196,7 @@ def draw_metrics(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> 
         axes.set(title=title, xlabel="epoch", yscale="log" if title == "rate" else "linear")
         if len(names) < 8:
             axes.legend(fontsize=7)
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=90)
+    save_figure(path, figure, dpi=90)
 
 
 class RunLock:
@@ -301,6 +301,14 @@ def save_panels(path: str | os.PathLike, panels: Mapping[str, torch.Tensor]) -> 
     with atomic_write(path) as part:
         tile(columns, len(columns)).save(part, format="PNG")
     return Path(path)
+
+
+def stacked(output: Sequence[Mapping[str, Any]], *keys: str) -> list[torch.Tensor]:
+    """Entries ``(C, *S)`` of decollated items as ``(B, C, *S)``, for a figure: of the items as large as the first."""
+    items = [item for item in output if item["image"].shape == output[0]["image"].shape]
+    return [
+        torch.stack([convert_to_tensor(item[key], dtype=torch.float32, device="cpu") for item in items]) for key in keys
+    ]
 
 
 def network_panels(output: Mapping[str, Any], network: Any) -> dict[str, torch.Tensor]:

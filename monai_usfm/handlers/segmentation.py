@@ -15,10 +15,10 @@ from ignite.engine import Engine
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric, compute_dice, compute_iou
 from monai.networks.utils import one_hot
-from monai.utils import convert_to_tensor
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from monai_usfm.handlers.drawing import COLORS
+from monai_usfm.handlers.records import stacked
 from monai_usfm.handlers.report import EvaluationReport, known_spacing, moments, unit_of
 from monai_usfm.handlers.results import warn_beyond_spacing
 from monai_usfm.metrics.ellipse import fit_ellipse
@@ -91,17 +91,11 @@ def segmentation_panels(output: Sequence[Mapping[str, Any]], num_classes: int) -
             items with different sizes only the first is shown, of volumes the middle slice.
         num_classes: classes, background included.
     """
-    items = [item for item in output if item["image"].shape == output[0]["image"].shape]
-
-    def stack(key: str) -> torch.Tensor:
-        return torch.stack([convert_to_tensor(item[key]).float().cpu() for item in items])
-
-    image = stack("image")[:, :1]
-    panels = {"image": image}
-    for key in ("label", "pred"):
-        if key in items[0]:
-            panels["prediction" if key == "pred" else key] = _overlay(image, stack(key), num_classes)
-    return panels
+    keys = [key for key in ("image", "label", "pred") if key in output[0]]
+    image, *maps = stacked(output, *keys)
+    titles = {"label": "label", "pred": "prediction"}
+    drawn = {titles[key]: _overlay(image[:, :1], found, num_classes) for key, found in zip(keys[1:], maps, strict=True)}
+    return {"image": image[:, :1], **drawn}
 
 
 def _overlay(image: torch.Tensor, classes: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -66,20 +66,33 @@ def fit_ellipse(mask: torch.Tensor, spacing: float | Sequence[float] = 1.0) -> E
     plane = plane[0] if plane.dim() == 3 and plane.shape[0] == 1 else plane
     if plane.dim() != 2:
         raise ValueError(f"an ellipse is fitted to a mask (H, W) or (1, H, W), got shape {tuple(mask.shape)}.")
-    steps = [float(spacing)] * 2 if isinstance(spacing, int | float) else [float(v) for v in spacing]
-    if len(steps) != 2 or not all(math.isfinite(v) and v > 0 for v in steps):
-        raise ValueError(f"spacing must be one or two positive numbers of mm, got {spacing}.")
-    inside = plane > 0
-    if not inside.any():
+    steps = checked_spacing(spacing, 2)
+    parts, sizes = connected_parts((plane > 0).cpu().numpy())
+    if not len(sizes):
         return None
-    parts, _ = ndimage.label(inside.cpu().numpy(), structure=np.ones((3, 3)))
-    largest = np.argwhere(parts == np.bincount(parts[parts > 0]).argmax())
-    points = torch.from_numpy(largest).double() * torch.tensor(steps, dtype=torch.float64)
+    points = np.argwhere(parts == sizes.argmax() + 1) * steps
     center = points.mean(0)
     offsets = points - center
     # Each pixel is a rectangle: its own variance belongs to the shape.
-    covariance = offsets.T @ offsets / len(points) + torch.diag(torch.tensor(steps, dtype=torch.float64) ** 2 / 12)
-    return _from_shape(center.numpy(), 4 * covariance.numpy())
+    return _from_shape(center, 4 * (offsets.T @ offsets / len(points) + np.diag(steps**2 / 12)))
+
+
+def checked_spacing(spacing: float | Sequence[float] | None, dims: int) -> np.ndarray:
+    """Spacing along each axis ``(dims,)``, of which one number is that of all; None is 1, a pixel.
+
+    Raises:
+        ValueError: for another number of axes, or spacing that is not positive.
+    """
+    steps = np.asarray(1.0 if spacing is None else spacing, dtype=float)
+    if steps.shape not in ((), (1,), (dims,)) or not (np.isfinite(steps) & (steps > 0)).all():
+        raise ValueError(f"spacing must be positive mm along {dims} axes, got {spacing}.")
+    return np.broadcast_to(steps, (dims,))
+
+
+def connected_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbered parts (pixels that touch at a corner belong together), and their sizes in pixels."""
+    parts, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    return parts, np.bincount(parts.ravel(), minlength=count + 1)[1:]
 
 
 def extremes_of_ellipse(ellipse: Ellipse) -> dict[str, list[float]]:
@@ -109,7 +122,7 @@ def ellipse_of_extremes(points: Mapping[str, Sequence[float]], spacing: float | 
     Raises:
         ValueError: for points that are no extremes of an ellipse, such as a left one to the right of the right one.
     """
-    steps = np.broadcast_to(np.asarray(spacing, dtype=float), (2,))
+    steps = checked_spacing(spacing, 2)
     left, right, top, bottom = (np.array(points[name][::-1]) * steps for name in ("left", "right", "top", "bottom"))
     width, height = (right - left)[1] / 2, (bottom - top)[0] / 2
     mixed = ((right - left)[0] / 2 * width + (bottom - top)[1] / 2 * height) / 2

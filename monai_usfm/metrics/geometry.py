@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from monai_usfm.metrics.ellipse import checked_spacing, connected_parts
+
 __all__ = ["muscle_architecture", "simpson_volume"]
 
 
@@ -42,11 +44,11 @@ def muscle_architecture(
     """
     names = ("thickness", "aponeurosis_angle", "pennation_angle", "coherence", "fascicle_length")
     nothing: dict[str, float | None] = dict.fromkeys(names)
-    steps = np.broadcast_to(np.asarray(1.0 if spacing is None else spacing, dtype=float), (2,))
-    parts, count = ndimage.label(np.asarray(mask) > 0, structure=np.ones((3, 3)))
-    if count < 2:
+    steps = checked_spacing(spacing, 2)
+    parts, sizes = connected_parts(np.asarray(mask) > 0)
+    if len(sizes) < 2:
         return nothing
-    widths = [(np.any(parts == number, axis=0).sum(), number) for number in range(1, count + 1)]
+    widths = [(np.any(parts == number, axis=0).sum(), number) for number in range(1, len(sizes) + 1)]
     pair = [parts == number for _, number in sorted(widths)[-2:]]
     common = np.flatnonzero(pair[0].any(0) & pair[1].any(0))
     if len(common) < 8:
@@ -121,9 +123,9 @@ def simpson_volume(
 
 def _widths(mask: np.ndarray, spacing: float | Sequence[float], discs: int) -> tuple[np.ndarray, float]:
     """Widths of a mask at a right angle to its long axis, in discs from above to below, and its length."""
-    steps = np.broadcast_to(np.asarray(spacing, dtype=float), (2,))
-    if mask.ndim != 2 or not (steps > 0).all():
-        raise ValueError(f"need masks (H, W) and positive mm, got shape {mask.shape} and spacing {spacing}.")
+    steps = checked_spacing(spacing, 2)
+    if mask.ndim != 2:
+        raise ValueError(f"need masks (H, W), got shape {mask.shape}.")
     if not (mask > 0).any():
         return np.zeros(discs), 0.0
     points = np.argwhere(mask > 0) * steps

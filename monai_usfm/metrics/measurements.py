@@ -17,7 +17,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
 from monai_usfm import __version__
-from monai_usfm.metrics.ellipse import fit_ellipse
+from monai_usfm.metrics.ellipse import checked_spacing, connected_parts, fit_ellipse
 
 __all__ = ["contours", "diameters", "measure", "outlines", "perimeter"]
 
@@ -62,12 +62,12 @@ def measure(
     array = array[0] if array.ndim in (3, 4) and array.shape[0] == 1 else array
     if array.ndim not in (2, 3):
         raise ValueError(f"labels must be (H, W) or (D, H, W), or (1, *S), got shape {tuple(labels.shape)}.")
-    steps = _checked_spacing(spacing, array.ndim)
+    steps = checked_spacing(spacing, array.ndim)
     if names is not None and len(names) != num_classes:
         raise ValueError(f"names has {len(names)} entries, but there are {num_classes} classes, background included.")
     rows = []
     for number in range(1, num_classes):
-        parts, sizes = _connected_parts(array == number)
+        parts, sizes = connected_parts(array == number)
         largest_first = [int(n) + 1 for n in np.argsort(-sizes, kind="stable")] or [0]  # 0: the class is absent
         for rank, part in enumerate(largest_first if components else largest_first[:1], start=1):
             one = components and part > 0
@@ -97,7 +97,7 @@ def diameters(
         ``(length, ends)`` of both; ``ends (2, dims)`` are their end points along ``S``, from the center of the first
         pixel.
     """
-    hull, edges = _hull(mask > 0, _checked_spacing(spacing, mask.ndim))
+    hull, edges = _hull(mask > 0, checked_spacing(spacing, mask.ndim))
     longest, ends = _farthest(hull)
     heights = hull @ ((ends[1] - ends[0]) / longest)
     low, high = heights[edges].T
@@ -154,26 +154,13 @@ def perimeter(mask: np.ndarray, spacing: float | Sequence[float] | None = None) 
     The stairs of a mask are longer than the curve they follow, so the mask is smoothed by one pixel first: within 2 %
     for ellipses with semi-axes of 5 pixels and more; corners lose a pixel or so. Holes do not count.
     """
-    steps = np.array(_checked_spacing(spacing, 2))
+    steps = checked_spacing(spacing, 2)
     filled = ndimage.binary_fill_holes(mask > 0)
     found = contours(filled, sigma=1.0) or contours(filled)  # a few pixels would be smoothed away
     return float(sum(np.linalg.norm(np.diff(line * steps, axis=0), axis=1).sum() for line in found))
 
 
-def _checked_spacing(spacing: float | Sequence[float] | None, dims: int) -> list[float]:
-    values = [1.0] * dims if spacing is None else [float(v) for v in np.broadcast_to(np.asarray(spacing), (dims,))]
-    if not all(np.isfinite(v) and v > 0 for v in values):
-        raise ValueError(f"spacing must be positive mm along {dims} axes, got {spacing}.")
-    return values
-
-
-def _connected_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbered parts (pixels that touch at a corner belong together), and their sizes in pixels."""
-    parts, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    return parts, np.bincount(parts.ravel(), minlength=count + 1)[1:]
-
-
-def _shape(part: np.ndarray | None, steps: Sequence[float]) -> dict[str, float | None]:
+def _shape(part: np.ndarray | None, steps: np.ndarray) -> dict[str, float | None]:
     """Diameters, circumference and position of one connected part; None everywhere without one."""
     dims = len(steps)
     names = ["longest_diameter", "perpendicular_diameter", *(["circumference", "perimeter"] if dims == 2 else [])]
@@ -202,11 +189,11 @@ def _farthest(points: np.ndarray) -> tuple[float, np.ndarray]:
     return float(distances[pair]), points[list(pair)]
 
 
-def _hull(mask: np.ndarray, steps: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _hull(mask: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertices ``(N, dims)`` of the convex hull of the contour in units of ``steps``, and its edges ``(M, 2)``."""
     surface = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     shifts = np.concatenate([np.eye(mask.ndim), -np.eye(mask.ndim)]) / 2
-    points = (surface[:, None] + shifts).reshape(-1, mask.ndim) * np.asarray(steps)
+    points = (surface[:, None] + shifts).reshape(-1, mask.ndim) * steps
     hull = ConvexHull(points)
     sides = [hull.simplices[:, pair] for pair in combinations(range(mask.ndim), 2)]
     edges = np.unique(np.sort(np.concatenate(sides), axis=1), axis=0)
