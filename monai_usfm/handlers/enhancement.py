@@ -147,7 +147,8 @@ def enhancement_panels(output: Sequence[Mapping[str, Any]]) -> dict[str, torch.T
         output: decollated items with ``image``, ``pred`` and, where there is one, ``label``, all ``(C, *S)``; of items
             with different sizes only those like the first are shown.
     """
-    before, after, *target = (x[:, :1] for x in stacked(output, "image", "pred", *["label"] * ("label" in output[0])))
+    keys = [key for key in ("image", "pred", "label") if key in output[0]]
+    before, after, *target = (images[:, :1] for images in stacked(output, *keys))
     panels = {"before": before, "after": after, "change x4": 0.5 + 4 * (after - before)}
     return {**panels, "target": target[0]} if target else panels
 
