@@ -3,7 +3,7 @@
 """Counts how large and how plain the package is, now or at any revision, as a Markdown table.
 
 python scripts/counters.py                      this checkout
-python scripts/counters.py v0.8.0 HEAD .        before, after, and the files as they lie here
+python scripts/counters.py f28d2df HEAD .        before, after, and the files as they lie here
 python scripts/counters.py --mypy HEAD          the messages of mypy too (minutes)
 """
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run
-from monai.data import load_net_with_metadata
+from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose, Resize
 from PIL import Image
 
@@ -156,34 +155,6 @@ def test_evaluation_scores_the_test_split_by_image_and_patient(root, network):
     assert summary["images"]["accuracy"] == np.mean(by_hand.argmax(1) == [0, 0, 1, 1])
 
 
-@pytest.mark.parametrize("kind", ["train", "inference"])
-def test_properties_are_those_of_the_specification(root, kind):
-    settings = TRAINING if kind == "train" else SETTINGS
-    workflow = ConfigWorkflow(
-        files(root, kind), workflow_type=kind, bundle_root=str(root), dataset_dir=str(root / "data"), **settings
-    )
-    workflow.initialize()
-    assert not workflow.check_properties()
-
-
-def test_torchscript_export_computes_the_same_and_carries_its_configs(root, network, tmp_path):
-    config = json.loads((root / "configs" / "inference.json").read_text())
-    config["checkpoint"] = str(root / "output" / "model.pt")
-    (tmp_path / "inference.json").write_text(json.dumps(config))
-    ckpt_export(
-        "network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(root / "output" / "model.pt"),
-        meta_file=str(root / "configs" / "metadata.json"),
-        config_file=str(tmp_path / "inference.json"),
-    )
-    scripted, meta, extra = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=["inference.json"])
-    image = torch.rand(2, 1, *SIZE)
-    with torch.no_grad():
-        torch.testing.assert_close(scripted.eval()(image), network(image))
-    assert meta["version"] and b"preprocessing" in extra["inference.json"]
-
-
 def test_label_transforms_leave_the_probabilities_alone(root):
     parser = ConfigParser(ConfigParser.load_config_files(files(root, "inference")))
     parser["temperature"], parser["bundle_root"] = 0.5, str(root)
@@ -191,29 +162,6 @@ def test_label_transforms_leave_the_probabilities_alone(root):
     result = post({"image": torch.zeros(1, 4, 4), "pred": torch.tensor([0.0, 1.0])})
     assert sorted(result) == ["pred"]
     torch.testing.assert_close(result["pred"], torch.tensor([0.0, 2.0]).softmax(0))
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
-    """Both epochs in one go and in two runs; the schedule must be that of two epochs in both."""
-    once, twice = tmp_path / "once", tmp_path / "twice"
-    common = {"max_epochs": 2, "dropout": 0.1}
-    train(root, output_dir=str(once), **common)
-    settings = common | {"output_dir": str(twice)}
-    event = "monai_usfm.handlers.checkpoint.Events.EPOCH_COMPLETED"
-    stop = f"$@train#trainer.add_event_handler({event}, lambda engine: engine.terminate())"
-    train(root, run=[stop, "$@train#trainer.run()"], **settings)
-    assert [row["epoch"] for row in rows(twice / "metrics.csv")] == ["1"]
-    train(root, resume=True, **settings)
-    for column in ("epoch", "train_loss", "val_macro_f1", "val_ece"):
-        assert [r[column] for r in rows(once / "metrics.csv")] == [r[column] for r in rows(twice / "metrics.csv")]
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_the_first_reports_on_the_images_of_both(root, train_in_two_processes, tmp_path):
-    printed = train_in_two_processes(root, dataset_dir=root / "data", output_dir=tmp_path, **TRAINING)
-    assert [row["iteration"] for row in rows(tmp_path / "metrics.csv")] == ["1"]  # eight images, two batches of four
-    assert len(rows(tmp_path / "validation" / "images.csv")) == 4  # two of each process; the store keeps no names
-    assert printed.count("classification epoch 1/1") == 1
 
 
 def test_low_rank_updates_are_merged_into_weights_that_inference_loads(root, network, tmp_path):
@@ -304,15 +252,6 @@ def test_mixup_mixes_images_and_classes_alike():
     torch.testing.assert_close(mixed.mean((1, 2, 3)), classes[:, 1])
     torch.testing.assert_close(classes.sum(1), torch.ones(4))
     assert 0 < classes[1, 1] < 1 and classes[2, 1] == 1  # neighbors of another class, and of the same
-
-
-def test_numbers_do_not_depend_on_the_number_of_workers(root, tmp_path):
-    found = []
-    for workers in (0, 1, 2):
-        train(root, output_dir=str(tmp_path / str(workers)), num_workers=workers, mixup_alpha=0.2)
-        (row,) = rows(tmp_path / str(workers) / "metrics.csv")
-        found.append([row["train_loss"], row["val_ece"]])
-    assert found[0] == found[1] == found[2]
 
 
 def test_an_unreadable_file_costs_no_other_its_result(root, tmp_path):

@@ -12,8 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run
-from monai.data import load_net_with_metadata
+from monai.bundle import ConfigParser, run
 from monai.inferers import SlidingWindowInferer
 from PIL import Image
 
@@ -211,62 +210,6 @@ def test_pairs_are_learnt_from_the_named_files(root, tmp_path):
     assert float(row["psnr"]) == pytest.approx(-10 * np.log10(np.mean((low - high) ** 2)), abs=1e-3)
 
 
-def test_numbers_do_not_depend_on_the_number_of_workers(root, tmp_path):
-    found = []
-    for workers in (0, 1, 2):
-        train(root, output_dir=str(tmp_path / str(workers)), num_workers=workers)
-        (row,) = table(tmp_path / str(workers) / "metrics.csv")
-        found.append([row["train_loss"], row["val_psnr"]])
-    assert found[0] == found[1] == found[2]
-
-
-def test_properties_are_those_of_the_specification(root):
-    for name, settings in (("train", TRAINING), ("inference", SETTINGS)):
-        workflow = ConfigWorkflow(
-            files(root, name),
-            workflow_type=name,
-            bundle_root=str(root),
-            dataset_dir=str(root / "data"),
-            **settings,
-        )
-        workflow.initialize()
-        assert workflow.check_properties() == []
-
-
-def test_torchscript_export_computes_the_same_and_carries_its_configs(root, tmp_path):
-    config = json.loads((root / "configs" / "inference.json").read_text())
-    config["checkpoint"] = str(tmp_path / "weights.pt")
-    (tmp_path / "inference.json").write_text(json.dumps(config))
-    network = strong_network()
-    save_network(tmp_path / "weights.pt", network, half=False)
-    ckpt_export(
-        "network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tmp_path / "weights.pt"),
-        meta_file=str(root / "configs" / "metadata.json"),
-        config_file=str(tmp_path / "inference.json"),
-    )
-    scripted, meta, extra = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=["inference.json"])
-    image = torch.rand(2, 1, *SIZE)
-    with torch.no_grad():
-        torch.testing.assert_close(scripted.eval()(image), network(image))
-    assert meta["version"] and b"preprocessing" in extra["inference.json"]
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(root, tmp_path):
-    """Both epochs in one go and in two runs; noise, crops and order must be the same in both."""
-    once, twice = tmp_path / "once", tmp_path / "twice"
-    train(root, output_dir=str(once), max_epochs=2)
-    settings = {"output_dir": str(twice), "max_epochs": 2}
-    completed = "monai.handlers.validation_handler.Events.EPOCH_COMPLETED(once=1)"  # what a config can name
-    stop = f"$@train#trainer.add_event_handler({completed}, lambda engine: engine.terminate())"
-    train(root, run=[stop, "$@train#trainer.run()"], **settings)
-    assert [row["epoch"] for row in table(twice / "metrics.csv")] == ["1"]
-    train(root, resume=True, **settings)
-    for column in ("epoch", "train_loss", "val_psnr", "val_lncc"):
-        assert [r[column] for r in table(once / "metrics.csv")] == [r[column] for r in table(twice / "metrics.csv")]
-
-
 def test_volumes_train_are_evaluated_and_enhanced_on_their_grid(root, tmp_path):
     common = {"bundle_root": str(root), "batch_size": 2, "device": "cpu"}
     world = {"num_training": 1, "num_validation": 1, "num_test": 1, "spatial_dims": 3, "image_size": [16, 40, 32]}
@@ -291,13 +234,3 @@ def test_volumes_train_are_evaluated_and_enhanced_on_their_grid(root, tmp_path):
     # One step of training changes little: what comes out is the volume itself, in place.
     a, b = (np.asarray(v.dataobj, dtype=float).ravel() for v in (result, volume))
     assert np.corrcoef(a, b)[0, 1] > 0.95
-
-
-@pytest.mark.slow
-def test_two_processes_share_an_epoch_and_one_writes(root, train_in_two_processes, tmp_path):
-    """Six images of four over two processes: three each, of which one batch of two is full."""
-    settings = TRAINING | {"epoch_length": 6}
-    printed = train_in_two_processes(root, dataset_dir=root / "data", output_dir=tmp_path, **settings)
-    assert [(row["epoch"], row["iteration"]) for row in table(tmp_path / "metrics.csv")] == [("1", "1")]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
-    assert printed.count("enhancement epoch 1/1") == 1

@@ -7,23 +7,17 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, ckpt_export
+from monai.bundle import ConfigWorkflow
 from monai.transforms import Resize
 from PIL import Image
 
-from monai_usfm import load_network
 from monai_usfm.data import LoadUltrasound, UltrasoundDataset, load_splits
 from monai_usfm.networks import FeatureExtractor, load_pretrained, usfm_vit
 
@@ -228,90 +222,6 @@ def test_volumes_train_and_give_features(bundle: Path, volumes: Path, trained: P
             np.testing.assert_allclose(embedding, network(pixels)[0].numpy(), atol=1e-5)
 
 
-def test_run_that_crashed_in_mid_epoch_resumes_to_the_same_losses(
-    bundle: Path, images: Path, trained: Path, tmp_path: Path
-) -> None:
-    data = {"dataset_dir": str(images), "output_dir": str(tmp_path), **QUICK, "max_epochs": 3}
-    crash = {"train#trainer#loss_function": "$lambda out, _: 1 / 0 if @lr_scheduler.last_epoch == 3 else out['loss']"}
-    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
-    with pytest.raises(RuntimeError) as caught:
-        run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **crash))
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert len(losses(tmp_path)) == 1
-    run(workflow(bundle, "train", ["train.json", "demo.json"], resume=True, **data))
-    assert losses(tmp_path) == losses(trained)
-    same = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert all(torch.equal(v, same[k]) for k, v in torch.load(trained / "model.pt", weights_only=True).items())
-
-
-def command(bundle: Path, files: list[str], *arguments: str) -> list[str]:
-    names = str([str(bundle / "configs" / file) if "/" not in file else file for file in files])
-    options = {f"--{key}": value for key, value in {**QUICK, "bundle_root": str(bundle)}.items()}
-    flat = [text for key, value in options.items() for text in (key, str(value))]
-    return ["-m", "monai.bundle", "run", "--config_file", names, *flat, *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
-@pytest.mark.slow
-def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
-    bundle: Path, images: Path, trained: Path, tmp_path: Path
-) -> None:
-    kill = tmp_path / "kill.json"
-    kill.write_text(
-        json.dumps(
-            {
-                "+imports": ["$import os"],
-                "train#trainer#loss_function": "$lambda out, _: os.kill(os.getpid(), 9) "
-                "if @lr_scheduler.last_epoch == 3 else out['loss']",
-            }
-        )
-    )
-    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path), "--max_epochs", "3"]
-    for files, code in (([str(kill)], -signal.SIGKILL), ([], 0)):
-        arguments = command(bundle, ["train.json", "demo.json", *files], *data, "--resume", "True")
-        done = subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, text=True)
-        assert done.returncode == code, done.stderr[-2000:]
-    assert losses(tmp_path) == losses(trained)
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_one_writes(bundle: Path, images: Path, train_in_two_processes, tmp_path: Path) -> None:
-    printed = train_in_two_processes(bundle, dataset_dir=images, output_dir=tmp_path, **QUICK)
-    assert len(losses(tmp_path)) == 1
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
-    assert len(list((tmp_path / "tensorboard").glob("events*"))) <= 2  # of the trainer and of the evaluator
-    assert printed.count("pretraining epoch 1/1") == 1
-
-
-def test_properties_are_those_of_a_bundle(bundle: Path, images: Path, tmp_path: Path) -> None:
-    data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
-    train = workflow(bundle, "train", ["train.json", "demo.json"], **data, **QUICK)
-    train.initialize()
-    assert not train.check_properties()
-    infer = workflow(bundle, "infer", ["inference.json"], **data)
-    infer.initialize()
-    assert not infer.check_properties()
-    assert infer.version == json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
-
-
-def test_exported_program_gives_the_same_features(bundle: Path, trained: Path, tmp_path: Path) -> None:
-    ckpt_export(
-        "network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(trained / "model.pt"),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        config_file=str(bundle / "configs" / "inference.json"),
-        checkpoint=str(trained / "model.pt"),
-    )
-    network = load_network(trained / "model.pt")
-    image = torch.rand(2, 1, *SIZE)
-    with torch.no_grad():
-        assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-5)
-
-
 def training_error(bundle: Path, folder: Path, output: Path, **settings) -> str:
     """The whole chain of messages of a training run that fails."""
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
@@ -359,60 +269,3 @@ def test_unreadable_files_are_skipped_and_counted(
     for index in range(len(dataset)):
         dataset[index]
     assert [Path(path).name for path in dataset.skipped] == ["image_1.png", "image_2.png"]
-
-
-def test_empty_datalist_is_named(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": [], "validation": []}))
-    with pytest.raises(ValueError, match=r"dataset\.json: the list 'training' is empty"):
-        load_splits(tmp_path, synthetic_dir=tmp_path)
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "nowhere.png"}]}))
-    with pytest.raises(FileNotFoundError, match=r"1 files of 'training' do not exist .*nowhere\.png"):
-        load_splits(tmp_path, synthetic_dir=tmp_path)
-
-
-def test_volume_with_nan_is_named(tmp_path: Path) -> None:
-    values = np.ones((4, 5, 6), dtype=np.float32)
-    values[1, 2, 3] = np.nan
-    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "bad.nii.gz")
-    with pytest.raises(RuntimeError, match=r"bad\.nii\.gz: has 1 NaN or infinite of 120 values"):
-        LoadUltrasound(spatial_dims=3)(tmp_path / "bad.nii.gz")
-
-
-def test_size_that_is_no_multiple_of_the_patch_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
-    message = training_error(bundle, images, tmp_path / "out", spatial_size=[64, 60])
-    assert "[64, 60] is not a multiple of patch_size [16, 16]" in message
-
-
-def test_wrong_channel_count_is_named() -> None:
-    network = FeatureExtractor(usfm_vit("tiny", img_size=SIZE, in_channels=1, **TINY))
-    with pytest.raises(ValueError, match=r"takes 1 channel.* has 3"):
-        network(torch.rand(1, 3, *SIZE))
-
-
-def test_unknown_checkpoint_layout_is_told(tmp_path: Path) -> None:
-    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match=r"unknown checkpoint layout.*layer\.weight"):
-        load_pretrained(usfm_vit("tiny", img_size=SIZE, **TINY), tmp_path / "odd.pt")
-
-
-class Payload:
-    """What a hostile checkpoint would hold: code that runs on loading."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
-
-
-def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    with open(tmp_path / "evil.pt", "wb") as file:
-        pickle.dump({"model": Payload(str(tmp_path / "ran"))}, file)
-    torch.save({"model": Payload(str(tmp_path / "ran"))}, tmp_path / "evil_zip.pt")
-    for name in ("evil.pt", "evil_zip.pt"):
-        with pytest.raises(ValueError, match=name):
-            load_pretrained(usfm_vit("tiny", img_size=SIZE, **TINY), tmp_path / name)
-    assert not (tmp_path / "ran").exists()

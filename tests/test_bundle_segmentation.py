@@ -7,11 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Resize
 from PIL import Image
@@ -138,15 +134,6 @@ def masks(bundle: Path, images: Path, trained: Path, tmp_path_factory: pytest.Te
     weights = {"checkpoint": str(trained / "model.pt")}
     run(workflow(bundle, "infer", ["inference.json"], **data, **weights, **INFER))
     return output
-
-
-def test_numbers_do_not_depend_on_the_number_of_workers(bundle: Path, images: Path, tmp_path: Path) -> None:
-    found = []
-    for workers in (0, 1, 2):
-        data = {"dataset_dir": str(images), "output_dir": str(tmp_path / str(workers))}
-        run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **TRAIN, num_workers=workers))
-        found.append(losses(tmp_path / str(workers)))
-    assert found[0] == found[1] == found[2]
 
 
 def network_of(weights: Path, **shape) -> UltrasoundSegmenter:
@@ -413,98 +400,6 @@ def test_training_varies_the_intensity_of_images_alone(
     without = [plain.parser.get_parsed_content("train#preprocessing")(item) for _ in range(2)]
     if not overlays:
         assert torch.equal(without[0]["image"], without[1]["image"])
-
-
-def test_run_that_crashed_in_mid_epoch_resumes_to_the_same_losses(
-    bundle: Path, images: Path, trained: Path, tmp_path: Path
-) -> None:
-    data = {"dataset_dir": str(images), "output_dir": str(tmp_path), **TRAIN, "max_epochs": 3}
-    crash = {"train#trainer#loss_function": "$lambda out, y: 1 / 0 if @lr_scheduler.last_epoch == 3 else @loss(out, y)"}
-    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
-    with pytest.raises(RuntimeError) as caught:
-        run(workflow(bundle, "train", ["train.json", "demo.json"], **data, **crash))
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert len(losses(tmp_path)) == 1
-    run(workflow(bundle, "train", ["train.json", "demo.json"], resume=True, **data))
-    assert losses(tmp_path) == losses(trained)
-    same = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert all(torch.equal(v, same[k]) for k, v in torch.load(trained / "model.pt", weights_only=True).items())
-
-
-def command(bundle: Path, files: list[str], *arguments: str) -> list[str]:
-    names = str([file if "/" in file else str(bundle / "configs" / file) for file in files])
-    options = {**TRAIN, "bundle_root": str(bundle)}
-    flat = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    return ["-m", "monai.bundle", "run", "--config_file", names, *flat, *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
-@pytest.mark.slow
-def test_run_killed_in_mid_epoch_resumes_to_the_same_losses(
-    bundle: Path, images: Path, trained: Path, tmp_path: Path
-) -> None:
-    kill = tmp_path / "kill.json"
-    condition = "os.kill(os.getpid(), 9) if @lr_scheduler.last_epoch == 3 else @loss(out, y)"
-    kill.write_text(
-        json.dumps({"+imports": ["$import os"], "train#trainer#loss_function": f"$lambda out, y: {condition}"})
-    )
-    data = ["--dataset_dir", str(images), "--output_dir", str(tmp_path), "--max_epochs", "3", "--resume", "True"]
-    for files, code in (([str(kill)], -signal.SIGKILL), ([], 0)):
-        arguments = command(bundle, ["train.json", "demo.json", *files], *data)
-        done = subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, text=True)
-        assert done.returncode == code, done.stderr[-2000:]
-    assert losses(tmp_path) == losses(trained)
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_one_writes(bundle: Path, images: Path, train_in_two_processes, tmp_path: Path) -> None:
-    printed = train_in_two_processes(bundle, dataset_dir=images, output_dir=tmp_path, **TRAIN)
-    assert len(losses(tmp_path)) == 1
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
-    assert printed.count("segmentation epoch 1/1") == 1
-
-
-def test_properties_are_those_of_a_bundle(bundle: Path, images: Path, tmp_path: Path) -> None:
-    data = {"dataset_dir": str(images), "output_dir": str(tmp_path)}
-    train = workflow(bundle, "train", ["train.json", "demo.json"], **data, **TRAIN)
-    train.initialize()
-    assert not train.check_properties()
-    infer = workflow(bundle, "infer", ["inference.json"], **data, **INFER)
-    infer.initialize()
-    assert not infer.check_properties()
-    assert infer.channel_def == {"0": "background", "1": "lesion"}
-
-
-def test_exported_program_gives_the_same_logits(bundle: Path, trained: Path, tmp_path: Path) -> None:
-    config = str(bundle / "configs" / "inference.json")
-    ckpt_export(
-        "network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(trained / "model.pt"),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        config_file=config,
-        checkpoint=str(trained / "model.pt"),
-        **INFER,
-    )
-    image = torch.rand(2, 1, *SIZE)  # TorchScript with relative positions takes images of its own size alone
-    with torch.no_grad():
-        wanted = network_of(trained / "model.pt")(image)
-        assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), wanted, atol=1e-5)
-
-
-def test_bundle_loads_by_name_with_its_weights(
-    bundle: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(bundle, tmp_path / NAME)
-    (tmp_path / NAME / "models").mkdir(exist_ok=True)
-    for ending in ("pt", "json"):
-        shutil.copy(trained / f"model.{ending}", tmp_path / NAME / "models")
-    monkeypatch.chdir(tmp_path / NAME)  # load() cannot be told another bundle_root
-    loaded = load(NAME, bundle_dir=str(tmp_path), workflow_type="inference").state_dict()
-    assert all(torch.equal(value, loaded[k]) for k, value in network_of(trained / "model.pt").state_dict().items())
 
 
 def training_error(bundle: Path, folder: Path, output: Path, **settings) -> str:
