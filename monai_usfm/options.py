@@ -217,21 +217,15 @@ def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: all(map(fits, value)) and len(value) > 0 if isinstance(value, list | tuple) else fits(value)
 
 
-def _switch(value: Any) -> bool:
-    try:
-        flag(value)
-    except ValueError:
-        return False
-    return True
+def _accepted(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        try:
+            function(value)
+        except (RuntimeError, AssertionError, TypeError, ValueError):  # the second: PyTorch was built without CUDA
+            return False
+        return True
 
-
-def _device(value: Any) -> bool:
-    """Whether PyTorch knows the device and this machine has it."""
-    try:
-        torch.empty(0, device=value)
-    except (RuntimeError, AssertionError, TypeError):  # an AssertionError where PyTorch was built without CUDA
-        return False
-    return True
+    return fits
 
 
 EXACT_TYPES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz", ".mha", ".nrrd")
@@ -251,12 +245,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "holdout dropout label_smoothing": (_number(0, 1), "in [0, 1]"),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),
     "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
-    "device": (_device, "a device of this machine, such as cpu or cuda:0"),
+    "device": (
+        _accepted(lambda value: torch.empty(0, device=value)),
+        "a device of this machine, such as cpu or cuda:0",
+    ),
     "output_ext": (lambda value: value in EXACT_TYPES, f"one of {', '.join(EXACT_TYPES)}"),
     "amp": (lambda value: value in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
     "resume resume_anyway compile use_checkpoint deterministic freeze_encoder class_balance fold_normalization "
     "circumference resident uncertainty pairs preview statistics components muscle frames skip_unreadable": (
-        _switch,
+        _accepted(flag),
         "true or false",
     ),
 }

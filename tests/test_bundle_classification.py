@@ -17,7 +17,7 @@ from monai.transforms import Compose, Resize
 from PIL import Image
 
 from monai_usfm import load_network
-from monai_usfm.bundle import MixedBatch, describe, root_cause
+from monai_usfm.bundle import describe, mixed_batch, root_cause
 from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.evaluation import calibration
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, to_usfm_state_dict, usfm_vit
@@ -248,7 +248,7 @@ def test_mixup_mixes_images_and_classes_alike():
     label = torch.tensor([0, 1, 1, 0])
     image = label.float().reshape(4, 1, 1, 1).expand(4, 1, 2, 2)
     torch.manual_seed(0)
-    mixed, classes = MixedBatch(lambda _: (image, label), num_classes=2, alpha=0.2)(None)
+    mixed, classes = mixed_batch(None, augmentation=lambda *_: (image, label), num_classes=2, alpha=0.2)
     torch.testing.assert_close(mixed.mean((1, 2, 3)), classes[:, 1])
     torch.testing.assert_close(classes.sum(1), torch.ones(4))
     assert 0 < classes[1, 1] < 1 and classes[2, 1] == 1  # neighbors of another class, and of the same

@@ -8,8 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ from monai_usfm.bundle.start import options
 from monai_usfm.data import OrganBalancedSampler, ResidentImages, UltrasoundDataset, label_fraction, load_splits
 
 __all__ = [
-    "EnhancementItems",
-    "LabeledBatch",
-    "MixedBatch",
     "check_data",
+    "enhancement_items",
     "fingerprint",
+    "labeled_batch",
+    "mixed_batch",
     "preprocessing_of",
     "record",
     "simulated",
@@ -120,86 +119,71 @@ def validation_sampler(dataset: Dataset) -> Sampler | None:
     return None
 
 
-class MixedBatch:
+def mixed_batch(
+    batch: Any,
+    device: Any = None,
+    non_blocking: bool = False,
+    *,
+    augmentation: Callable,
+    num_classes: int,
+    alpha: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """``prepare_batch`` that mixes images and their classes with those of the neighbor in the shuffled batch.
 
     Zhang et al. 2018, https://arxiv.org/abs/1710.09412.
 
     Args:
+        batch, device, non_blocking: as MONAI's engines give them.
         augmentation: ``prepare_batch`` that gives images and class indices.
         num_classes: classes.
         alpha: of the Beta distribution of the share; 0 mixes nothing.
+
+    Returns:
+        Images, and class indices or, mixed, shares ``(B, num_classes)``.
     """
-
-    def __init__(self, augmentation: Any, num_classes: int, alpha: float = 0.0) -> None:
-        self.augmentation = augmentation
-        self.num_classes = num_classes
-        self.alpha = alpha
-
-    def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images, and class indices or, mixed, shares ``(B, num_classes)``."""
-        image, label = self.augmentation(batch, *args, **kwargs)
-        if self.alpha <= 0:
-            return image, label
-        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        numbers = label.is_floating_point()  # what is predicted are no classes
-        classes = label if numbers else torch.nn.functional.one_hot(label, self.num_classes).float()
-        mixed = [share * x + (1 - share) * x.roll(1, 0) for x in (image, classes)]
-        return mixed[0], mixed[1]
-
-
-class LabeledBatch:
-    """``prepare_batch`` of images and one of their labels, unchanged.
-
-    Args:
-        label_key: entry of the batch.
-    """
-
-    def __init__(self, label_key: str = "label") -> None:
-        self.label_key = label_key
-
-    def __call__(
-        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", self.label_key))
+    image, label = augmentation(batch, device, non_blocking)
+    if alpha <= 0:
         return image, label
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    numbers = label.is_floating_point()  # what is predicted are no classes
+    classes = label if numbers else torch.nn.functional.one_hot(label, num_classes).float()
+    mixed = [share * x + (1 - share) * x.roll(1, 0) for x in (image, classes)]
+    return mixed[0], mixed[1]
 
 
-class EnhancementItems:
-    """Lists of images, or of recorded pairs under ``image`` (low quality) and ``label`` (high), split by split.
+def labeled_batch(
+    batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, label_key: str = "label"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``prepare_batch`` of images and the labels under ``label_key``, unchanged."""
+    image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", label_key))
+    return image, label
+
+
+def enhancement_items(
+    split: str,
+    dataset_dir: str | None = None,
+    datalist: str | None = None,
+    pairs: bool = False,
+    input_key: str | None = None,
+    target_key: str | None = None,
+    roi: str | None = None,
+    background: str | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """A list of images, or of recorded pairs under ``image`` (low quality) and ``label`` (high).
 
     Args:
-        dataset_dir, datalist, synthetic_dir, synthetic, full_scale: see :func:`~monai_usfm.data.load_splits`.
+        split: of the list.
+        dataset_dir, datalist: see :func:`~monai_usfm.data.load_splits`.
         pairs: whether pairs are wanted.
         input_key: entry of an item that names the low-quality file; None is ``image``, of simulated pairs ``low``.
         target_key: entry that names the high-quality file; None is ``label``, of simulated pairs ``image``.
+        roi, background: entries that name masks, which become ``roi`` and ``background``; None for none.
+        options: further ones of :func:`~monai_usfm.data.load_splits`.
     """
-
-    def __init__(
-        self,
-        dataset_dir: str | None,
-        datalist: str | None,
-        synthetic_dir: str,
-        synthetic: Mapping[str, Any],
-        pairs: bool = False,
-        input_key: str | None = None,
-        target_key: str | None = None,
-        full_scale: float | None = None,
-    ) -> None:
-        source, target = ("image", "label") if dataset_dir or datalist else ("low", "image")
-        self.names = {"image": input_key or source, "label": target_key or target} if pairs else {"image": "image"}
-        self.load = partial(
-            load_splits,
-            dataset_dir,
-            datalist,
-            synthetic_dir=synthetic_dir,
-            synthetic=dict(synthetic),
-            full_scale=full_scale,
-            required=tuple(dict.fromkeys(("image", *self.names.values()))),
-        )
-
-    def __call__(self, split: str, **others: str | None) -> list[dict[str, Any]]:
-        """Items of a split; further names are entries that become others, where they are given."""
-        names = {**self.names, **{name: key for name, key in others.items() if key}}
-        found = self.load(splits=(split,))[split]
-        return [{**item, **{name: item[key] for name, key in names.items()}} for item in found]
+    source, target = ("image", "label") if dataset_dir or datalist else ("low", "image")
+    names = {"image": input_key or source, "label": target_key or target} if pairs else {"image": "image"}
+    required = tuple(dict.fromkeys(("image", *names.values())))
+    found = load_splits(dataset_dir, datalist, splits=(split,), required=required, **options)[split]
+    names |= {name: key for name, key in (("roi", roi), ("background", background)) if key}
+    return [{**item, **{name: item[key] for name, key in names.items()}} for item in found]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from monai_usfm.networks.blocks import TransformerBlock
 from monai_usfm.workflow import find_bundle
 
 __all__ = [
-    "FirstChannelLoss",
     "default_device",
     "encoder_of",
     "encoder_options",
+    "first_channel_loss",
     "loss_of_head",
     "lower_is_better",
     "network_loss",
@@ -186,19 +186,9 @@ def lower_is_better(current: float, best: float) -> bool:
     return current < best or best == -1
 
 
-class FirstChannelLoss(torch.nn.Module):
-    """A loss against the first channel of the target, which repeats one gray image for the encoder.
-
-    Args:
-        loss: called with prediction and target.
-    """
-
-    def __init__(self, loss: torch.nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return self.loss(prediction, target[:, :1])
+def first_channel_loss(prediction: torch.Tensor, target: torch.Tensor, loss: Callable) -> torch.Tensor:
+    """A loss against the first channel of the target, which repeats one gray image for the encoder."""
+    return loss(prediction, target[:, :1])
 
 
 def warmup_cosine(

@@ -126,7 +126,7 @@ def _integers(
         quantization.quantize_static(
             str(whole), str(part), Reader(), per_channel=True, op_types_to_quantize=["Conv", "Gemm", "MatMul"]
         )
-        integers = _Network(_session(part))
+        integers = _session(part)
         wanted, found = (torch.cat([run(image) for image in images]) for run in (network, integers))
         error = float((found - wanted).abs().mean() / (wanted.max() - wanted.min()))
         names, scores = _scores(task, places, (network, integers))
@@ -137,7 +137,7 @@ def _integers(
     return [f"mean difference from PyTorch on {len(images)} images: {error:.2%} of the range", line]
 
 
-def _scores(task: str, places: dict[str, Any], networks: Sequence[torch.nn.Module]) -> tuple[str, list[float]]:
+def _scores(task: str, places: dict[str, Any], networks: Sequence[Run]) -> tuple[str, list[float]]:
     """Name and values of the bundle's own key metric on the test split."""
     options: dict[str, Any] = {**places, "split": "test", "validate#handlers": []}
     flow = load_bundle(task, "evaluate", **options)
@@ -148,17 +148,6 @@ def _scores(task: str, places: dict[str, Any], networks: Sequence[torch.nn.Modul
         evaluator.run()
         scores.append(float(evaluator.state.metrics[evaluator.state.key_metric_name]))
     return f"{evaluator.state.key_metric_name} of {len(evaluator.data_loader.dataset)} test images", scores
-
-
-class _Network(torch.nn.Module):
-    """A function in the place of a network."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.run(convert_to_tensor(images))
 
 
 def _session(file: Path) -> Run:

@@ -69,16 +69,13 @@ def pack(checkpoint: str, output: str, *, bundle_root: str | None = None, hub: b
 def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint: str | os.PathLike) -> Path:
     """Copy a bundle with other weights, of images or volumes, as MONAI Label and MONAI Deploy need it.
 
-    The weights and their card become ``models/model.pt`` and ``model.json``; the metadata, from which MONAI Label takes
-    the number of axes and the names of the classes, is that of the card.
+    The weights and their card become ``models/model.pt`` and ``model.json``, the start of the bundle
+    ``foundation.pt``; the metadata, from which MONAI Label takes axes and classes, is that of the card.
 
     Args:
         bundle: folder of the bundle.
-        folder: new folder; MONAI Label takes the task from its name, such as ``liver_segmentation``.
+        folder: new folder, which is returned; MONAI Label takes the task from its name, such as ``liver_segmentation``.
         checkpoint: weights with their card.
-
-    Returns:
-        ``folder``.
     """
     source, target, card = Path(bundle), Path(folder), read_card(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Audits of trained weights: how much worse is a network when an image is shown as another scanner or screen would?
 
-Networks are tested on images that look like those they were trained on: the same margins, depth, gain and annotations.
-Here each test image is altered in one such respect at a time, its label map along with it, and scored again. What
-remains of the score is no substitute for another hospital's images, but what is lost here would be lost there.
+What remains of the score is no substitute for another hospital's images, but what is lost here would be lost there.
 """
 
 from __future__ import annotations

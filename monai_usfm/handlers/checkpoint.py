@@ -9,6 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def _merged(network: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict
     return merged
 
 
+@dataclass(eq=False)
 class EpochSeed:
     """Seeds all randomness from (seed, epoch), so that an epoch is the same after a restart as without one.
 
@@ -91,21 +93,15 @@ class EpochSeed:
             it seeds anew, so that nothing drawn before need be known to go on from there. None for none.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        data_loader: torch.utils.data.DataLoader,
-        rank: int = 0,
-        fixed: bool = False,
-        interval: int | None = None,
-    ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}.")
-        self.seed = seed
-        self.data_loader = data_loader
-        self.rank = rank
-        self.fixed = fixed
-        self.interval = interval
+    seed: int
+    data_loader: torch.utils.data.DataLoader
+    rank: int = 0
+    fixed: bool = False
+    interval: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -345,6 +341,7 @@ class BestCheckpoint:
         self.start = state.get("start")
 
 
+@dataclass(eq=False)
 class ValidateStart:
     """Validates the untouched network before the first epoch, and says at the end if no epoch was better.
 
@@ -355,9 +352,8 @@ class ValidateStart:
         best: takes the score as that of the start.
     """
 
-    def __init__(self, evaluator: Engine, best: BestCheckpoint) -> None:
-        self.evaluator = evaluator
-        self.best = best
+    evaluator: Engine
+    best: BestCheckpoint
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._validate)
@@ -381,6 +377,7 @@ class ValidateStart:
             )
 
 
+@dataclass(eq=False)
 class ExportWeights:
     """At the end of training, the first process writes the weights that other bundles take as ``pretrained``.
 
@@ -400,21 +397,12 @@ class ExportWeights:
         FloatingPointError: at the end, when no validation gave a number; nothing is written.
     """
 
-    def __init__(
-        self,
-        path: str,
-        network: torch.nn.Module,
-        best: BestCheckpoint | None = None,
-        last: bool = False,
-        half: bool = False,
-        card: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.network = network
-        self.best = best
-        self.last = last
-        self.half = half
-        self.card = card
+    path: str | os.PathLike
+    network: torch.nn.Module
+    best: BestCheckpoint | None = None
+    last: bool = False
+    half: bool = False
+    card: Mapping[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)

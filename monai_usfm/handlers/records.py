@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -237,6 +238,7 @@ class RunLock:
         raise error
 
 
+@dataclass(eq=False)
 class RunRecord:
     """Writes ``run.json`` at the start: the command, the options as they were resolved, versions and device.
 
@@ -247,9 +249,8 @@ class RunRecord:
         options: resolved values worth keeping, by name.
     """
 
-    def __init__(self, output_dir: str, options: Mapping[str, Any]) -> None:
-        self.path = Path(output_dir) / "run.json"
-        self.options = dict(options)
+    output_dir: str
+    options: Mapping[str, Any]
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -259,14 +260,14 @@ class RunRecord:
             return
         record = {
             "command": sys.argv,
-            "options": readable(self.options),
+            "options": readable(dict(self.options)),
             "versions": _versions(),
             "platform": platform.platform(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_text_atomically(self.path, json.dumps(record, indent=1) + "\n")
+        write_text_atomically(Path(self.output_dir, "run.json"), json.dumps(record, indent=1) + "\n")
 
 
 def readable(value: Any) -> Any:
@@ -316,6 +317,7 @@ def network_panels(output: Mapping[str, Any], network: Any) -> dict[str, torch.T
     return network.panels(output["image"][:ROWS])
 
 
+@dataclass(eq=False)
 class FigureHandler:
     """Saves figures of the last batch of an engine every few epochs.
 
@@ -331,19 +333,14 @@ class FigureHandler:
         ValueError: for a negative interval.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        panels: Callable[[Any], Mapping[str, torch.Tensor]],
-        interval: int = 1,
-        prefix: str = "figures",
-    ) -> None:
-        if interval < 0:
-            raise ValueError(f"figure_interval must be 0 (no figures) or more epochs, got {interval}.")
-        self.folder = Path(output_dir)
-        self.panels = panels
-        self.interval = interval
-        self.prefix = prefix
+    output_dir: str
+    panels: Callable[[Any], Mapping[str, torch.Tensor]]
+    interval: int = 1
+    prefix: str = "figures"
+
+    def __post_init__(self) -> None:
+        if self.interval < 0:
+            raise ValueError(f"figure_interval must be 0 (no figures) or more epochs, got {self.interval}.")
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -353,5 +350,5 @@ class FigureHandler:
         if idist.get_rank() > 0 or self.interval == 0:
             return
         if epoch == 1 or epoch % self.interval == 0:
-            path = self.folder / f"{self.prefix}_epoch_{epoch:04d}.png"
+            path = Path(self.output_dir, f"{self.prefix}_epoch_{epoch:04d}.png")
             save_panels(path, self.panels(engine.state.output))
