@@ -30,26 +30,6 @@ from monai_usfm.handlers import (
 from monai_usfm.networks import UltrasoundSegmenter, apply_lora, usfm_vit
 
 
-class Unsavable:
-    def __reduce__(self):
-        raise RuntimeError("cannot be saved")
-
-
-def test_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = save_atomically({"value": torch.ones(3)}, tmp_path / "sub" / "model.pt")
-    before = path.read_bytes()
-    with pytest.raises(RuntimeError, match="cannot be saved"):
-        save_atomically({"big": torch.zeros(1000), "bad": Unsavable()}, path)
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
-
-
-def test_save_replaces_the_old_file(tmp_path: Path) -> None:
-    for value in (1.0, 2.0):
-        save_atomically({"value": torch.tensor(value)}, tmp_path / "model.pt")
-    assert torch.load(tmp_path / "model.pt", weights_only=True)["value"] == 2.0
-
-
 def make_trainer(folder: Path, max_epochs: int, resume: bool, stop_at: int | None = None):
     """A linear network on noisy data with dropout, shuffling and momentum: four kinds of state to lose."""
     torch.manual_seed(0)
