@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How cost grows with the tokens of an image and with the length of a list: ``python benchmarks/growth.py FOLDER``.
 
-The lists name hard links to 2,000 noise images of 32 x 32 in FOLDER, which is made and can be deleted afterwards. CPU
-seconds of one thread; where two ways are compared they take turns, and the ratio is that of each round.
+The lists name hard links to 2,000 noise images of 64 x 64 in FOLDER, which is made and can be deleted afterwards;
+in the store every item has noise of its own. CPU seconds of one thread; where two ways are compared they take turns,
+and the ratio is that of each round.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,7 +31,7 @@ from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, load_datalist
 from monai_usfm.data.store import ENTRY
 from monai_usfm.networks import UltrasoundViT
 
-DISTINCT, DRAWN = 2000, 1000
+DISTINCT, DRAWN, SIDE = 2000, 1000, 64
 TINY = {"hidden_size": 192, "mlp_dim": 768, "num_layers": 2, "num_heads": 3}
 
 
@@ -80,7 +82,7 @@ def write_list(folder: Path, count: int) -> Path:
     for number in range(count):
         path = images / f"{number:06d}.png"
         if number < DISTINCT and not path.exists():
-            noise = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
+            noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
             Image.fromarray(noise).save(path)
         elif not path.exists():
             os.link(images / f"{number % DISTINCT:06d}.png", path)
@@ -91,16 +93,20 @@ def write_list(folder: Path, count: int) -> Path:
 
 
 def fill(datalist: Path, store: Path) -> None:
-    """Put the images into the store; of equal files the index names the same bytes, or this would take hours."""
+    """Put the images into the store: the first as training does, then noise for each item, or this would take hours."""
     items = load_datalist(datalist, None, "training")
     dataset = UltrasoundDataset(items, [LoadUltrasoundd("image")], cache_dir=store)
     for number in range(min(DISTINCT, len(items))):
         dataset[number]
     (index,) = store.glob("*.index")
-    places = [place for _, *place in ENTRY.iter_unpack(index.read_bytes())]
-    with open(index, "ab") as stream:
-        for number, item in enumerate(items[DISTINCT:]):
-            stream.write(ENTRY.pack(dataset._store.key(item), *places[number % DISTINCT]))  # type: ignore[union-attr]
+    *_, (_, start, size, _) = ENTRY.iter_unpack(index.read_bytes())
+    header = index.with_suffix(".bin").read_bytes()[start : start + size - SIDE**2]
+    noise = np.random.default_rng(0)
+    with open(index, "ab") as entries, open(index.with_suffix(".bin"), "ab") as shard:
+        for item in items[DISTINCT:]:
+            content = header + noise.bytes(SIDE**2)
+            entries.write(ENTRY.pack(dataset._store.key(item), shard.tell(), len(content), crc32(content)))  # type: ignore[union-attr]
+            shard.write(content)
 
 
 def measure(datalist: Path, store: Path, rounds: int) -> None:

@@ -82,7 +82,9 @@ def train_in_two_processes() -> Callable[..., str]:
         """What the run printed to standard error."""
         names = str([str(root / "configs" / f"{name}.json") for name in ("train", "demo")])
         settings = {"bundle_root": root} | {key: value for key, value in settings.items() if key != "device"}
-        arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+        # MONAI passes over an option that is None, so None is said as null
+        said = {key: "null" if value is None else str(value) for key, value in settings.items()}
+        arguments = [text for key, value in said.items() for text in (f"--{key}", value)]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
         command = [sys.executable, *launcher, "--config_file", names, *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

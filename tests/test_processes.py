@@ -8,6 +8,7 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import run_bundle
@@ -43,3 +44,19 @@ def test_two_processes_follow_the_losses_of_one_and_one_writes(
     assert printed.count("epoch 4/4") == 1
     run_bundle(task, overlays=["demo"], device="cpu", **options(task, data, tmp_path / "one", 16))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_weights_spread_over_processes_train_as_copies_do_and_one_process_goes_on(
+    data, copy_bundle, train_in_two_processes, tmp_path
+):
+    bundle = copy_bundle("usfm_segmentation")
+    for name in ("copies", "spread"):
+        settings = {**options("segmentation", data, tmp_path / name, 8), "max_epochs": 2, "sharded": name == "spread"}
+        train_in_two_processes(bundle, **settings)
+    assert losses(tmp_path / "spread") == pytest.approx(losses(tmp_path / "copies"), rel=1e-4)
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("spread", "copies")]
+    assert all(torch.allclose(value, weights[1][name], atol=1e-3) for name, value in weights[0].items())
+    more = {**options("segmentation", data, tmp_path / "spread", 16), "max_epochs": 3}
+    run_bundle("segmentation", overlays=["demo"], device="cpu", resume=True, resume_anyway=True, **more)
+    assert losses(tmp_path / "spread")[2] < losses(tmp_path / "copies")[1]

@@ -31,6 +31,7 @@ from monai_usfm.handlers import (
     RunRecord,
     ValidateStart,
     learning_rates,
+    validate_whole,
 )
 from monai_usfm.handlers.gradient import loss_of
 from monai_usfm.handlers.records import readable
@@ -146,6 +147,7 @@ class TrainingRecords:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._require_space)
         engine.add_event_handler(Events.STARTED, self._start_mlflow)
+        validate_whole(self.network, self.evaluator)
         for handler in self.handlers:
             handler.attach(engine)
         if rank() == 0:

@@ -15,8 +15,10 @@ import torch.distributed as dist
 from monai.inferers import Inferer
 from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
+from torch.nn.utils import parametrize
 
 from monai_usfm.cards import ENCODER, WIDTHS, build_network, network_options, read_card
+from monai_usfm.handlers import shard
 from monai_usfm.inferers import WindowInferer
 from monai_usfm.losses import ATMLoss
 from monai_usfm.networks import apply_lora, freeze
@@ -25,7 +27,6 @@ from monai_usfm.workflow import find_bundle
 
 __all__ = [
     "default_device",
-    "encoder_of",
     "encoder_options",
     "first_channel_loss",
     "loss_of_head",
@@ -55,7 +56,11 @@ def default_device() -> torch.device:
 
 
 def on_device(
-    network: torch.nn.Module, device: torch.device | str, compile: bool = False, use_checkpoint: bool = False
+    network: torch.nn.Module,
+    device: torch.device | str,
+    compile: bool = False,
+    use_checkpoint: bool = False,
+    sharded: bool = False,
 ) -> torch.nn.Module:
     """The network on its device; of several processes that train, in PyTorch's wrapper that averages their gradients.
 
@@ -64,6 +69,10 @@ def on_device(
         device: where to.
         compile: by :func:`torch.compile`, at the first call.
         use_checkpoint: of all transformer blocks, see :class:`~monai_usfm.networks.blocks.TransformerBlock`.
+        sharded: of several processes each keeps a part of the weights, see :func:`~monai_usfm.handlers.shard`.
+
+    Raises:
+        ValueError: for low-rank updates of a network that is spread, which could not be merged.
     """
     network = network.to(device)
     for block in network.modules():
@@ -73,6 +82,10 @@ def on_device(
         network.compile()
     if not (network.training and dist.is_available() and dist.is_initialized()):
         return network
+    if sharded:
+        if any(parametrize.is_parametrized(module) for module in network.modules()):
+            raise ValueError("--sharded true does not go with --lora_rank, which needs little memory: leave one out.")
+        return shard(network)
     ids = [torch.device(device)] if torch.device(device).type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
@@ -127,16 +140,6 @@ def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = 
     if given.get("head") == "upernet":
         given = {"auxiliary": True, "width": 256, **given}
     return network_options(task, pretrained, **given)
-
-
-def encoder_of(plan: Mapping[str, Any], pretrained: Any = None) -> torch.nn.Module:
-    """The encoder alone, for a network that is put together in a configuration.
-
-    Args:
-        plan: options of a network, see :func:`monai_usfm.network_options`.
-        pretrained: weights to start from.
-    """
-    return build_network("encoder", pretrained, **encoder_options(plan))
 
 
 def encoder_options(plan: Mapping[str, Any]) -> dict[str, Any]:

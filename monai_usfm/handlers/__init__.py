@@ -13,3 +13,4 @@ from monai_usfm.handlers.records import *
 from monai_usfm.handlers.report import *
 from monai_usfm.handlers.results import *
 from monai_usfm.handlers.segmentation import *
+from monai_usfm.handlers.sharding import *

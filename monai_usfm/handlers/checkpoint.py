@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from monai_usfm.cards import save_network
 from monai_usfm.files import atomic_write
 from monai_usfm.handlers.gradient import require_finite
+from monai_usfm.handlers.sharding import gather, scatter
 from monai_usfm.networks import UltrasoundViT
 
 __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "ValidateStart", "save_atomically"]
@@ -55,7 +56,7 @@ def _restore(thing: Any, state: Mapping[str, Any], share: float = 1.0) -> None:
             group["lr"] = rate
         thing._last_lr = rates
     else:
-        thing.load_state_dict(state)
+        thing.load_state_dict(scatter(dict(state), thing))
 
 
 def _merged(network: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -140,7 +141,7 @@ def _due(engine: Engine, done: int, interval: int | None) -> bool:
 # Options that a resumed run may change: they say where things lie, how fast and how long it goes, what is shown.
 FREE_NAMES = (
     "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_dir "
-    "device compile use_checkpoint resident resume resume_anyway figure_interval rank class_names"
+    "device compile use_checkpoint sharded resident resume resume_anyway figure_interval rank class_names"
 )
 FREE_OPTIONS = frozenset(FREE_NAMES.split())
 
@@ -200,9 +201,12 @@ class ResumableCheckpoint:
             self.save(engine)
 
     def save(self, engine: Engine) -> None:
-        if idist.get_rank() > 0 or engine.state.iteration == self.written:
+        if engine.state.iteration == self.written:
             return
-        state = {name: _plain(thing).state_dict() for name, thing in self.objects.items()}
+        self.written = engine.state.iteration
+        state = {name: gather(_plain(thing).state_dict()) for name, thing in self.objects.items()}
+        if idist.get_rank() > 0:
+            return
         try:
             require_finite(
                 {k: v for k, v in state.items() if isinstance(self.objects[k], torch.nn.Module)}, "the network"
@@ -224,7 +228,6 @@ class ResumableCheckpoint:
             if self.path.is_file():
                 with atomic_write(self.path.with_name("previous.pt")) as copy:
                     shutil.copyfile(self.path, copy)
-        self.written = engine.state.iteration
 
     def _signed(self, engine: Engine) -> dict[str, Any]:
         return {**self.options, "steps_per_epoch": engine.state.epoch_length}
@@ -325,7 +328,7 @@ class BestCheckpoint:
         self.asked = True
         # A metric that is not a number never wins, not even the first time.
         if value > self.best:
-            state = _plain(self.network).state_dict()
+            state = gather(_plain(self.network).state_dict())
             require_finite(state, "the network")
             self.best = value
             if idist.get_rank() > 0:
@@ -413,10 +416,10 @@ class ExportWeights:
                 f"no validation gave a score that is a number, so nothing was written to {self.path}: look at "
                 "metrics.csv and at the validation images."
             )
+        network = _plain(self.network)
+        state = gather(network.state_dict())
         if idist.get_rank() > 0:
             return
-        network = _plain(self.network)
-        state = network.state_dict()
         if self.best is not None and not self.last and self.best.best > -float("inf"):
             kept = torch.load(self.best.path, map_location="cpu", weights_only=True)
             state = {name: kept[name] for name in state}

@@ -94,7 +94,8 @@ class GradientClip:
         scaled = engine.amp and engine.scaler is not None and engine.scaler.is_enabled()
         if scaled:
             engine.scaler.unscale_(engine.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a network spread over processes
         if not scaled and not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient is {float(norm)} though the loss is finite, at iteration {engine.state.iteration}, "
