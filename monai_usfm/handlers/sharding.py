@@ -25,7 +25,8 @@ def shard(network: torch.nn.Module) -> torch.nn.Module:
     mesh = dist.init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
     for block in [module for module in network.modules() if isinstance(module, TransformerBlock)]:
         fully_shard(block, mesh=mesh)
-    return fully_shard(network, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    return network
 
 
 def gather(state: Any) -> Any:
