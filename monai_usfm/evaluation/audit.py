@@ -161,7 +161,7 @@ def audit_segmenter(
 
     def row(index: list[int], before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
         lost = np.subtract(before, after)
-        means = {"dice_before": np.mean(before), "dice": np.mean(after)}
+        means = {"dice_before": float(np.mean(before)), "dice": float(np.mean(after))}
         failed = float(np.mean(np.less(after, 0.5)))
         return means | _spread("loss", lost, patients, index, seed) | {"failed": failed}
 

@@ -170,11 +170,11 @@ def _shape(part: np.ndarray | None, steps: np.ndarray) -> dict[str, float | None
         return dict.fromkeys(names)
     box = ndimage.find_objects(part.astype(np.uint8))[0]
     small = np.pad(part[box], 1)
-    (longest, _), (across, _) = diameters(small, steps)
+    (longest, _), (across, _) = diameters(small, steps.tolist())
     values: list[float] = [longest, across]
     if dims == 2:
-        ellipse = fit_ellipse(torch.from_numpy(small), steps)
-        values += [ellipse.circumference if ellipse else 0.0, perimeter(small, steps)]
+        ellipse = fit_ellipse(torch.from_numpy(small), steps.tolist())
+        values += [ellipse.circumference if ellipse else 0.0, perimeter(small, steps.tolist())]
     center = ndimage.center_of_mass(part)
     values += [float(c * s) for c, s in zip(center[::-1], steps[::-1], strict=True)]
     values += [float(b.start * s) for b, s in zip(box[::-1], steps[::-1], strict=True)]
