@@ -6,7 +6,8 @@
 #   bash scripts/train_foundation.sh UNLABELED.json DINOV2_VITS14.pt OUTPUT_FOLDER [OPTION...]
 #
 # About two hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
-# Options go to every training: "--epoch_length 32" with SIMULATED=24 tries the whole chain in minutes.
+# Options go to every training: "--epoch_length 32" with SIMULATED=24, AGREEMENT=0 (nothing learned agrees) and
+# a list of a few dozen images tries the whole chain in minutes.
 # The tiny network goes on from the shipped one. That of 0.9 began with the encoder of a masked autoencoder (mae.pt of 0.8: --objective
 # mae, 300 epochs) and the decoder of foundation.pt of 0.8; START names another file.
 set -euo pipefail

@@ -64,6 +64,19 @@ bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrai
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
     --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
+# The encoder of the pretrained start under the decoders of these three: one family, equal scores.
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+start="$here/bundles/usfm_pretraining/models/model.pt"
+[ -f "$out/starts/foundation/model.pt" ] && start="$out/starts/foundation/model.pt"
+change() { # name, folder, datalist, steps
+    mkdir -p "$out/$1_changed"
+    [ -f "$out/$1_changed/model.pt" ] || python -W ignore "$here/scripts/change_start.py" "$out/$1/model.pt" "$start" \
+        "$2" "$3" "$out/$1_changed/model.pt" --steps "$4"
+}
+change segmentation "$data/busbra" "$data/busbra/dataset.json" 320
+change classification "$data/busbra" "$data/busbra/dataset.json" 260
+change enhancement "$data" "$data/unlabelled/pretraining.json" 260
+
 # Into the bundles, each with its card; data, license and scores are then written there by hand.
 python - "$here" "$out" <<'PY'
 import shutil
@@ -72,11 +85,11 @@ from pathlib import Path
 
 here, out = sys.argv[1:]
 files = {
-    "segmentation": "usfm_segmentation/models/model.pt",
+    "segmentation_changed": "usfm_segmentation/models/model.pt",
     "fetal_head": "usfm_segmentation/models/fetal_head.pt",
     "simulated_volumes": "usfm_segmentation/models/simulated_volumes.pt",
-    "classification": "usfm_classification/models/model.pt",
-    "enhancement": "usfm_enhancement/models/model.pt",
+    "classification_changed": "usfm_classification/models/model.pt",
+    "enhancement_changed": "usfm_enhancement/models/model.pt",
 }
 if Path(out, "starts").is_dir():
     files["starts/foundation"] = "usfm_pretraining/models/model.pt"
