@@ -39,9 +39,8 @@ def load_class_splits(
 
     Raises:
         FileNotFoundError, ValueError: see :func:`load_splits`.
-        ValueError: for a value that is no number, or an item without any.
-        ValueError: for fewer than two classes; an item whose class is missing, no integer or out of range; a list in
-            which only some items name their patient.
+        ValueError: for fewer than two classes; an item whose class is missing, no integer or out of range; a value that
+            is no number, or an item without any; a list in which only some items name their patient.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}.")

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
-_EIGHT_BIT_MODES = {"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
+EIGHT_BIT_MODES = {"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 """Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
 
@@ -33,7 +33,7 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
         count = len(pages_of_file)
         check_size(path, *img.size, count)
         # 8-bit pages need no common scale, so one page can be read alone
-        alone = count == 1 or (pick is not None and img.mode in _EIGHT_BIT_MODES)
+        alone = count == 1 or (pick is not None and img.mode in EIGHT_BIT_MODES)
         wanted = range(count)
         if alone:
             index = checked_frame(path, pick, count) if pick is not None else 0
@@ -63,7 +63,7 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
         spacing_known=spacing is not None,
         num_frames=count,
         frame=wanted[0] if alone else None,
-        full_scale=1.0 if mode == "1" else 255.0 if mode in _EIGHT_BIT_MODES else float(2**bits - 1) if bits else 0.0,
+        full_scale=1.0 if mode == "1" else 255.0 if mode in EIGHT_BIT_MODES else float(2**bits - 1) if bits else 0.0,
         cine=animated,
         frame_time=frame_time,
         turn=turn,
@@ -94,7 +94,7 @@ def _image_values(img: Image.Image) -> np.ndarray:
     # WhiteIsZero of TIFF, which Pillow heeds in 8 bits alone
     inverted = img.mode.startswith("I;16") and getattr(img, "tag_v2", {}).get(262) == 0
     img = ImageOps.exif_transpose(img)
-    if img.mode in _EIGHT_BIT_MODES - {"L"}:
+    if img.mode in EIGHT_BIT_MODES - {"L"}:
         img = img.convert("L")
     values = _array(img)
     return 65535 - values if inverted else values

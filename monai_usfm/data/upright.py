@@ -20,12 +20,12 @@ from monai.utils.misc import ImageMetaKey
 
 from monai_usfm.data.decoded import FramePicker, checked_frame, frame_picker
 from monai_usfm.data.formats import UnreadableImageError
+from monai_usfm.data.image_files import EIGHT_BIT_MODES
 from monai_usfm.transforms.dictionary import TORCH
 
 __all__ = ["UprightGray", "UprightGrayd"]
 
 _USUAL_SCALES = (255.0, 4095.0, 65535.0, 2.0**32 - 1)
-_EIGHT_BIT_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of Pillow, in MONAI's metadata
 
 
 class UprightGray(InvertibleTransform):
@@ -438,7 +438,7 @@ def _header_full_scale(dtype: np.dtype, meta: Mapping[str, Any]) -> float:
         return 255.0
     if dtype.kind == "b":
         return 1.0
-    if str(meta.get("mode")) in _EIGHT_BIT_MODES:  # PILReader
+    if str(meta.get("mode")) in EIGHT_BIT_MODES:  # PILReader
         return 255.0
     if "datatype" in meta and "scl_slope" in meta:  # NibabelReader
         slope, shift = float(meta["scl_slope"]), float(meta.get("scl_inter", 0.0))

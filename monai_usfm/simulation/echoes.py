@@ -133,13 +133,10 @@ def scatterers(beam_shape: Sequence[int], rng: np.random.Generator) -> torch.Ten
     return torch.view_as_complex(torch.from_numpy(pair))
 
 
-def specular_strength(
-    impedance: np.ndarray, direction: Sequence[np.ndarray | None], sharpness: float = 3.0
-) -> np.ndarray:
-    """Amplitude of mirror-like echoes: change of impedance along the beam, times a power of the cosine of incidence.
+def specular_strength(impedance: np.ndarray, direction: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Amplitude of mirror-like echoes: change of impedance along the beam, times the cube of the cosine of incidence.
 
     ``direction`` is the unit vector of the beam at each pixel, an array per axis of ``impedance``, ``None`` for zeros.
-    A higher ``sharpness``, the exponent, confines echoes to interfaces that face the probe.
     """
     along = np.zeros_like(impedance)
     square = np.full_like(impedance, 1e-12)
@@ -151,7 +148,7 @@ def specular_strength(
         if component is not None:
             along += slope * component
     along = np.abs(along)
-    return along * (along / np.sqrt(square)) ** sharpness
+    return along * (along / np.sqrt(square)) ** 3.0
 
 
 def shadow_db(attenuation: torch.Tensor, step: float, device: Device) -> torch.Tensor:

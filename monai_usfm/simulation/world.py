@@ -360,14 +360,13 @@ class _Writer(Dataset):
 
 def _save(path: Path, values: torch.Tensor, spacing: torch.Tensor, scale: bool) -> None:
     array = (values * 255).round().to(torch.uint8).numpy() if scale else values.to(torch.uint8).numpy()
-    if array.ndim == 2:
-        with atomic_write(path) as part:
-            Image.fromarray(array).save(part, format="PNG")
-        return
-    import nibabel
-
-    affine = np.diag([*(float(s) for s in spacing.flip(0)), 1.0])
-    volume = nibabel.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
-    volume.header.set_xyzt_units("mm")
     with atomic_write(path) as part:
+        if array.ndim == 2:
+            Image.fromarray(array).save(part, format="PNG")
+            return
+        import nibabel
+
+        affine = np.diag([*(float(s) for s in spacing.flip(0)), 1.0])
+        volume = nibabel.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
+        volume.header.set_xyzt_units("mm")
         nibabel.save(volume, part)

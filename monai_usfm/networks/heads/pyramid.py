@@ -161,16 +161,12 @@ class ImageCorrection(nn.Module):
     Args:
         decoder: whose finest level it takes.
         in_channels: channels of the image.
-        width: channels in between.
-        passes: how often a mean of three is repeated for each of the local means: a blur of ``sqrt(2 n / 3)`` pixels.
     """
 
-    def __init__(
-        self, decoder: PyramidDecoder, in_channels: int, width: int = 32, passes: Sequence[int] = (1, 4, 16)
-    ) -> None:
+    def __init__(self, decoder: PyramidDecoder, in_channels: int) -> None:
         super().__init__()
-        stride, dims = decoder.strides[-1], len(decoder.strides[-1])
-        self.passes = sorted(passes)
+        stride, dims, width = decoder.strides[-1], len(decoder.strides[-1]), 32
+        self.passes = [1, 4, 16]  # of a mean of three, for each of the local means: a blur of sqrt(2 n / 3) pixels
         self.mean = Pool[Pool.AVG, dims](3, stride=1, padding=1, count_include_pad=False)
         inputs = in_channels * (1 + len(self.passes))
         self.pixels = Conv[Conv.CONV, dims](inputs, width, kernel_size=stride, stride=stride)

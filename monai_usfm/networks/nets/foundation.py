@@ -25,7 +25,7 @@ class FoundationModel(nn.Module):
     """One encoder and one pyramid decoder, pretrained on labeled and unlabeled images at once.
 
     - Labeled images: segmentation, with an output layer for each data set on the shared decoder.
-    - Unlabeled images: USFM's restoration of speckle-filled patches and of missing frequencies, through encoder and
+    - Unlabeled images: USFM's restoration of speckle-filled patches (half) and of missing frequencies, by encoder and
       decoder to the pixels.
     - All images: distillation of a frozen teacher's tokens into the encoder.
 
@@ -38,7 +38,6 @@ class FoundationModel(nn.Module):
             the first data set of ``num_classes``.
         num_classes: data set -> classes, background included; an image names its data set by the place in this order.
         teacher: encoder that all images are distilled from; None leaves distillation out.
-        corruption: what restoration undoes; default :class:`Corruption` of half the patches.
         segmentation_weight, distillation_weight, restoration_weight: of the parts of the loss.
         restored_share: share of the unlabeled images that the network sees corrupted.
         teacher_scale: see :class:`FrozenTeacher`.
@@ -54,7 +53,6 @@ class FoundationModel(nn.Module):
         network: UltrasoundSegmenter,
         num_classes: Mapping[str, int],
         teacher: UltrasoundViT | None = None,
-        corruption: nn.Module | None = None,
         segmentation_weight: float = 1.0,
         distillation_weight: float = 1.0,
         restoration_weight: float = 0.2,
@@ -87,7 +85,7 @@ class FoundationModel(nn.Module):
         }
         self.restored_share = restored_share
         if self.weights["restoration"] > 0:
-            self.corruption: nn.Module = Corruption(network.patch_size, 0.5) if corruption is None else corruption
+            self.corruption = Corruption(network.patch_size, 0.5)
             network.to_image = ImageCorrection(decoder, network.encoder.in_channels)
             self.restoration_loss = SpatialFrequencyLoss()
         for name, parameter in network.encoder.named_parameters() if frozen_blocks else ():
