@@ -151,7 +151,9 @@ def check_identity(dataset: Dataset) -> None:
     if str(dataset.get("PatientIdentityRemoved") or "").upper() == "YES":
         named = [keyword for keyword in named if keyword not in _PSEUDONYMS]
     burned_in = str(dataset.get("BurnedInAnnotation") or "").upper() == "YES"
-    problems = [f"filled attributes {', '.join(named)}"] * bool(named) + ["burned-in annotation declared"] * burned_in
+    problems = [f"filled attributes {', '.join(named)}"] if named else []
+    if burned_in:
+        problems.append("burned-in annotation declared")
     if problems:
         raise UnreadableImageError(
             dataset_name(dataset), f'may identify a person: {"; ".join(problems)}. De-identify it or use "strip".'
