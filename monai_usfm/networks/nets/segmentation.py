@@ -75,9 +75,8 @@ class UltrasoundSegmenter(TaskNetwork):
         self.num_classes = num_classes
         self.head_name = name
         self.head_options = head_options
-        self.to_image: nn.Module | None = (
-            None  # what joint pretraining adds: restores pixels from the decoder's features
-        )
+        # joint pretraining adds an output that restores pixels
+        self.to_image: nn.Module | None = None
         size, patch = encoder.hidden_size, encoder.patch_size
         if isinstance(head, nn.Module):
             self.head = head

@@ -59,9 +59,7 @@ class Layout:
 
     name: str  # as reports call it
     has: tuple[str, ...]  # regular expressions; for each, the encoder has a tensor whose name it finds
-    renames: tuple[tuple[str, str], ...] = (
-        FACEBOOK  # (expression, replacement), applied in turn, from its names to ours
-    )
+    renames: tuple[tuple[str, str], ...] = FACEBOOK  # expression and replacement, in turn, from its names to ours
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET  # mean and std of its RGB images
     refusal: str = ""  # why the encoder of monai_usfm cannot compute its function
 
