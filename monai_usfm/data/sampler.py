@@ -79,10 +79,9 @@ class OrganBalancedSampler(Sampler[int]):
         self._members = [torch.nonzero(of_organ == index).flatten() for index in range(len(number))]
         self._shares = torch.stack([weights[members].sum() for members in self._members])
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = rank if rank is not None else (torch.distributed.get_rank() if distributed else 0)
-        self.num_replicas = (
-            num_replicas if num_replicas is not None else (torch.distributed.get_world_size() if distributed else 1)
-        )
+        here = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+        self.rank = here[0] if rank is None else rank
+        self.num_replicas = here[1] if num_replicas is None else num_replicas
         wanted = len(organs) if num_samples is None else num_samples
         if wanted < 1:
             raise ValueError(f"num_samples must be at least 1, got {wanted}.")
