@@ -12,7 +12,6 @@ A ``monai-usfm transfer-board`` whose tasks they are tells them apart.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from PIL import Image
 
+from monai_usfm.bundle import warmup_cosine
 from monai_usfm.data import load_datalist
 from monai_usfm.evaluation.images import ImageSet, load_images, read_items
 from monai_usfm.transforms import BatchAugmentation
@@ -51,10 +51,10 @@ def build() -> DiffusionModelUNet:
 
 
 def train(real: ImageSet, simulated: ImageSet, options: argparse.Namespace) -> torch.nn.Module:
-    """The model with the moving average of the weights."""
+    """The model, trained to predict the velocity (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512)."""
     model, inferer = build(), DiffusionInferer(DDPMScheduler(**NOISE))
-    average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate)
+    schedule = warmup_cosine(optimizer, options.steps, options.steps // 20)
     augment = BatchAugmentation([options.size] * 2, scale=(0.6, 1.0), rotate=5.0, gamma=1.2)
     begin, half = time.process_time(), options.batch_size // 2
     for step in range(options.steps):
@@ -73,12 +73,11 @@ def train(real: ImageSet, simulated: ImageSet, options: argparse.Namespace) -> t
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        with torch.no_grad():
-            for kept, value in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(value, min(0.01, 1 / (step + 1)) if step > 100 else 1.0)
+        schedule.step()
         if step % 50 == 0 or step == options.steps - 1:
             print(f"step {step}: loss {loss:.3f}, {time.process_time() - begin:.0f} s", flush=True)
-    return average
+    torch.save(model.state_dict(), options.output / "diffusion.pt")
+    return model.eval()
 
 
 @torch.no_grad()
@@ -110,9 +109,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="simulated ones at most")
     parser.add_argument("--number", type=int, default=114, help="images to draw")
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=4e-4)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--sampling_steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -122,6 +121,7 @@ def main() -> None:
     stored = [round(1.1 * options.size)] * 2
     real = load_images(read_items(options.labeled, "training"), stored, 2)
     simulated = load_images(items, stored, 2)
+    options.output.mkdir(parents=True, exist_ok=True)
     print(f"{len(real)} labeled and {len(simulated)} simulated images", flush=True)
     model = train(real, simulated, options)
     masks = F.interpolate(simulated.labels[: options.number, None].float(), [options.size] * 2)  # type: ignore[index]
