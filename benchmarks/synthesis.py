@@ -51,8 +51,12 @@ def build() -> DiffusionModelUNet:
 
 
 def train(real: ImageSet, simulated: ImageSet, options: argparse.Namespace) -> torch.nn.Module:
-    """The model, trained to predict the velocity (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512)."""
+    """The model, trained to predict the velocity (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512), or kept."""
     model, inferer = build(), DiffusionInferer(DDPMScheduler(**NOISE))
+    kept = options.output / "diffusion.pt"
+    if kept.is_file():
+        model.load_state_dict(torch.load(kept, weights_only=True))
+        return model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate)
     schedule = warmup_cosine(optimizer, options.steps, options.steps // 20)
     augment = BatchAugmentation([options.size] * 2, scale=(0.6, 1.0), rotate=5.0, gamma=1.2)
@@ -76,7 +80,7 @@ def train(real: ImageSet, simulated: ImageSet, options: argparse.Namespace) -> t
         schedule.step()
         if step % 50 == 0 or step == options.steps - 1:
             print(f"step {step}: loss {loss:.3f}, {time.process_time() - begin:.0f} s", flush=True)
-    torch.save(model.state_dict(), options.output / "diffusion.pt")
+    torch.save(model.state_dict(), kept)
     return model.eval()
 
 
@@ -85,6 +89,8 @@ def draw(model: torch.nn.Module, masks: torch.Tensor, steps: int) -> torch.Tenso
     """Images ``(M, 1, H, W)`` in [0, 1] of the real kind for masks of that shape."""
     scheduler = DDIMScheduler(**NOISE)
     scheduler.set_timesteps(steps)
+    # Those of MONAI 1.6 are farther apart than its step goes, which leaves noise behind.
+    scheduler.timesteps = torch.arange(steps - 1, -1, -1) * (1000 // steps)
     inferer, drawn = DiffusionInferer(scheduler), []
     for part in masks.split(16):
         known = condition(part, True)
@@ -112,7 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--sampling_steps", type=int, default=30)
+    parser.add_argument("--sampling_steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
