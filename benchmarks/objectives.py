@@ -195,7 +195,7 @@ def main() -> None:
     sets = [load_images(own, stored, 2 if part == "simulated" else 0) for part, own in zip(parts, lists, strict=True)]
     pixels = torch.cat([(loaded.images * 255).byte() for loaded in sets])
     labels = torch.zeros_like(pixels)
-    labels[: len(sets[0])] = sets[0].labels[:, None].byte()  # type: ignore[index]
+    labels[: len(lists[0])] = sets[0].labels[:, None].byte()  # type: ignore[index]
     items = [*lists[0], *lists[1]]
     print(f"{len(lists[0])} simulated and {len(lists[1])} unlabeled images, {options.steps} steps")
     for name in options.objectives:

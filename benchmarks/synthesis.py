@@ -64,7 +64,7 @@ def train(real: ImageSet, simulated: ImageSet, options: argparse.Namespace) -> t
     for step in range(options.steps):
         images, conditions = [], []
         for source in (simulated, real):
-            rows = torch.randint(len(source), (half,))
+            rows = torch.randint(len(source.images), (half,))
             image, mask = augment.augment(source.images[rows], source.labels[rows][:, None])  # type: ignore[index]
             images.append(2 * image - 1)
             conditions.append(condition(mask, source is real))
@@ -128,7 +128,7 @@ def main() -> None:
     real = load_images(read_items(options.labeled, "training"), stored, 2)
     simulated = load_images(items, stored, 2)
     options.output.mkdir(parents=True, exist_ok=True)
-    print(f"{len(real)} labeled and {len(simulated)} simulated images", flush=True)
+    print(f"{len(real.images)} labeled and {len(simulated.images)} simulated images", flush=True)
     model = train(real, simulated, options)
     masks = F.interpolate(simulated.labels[: options.number, None].float(), [options.size] * 2)  # type: ignore[index]
     drawn = draw(model, masks, options.sampling_steps)
