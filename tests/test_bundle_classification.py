@@ -54,7 +54,7 @@ def train(root: Path, *overlays: str, **settings) -> None:
         config_file=files(root, "train", *overlays),
         bundle_root=str(root),
         dataset_dir=str(root / "data"),
-        **TRAINING | settings,
+        **{"pretrained": "null"} | TRAINING | settings,
     )
 
 

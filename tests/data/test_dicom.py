@@ -264,7 +264,7 @@ def test_strip_empties_attributes_blackens_the_surroundings_and_says_so(tmp_path
     ds = ultrasound(
         scan,
         PatientName="Doe^Jane",
-        PatientID="4711",
+        PatientID="PID4711",
         StudyDate="20200101",
         StudyInstanceUID="1.2.3.4",
         SequenceOfUltrasoundRegions=Sequence([region((0, 6, 19, 11))]),
@@ -275,7 +275,7 @@ def test_strip_empties_attributes_blackens_the_surroundings_and_says_so(tmp_path
     with caplog.at_level(logging.INFO):
         clean = reader.read(saved(tmp_path, ds))
     text = str(clean)
-    assert "Jane" not in text and "4711" not in text and "Roe" not in text and "20200101" not in text
+    assert "Jane" not in text and "PID4711" not in text and "Roe" not in text and "20200101" not in text
     assert clean.StudyInstanceUID != "1.2.3.4" and clean.PatientIdentityRemoved == "YES"
     pixels = reader.frames(clean)[0][0, ..., 0]
     assert not pixels[:6].any() and np.array_equal(pixels[6:], scan[6:])
@@ -298,10 +298,10 @@ def test_strip_warns_that_text_inside_a_region_stays(tmp_path, scan, caplog):
 
 
 def test_no_person_reaches_the_metadata(tmp_path, scan):
-    path = saved(tmp_path, ultrasound(scan, PatientName="Doe^Jane", PatientID="4711"))
+    path = saved(tmp_path, ultrasound(scan, PatientName="Doe^Jane", PatientID="PID4711"))
     reader = UltrasoundDicomReader()
     meta = reader.get_data(reader.read(path))[1]
-    assert "Jane" not in str(meta) and "4711" not in str(meta)
+    assert "Jane" not in str(meta) and "PID4711" not in str(meta)
 
 
 def test_conversion_to_png_keeps_pixels_and_spacing(tmp_path, scan):
