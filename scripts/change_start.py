@@ -24,11 +24,14 @@ from monai_usfm.networks.heads import PyramidDecoder
 from monai_usfm.transforms import BatchAugmentation, NoiseRecovery, SeparableResized
 
 
+def decoder_of(network: nn.Module) -> PyramidDecoder:
+    return next(module for module in network.modules() if isinstance(module, PyramidDecoder))
+
+
 def taken(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """What the decoder takes from the encoder: ``(B, C, *S) -> (B, width, *grid)``."""
-    decoder = next(m for m in network.modules() if isinstance(m, PyramidDecoder))
     maps = network.encoder.forward_intermediates(image, network.indices)
-    return sum(project(m).float() for project, m in zip(decoder.maps, maps, strict=True))
+    return sum(project(m).float() for project, m in zip(decoder_of(network).maps, maps, strict=True))
 
 
 def batches(images: list[torch.Tensor], size: list[int], crops: bool, count: int = 32) -> Callable[[], torch.Tensor]:
@@ -59,7 +62,6 @@ def batches(images: list[torch.Tensor], size: list[int], crops: bool, count: int
 
 def fit_maps(network: nn.Module, image: torch.Tensor, target: torch.Tensor, ridge: float = 0.003) -> None:
     """Least squares of the decoder's linear maps for the encoder as it is."""
-    decoder = next(m for m in network.modules() if isinstance(m, PyramidDecoder))
     with torch.autocast("cpu", torch.bfloat16):
         maps = network.encoder.forward_intermediates(image, network.indices)
     width = maps[0].shape[1]
@@ -67,7 +69,7 @@ def fit_maps(network: nn.Module, image: torch.Tensor, target: torch.Tensor, ridg
     x, y = torch.cat(tokens, -1).flatten(0, -2), target.movedim(1, -1).flatten(0, -2)
     mean = y.mean(0)
     weight = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1]), x.T @ (y - mean)).T
-    for k, project in enumerate(decoder.maps):
+    for k, project in enumerate(decoder_of(network).maps):
         nn.init.ones_(project.norm.weight)
         nn.init.zeros_(project.norm.bias)
         project.proj.weight.copy_(weight[:, k * width : (k + 1) * width])
@@ -113,7 +115,7 @@ def main() -> None:
     with torch.no_grad():
         fit_maps(student, first, target)
     encoder = list(student.encoder.parameters())
-    maps = [p for m in student.modules() if isinstance(m, PyramidDecoder) for p in m.maps.parameters()]
+    maps = list(decoder_of(student).maps.parameters())
     groups = [
         {"params": [p for p in encoder if p.dim() > 1], "weight_decay": 0.02, "factor": 1.0},
         {"params": [p for p in encoder if p.dim() <= 1], "weight_decay": 0.0, "factor": 1.0},
