@@ -6,7 +6,7 @@ Each objective continues the same joint training (segmentation of simulated imag
 the same start, on the same images in the same order; ``control`` has none. It writes ``OUTPUT/<objective>.pt``, which
 ``monai-usfm probe`` and ``monai-usfm transfer-board`` judge.
 
-- ``texture``: statistics of the gray values of each patch (:class:`Texture`), as a teacher's tokens.
+- ``texture``: statistics of each patch (``FoundationModel(texture_weight=...)``).
 - ``tree``: the organ and its region of the body from the mean token (:class:`OrganTree`).
 - ``contrastive``: two views of an image among all others, by MONAI's ``ContrastiveLoss``. It costs a second pass.
 """
@@ -38,51 +38,6 @@ REGIONS = {
 WEIGHTS = {"control": 0.0, "texture": 1.0, "tree": 0.3, "contrastive": 0.3}
 
 
-class Texture(nn.Module):
-    """Statistics of each patch in the form of a teacher's tokens: what ``FoundationModel`` takes as one.
-
-    Of the gray values: mean, standard deviation, skewness. Of the echo intensity, 60 dB below white at black: the
-    logarithm of the Nakagami shape ``E[I]^2 / Var[I]`` (Shankar 2000, https://doi.org/10.1109/58.842062). Of the
-    spectrum: the logarithm of the power in four bands of radial frequency, and that of axial over lateral power.
-    The class token holds the means over the patches.
-    """
-
-    spatial_dims, in_channels, hidden_size = 2, 1, 9
-
-    def __init__(self, patch_size: int = 16) -> None:
-        super().__init__()
-        self.patch_size = (patch_size, patch_size)
-        window = torch.hann_window(patch_size, periodic=False)
-        self.register_buffer("window", window[:, None] * window)
-        axial, lateral = torch.meshgrid(torch.fft.fftfreq(patch_size), torch.fft.rfftfreq(patch_size), indexing="ij")
-        radius = (axial.square() + lateral.square()).sqrt()
-        bands = [
-            (low < radius) & (radius <= high) for low, high in ((0, 0.125), (0.125, 0.25), (0.25, 0.375), (0.375, 1))
-        ]
-        self.register_buffer("bands", torch.stack([*bands, axial.abs() > lateral, axial.abs() < lateral]).float())
-
-    def statistics(self, patches: torch.Tensor) -> torch.Tensor:
-        """``(..., P, P)`` in [0, 1] to ``(..., 9)``."""
-        axes = (-2, -1)
-        mean = patches.mean(axes, keepdim=True)
-        centered = patches - mean
-        std = centered.square().mean(axes).sqrt()
-        skewness = centered.pow(3).mean(axes) / (std.pow(3) + 1e-6)
-        intensity = 10 ** (6 * (patches - 1))
-        shape = intensity.mean(axes).square() / (intensity.var(axes, correction=0) + 1e-12)
-        power = torch.fft.rfft2(centered * self.window, norm="ortho").abs().square()
-        power = (power[..., None, :, :] * self.bands).mean(axes)
-        logs = (power + 1e-7).log()
-        moments = [mean[..., 0, 0], std, skewness, shape.clamp(1e-3, 1e3).log()]
-        return torch.stack([*moments, *logs[..., :4].unbind(-1), logs[..., 4] - logs[..., 5]], dim=-1)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """``(B, 1, H, W)`` to ``(B, 1 + N, 9)``."""
-        rows, columns = self.patch_size
-        found = self.statistics(image[:, 0].unfold(1, rows, rows).unfold(2, columns, columns).flatten(1, 2))
-        return torch.cat([found.mean(1, keepdim=True), found], dim=1)
-
-
 class OrganTree(nn.Module):
     """Cross-entropy of the organ plus that of its region, whose probability is the sum over its organs."""
 
@@ -110,14 +65,8 @@ def train(
     network = build_network("segmentation", options.pretrained, spatial_size=size)
     network.encoder.norm.requires_grad_(True)  # as the probes read it
     width = network.encoder.hidden_size
-    teacher = Texture(network.encoder.patch_size[0]) if name == "texture" else None
-    model = FoundationModel(
-        network,
-        classes,
-        teacher,
-        distillation_weight=WEIGHTS["texture"],
-        restoration_weight=1.0,  # type: ignore[arg-type]
-    ).train()
+    texture = WEIGHTS[name] if name == "texture" else 0.0
+    model = FoundationModel(network, classes, restoration_weight=1.0, texture_weight=texture).train()
     model.tree = OrganTree(width)
     model.project = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 64))
     seen: list[torch.Tensor] = []  # tokens of the joint pass: no objective but the contrastive one needs another
@@ -159,9 +108,7 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 25 == 0 or step == options.steps - 1:
-            parts = {
-                key: round(float(out[key]), 3) for key in ("segmentation", "restoration", "distillation") if key in out
-            }
+            parts = {key: round(float(out[key]), 3) for key in ("segmentation", "restoration", "texture") if key in out}
             print(f"{name} {step}: loss {loss.item():.3f} {parts}", flush=True)
     save_network(options.output / f"{name}.pt", network.eval())
     return time.process_time() - begin

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from monai_usfm.data import write_synthetic_dataset
-from monai_usfm.physics.speckle import speckle_intensity
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,22 +23,6 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.mark.parametrize("looks", [1, 4])
-def test_the_nakagami_shape_of_speckle_is_its_number_of_looks(looks):
-    intensity = speckle_intensity((8, 128, 128), looks, generator=torch.Generator().manual_seed(0))
-    gray = 1 + (intensity / 100).log10() / 6
-    shape = script("objectives").Texture(128).statistics(gray)[:, 3].exp().mean()
-    assert shape == pytest.approx(looks, rel=0.05)
-
-
-def test_a_wave_has_its_power_in_the_band_of_its_frequency():
-    wave = (0.5 + 0.4 * torch.sin(2 * math.pi * 0.3 * torch.arange(32)))[:, None].expand(32, 32)
-    texture = script("objectives").Texture(32)
-    axial, lateral = texture.statistics(wave), texture.statistics(wave.T)
-    assert int(axial[4:8].argmax()) == int(lateral[4:8].argmax()) == 2
-    assert axial[8] > 5 and lateral[8] < -5
 
 
 def test_a_region_is_as_likely_as_its_organs_together():

@@ -38,9 +38,9 @@ def batch(dims=2):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_every_part_of_the_loss_reaches_its_weights(dims):
-    net = model(dims, restored_share=1.0).train()
+    net = model(dims, restored_share=1.0, texture_weight=0.5).train()
     out = net(*batch(dims))
-    assert {"segmentation", "distillation", "restoration"} <= set(out)
+    assert {"segmentation", "distillation", "restoration", "texture"} <= set(out)
     out["loss"].backward()
     silent = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent

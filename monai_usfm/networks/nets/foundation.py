@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Joint pretraining of encoder and decoder: labels of many data sets, a teacher's tokens, restored pixels."""
+"""Joint pretraining of encoder and decoder: labels of many data sets, a teacher's tokens, texture, restored pixels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from monai_usfm.networks.heads.pyramid import ImageCorrection, PyramidHead, upsa
 from monai_usfm.networks.nets.distillation import FrozenTeacher, TokenDistillation
 from monai_usfm.networks.nets.masked import Corruption
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
+from monai_usfm.networks.nets.texture import PatchTexture
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
 __all__ = ["FoundationModel"]
@@ -27,18 +28,19 @@ class FoundationModel(nn.Module):
     - Labeled images: segmentation, with an output layer for each data set on the shared decoder.
     - Unlabeled images: USFM's restoration of speckle-filled patches (half) and of missing frequencies, by encoder and
       decoder to the pixels.
-    - All images: distillation of a frozen teacher's tokens into the encoder.
+    - All images: distillation of a frozen teacher's tokens into the encoder, and the texture of each patch.
 
     One pass through encoder and decoder serves all parts. A part whose weight is 0, or which has no images in a batch,
     costs nothing. Supervised multi-task pretraining of a shared decoder: Schaefer et al. 2024 (UMedPT),
-    https://arxiv.org/abs/2311.09847; distillation: :class:`TokenDistillation`; restoration: :class:`Corruption`.
+    https://arxiv.org/abs/2311.09847; distillation: :class:`TokenDistillation`; texture: :class:`PatchTexture`;
+    restoration: :class:`Corruption`.
 
     Args:
         network: the network that is pretrained and exported, with the head ``"pyramid"``. Its own output layer serves
             the first data set of ``num_classes``.
         num_classes: data set -> classes, background included; an image names its data set by the place in this order.
         teacher: encoder that all images are distilled from; None leaves distillation out.
-        segmentation_weight, distillation_weight, restoration_weight: of the parts of the loss.
+        segmentation_weight, distillation_weight, restoration_weight, texture_weight: of the parts of the loss.
         restored_share: share of the unlabeled images that the network sees corrupted.
         teacher_scale: see :class:`FrozenTeacher`.
         frozen_blocks: blocks of the encoder that are not trained, from the embedding up, with all that stands before
@@ -59,6 +61,7 @@ class FoundationModel(nn.Module):
         restored_share: float = 0.5,
         teacher_scale: float = 1.0,
         frozen_blocks: int = 0,
+        texture_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if not isinstance(network.head, PyramidHead):
@@ -82,6 +85,7 @@ class FoundationModel(nn.Module):
             "segmentation": segmentation_weight,
             "distillation": distillation_weight if teacher is not None else 0.0,
             "restoration": restoration_weight,
+            "texture": texture_weight,
         }
         self.restored_share = restored_share
         if self.weights["restoration"] > 0:
@@ -92,8 +96,12 @@ class FoundationModel(nn.Module):
             block = name.split(".")[1] if name.startswith("blocks.") else "-1"
             if int(block) < frozen_blocks:
                 parameter.requires_grad_(False)
-        if teacher is not None:
+        if teacher is not None or texture_weight > 0:
             network.encoder.norm.requires_grad_(True)  # the segmenter itself does not use it
+        if texture_weight > 0:
+            self.patch_texture = PatchTexture(network.patch_size)
+            self.texture = TokenDistillation(network.encoder.hidden_size, self.patch_texture.hidden_size)
+        if teacher is not None:
             self.teacher = FrozenTeacher(teacher, teacher_scale)
             self.distillation = TokenDistillation(network.encoder.hidden_size, teacher.hidden_size)
 
@@ -112,8 +120,8 @@ class FoundationModel(nn.Module):
             dataset: ``(B,)``, which data set's classes the label has, -1 for unlabeled images; None is -1 for all.
 
         Returns:
-            ``loss``, and of the parts that the batch has ``segmentation``, ``distillation``, ``restoration`` (scalars),
-            ``restored`` and ``corrupted`` (images of the restored part).
+            ``loss``, and of the parts that the batch has ``segmentation``, ``distillation``, ``texture``,
+            ``restoration`` (scalars), ``restored`` and ``corrupted`` (images of the restored part).
         """
         if dataset is None:
             dataset = torch.full((len(image),), -1, device=image.device)
@@ -131,6 +139,8 @@ class FoundationModel(nn.Module):
         if self.weights["distillation"] > 0:
             target = self.teacher(image, grid)
             parts["distillation"] = self.distillation(encoder.norm(tokens), target)["loss"]
+        if self.weights["texture"] > 0:
+            parts["texture"] = self.texture(encoder.norm(tokens), self.patch_texture(image))["loss"]
         head = cast(PyramidHead, self.network.head)
         decoded = self.weights["segmentation"] > 0 or self.weights["restoration"] > 0
         features = head.dropout(head.decoder(seen, maps)) if decoded else tokens
