@@ -9,11 +9,13 @@ the same start, on the same images in the same order; ``control`` has none. It w
 - ``texture``: statistics of each patch (``FoundationModel(texture_weight=...)``).
 - ``tree``: the organ and its region of the body from the mean token (:class:`OrganTree`).
 - ``contrastive``: two views of an image among all others, by MONAI's ``ContrastiveLoss``. It costs a second pass.
+- ``sequence``: the same with a view of another frame of the sequence, where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from pathlib import Path
 
@@ -35,7 +37,7 @@ REGIONS = {
     "superficial": ("breast", "thyroid", "eye"),
     "limb": ("muscle", "bone", "nerve"),
 }
-WEIGHTS = {"control": 0.0, "texture": 1.0, "tree": 0.3, "contrastive": 0.3}
+WEIGHTS = {"control": 0.0, "texture": 1.0, "tree": 0.3, "contrastive": 0.3, "sequence": 0.3}
 
 
 class OrganTree(nn.Module):
@@ -61,6 +63,7 @@ def train(
 ) -> float:
     """Train by one objective and save the network; the seconds of processor time."""
     torch.manual_seed(options.seed)
+    random.seed(options.seed)
     size = [options.size] * 2
     network = build_network("segmentation", options.pretrained, spatial_size=size)
     network.encoder.norm.requires_grad_(True)  # as the probes read it
@@ -83,6 +86,11 @@ def train(
     weights = joint_weights(items, {"simulated": 0.5, "unlabeled": 0.5}, 0.3)
     organs = torch.tensor([model.tree.places.get(item["organ"].replace("_", " "), -1) for item in items])
     datasets = torch.tensor([item["dataset"] for item in items])
+    frames: dict[tuple[str, str], list[int]] = {}
+    for row, item in enumerate(items):
+        sequence = item.get("sequence") if name == "sequence" else None
+        frames.setdefault((item["part"], str(sequence or item["image"])), []).append(row)
+    others = {row: [r for r in group if r != row] or [row] for group in frames.values() for row in group}
     begin = time.process_time()
     for step in range(options.steps):
         rows = torch.multinomial(weights, options.batch_size, generator=draws)
@@ -97,8 +105,9 @@ def train(
             loss = out["loss"]
             if name == "tree":
                 loss = loss + WEIGHTS[name] * model.tree(seen[0], organs[rows])
-            if name == "contrastive":
-                other = appear.appearance(augment.augment(image)[0])
+            if name in ("contrastive", "sequence"):
+                chosen = [images[0][random.choice(others[row])] for row in rows.tolist()]
+                other = appear.appearance(augment.augment(torch.stack(chosen))[0])
                 second = mean_token(network.encoder.forward_intermediates(other, network.indices))
                 pair = (model.project(features).float() for features in (seen[0], second))
                 loss = loss + WEIGHTS[name] * contrast(*pair)
