@@ -90,7 +90,7 @@ def on_device(
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
 
-def start_weights(pretrained: Any, bundle_root: str = ".", elsewhere: str | None = None, **options: Any) -> Any:
+def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> Any:
     """Weights to start from: a file as it is given, or for ``"shipped"`` the start that comes with the bundle.
 
     The shipped start is left out, and the log says so, where an option asks for another encoder or there is no such
@@ -99,14 +99,11 @@ def start_weights(pretrained: Any, bundle_root: str = ".", elsewhere: str | None
     Args:
         pretrained: a file, ``"shipped"``, or None for none.
         bundle_root: folder of the bundle, see :func:`start_file`.
-        elsewhere: bundle of the package whose weights are the start where ``bundle_root`` has none.
         options: of the encoder that is asked for; None stands for "as in the start".
     """
     if pretrained != "shipped":
         return None if pretrained == "null" else pretrained  # MONAI's command line hands the word on
     path = start_file(bundle_root)
-    if elsewhere and not path.is_file():
-        path = find_bundle(elsewhere) / "models" / "model.pt"
     if not path.is_file():
         logger.warning("there is no shipped start at %s: training starts from scratch.", path)
         return None
@@ -120,10 +117,11 @@ def start_weights(pretrained: Any, bundle_root: str = ".", elsewhere: str | None
 
 def start_file(bundle_root: str | os.PathLike) -> Path:
     """The start that comes with a bundle: its own ``models/foundation.pt``, which a packed one has, or else the
-    ``models/model.pt`` of ``usfm_pretraining`` beside it."""
+    ``models/model.pt`` of ``usfm_pretraining``, beside it or in the package."""
     own = Path(bundle_root, "models", "foundation.pt")
     beside = Path(bundle_root).resolve().parent / "usfm_pretraining" / "models" / "model.pt"
-    return own if own.is_file() else beside
+    places = (own, beside, find_bundle("pretraining") / "models" / "model.pt")
+    return next((file for file in places if file.is_file()), beside)
 
 
 def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from monai_usfm.bundle import TrainingRecords, fingerprint, on_device, start_wei
 from monai_usfm.cards import build_network, save_network
 from monai_usfm.data import OrganBalancedSampler, UltrasoundDataset
 from monai_usfm.handlers import EpochSeed
+from monai_usfm.workflow import find_bundle
 
 
 def rates(steps: int, warmup_steps: int) -> list[float]:
@@ -94,7 +95,12 @@ def test_mlflow_gets_options_figures_and_the_card(tmp_path: Path) -> None:
     assert tracker.files == ["metrics.png", "model.pt", "model.json", "a_epoch_0002.png"]
 
 
-def test_the_shipped_start_is_taken_unless_an_option_asks_for_another_encoder(tmp_path: Path, caplog) -> None:
+def test_the_shipped_start_is_taken_unless_an_option_asks_for_another_encoder(
+    tmp_path: Path, caplog, monkeypatch
+) -> None:
+    package = find_bundle("pretraining") / "models" / "model.pt"
+    assert start_weights("shipped", str(tmp_path)) == str(package)  # a folder of its own has none
+    monkeypatch.setattr("monai_usfm.bundle.training.find_bundle", lambda _: tmp_path / "nothing")
     assert start_weights("shipped", str(tmp_path)) is None
     assert "no shipped start at" in caplog.text and "usfm_pretraining/models/model.pt" in caplog.text
     file = tmp_path / "models" / "foundation.pt"

@@ -33,6 +33,9 @@ class PatchTexture(nn.Module):
         ValueError: for a smaller patch.
     """
 
+    window: torch.Tensor
+    bands: torch.Tensor
+
     def __init__(self, patch_size: Sequence[int]) -> None:
         super().__init__()
         self.patch_size = tuple(patch_size)
