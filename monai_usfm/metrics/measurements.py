@@ -11,15 +11,13 @@ from typing import Any
 import contourpy
 import numpy as np
 import torch
-from monai.utils import deprecated
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
-from monai_usfm import __version__
 from monai_usfm.metrics.ellipse import checked_spacing, connected_parts, fit_ellipse
 
-__all__ = ["contours", "diameters", "measure", "outlines", "perimeter"]
+__all__ = ["contours", "diameters", "measure", "perimeter"]
 
 AXES = ("x", "y", "z")
 
@@ -140,12 +138,6 @@ def contours(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
     values = ndimage.gaussian_filter(values, sigma) if sigma else values
     lines = contourpy.contour_generator(z=values, name="serial").lines(0.5)
     return [np.asarray(line)[:, ::-1] + (rows[0] - margin, columns[0] - margin) for line in lines]
-
-
-@deprecated(since="0.9.0", removed="0.10.0", msg_suffix="Use contours.", version_val=__version__)
-def outlines(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
-    """The former name of :func:`contours`."""
-    return contours(mask, sigma)
 
 
 def perimeter(mask: np.ndarray, spacing: float | Sequence[float] | None = None) -> float:

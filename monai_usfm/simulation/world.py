@@ -19,11 +19,9 @@ import torch.nn.functional as F
 from monai.config import PathLike
 from monai.data import Dataset
 from monai.transforms import apply_transform
-from monai.utils import deprecated_arg
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 
-from monai_usfm import __version__
 from monai_usfm.files import atomic_write, write_text_atomically
 from monai_usfm.simulation.echoes import (
     Device,
@@ -77,13 +75,11 @@ class SyntheticUltrasound(Dataset):
         annotations: burn calipers and text into the images (2D and cine).
         transform: applied to each item, as in :class:`monai.data.Dataset`.
         healthy: share of items of organs with lesions that have none; their ``label`` is empty and their class 2.
-        marks: the former name of ``annotations``.
 
     Raises:
         ValueError: for an unknown organ or quality, or sizes that do not fit ``spatial_dims``.
     """
 
-    @deprecated_arg("marks", "0.9.0", "0.10.0", new_name="annotations", version_val=__version__)
     def __init__(
         self,
         num_samples: int,
@@ -96,7 +92,6 @@ class SyntheticUltrasound(Dataset):
         annotations: bool = False,
         transform: Callable | None = None,
         healthy: float = 0.0,
-        marks: bool = False,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")

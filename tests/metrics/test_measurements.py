@@ -12,7 +12,7 @@ import torch
 from scipy.special import ellipe
 
 from monai_usfm.metrics import measure
-from monai_usfm.metrics.measurements import contours, diameters, outlines, perimeter
+from monai_usfm.metrics.measurements import contours, diameters, perimeter
 
 measurements = pytest.importorskip("skimage.measure")
 
@@ -140,8 +140,6 @@ def test_contours_lie_half_a_pixel_beyond_the_pixels_even_at_the_border():
     assert line.min(0) == pytest.approx([-0.5, -0.5])
     assert line.max(0) == pytest.approx([3.5, 5.5])
     assert (line[0] == line[-1]).all()
-    with pytest.warns(FutureWarning, match="Use contours"):
-        assert (outlines(np.ones((4, 6)))[0] == line).all()
 
 
 @pytest.mark.parametrize(

@@ -297,8 +297,6 @@ def test_annotations_change_only_their_own_pixels():
     assert 20 < mask.sum() < 0.1 * mask.numel()
     assert torch.equal(annotated["image"][~mask], plain["image"][~mask])
     assert annotated["image"][mask].min() > 0.75
-    with pytest.warns(FutureWarning, match="marks"):
-        assert torch.equal(small(3, marks=True)[1]["annotations"], mask)
 
 
 # -------------------------------------------------------------------------------------------------- volumes and cines
