@@ -10,6 +10,7 @@ import math
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -48,3 +49,28 @@ def test_it_runs(name, tmp_path, monkeypatch):
     else:
         counts = {f.stem: len(json.loads(f.read_text())["training"]) for f in (tmp_path / "out").glob("*.json")}
         assert counts == {"labeled": 4, "drawn": 6, "simulated": 6}
+
+
+@pytest.mark.slow
+def test_three_ways_measure_the_circumference(tmp_path, monkeypatch):
+    source = write_synthetic_dataset(tmp_path / "data", 4, 2, 2, image_size=(64, 64), organs=("fetal_head",))
+    lists = json.loads(source.read_text())
+    items = [item for split in ("training", "validation", "test") for item in lists[split]]
+    lines = [f"{item['image']},{number},0.5,{60 + number}" for number, item in enumerate(items)]
+    (source.parent / "labels.csv").write_text(
+        "\n".join(["image,subject_id,pixel_size_mm,head_circumference_mm", *lines])
+    )
+    source.rename(source.with_name("dataset.json"))
+    options = ["--steps", "2", "--batch_size", "2", "--spatial_size", "32", "32"]
+    start = ["--pretrained", str(ROOT / "bundles/usfm_pretraining/models/model.pt")]
+    monkeypatch.setattr(sys, "argv", ["x", str(source.parent), str(tmp_path / "out"), *options, *start])
+    module = script("circumference")
+    module.main()
+    table = pd.read_csv(tmp_path / "out" / "circumference.csv")
+    assert table["method"].tolist() == list(module.METHODS) and (table["images"] == 2).all()
+    known = {item["image"]: {"size": 0.5, "length": 0.0} for item in items}
+    rows = [f"i.png,{name},{x},{y}" for name, x, y in zip(module.POINTS, (0, 20, 10, 10), (5, 5, 0, 10), strict=True)]
+    (tmp_path / "cases.csv").write_text("\n".join(["image,name,x,y", *rows]))
+    known["i.png"] = {"size": 0.5, "length": 0.0}
+    found = module.measured("landmarks", tmp_path, known)["i.png"]
+    assert found == pytest.approx(24.2, abs=0.1)  # an ellipse of semi-axes 5 and 2.5 mm
