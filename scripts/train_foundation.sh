@@ -5,7 +5,7 @@
 #
 #   bash scripts/train_foundation.sh UNLABELED.json DINOV2_VITS14.pt OUTPUT_FOLDER [OPTION...]
 #
-# About two hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About an hour on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
 # Options go to every training: "--epoch_length 32" with SIMULATED=24, AGREEMENT=0 (nothing learned agrees) and
 # a list of a few dozen images tries the whole chain in minutes.
 # The tiny network goes on from the shipped one. That of 0.9 began with the encoder of a masked autoencoder (mae.pt of 0.8: --objective
@@ -90,8 +90,25 @@ joint tokens tokens --pretrained "${START:-$root/models/model.pt}" --teacher "$o
     --learning_rate 0.0015
 joint joint tiny --pretrained "$out/tokens/model.pt" --teacher "$out/small/model.pt" --max_epochs 11 --warmup_epochs 0.4 \
     --learning_rate 0.0012
+# Halfway between the network it went on from and what it became: what both know, without what the last steps favored.
+mkdir -p "$out/mean"
+[ -f "$out/mean/model.pt" ] || python - "$out" "${START:-$root/models/model.pt}" <<'PY'
+import sys
+
+import torch
+
+from monai_usfm import read_card, write_card
+
+out, start = sys.argv[1:]
+before, after = (torch.load(file, weights_only=True) for file in (start, f"{out}/joint/model.pt"))
+for name, value in after.items():
+    if value.is_floating_point() and name in before and before[name].shape == value.shape:
+        after[name] = torch.lerp(before[name].float(), value.float(), 0.5).to(value.dtype)
+torch.save(after, f"{out}/mean/model.pt")
+write_card(f"{out}/mean/model.pt", read_card(f"{out}/joint/model.pt"))
+PY
 [ -f "$out/pixels/model.pt" ] || python -W ignore -m monai.bundle run --bundle_root "$root" --output_dir "$out/pixels" --resume true \
-    --config_file "['$root/configs/train.json','$out/pixels.json']" --objective pyramid --pretrained "$out/joint/model.pt" --datalist "$unlabeled" \
+    --config_file "['$root/configs/train.json','$out/pixels.json']" --objective pyramid --pretrained "$out/mean/model.pt" --datalist "$unlabeled" \
     --batch_size 16 --epoch_length 4800 --max_epochs 1 --warmup_epochs 0.05 --learning_rate 0.003 --organ_temperature 0.5 --num_workers 0 \
     ${options[@]+"${options[@]}"}
 mkdir -p "$out/foundation"
@@ -103,9 +120,9 @@ import torch
 from monai_usfm import read_card, write_card
 
 out = sys.argv[1]
-state, pixels = (torch.load(f"{out}/{name}/model.pt", weights_only=True) for name in ("joint", "pixels"))
+state, pixels = (torch.load(f"{out}/{name}/model.pt", weights_only=True) for name in ("mean", "pixels"))
 state |= {name: value for name, value in pixels.items() if name.startswith("to_image.")}
 torch.save(state, f"{out}/foundation/model.pt")
-write_card(f"{out}/foundation/model.pt", read_card(f"{out}/joint/model.pt"))
+write_card(f"{out}/foundation/model.pt", read_card(f"{out}/mean/model.pt"))
 PY
 echo "small: $out/small/model.pt, tiny: $out/foundation/model.pt, each with its card."
