@@ -13,9 +13,10 @@ size for each method; the test split is compared with the circumferences of the 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
+from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from monai_usfm.data import join_table, load_datalist
+from monai_usfm.evaluation.statistics import bootstrap_interval, paired_test
 from monai_usfm.metrics import ellipse_of_extremes, extremes_of_ellipse, fit_ellipse
 from monai_usfm.workflow import run_bundle
 
@@ -37,29 +40,21 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def write_list(folder: Path, target: Path) -> dict[str, dict[str, float]]:
     """The datalist with pixel sizes, circumferences and landmarks; image -> pixel size and circumference."""
-    with (folder / "labels.csv").open(newline="") as file:
-        table = {row["image"]: row for row in csv.DictReader(file)}
-    lists = json.loads((folder / "dataset.json").read_text())
-    known: dict[str, dict[str, float]] = {}
-    for split in ("training", "validation", "test"):
-        for item in lists[split]:
-            row = table[item["image"]]
-            size, length = float(row["pixel_size_mm"]), float(row["head_circumference_mm"])
-            # A head may be cut off by the edge of the image, and an extreme of its ellipse lie beyond.
-            mask = np.asarray(Image.open(folder / item["label"])) > 0
-            points = extremes_of_ellipse(fit_ellipse(torch.from_numpy(mask)))
-            inside = {
-                n: all(0 <= v <= end - 1 for v, end in zip(p, mask.shape[::-1], strict=True)) for n, p in points.items()
-            }
-            item |= {"image": str(folder / item["image"]), "label": str(folder / item["label"])}
-            item |= {"patient": row["subject_id"], "spacing": [size, size], "circumference": length}
-            item |= {
-                "landmarks": {name: point for name, point in points.items() if inside[name]},
-                "circumference_in_pixels": length / size,
-            }
-            known[item["image"]] = {"size": size, "length": length}
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({split: lists[split] for split in ("training", "validation", "test")}))
+    columns = ["patient=subject_id", "size=pixel_size_mm", "circumference=head_circumference_mm"]
+    join_table(str(folder / "dataset.json"), str(folder / "labels.csv"), columns, output=str(target))
+    lists = {split: load_datalist(target, folder, split) for split in ("training", "validation", "test")}
+    known: dict[str, dict[str, float]] = {}
+    for item in chain(*lists.values()):
+        size, length = float(item.pop("size")), float(item["circumference"])
+        mask = np.asarray(Image.open(item["label"])) > 0
+        points = extremes_of_ellipse(fit_ellipse(torch.from_numpy(mask)))
+        # A head may be cut off by the edge of the image, and an extreme of its ellipse lie beyond.
+        rows, columns = mask.shape
+        inside = {name: (x, y) for name, (x, y) in points.items() if 0 <= x <= columns - 1 and 0 <= y <= rows - 1}
+        item |= {"spacing": [size, size], "landmarks": inside, "circumference_in_pixels": length / size}
+        known[str(item["image"])] = {"size": size, "length": length}
+    target.write_text(json.dumps(lists, default=str))
     return known
 
 
@@ -74,7 +69,7 @@ def measured(method: str, folder: Path, known: dict[str, dict[str, float]]) -> d
         return dict(zip(table["image"], table["circumference"], strict=True))
     result = {}
     for image, rows in table.groupby("image"):
-        points = {row.name_: (row.x, row.y) for row in rows.rename(columns={"name": "name_"}).itertuples()}
+        points = dict(zip(rows["name"], zip(rows["x"], rows["y"], strict=True), strict=True))
         try:
             result[image] = ellipse_of_extremes(points, known[image]["size"]).circumference
         except ValueError:  # the points are no extremes of an ellipse
@@ -94,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     options = parser.parse_args()
     known = write_list(options.data.resolve(), options.output / "list.json")
-    draws, rows = np.random.default_rng(0), []
+    rows, errors = [], defaultdict[str, list[pd.Series]](list)
     for seed in options.seeds:
         for method in options.methods:
             bundle, more = METHODS[method]
@@ -107,15 +102,25 @@ def main() -> None:
             run_bundle(bundle, pretrained=options.pretrained, **shared, **training, **budget)
             seconds = time.process_time() - begin
             run_bundle(bundle, "evaluate", **shared, **more)
-            found = measured(method, folder / "evaluation", known)
-            error = np.array([abs(value - known[image]["length"]) for image, value in found.items()])
-            there = error[np.isfinite(error)]
-            means = draws.choice(there, (2000, len(there))).mean(1)
-            low, high = np.percentile(means, [2.5, 97.5])
-            rows.append([method, seed, len(there), len(error), there.mean(), low, high, np.median(there), seconds])
+            found = pd.Series(measured(method, folder / "evaluation", known))
+            error = (found - [known[image]["length"] for image in found.index]).abs()
+            errors[method].append(error)
+            there = error.dropna().to_numpy()
+            mean = bootstrap_interval(lambda i, values=there: values[i].mean(), range(len(there)))
+            rows.append(
+                [method, seed, len(there), len(error), mean.value, mean.low, mean.high, np.median(there), seconds]
+            )
             print("{} seed {}: {} of {} images, {:.1f} mm [{:.1f}, {:.1f}], median {:.1f}, {:.0f} s".format(*rows[-1]))
     names = ["method", "seed", "measured", "images", "mean_error_mm", "low", "high", "median_error_mm", "seconds"]
     pd.DataFrame(rows, columns=names).to_csv(options.output / "circumference.csv", index=False)
+    first, *others = options.methods
+    for method in others:
+        pair = pd.DataFrame({name: pd.concat(errors[name], axis=1).mean(axis=1) for name in (method, first)}).dropna()
+        if len(pair) < 2:
+            print(f"{method}, {first}: fewer than two images are measured by both.")
+            continue
+        test = paired_test(pair[method], pair[first])
+        print(f"{method} minus {first}: {test.difference:.1f} mm [{test.low:.1f}, {test.high:.1f}]")
 
 
 if __name__ == "__main__":

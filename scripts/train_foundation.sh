@@ -90,7 +90,8 @@ joint tokens tokens --pretrained "${START:-$root/models/model.pt}" --teacher "$o
     --learning_rate 0.0015
 joint joint tiny --pretrained "$out/tokens/model.pt" --teacher "$out/small/model.pt" --max_epochs 11 --warmup_epochs 0.4 \
     --learning_rate 0.0012
-# Halfway between the network it went on from and what it became: what both know, without what the last steps favored.
+# Halfway between the network it went on from and what it became, where that was a whole network: an encoder alone, as of a masked
+# autoencoder, has no decoder to go with, and lies far away.
 mkdir -p "$out/mean"
 [ -f "$out/mean/model.pt" ] || python - "$out" "${START:-$root/models/model.pt}" <<'PY'
 import sys
@@ -101,9 +102,10 @@ from monai_usfm import read_card, write_card
 
 out, start = sys.argv[1:]
 before, after = (torch.load(file, weights_only=True) for file in (start, f"{out}/joint/model.pt"))
-for name, value in after.items():
-    if value.is_floating_point() and name in before and before[name].shape == value.shape:
-        after[name] = torch.lerp(before[name].float(), value.float(), 0.5).to(value.dtype)
+if all(name in before and before[name].shape == value.shape for name, value in after.items()):
+    for name, value in after.items():
+        if value.is_floating_point():
+            after[name] = torch.lerp(before[name].float(), value.float(), 0.5).to(value.dtype)
 torch.save(after, f"{out}/mean/model.pt")
 write_card(f"{out}/mean/model.pt", read_card(f"{out}/joint/model.pt"))
 PY

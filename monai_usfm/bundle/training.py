@@ -120,8 +120,11 @@ def start_file(bundle_root: str | os.PathLike) -> Path:
     ``models/model.pt`` of ``usfm_pretraining``, beside it or in the package."""
     own = Path(bundle_root, "models", "foundation.pt")
     beside = Path(bundle_root).resolve().parent / "usfm_pretraining" / "models" / "model.pt"
-    places = (own, beside, find_bundle("pretraining") / "models" / "model.pt")
-    return next((file for file in places if file.is_file()), beside)
+    for file in (own, beside):
+        if file.is_file():
+            return file
+    package = find_bundle("pretraining") / "models" / "model.pt"
+    return package if package.is_file() else beside
 
 
 def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -136,11 +136,12 @@ class FoundationModel(nn.Module):
         tokens, maps = encoder.run(encoder.patch_embed(seen), grid, None, self.network.indices, encoder.num_layers - 1)
         parts: dict[str, torch.Tensor] = {}
         extra: dict[str, torch.Tensor] = {}
-        if self.weights["distillation"] > 0:
-            target = self.teacher(image, grid)
-            parts["distillation"] = self.distillation(encoder.norm(tokens), target)["loss"]
-        if self.weights["texture"] > 0:
-            parts["texture"] = self.texture(encoder.norm(tokens), self.patch_texture(image))["loss"]
+        if self.weights["distillation"] > 0 or self.weights["texture"] > 0:
+            normed = encoder.norm(tokens)
+            if self.weights["distillation"] > 0:
+                parts["distillation"] = self.distillation(normed, self.teacher(image, grid))["loss"]
+            if self.weights["texture"] > 0:
+                parts["texture"] = self.texture(normed, self.patch_texture(image))["loss"]
         head = cast(PyramidHead, self.network.head)
         decoded = self.weights["segmentation"] > 0 or self.weights["restoration"] > 0
         features = head.dropout(head.decoder(seen, maps)) if decoded else tokens
