@@ -93,7 +93,7 @@ joint joint tiny --pretrained "$out/tokens/model.pt" --teacher "$out/small/model
 # Halfway between the network it went on from and what it became, where that was a whole network: an encoder alone, as of a masked
 # autoencoder, has no decoder to go with, and lies far away.
 mkdir -p "$out/mean"
-[ -f "$out/mean/model.pt" ] || python - "$out" "${START:-$root/models/model.pt}" <<'PY'
+[ -f "$out/mean/model.json" ] || python - "$out" "${START:-$root/models/model.pt}" <<'PY'
 import sys
 
 import torch
