@@ -40,8 +40,8 @@ bundle usfm_segmentation segmentation_second --dataset_dir "$data/busbra" --pret
 bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained "$out/segmentation_second/model.pt" \
     --max_epochs 40 --warmup_epochs 2 --val_interval 2 --learning_rate 0.0007 --seed 2
 # The pretrained start, from the masked autoencoder; needs DINOv2's weights: DINOV2=dinov2_vits14.pt.
-[ -z "${DINOV2:-}" ] || START="$out/mae/model.pt" bash "$here/scripts/train_foundation.sh" "$data/pretraining_all.json" "$DINOV2" "$out/starts" \
-    ${options[@]+"${options[@]}"}
+[ -z "${DINOV2:-}" ] || python "$here/scripts/train_foundation.py" "$data/pretraining_all.json" "$DINOV2" "$out/starts" \
+    --start "$out/mae/model.pt" ${options[@]+"${options[@]}"}
 # No labels: structures in simulated images, then in volumes, as a start for other volumes.
 bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 15 \
     --warmup_epochs 1 --val_interval 5 --synthetic#num_training 2400 --synthetic#num_validation 48

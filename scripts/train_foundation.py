@@ -1,0 +1,181 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the pretrained starts, the larger ``small`` and the tiny one that is shipped, without a label of a real image.
+
+    python scripts/train_foundation.py UNLABELED.json DINOV2_VITS14.pt OUTPUT_FOLDER [OPTION...]
+
+About an hour on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on. Options
+of the bundle go to every training: ``--simulated 24 --agreement 0 --epoch_length 32`` and a list of a few dozen images
+try the whole chain in minutes.
+
+The tiny network goes on from the shipped one. That of 0.9 began with the encoder of a masked autoencoder (``mae.pt`` of
+0.8: ``--objective mae``, 300 epochs) and the decoder of ``foundation.pt`` of 0.8; ``--start`` names another file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_usfm import read_card, write_card
+from monai_usfm.evaluation.pseudo_labels import pseudo_label
+from monai_usfm.simulation import write_synthetic_dataset
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "usfm_pretraining"
+# Breasts and heads more often: lesions are what varies most.
+ORGANS = ("breast", "fetal_head", "muscle", "breast", "thyroid", "breast", "nerve", "breast", "prostate", "fetal_head")
+ORGANS += ("breast", "kidney", "muscle", "gallbladder", "breast", "bladder", "liver")
+
+
+def simulate(folder: Path, number: int) -> None:
+    """Simulated images, with a list of all, of what has a border around it, and of lines."""
+    if (folder / "targets.json").is_file():
+        return
+    file = write_synthetic_dataset(folder, number, len(ORGANS), 0, image_size=(192, 192), organs=ORGANS, healthy=0.12)
+    lists = json.loads(file.read_text())
+    # Lines have an output layer of their own: in that of lesions they would be painted into breasts.
+    for name, left_out in {"lines": set(ORGANS) - {"muscle"}, "targets": {"muscle", "nerve"}}.items():
+        part = {s: [i for i in lists[s] if i["organ"] not in left_out] for s in ("training", "validation")}
+        (folder / f"{name}.json").write_text(json.dumps(part))
+
+
+def run(folder: Path, overlays: list[str], settings: dict[str, Any], options: list[str]) -> Path:
+    """One training of the bundle, unless it is there; its weights."""
+    weights = folder / "model.pt"
+    if not weights.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / "settings.json"  # what these settings name by reference is the bundle's
+        own.write_text(json.dumps(settings, indent=1))
+        files = [str(BUNDLE / "configs" / f"{name}.json") for name in ("train", *overlays)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            str([*files, str(own)]),
+        ]
+        command += ["--bundle_root", str(BUNDLE), "--output_dir", str(folder), "--resume", "true", *options]
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"{folder.name}: the training stopped, the line above says why; the same command goes on.")
+    return weights
+
+
+def save(state: dict[str, torch.Tensor], weights: Path, like: Path) -> Path:
+    """Weights with the card of others, which is written last."""
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, weights)
+    write_card(weights, read_card(like))
+    return weights
+
+
+def halfway(before: Path, after: Path, weights: Path) -> Path:
+    """The mean of two whole networks; of an encoder alone, which lies far away, nothing: the second as it is."""
+    if weights.with_suffix(".json").is_file():
+        return weights
+    old, new = (torch.load(file, weights_only=True) for file in (before, after))
+    if all(name in old and old[name].shape == value.shape for name, value in new.items()):
+        for name, value in new.items():
+            if value.is_floating_point():
+                new[name] = torch.lerp(old[name].float(), value.float(), 0.5).to(value.dtype)
+    return save(new, weights, after)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("unlabeled", type=Path)
+    parser.add_argument("dinov2", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--simulated", type=int, default=12000, help="images")
+    parser.add_argument("--agreement", type=float, default=0.8, help="of the views that a pseudo-label must have")
+    parser.add_argument("--start", type=Path, default=BUNDLE / "models" / "model.pt")
+    chosen, options = parser.parse_known_args()
+    out, unlabeled = chosen.output.resolve(), str(chosen.unlabeled.resolve())
+    simulate(out / "simulated", chosen.simulated)
+    parts: dict[str, dict[str, Any]] = {
+        "target": {"datalist": f"{out}/simulated/targets.json", "num_classes": 2},
+        "lines": {"datalist": f"{out}/simulated/lines.json", "num_classes": 2},
+        "structures": {"datalist": f"{out}/simulated/datalist.json", "num_classes": 48, "label_key": "structures"},
+        "unlabeled": {"datalist": unlabeled},
+    }
+    common = {"parts": parts, "organ_temperature": 0.3, "num_workers": 0, "cache_dir": f"{out}/cache"}
+
+    # The decoder alone learns first, then the upper two thirds of the encoder with it.
+    small = {
+        **common,
+        "shares": {"target": 0.56, "lines": 0.07, "structures": 0.17, "unlabeled": 0.2},
+        "restoration_weight": 0.1,
+        "spatial_size": [128, 128],
+        "stored_size": [160, 160],
+    }
+    decoder = {
+        "pretrained": str(chosen.dinov2.resolve()),
+        "patch_size": [16, 16],
+        "in_channels": 1,
+        "frozen_blocks": 12,
+    }
+    decoder |= {"max_epochs": 2, "warmup_epochs": 0.2, "learning_rate": 0.002}
+    found = run(out / "small_decoder", ["foundation"], {**small, **decoder}, options)
+    rest = {"pretrained": str(found), "frozen_blocks": 4, "max_epochs": 5, "warmup_epochs": 0.3}
+    rest |= {"learning_rate": 0.0008, "layer_decay": 0.65}
+    teacher = run(out / "small", ["foundation"], {**small, **rest}, options)
+
+    # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
+    if not (out / "pseudo" / "datalist.json").is_file():
+        organs = ("breast", "fetal head")
+        pseudo_label(str(teacher), unlabeled, str(out / "pseudo"), organs=organs, agreement=chosen.agreement)
+    parts["pseudo"] = {"datalist": f"{out}/pseudo/datalist.json", "num_classes": 2, "output": "target"}
+    # The tokens of small first, which need no decoder, then everything at once. Restoration does not pay beside them
+    # (docs/results/foundation.md); the layer that restores is trained alone, at the end.
+    tiny = {**common, "teacher": str(teacher), "texture_weight": 0.5, "restoration_weight": 0.0}
+    tiny |= {"spatial_size": [192, 192], "stored_size": [192, 192]}
+    tokens = {
+        "shares": {"target": 0.25, "pseudo": 0.08, "lines": 0.04, "structures": 0.08, "unlabeled": 0.55},
+        "segmentation_weight": 0.0,
+        "sizes": [[128, 128], [192, 192]],
+        **{"pretrained": str(chosen.start.resolve()), "max_epochs": 4, "warmup_epochs": 0.3, "learning_rate": 0.0015},
+    }
+    encoder = run(out / "tokens", ["foundation"], {**tiny, **tokens}, options)
+    begin = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)"]
+    # What maps tokens to the teacher's is in no exported file.
+    state = f"torch.load('{out}/tokens/checkpoints/last.pt', weights_only=True)['network']"
+    joint = {
+        "shares": {"target": 0.26, "pseudo": 0.22, "lines": 0.06, "structures": 0.08, "unlabeled": 0.38},
+        "distillation_weight": 1.5,
+        "sizes": [[128, 128], [128, 128], [192, 192]],
+        "initialize": [*begin, f"$monai.networks.copy_model_state(@network_def, {state})"],
+        **{"pretrained": str(encoder), "max_epochs": 11, "warmup_epochs": 0.4, "learning_rate": 0.0012},
+    }
+    after = run(out / "joint", ["foundation"], {**tiny, **joint}, options)
+    mean = halfway(chosen.start, after, out / "mean" / "model.pt")
+
+    frozen = [f"$@network_def.{part}.requires_grad_(False)" for part in ("encoder", "decoder")]
+    adam = {"_target_": "torch.optim.AdamW", "params": "$@network_def.to_image.parameters()", "lr": "@learning_rate"}
+    pixels = {
+        "optimizer": adam,
+        "initialize": [*begin, *frozen],
+        **{
+            "objective": "pyramid",
+            "pretrained": str(mean),
+            "datalist": unlabeled,
+            "batch_size": 16,
+            "epoch_length": 4800,
+        },
+        **{"max_epochs": 1, "warmup_epochs": 0.05, "learning_rate": 0.003, "organ_temperature": 0.5, "num_workers": 0},
+    }
+    restores = torch.load(run(out / "pixels", [], pixels, options), weights_only=True)
+    whole = torch.load(mean, weights_only=True)
+    whole |= {name: value for name, value in restores.items() if name.startswith("to_image.")}
+    print(f"small: {teacher}, tiny: {save(whole, out / 'foundation' / 'model.pt', mean)}, each with its card.")
+
+
+if __name__ == "__main__":
+    main()
