@@ -43,6 +43,7 @@ VERBS = {
         "train": ("cli.bundles:train", "Train a network for a task, pretrained or from scratch."),
         "evaluate": ("cli.bundles:evaluate", "Score trained weights on a split of a datalist."),
         "predict": ("cli.bundles:predict", "Apply trained weights to a folder of images."),
+        "adapt": ("cli.adapt:adapt", "Fit a trained segmentation to the images of another scanner."),
         "pseudo-label": ("evaluation.pseudo_labels:pseudo_label", "Label images where a network is sure."),
         "stream": ("cli.cine:stream", "Segment a cine frame by frame and print the latency."),
         "select": ("evaluation.selection:select", "Choose the images that are worth labeling next."),

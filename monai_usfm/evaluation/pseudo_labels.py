@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -94,7 +95,11 @@ def pseudo_label(
         ValueError: for a network of volumes, or when no image is kept.
     """
     network = load_network(checkpoint, "segmentation").to(device)
-    card: Any = cast(Any, network).card["network"]
+    whole: Any = cast(Any, network).card
+    card = whole["network"]
+    # As in the files that the network was trained on, so that the two can stand in one list.
+    values = np.array(whole.get("label_values") or range(card["num_classes"]))
+    values = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)
     if card["spatial_dims"] != 2:
         raise ValueError(f"{checkpoint} segments volumes; pseudo-labels are made of images.")
     items = load_datalist(datalist, dataset_dir, split)
@@ -111,7 +116,7 @@ def pseudo_label(
             continue
         file = folder / f"{number:06d}.png"
         # The arrays of this package have rows first, as image files have.
-        Image.fromarray(mask.byte().cpu().numpy()).save(file)
+        Image.fromarray(values[mask.cpu().numpy()]).save(file)
         kept.append({**item, "image": str(item["image"]), "label": str(file)})
     logger.info("%d of %d images kept.", len(kept), len(items))
     if not kept:
