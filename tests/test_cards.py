@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 
 import monai_usfm
 from monai_usfm import build_network, load_network, network_options, read_card, save_network, write_card
-from monai_usfm.cards import card_path, find_card
+from monai_usfm.cards import card_path, find_card, require_classes
 from monai_usfm.networks import UltrasoundSegmenter, UltrasoundViT, apply_lora, to_usfm_state_dict, usfm_vit
 
 SMALL = {
@@ -346,3 +346,12 @@ def test_the_encoder_of_any_network_gives_features(tmp_path):
     image = torch.rand(1, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(features(image), network.encoder.eval()(image)[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize(("more", "named"), [({"prompts": True}, "prompts"), ({"landmarks": ["a"]}, "landmarks")])
+def test_networks_that_tell_no_classes_unasked_are_refused_by_name(more, named):
+    require_classes({"task": "segmentation"}, "m.pt")
+    with pytest.raises(ValueError, match=f"m.pt is for segmentation by {named}"):
+        require_classes({"task": "segmentation", **more}, "m.pt")
+    with pytest.raises(ValueError, match="for classification; here a segmentation is needed"):
+        require_classes({"task": "classification"}, "m.pt", "segmentation")

@@ -14,7 +14,7 @@ from typing import Any
 import monai_usfm
 from monai_usfm.files import write_text_atomically
 
-__all__ = ["TASKS", "card_path", "card_text", "find_card", "read_card", "sha256_of", "write_card"]
+__all__ = ["TASKS", "card_path", "card_text", "find_card", "read_card", "require_classes", "sha256_of", "write_card"]
 
 VERSION = 1
 TASKS = ("encoder", "features", "pretraining", "segmentation", "classification", "enhancement")
@@ -69,6 +69,24 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
     if card is None:
         raise FileNotFoundError(f"{path} has no card: {card_path(path)} is missing, or no card of this package.")
     return card
+
+
+def require_classes(card: Mapping[str, Any], path: str | os.PathLike, *tasks: str) -> None:
+    """Refuse a network that does not tell classes, or only of what is clicked.
+
+    Args:
+        card: its card.
+        path: its file, for the message.
+        tasks: the tasks that are taken; default: segmentation and classification.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    tasks = tasks or ("segmentation", "classification")
+    other = next((name for name in ("landmarks", "values", "prompts") if card.get(name)), None)
+    if card["task"] not in tasks or other:
+        kind = f"{card['task']} by {other}" if other else card["task"]
+        raise ValueError(f"{path} is for {kind}; here a {' or '.join(tasks)} is needed that tells classes unasked.")
 
 
 def write_card(path: str | os.PathLike, card: Mapping[str, Any]) -> Path:

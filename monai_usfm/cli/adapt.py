@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from monai_usfm.cards import read_card
+from monai_usfm.cards import read_card, require_classes
 from monai_usfm.data import list_images, load_splits
 from monai_usfm.evaluation.pseudo_labels import pseudo_label
 from monai_usfm.files import write_text_atomically
@@ -47,8 +47,7 @@ def adapt(
         ValueError: for another network, or when it is sure of no image.
     """
     card, given = read_card(checkpoint), parse_options(options)
-    if card["task"] != "segmentation":
-        raise ValueError(f"{checkpoint} is for {card['task']}; adapt takes a segmentation.")
+    require_classes(card, checkpoint, "segmentation")
     output = Path(given.setdefault("output_dir", "output/adapted"))
     images = [{**item, "image": str(Path(item["image"]).resolve())} for item in list_images(folder)]
     write_text_atomically(output / "images.json", json.dumps({"training": images}))

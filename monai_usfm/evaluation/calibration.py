@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 
-from monai_usfm.cards import load_network, read_card, write_card
+from monai_usfm.cards import load_network, read_card, require_classes, write_card
 from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.networks import TemperatureScaling
 from monai_usfm.transforms import presence_score
@@ -46,12 +46,7 @@ def calibrate(
             cannot be fitted; the card stays as it was.
     """
     card = read_card(checkpoint)
-    if card["task"] not in ("segmentation", "classification") or any(
-        card.get(name) for name in ("landmarks", "values", "prompts")
-    ):
-        raise ValueError(
-            f"{checkpoint} has no probabilities of classes: only networks that segment or classify unasked have."
-        )
+    require_classes(card, checkpoint)
     if sensitivity is not None and (card["task"] != "segmentation" or not 0.01 <= sensitivity <= 1):
         raise ValueError(
             f"sensitivity must be in [0.01, 1], and of a segmentation; got {sensitivity} for {card['task']}."

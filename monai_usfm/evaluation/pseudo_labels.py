@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from PIL import Image
 
-from monai_usfm.cards import load_network
+from monai_usfm.cards import load_network, require_classes
 from monai_usfm.data import LoadUltrasound, load_datalist
 from monai_usfm.files import write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype
@@ -96,6 +96,7 @@ def pseudo_label(
     """
     network = load_network(checkpoint, "segmentation").to(device)
     whole: Any = cast(Any, network).card
+    require_classes(whole, checkpoint, "segmentation")
     card = whole["network"]
     # As in the files that the network was trained on, so that the two can stand in one list.
     values = np.array(whole.get("label_values") or range(card["num_classes"]))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from monai_usfm.cards import load_network
+from monai_usfm.cards import load_network, require_classes
 from monai_usfm.data import list_images, load_datalist, read_datalist
 from monai_usfm.data.datalist import SPLITS
 from monai_usfm.evaluation.images import extract_features, load_images
@@ -109,8 +109,7 @@ def select(
     """
     network: Any = load_network(checkpoint)
     card = network.card
-    if card["task"] not in ("segmentation", "classification") or card.get("landmarks") or card.get("values"):
-        raise ValueError(f"{checkpoint} has no classes whose entropy would tell its uncertainty.")
+    require_classes(card, checkpoint)
     listed = read_datalist(labeled) if labeled else {}
     known: list[str] = []
     for split in SPLITS:

@@ -71,4 +71,4 @@ def test_another_network_and_unsure_masks_are_refused(place: Path, capsys: pytes
     encoder = build_network("encoder", spatial_size=[32, 32], num_layers=1, hidden_size=48, mlp_dim=48, num_heads=3)
     save_network(place / "model.pt", encoder)
     assert main(arguments(place)) == 1
-    assert "adapt takes a segmentation" in capsys.readouterr().err.splitlines()[-1]
+    assert "is for pretraining; here a segmentation is needed" in capsys.readouterr().err.splitlines()[-1]
