@@ -42,15 +42,6 @@ bundle usfm_segmentation segmentation --dataset_dir "$data/busbra" --pretrained 
 # The pretrained start, from the masked autoencoder; needs DINOv2's weights: DINOV2=dinov2_vits14.pt.
 [ -z "${DINOV2:-}" ] || python "$here/scripts/train_foundation.py" "$data/pretraining_all.json" "$DINOV2" "$out/starts" \
     --start "$out/mae/model.pt" ${options[@]+"${options[@]}"}
-# No labels: structures in simulated images, then in volumes, as a start for other volumes.
-bundle usfm_segmentation simulated_first --pretrained "$out/pretraining/model.pt" --spatial_size "[128,128]" --max_epochs 15 \
-    --warmup_epochs 1 --val_interval 5 --synthetic#num_training 2400 --synthetic#num_validation 48
-bundle usfm_segmentation simulated --pretrained "$out/simulated_first/model.pt" --spatial_size "[128,128]" --max_epochs 7 \
-    --warmup_epochs 1 --val_interval 3 --synthetic#num_training 4000 --synthetic#num_validation 48 --synthetic#seed 2 \
-    --learning_rate 0.0007 --seed 1
-bundle usfm_segmentation simulated_volumes --spatial_dims 3 --pretrained "$out/simulated/model.pt" --spatial_size "[48,96,96]" \
-    --max_epochs 8 --warmup_epochs 1 --val_interval 4 --batch_size 2 --synthetic#num_training 264 --synthetic#num_validation 12 \
-    --synthetic#num_test 24 --synthetic#seed 1
 # HC18: pixel sizes and published circumferences are in its table.
 python -W ignore -m monai_usfm join-table --datalist "$data/fetal_head_hc18/dataset.json" \
     --table "$data/fetal_head_hc18/labels.csv" --output "$out/fetal_head.json" \
@@ -62,6 +53,10 @@ bundle usfm_segmentation fetal_head --dataset_dir "$data/fetal_head_hc18" --data
 bundle usfm_segmentation lesions --dataset_dir "$data/busbra" --max_epochs 30 --warmup_epochs 1 --val_interval 3 --background_crops 0.1
 bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/lesions/model.pt" \
     --max_epochs 16 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0003
+# No labels: the start, inflated, learns structures in simulated volumes.
+volumes=(--spatial_dims 3 --spatial_size "[48,96,96]" --batch_size 2 --synthetic#num_validation 12 --synthetic#num_test 24)
+bundle usfm_segmentation simulated_volumes "${volumes[@]}" --max_epochs 8 --warmup_epochs 1 --val_interval 4 \
+    --synthetic#num_training 264 --synthetic#seed 1
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
     --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
@@ -78,22 +73,12 @@ change segmentation "$data/busbra" "$data/busbra/dataset.json" 320
 change enhancement "$data" "$data/unlabelled/pretraining.json" 260
 
 # Into the bundles, each with its card; data, license and scores are then written there by hand.
-python - "$here" "$out" <<'PY'
-import shutil
-import sys
-from pathlib import Path
-
-here, out = sys.argv[1:]
-files = {
-    "segmentation_changed": "usfm_segmentation/models/model.pt",
-    "fetal_head": "usfm_segmentation/models/fetal_head.pt",
-    "simulated_volumes": "usfm_segmentation/models/simulated_volumes.pt",
-    "classification": "usfm_classification/models/model.pt",
-    "enhancement_changed": "usfm_enhancement/models/model.pt",
+ship() { # name, file of a bundle
+    for ending in pt json; do cp "$out/$1/model.$ending" "$here/bundles/$2.$ending"; done
 }
-if Path(out, "starts").is_dir():
-    files["starts/foundation"] = "usfm_pretraining/models/model.pt"
-for name, file in files.items():
-    shutil.copy(f"{out}/{name}/model.pt", f"{here}/bundles/{file}")
-    shutil.copy(f"{out}/{name}/model.json", f"{here}/bundles/{file}".replace(".pt", ".json"))
-PY
+[ ! -d "$out/starts" ] || ship starts/foundation usfm_pretraining/models/model
+ship segmentation_changed usfm_segmentation/models/model
+ship fetal_head usfm_segmentation/models/fetal_head
+ship simulated_volumes usfm_segmentation/models/simulated_volumes
+ship classification usfm_classification/models/model
+ship enhancement_changed usfm_enhancement/models/model
