@@ -21,9 +21,9 @@ from torch.utils.data import get_worker_info
 
 import monai_usfm
 from monai_usfm.bundle.errors import root_cause, under_command_line
-from monai_usfm.cards import ENCODER, WIDTHS, find_card
+from monai_usfm.cards import ENCODER, WIDTHS, find_card, full_scale_of
 from monai_usfm.data import UnreadableImageError, list_images
-from monai_usfm.data.splits import READING, common_full_scale
+from monai_usfm.data.splits import READING, with_full_scale
 from monai_usfm.files import write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer
 from monai_usfm.losses import ValueLoss
@@ -192,11 +192,6 @@ class _Items(list):
     error: Exception | None = None
 
 
-def full_scale_of(card: Mapping[str, Any] | None) -> float | None:
-    """The value of white of the images that a network was trained on; None where their files told it."""
-    return ((card or {}).get("preprocessing") or {}).get("full_scale")
-
-
 def inference_items(
     dataset_dir: str, datalist: str | None = None, split: str = "test", full_scale: float | None = None
 ) -> list[dict[str, Any]]:
@@ -211,8 +206,7 @@ def inference_items(
         failed = _Items()
         failed.error = error
         return failed
-    white = common_full_scale(items) if full_scale is None else full_scale
-    return [{"full_scale": white, **item} for item in items] if white else items
+    return with_full_scale(items, full_scale)
 
 
 class InferenceDataset(Dataset):

@@ -14,7 +14,17 @@ from typing import Any
 import monai_usfm
 from monai_usfm.files import write_text_atomically
 
-__all__ = ["TASKS", "card_path", "card_text", "find_card", "read_card", "require_classes", "sha256_of", "write_card"]
+__all__ = [
+    "TASKS",
+    "card_path",
+    "card_text",
+    "find_card",
+    "full_scale_of",
+    "read_card",
+    "require_classes",
+    "sha256_of",
+    "write_card",
+]
 
 VERSION = 1
 TASKS = ("encoder", "features", "pretraining", "segmentation", "classification", "enhancement")
@@ -69,6 +79,11 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
     if card is None:
         raise FileNotFoundError(f"{path} has no card: {card_path(path)} is missing, or no card of this package.")
     return card
+
+
+def full_scale_of(card: Mapping[str, Any] | None) -> float | None:
+    """The value of white of the images that a network was trained on; None where their files told it."""
+    return ((card or {}).get("preprocessing") or {}).get("full_scale")
 
 
 def require_classes(card: Mapping[str, Any], path: str | os.PathLike, *tasks: str) -> None:

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from monai_usfm.cards import load_network
+from monai_usfm.cards import full_scale_of, load_network
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.files import atomic_write, write_csv
 from monai_usfm.inferers import ImagePredictor
@@ -66,8 +66,9 @@ def stream(
         smoothing: share of the former frames in the probabilities, in [0, 1).
         device: where to run.
     """
-    frames = LoadUltrasound(3)(cine)
-    segment = FrameSegmenter(load_network(checkpoint, "segmentation"), smoothing, device)
+    network: Any = load_network(checkpoint, "segmentation")
+    frames = LoadUltrasound(3)(cine, full_scale=full_scale_of(network.card))
+    segment = FrameSegmenter(network, smoothing, device)
     masks, seconds = [], []
     for frame in np.asarray(frames[0]):
         start = time.perf_counter()

@@ -130,6 +130,18 @@ def common_full_scale(items: Sequence[dict[str, Any]]) -> float | None:
     return white
 
 
+def with_full_scale(items: Sequence[dict[str, Any]], full_scale: float | None = None) -> list[dict[str, Any]]:
+    """Items that tell the value of white of their files: one of their own, ``full_scale``, or that of them all.
+
+    Args:
+        items: of a datalist.
+        full_scale: value of white of the images that a network was trained on; None decides by these images, see
+            :func:`common_full_scale`.
+    """
+    white = common_full_scale(items) if full_scale is None else full_scale
+    return [{"full_scale": white, **item} for item in items] if white else list(items)
+
+
 def list_images(
     dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test"
 ) -> list[dict[str, Any]]:

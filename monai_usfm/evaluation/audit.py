@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from monai.config import PathLike
 from monai.utils import convert_to_tensor
 
-from monai_usfm.cards import load_network
+from monai_usfm.cards import full_scale_of, load_network
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, Change
 from monai_usfm.evaluation.images import read_items
@@ -81,13 +81,15 @@ def audit(
     tasks = ("segmentation", "classification") if kind == "robustness" else ("classification",)
     if card["task"] not in tasks or card["network"].get("spatial_dims", 2) != 2:
         raise ValueError(f"{checkpoint} is for {card['task']}; the audit of {kind} takes 2D {' or '.join(tasks)}.")
-    items = read_items(datalist, split, dataset_dir, limit)
+    items = read_items(datalist, split, dataset_dir, limit, full_scale_of(card))
     wanted = "class" if card["task"] == "classification" else "label"
     lacking = [str(item["image"]) for item in items if item.get(wanted) is None]
     if lacking:
         raise ValueError(f"{datalist}: {len(lacking)} items lack '{wanted}', for example {lacking[0]}.")
     read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
-    images = convert_to_tensor([read(item["image"], item.get("frame")) for item in items])
+    images = convert_to_tensor(
+        [read(item["image"], item.get("frame"), full_scale=item.get("full_scale")) for item in items]
+    )
     patients = [item["patient"] for item in items]
     marked = all(item.get("label") for item in items)
     labels = [read_label(item["label"], item.get("frame")) for item in items] if marked else []

@@ -16,6 +16,7 @@ from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 
 from monai_usfm.data import LoadUltrasoundd, add_patients, load_datalist
+from monai_usfm.data.splits import with_full_scale
 from monai_usfm.transforms import LabelIndicesd, SeparableResized
 
 __all__ = ["ImageSet", "extract_features", "load_images", "read_items"]
@@ -45,20 +46,22 @@ def read_items(
     split: str,
     dataset_dir: str | None = None,
     limit: int | None = None,
+    full_scale: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Items of a split of a datalist with absolute paths and ``patient``.
+    """Items of a split of a datalist with absolute paths, ``patient`` and where needed ``full_scale``.
 
     Args:
         datalist: JSON file.
         split: ``training``, ``validation`` or ``test``.
         dataset_dir: folder its paths start from; default: that of the file.
         limit: take only so many items, evenly chosen.
+        full_scale: see :func:`~monai_usfm.data.splits.with_full_scale`.
     """
     folder = Path(dataset_dir) if dataset_dir else Path(datalist).parent
     items = load_datalist(datalist, folder, split)
     if limit and limit < len(items):
         items = items[:: -(-len(items) // limit)]
-    return add_patients(items, folder)
+    return with_full_scale(add_patients(items, folder), full_scale)
 
 
 def load_images(
@@ -92,7 +95,7 @@ def load_images(
             SeparableResized(keys, spatial_size, mode=modes, anti_aliasing=[mode == "bilinear" for mode in modes]),
         ]
     )
-    loaded = [read({key: item[key] for key in (*keys, "frame") if key in item}) for item in items]
+    loaded = [read({key: item[key] for key in (*keys, "frame", "full_scale") if key in item}) for item in items]
     has_class = all(isinstance(item.get("class"), int) for item in items)
     return ImageSet(
         images=torch.stack(convert_to_tensor([data["image"] for data in loaded])),

@@ -98,8 +98,10 @@ def probe(
         The table.
     """
     sets: list[ImageSet] = []
+    white: float | None = None
     for name in ("training", split):
-        items = read_items(datalist, name, dataset_dir, limit)
+        items = read_items(datalist, name, dataset_dir, limit, white)
+        white = white or items[0].get("full_scale")  # as the training images are read
         sets.append(load_images(items, spatial_size, num_classes if "dense" in probes else 0, label_values))
         if sets[-1].classes is None and set(probes) - {"dense"}:
             raise ValueError(f"{datalist}: not every item of {name!r} has an integer 'class'; only dense needs none.")

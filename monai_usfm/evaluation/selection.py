@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from monai_usfm.cards import load_network, require_classes
+from monai_usfm.cards import full_scale_of, load_network, require_classes
 from monai_usfm.data import list_images, load_datalist, read_datalist
 from monai_usfm.data.datalist import SPLITS
+from monai_usfm.data.splits import with_full_scale
 from monai_usfm.evaluation.images import extract_features, load_images
 from monai_usfm.files import write_csv
 
@@ -136,11 +137,13 @@ def select(
 def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
     """Embeddings ``(M, E)`` of unit length, the mean token of the encoder, and the entropy of the classes ``(M,)``."""
     options = network.card["network"]
+    whole = with_full_scale([{"image": name, "patient": None} for name in files], full_scale_of(network.card))
     network.to(device).eval()
     features, entropies = [], []
     for start in range(0, len(files), 32):
-        items = [{"image": name, "patient": None} for name in files[start : start + 32]]
-        batch = load_images(items, options["spatial_size"]).images.repeat_interleave(options["in_channels"], 1)
+        batch = load_images(whole[start : start + 32], options["spatial_size"]).images.repeat_interleave(
+            options["in_channels"], 1
+        )
         features.append(extract_features(network.encoder, batch, device=device))
         probabilities = network(batch.to(device)).float().softmax(1)
         entropies.append(torch.special.entr(probabilities).sum(1).flatten(1).mean(1).cpu())

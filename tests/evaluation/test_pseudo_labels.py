@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from monai_usfm import build_network, save_network
+from monai_usfm.evaluation.images import load_images, read_items
 from monai_usfm.evaluation.pseudo_labels import agreeing_mask, pseudo_label
 
 
@@ -73,3 +74,21 @@ def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(tmp_path: Path) -
     assert np.asarray(Image.open(found[0]["label"])).min() == 1
     with pytest.raises(ValueError, match="none of 0 images"):
         pseudo_label(*arguments, organs=["liver"], device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_a_dark_image_of_twelve_bits_is_read_as_in_training(tmp_path: Path) -> None:
+    options = {"spatial_size": [32, 32], "num_layers": 1, "hidden_size": 48, "mlp_dim": 48, "num_heads": 3}
+    network = build_network("segmentation", **options)
+    with torch.no_grad():
+        network.head.to_pixels.weight.zero_()
+        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))
+    save_network(tmp_path / "model.pt", network, preprocessing={"full_scale": 4095})
+    Image.fromarray(np.linspace(0, 200, 40 * 30).reshape(40, 30).astype(np.uint16)).save(tmp_path / "dark.png")
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{"image": "dark.png", "patient": "p"}]}))
+    files = (str(tmp_path / "model.pt"), str(tmp_path / "list.json"), str(tmp_path / "out"))
+    (item,) = json.loads(pseudo_label(*files, device="cpu").read_text())["training"]
+    assert item["full_scale"] == 4095
+    for white, brightest in ((4095, 200 / 4095), (None, 200 / 255)):  # alone it is taken for one of 8 bits
+        items = read_items(str(tmp_path / "list.json"), "training", full_scale=white)
+        assert load_images(items, (40, 30)).images.max().item() == pytest.approx(brightest, rel=0.02)
