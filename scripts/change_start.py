@@ -21,7 +21,7 @@ from torch import nn
 import monai_usfm
 from monai_usfm.data import LoadUltrasoundd, load_splits
 from monai_usfm.networks.heads import PyramidDecoder
-from monai_usfm.transforms import BatchAugmentation, NoiseRecovery, SeparableResized
+from monai_usfm.transforms import BatchAugmentation, SeparableResized
 
 
 def decoder_of(network: nn.Module) -> PyramidDecoder:
@@ -34,24 +34,12 @@ def taken(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
     return sum(project(m).float() for project, m in zip(decoder_of(network).maps, maps, strict=True))
 
 
-def batches(images: list[torch.Tensor], size: list[int], crops: bool, count: int = 32) -> Callable[[], torch.Tensor]:
-    """Draws augmented batches: crops with speckle on the grid of the files, else the images, resized."""
-    if crops:
-        clean = BatchAugmentation(size, scale=(1.0, 1.0), ratio=(1.0, 1.0), rotate=0.0, gamma=1.3)
-        noise = NoiseRecovery(clean)
-    else:
-        augmentation = BatchAugmentation(size, scale=(0.4, 1.0), rotate=15.0, gamma=1.5, shrink_prob=0.3)
-
-    def crop(image: torch.Tensor) -> torch.Tensor:
-        low = [max(0, n - s) for n, s in zip(image.shape[1:], size, strict=True)]
-        at = [int(torch.randint(n + 1, ())) for n in low]
-        part = image[:, at[0] : at[0] + size[0], at[1] : at[1] + size[1]]
-        return nn.functional.pad(part, (0, size[1] - part.shape[2], 0, size[0] - part.shape[1]))
+def batches(images: list[torch.Tensor], size: list[int], count: int = 32) -> Callable[[], torch.Tensor]:
+    """Draws augmented batches."""
+    augmentation = BatchAugmentation(size, scale=(0.4, 1.0), rotate=15.0, gamma=1.5, shrink_prob=0.3)
 
     def draw() -> torch.Tensor:
         chosen = [images[i] for i in torch.randint(len(images), (count,)).tolist()]
-        if crops:
-            return noise({"image": torch.stack([crop(image) for image in chosen])})[0]
         x = augmentation.augment(torch.stack(chosen))[0]
         gain = 1 + 0.3 * (2 * torch.rand(count, 1, 1, 1) - 1)
         speckle = 0.08 * (torch.rand(count, 1, 1, 1) < 0.2) * torch.randn_like(x)
@@ -93,17 +81,16 @@ def main() -> None:
     kept = student.load_state_dict(own, strict=False)
     if kept.unexpected_keys or any(not name.startswith("encoder.") for name in kept.missing_keys):
         raise ValueError(f"{options.network} has another head than its card says: {kept}")
-    crops, size = task == "enhancement", list(known["spatial_size"])
-    load = [LoadUltrasoundd("image")]
-    if not crops:
-        load.append(SeparableResized("image", [round(1.1 * n) for n in size], mode="bilinear", anti_aliasing=True))
+    size = list(known["spatial_size"])
+    stored = [round(1.1 * n) for n in size]
+    load = [LoadUltrasoundd("image"), SeparableResized("image", stored, mode="bilinear", anti_aliasing=True)]
     items = [
         {"image": item["image"]}
         for item in load_splits(options.dataset_dir, options.datalist, synthetic_dir=None)["training"]
     ]
     read = Dataset(items, Compose(load))
     images = [(255 * read[i]["image"].as_tensor()).round().to(torch.uint8) for i in range(len(read))]
-    draw = batches(images, size, crops)
+    draw = batches(images, size)
 
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)

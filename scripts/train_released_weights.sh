@@ -5,7 +5,7 @@
 #
 #   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [OPTION...]
 #
-# About eleven hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
+# About nine hours on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on.
 # Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in a quarter of an hour.
 set -euo pipefail
 data=$(cd "$1" && pwd)
@@ -58,19 +58,15 @@ volumes=(--spatial_dims 3 --spatial_size "[48,96,96]" --batch_size 2 --synthetic
 bundle usfm_segmentation simulated_volumes "${volumes[@]}" --max_epochs 8 --warmup_epochs 1 --val_interval 4 \
     --synthetic#num_training 264 --synthetic#seed 1
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
-    --pretrained "$out/pretraining/model.pt" --max_epochs 5 --warmup_epochs 1 --val_interval 1
+    --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
-# The encoder of the pretrained start under the decoders of these two: one family, equal scores.
+# The encoder of the pretrained start under the decoder of the breast lesions: one family, equal scores.
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 start="$here/bundles/usfm_pretraining/models/model.pt"
 [ -f "$out/starts/foundation/model.pt" ] && start="$out/starts/foundation/model.pt"
-change() { # name, folder, datalist, steps
-    mkdir -p "$out/$1_changed"
-    [ -f "$out/$1_changed/model.pt" ] || python -W ignore "$here/scripts/change_start.py" "$out/$1/model.pt" "$start" \
-        "$2" "$3" "$out/$1_changed/model.pt" --steps "$4"
-}
-change segmentation "$data/busbra" "$data/busbra/dataset.json" 320
-change enhancement "$data" "$data/unlabelled/pretraining.json" 260
+mkdir -p "$out/segmentation_changed"
+[ -f "$out/segmentation_changed/model.pt" ] || python -W ignore "$here/scripts/change_start.py" "$out/segmentation/model.pt" "$start" \
+    "$data/busbra" "$data/busbra/dataset.json" "$out/segmentation_changed/model.pt" --steps 320
 
 # Into the bundles, each with its card; data, license and scores are then written there by hand.
 ship() { # name, file of a bundle
@@ -81,4 +77,4 @@ ship segmentation_changed usfm_segmentation/models/model
 ship fetal_head usfm_segmentation/models/fetal_head
 ship simulated_volumes usfm_segmentation/models/simulated_volumes
 ship classification usfm_classification/models/model
-ship enhancement_changed usfm_enhancement/models/model
+ship enhancement usfm_enhancement/models/model

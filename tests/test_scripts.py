@@ -17,7 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_usfm.simulation import SyntheticUltrasound
+from monai_usfm import build_network, load_network, save_network
+from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -67,6 +70,25 @@ def test_ablation_trains_each_arm_within_its_time_and_probes_it(script, tmp_path
 
 
 # figures
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_start_runs_from_the_first_image_to_the_file(script, tmp_path):
+    unlabeled = write_synthetic_dataset(tmp_path / "unlabeled", 12, 2, 0, image_size=(96, 96), organs=("breast",))
+    teacher = build_network("encoder", network_size="small", spatial_size=[128, 128])
+    save_network(tmp_path / "dinov2.pt", teacher)
+    sizes = ("--simulated", 34, "--agreement", 0, "--epoch_length", 16, "--batch_size", 8, "--max_epochs", 1)
+    arguments = (unlabeled, tmp_path / "dinov2.pt", tmp_path / "out", *sizes)
+    assert script("train_foundation", *arguments) == 0
+    made = {name: load_network(tmp_path / "out" / name / "model.pt") for name in ("joint", "mean", "foundation")}
+    start, joint, mean, final = (
+        network.state_dict()
+        for network in (load_network(ROOT / "bundles/usfm_pretraining/models/model.pt"), *made.values())
+    )
+    for name in ("encoder.blocks.0.mlp.fc1.weight", "head.to_pixels.bias"):
+        assert torch.equal(mean[name], torch.lerp(start[name], joint[name], 0.5).half().float())  # as files hold them
+        assert torch.equal(final[name], mean[name])
+    assert script("train_foundation", *arguments) == 0  # all is there: in seconds
 
 
 def test_figures_of_transforms_begin_with_the_simulated_image(script, repository, tmp_path):
