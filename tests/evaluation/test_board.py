@@ -95,6 +95,13 @@ def test_a_reference_without_cells_is_refused(cells: Path) -> None:
         summarize_board(cells, "other")
 
 
+def test_a_part_of_a_board_without_its_reference_has_tables(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = {"tasks": {}, "starts": {"foundation": {}, "scratch": {}}, "fractions": [], "seeds": [], "reference": "late"}
+    (cells / "board.json").write_text(json.dumps(plan))
+    assert transfer_board(str(cells / "board.json"), str(cells)).is_file()
+    assert "compared with foundation" in capsys.readouterr().out
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
