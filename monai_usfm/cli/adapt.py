@@ -16,7 +16,7 @@ from monai_usfm.files import write_text_atomically
 from monai_usfm.settings import parse_options
 from monai_usfm.workflow import run_bundle
 
-from .bundles import DEFAULT, Bundle, Options
+from .bundles import DEFAULT, Bundle, Options, train
 
 __all__ = ["adapt"]
 
@@ -46,6 +46,8 @@ def adapt(
     Raises:
         ValueError: for another network, or when it is sure of no image.
     """
+    if bundle.list_options:
+        return train(*options, task="segmentation", bundle=bundle)
     card, given = read_card(checkpoint), parse_options(options)
     require_classes(card, checkpoint, "segmentation")
     output = Path(given.setdefault("output_dir", "output/adapted"))

@@ -60,6 +60,11 @@ def test_masks_of_new_images_and_as_many_labeled_ones_train_on(place: Path) -> N
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_options_are_listed_without_training(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(place, "--list_options")) == 0
+    assert "--background_crops" in capsys.readouterr().out and not (place / "out").exists()
+
+
 def test_its_own_masks_alone_do_too(place: Path) -> None:
     assert main(arguments(place)) == 0
     assert len(json.loads((place / "out" / "datalist.json").read_text())["training"]) == 4
