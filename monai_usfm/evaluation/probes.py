@@ -101,7 +101,7 @@ def probe(
     white: float | None = None
     for name in ("training", split):
         items = read_items(datalist, name, dataset_dir, limit, white)
-        white = white or items[0].get("full_scale")  # as the training images are read
+        white = white or next(iter(items), {}).get("full_scale")  # as the training images are read
         sets.append(load_images(items, spatial_size, num_classes if "dense" in probes else 0, label_values))
         if sets[-1].classes is None and set(probes) - {"dense"}:
             raise ValueError(f"{datalist}: not every item of {name!r} has an integer 'class'; only dense needs none.")
