@@ -15,9 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from monai_usfm.data import load_datalist
+from monai_usfm.data import join_table, load_datalist
 
 START = Path(__file__).resolve().parents[1] / "bundles" / "usfm_pretraining" / "models" / "model.pt"
 SPLITS = ("training", "validation", "test")
@@ -34,18 +32,16 @@ IMAGES = {**COMMON, "batch_size": 16, "spatial_size": [128, 128]}
 VOLUMES = {**COMMON, "batch_size": 2, "spatial_size": [48, 64, 48], "spatial_dims": 3}
 
 
-def listed(data: Path, task: str) -> dict[str, list[dict[str, Any]]]:
+def listed(data: Path, task: str, target: Path) -> dict[str, list[dict[str, Any]]]:
     """The lists of a task, shortened."""
     folder, column, *shown = TASKS[task]
-    names: dict[str, Any] = {}
+    source = data / folder / "dataset.json"
     if column:
-        names = pd.read_csv(data / folder / "labels.csv", dtype=str).set_index("image")[column].to_dict()
+        source = join_table(str(source), str(data / folder / "labels.csv"), [f"patient={column}"], output=str(target))
     lists: dict[str, list[dict[str, Any]]] = {}
     for split, number in zip(SPLITS, (None, *shown), strict=True):
-        items = [dict(item) for item in load_datalist(data / folder / "dataset.json", None, split)]
+        items = load_datalist(source, data / folder, split)
         for item in items:
-            file = Path(item["image"]).relative_to((data / folder).absolute()).as_posix()
-            item["patient"] = names.get(file, file)
             if task == "classes":
                 del item["label"]
         if number is not None:
@@ -79,8 +75,8 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
-        text = json.dumps(listed(options.data.absolute(), task), indent=1)
-        (options.output / f"{task}.json").write_text(text)
+        target = options.output / f"{task}.json"
+        target.write_text(json.dumps(listed(options.data.absolute(), task, target), indent=1))
     densenet = {"_target_": "DenseNet121", "spatial_dims": 2, "in_channels": 1, "out_channels": 2}
     foundation, scratch = {"pretrained": str(START)}, {"layer_decay": 1.0}
     starts: dict[str, Any] = {"foundation": foundation, "scratch": scratch, "unet": unet(2)}

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,12 @@ import torch
 
 from monai_usfm import read_card, write_card
 from monai_usfm.evaluation.pseudo_labels import pseudo_label
+from monai_usfm.files import atomic_write, write_text_atomically
+from monai_usfm.settings import parse_options
 from monai_usfm.simulation import write_synthetic_dataset
+from monai_usfm.workflow import find_bundle, run_bundle
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "usfm_pretraining"
+JOINT = ("foundation",)
 # Breasts and heads more often: lesions are what varies most.
 ORGANS = ("breast", "fetal_head", "muscle", "breast", "thyroid", "breast", "nerve", "breast", "prostate", "fetal_head")
 ORGANS += ("breast", "kidney", "muscle", "gallbladder", "breast", "bladder", "liver")
@@ -42,37 +43,22 @@ def simulate(folder: Path, number: int) -> None:
     # Lines have an output layer of their own: in that of lesions they would be painted into breasts.
     for name, left_out in {"lines": set(ORGANS) - {"muscle"}, "targets": {"muscle", "nerve"}}.items():
         part = {s: [i for i in lists[s] if i["organ"] not in left_out] for s in ("training", "validation")}
-        (folder / f"{name}.json").write_text(json.dumps(part))
+        write_text_atomically(folder / f"{name}.json", json.dumps(part))
 
 
-def run(folder: Path, overlays: list[str], settings: dict[str, Any], options: list[str]) -> Path:
+def run(folder: Path, overlays: tuple[str, ...], settings: dict[str, Any], options: dict[str, Any]) -> Path:
     """One training of the bundle, unless it is there; its weights."""
     weights = folder / "model.pt"
     if not weights.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        own = folder / "settings.json"  # what these settings name by reference is the bundle's
-        own.write_text(json.dumps(settings, indent=1))
-        files = [str(BUNDLE / "configs" / f"{name}.json") for name in ("train", *overlays)]
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "monai.bundle",
-            "run",
-            "--config_file",
-            str([*files, str(own)]),
-        ]
-        command += ["--bundle_root", str(BUNDLE), "--output_dir", str(folder), "--resume", "true", *options]
-        if subprocess.run(command).returncode:
-            raise SystemExit(f"{folder.name}: the training stopped, the line above says why; the same command goes on.")
+        places = {"output_dir": str(folder), "resume": True}
+        run_bundle("pretraining", overlays=overlays, **{**settings, **places, **options})
     return weights
 
 
 def save(state: dict[str, torch.Tensor], weights: Path, like: Path) -> Path:
     """Weights with the card of others, which is written last."""
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, weights)
+    with atomic_write(weights) as part:
+        torch.save(state, part)
     write_card(weights, read_card(like))
     return weights
 
@@ -96,8 +82,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--simulated", type=int, default=12000, help="images")
     parser.add_argument("--agreement", type=float, default=0.8, help="of the views that a pseudo-label must have")
-    parser.add_argument("--start", type=Path, default=BUNDLE / "models" / "model.pt")
-    chosen, options = parser.parse_known_args()
+    parser.add_argument("--start", type=Path, default=find_bundle("pretraining") / "models" / "model.pt")
+    chosen, rest = parser.parse_known_args()
+    options = parse_options(rest)
     out, unlabeled = chosen.output.resolve(), str(chosen.unlabeled.resolve())
     simulate(out / "simulated", chosen.simulated)
     parts: dict[str, dict[str, Any]] = {
@@ -123,10 +110,10 @@ def main() -> None:
         "frozen_blocks": 12,
     }
     decoder |= {"max_epochs": 2, "warmup_epochs": 0.2, "learning_rate": 0.002}
-    found = run(out / "small_decoder", ["foundation"], {**small, **decoder}, options)
-    rest = {"pretrained": str(found), "frozen_blocks": 4, "max_epochs": 5, "warmup_epochs": 0.3}
-    rest |= {"learning_rate": 0.0008, "layer_decay": 0.65}
-    teacher = run(out / "small", ["foundation"], {**small, **rest}, options)
+    found = run(out / "small_decoder", JOINT, {**small, **decoder}, options)
+    both = {"pretrained": str(found), "frozen_blocks": 4, "max_epochs": 5, "warmup_epochs": 0.3}
+    both |= {"learning_rate": 0.0008, "layer_decay": 0.65}
+    teacher = run(out / "small", JOINT, {**small, **both}, options)
 
     # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
     if not (out / "pseudo" / "datalist.json").is_file():
@@ -141,9 +128,12 @@ def main() -> None:
         "shares": {"target": 0.25, "pseudo": 0.08, "lines": 0.04, "structures": 0.08, "unlabeled": 0.55},
         "segmentation_weight": 0.0,
         "sizes": [[128, 128], [192, 192]],
-        **{"pretrained": str(chosen.start.resolve()), "max_epochs": 4, "warmup_epochs": 0.3, "learning_rate": 0.0015},
+        "pretrained": str(chosen.start.resolve()),
+        "max_epochs": 4,
+        "warmup_epochs": 0.3,
+        "learning_rate": 0.0015,
     }
-    encoder = run(out / "tokens", ["foundation"], {**tiny, **tokens}, options)
+    encoder = run(out / "tokens", JOINT, {**tiny, **tokens}, options)
     begin = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)"]
     # What maps tokens to the teacher's is in no exported file.
     state = f"torch.load('{out}/tokens/checkpoints/last.pt', weights_only=True)['network']"
@@ -152,9 +142,12 @@ def main() -> None:
         "distillation_weight": 1.5,
         "sizes": [[128, 128], [128, 128], [192, 192]],
         "initialize": [*begin, f"$monai.networks.copy_model_state(@network_def, {state})"],
-        **{"pretrained": str(encoder), "max_epochs": 11, "warmup_epochs": 0.4, "learning_rate": 0.0012},
+        "pretrained": str(encoder),
+        "max_epochs": 11,
+        "warmup_epochs": 0.4,
+        "learning_rate": 0.0012,
     }
-    after = run(out / "joint", ["foundation"], {**tiny, **joint}, options)
+    after = run(out / "joint", JOINT, {**tiny, **joint}, options)
     mean = halfway(chosen.start, after, out / "mean" / "model.pt")
 
     frozen = [f"$@network_def.{part}.requires_grad_(False)" for part in ("encoder", "decoder")]
@@ -162,16 +155,18 @@ def main() -> None:
     pixels = {
         "optimizer": adam,
         "initialize": [*begin, *frozen],
-        **{
-            "objective": "pyramid",
-            "pretrained": str(mean),
-            "datalist": unlabeled,
-            "batch_size": 16,
-            "epoch_length": 4800,
-        },
-        **{"max_epochs": 1, "warmup_epochs": 0.05, "learning_rate": 0.003, "organ_temperature": 0.5, "num_workers": 0},
+        "objective": "pyramid",
+        "pretrained": str(mean),
+        "datalist": unlabeled,
+        "batch_size": 16,
+        "epoch_length": 4800,
+        "max_epochs": 1,
+        "warmup_epochs": 0.05,
+        "learning_rate": 0.003,
+        "organ_temperature": 0.5,
+        "num_workers": 0,
     }
-    restores = torch.load(run(out / "pixels", [], pixels, options), weights_only=True)
+    restores = torch.load(run(out / "pixels", (), pixels, options), weights_only=True)
     whole = torch.load(mean, weights_only=True)
     whole |= {name: value for name, value in restores.items() if name.startswith("to_image.")}
     print(f"small: {teacher}, tiny: {save(whole, out / 'foundation' / 'model.pt', mean)}, each with its card.")

@@ -19,7 +19,7 @@ from monai.config import PathLike
 from monai.utils import convert_to_tensor
 
 from monai_usfm.cards import full_scale_of, load_network
-from monai_usfm.data import LoadUltrasound
+from monai_usfm.data import LoadUltrasound, LoadUltrasoundd
 from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, Change
 from monai_usfm.evaluation.images import read_items
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
@@ -86,10 +86,9 @@ def audit(
     lacking = [str(item["image"]) for item in items if item.get(wanted) is None]
     if lacking:
         raise ValueError(f"{datalist}: {len(lacking)} items lack '{wanted}', for example {lacking[0]}.")
-    read, read_label = LoadUltrasound(2), LoadUltrasound(2, scale=None)
-    images = convert_to_tensor(
-        [read(item["image"], item.get("frame"), full_scale=item.get("full_scale")) for item in items]
-    )
+    read: Any = LoadUltrasoundd("image")
+    read_label = LoadUltrasound(2, scale=None)
+    images = convert_to_tensor([read(item)["image"] for item in items])
     patients = [item["patient"] for item in items]
     marked = all(item.get("label") for item in items)
     labels = [read_label(item["label"], item.get("frame")) for item in items] if marked else []

@@ -18,7 +18,7 @@ from monai.utils import convert_to_tensor
 from PIL import Image
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
-from monai_usfm.data import LoadUltrasound, load_datalist
+from monai_usfm.data import LoadUltrasoundd, load_datalist
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.files import write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype
@@ -107,12 +107,12 @@ def pseudo_label(
     items = load_datalist(datalist, dataset_dir, split)
     items = [item for item in items if organs is None or item.get("organ") in organs]
     items = with_full_scale(items, full_scale_of(whole))
-    read = LoadUltrasound()
+    read: Any = LoadUltrasoundd("image")
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
     for number, item in enumerate(items):
-        image = convert_to_tensor(read(item["image"], item.get("frame"), full_scale=item.get("full_scale"))).to(device)
+        image = convert_to_tensor(read(item)["image"]).to(device)
         with autocast(device, autocast_dtype("auto", device)):
             mask, found = agreeing_mask(network, image.expand(card["in_channels"], -1, -1), card["spatial_size"])
         if found < agreement:
