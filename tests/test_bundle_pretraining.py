@@ -136,6 +136,28 @@ def test_exported_encoder_is_that_of_the_last_checkpoint(trained: Path) -> None:
     assert all(torch.equal(exported[name], whole[name]) for name in exported)
 
 
+def test_frames_of_sequences_and_of_cines_are_pairs(bundle: Path, tmp_path: Path) -> None:
+    cine = np.stack([pixels((70, 80), n).T for n in range(6)], axis=-1)[:, :, None]  # x, y, 1, time
+    nib.save(nib.Nifti1Image(cine, np.eye(4)), tmp_path / "cine.nii.gz")
+    for n in range(3):
+        Image.fromarray(pixels((70, 80), 10 + n)).save(tmp_path / f"{n}.png")
+    still = [{"image": f"{n}.png", "sequence": "s", "organ": "liver"} for n in range(3)]
+    lists = {
+        "training": [{"image": "cine.nii.gz", "num_frames": 6, "organ": "lung"}, *still[:2]],
+        "validation": still[2:],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    settings = {**QUICK, "epoch_length": 8, "frames_per_cine": 3, "dataset_dir": str(tmp_path)}
+    files = ["train.json", "demo.json", "sequences.json"]
+    flow = workflow(bundle, "train", files, output_dir=str(tmp_path / "out"), **settings)
+    run(flow)
+    data = flow.parser.get_parsed_content("train#dataset").data
+    assert [item.get("frame") for item in data] == [1, 3, 5, None, None]
+    drawn = list(flow.parser.get_parsed_content("train#sampler"))
+    assert all((a < 3) == (b < 3) and a != b for a, b in zip(drawn[::2], drawn[1::2], strict=True))
+    assert {name.split(".")[0] for name in torch.load(tmp_path / "out" / "model.pt", weights_only=True)} == {"encoder"}
+
+
 @pytest.mark.parametrize("blocks", [[], [0, 1]])
 def test_features_are_those_of_the_network_on_the_upright_image(
     bundle: Path, images: Path, trained: Path, tmp_path: Path, blocks: list[int]

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from monai_usfm.data.datalist import load_datalist
-from monai_usfm.data.splits import load_splits
+from monai_usfm.data.splits import load_splits, with_full_scale
 from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
 from monai_usfm.transforms.dictionary import TORCH
 from monai_usfm.transforms.labels import LabelIndices
@@ -63,12 +63,18 @@ def joint_splits(parts: Parts) -> dict[str, list[dict[str, Any]]]:
         labeled = bool(part.get("num_classes"))
         place = places[part.get("output", name)] if labeled else -1
         required = ("image", key) if labeled else ("image",)
+        white: float | None = None
         for split in result:
-            items = _split(part, split, required)
+            items = with_full_scale(_split(part, split, required), white)
+            white = white or next(iter(items), {}).get("full_scale")  # validation is read as training is
             for item in items:
                 entry = {"image": item["image"], "part": name, "dataset": place, "organ": item.get("organ") or name}
                 entry |= {"label": item[key]} if labeled else {}
-                entry |= {k: item[k] for k in ("patient", "sequence") if item.get(k) is not None}
+                entry |= {
+                    k: item[k]
+                    for k in ("patient", "sequence", "frame", "spacing", "full_scale")
+                    if item.get(k) is not None
+                }
                 result[split].append(entry)
     return result
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -51,6 +51,9 @@ class OrganBalancedSampler(Sampler[int]):
 
     Within the draw each organ's images are taken in shuffled rounds: none comes twice before all have come once.
 
+    With ``sequences`` the draw is of pairs: each image is followed by another one of its sequence, drawn at random, or
+    by itself where there is none.
+
     Args:
         organs: organ of each image.
         temperature: see :func:`organ_balanced_weights`.
@@ -59,9 +62,12 @@ class OrganBalancedSampler(Sampler[int]):
         seed: of the draw.
         rank: number of this process; by default that of ``torch.distributed`` where it runs, else 0.
         num_replicas: number of processes, likewise.
+        sequences: sequence of each image, for pairs, see :class:`~monai_usfm.networks.FramePairs`; ``num_samples`` is
+            then rounded up to whole pairs.
 
     Raises:
-        ValueError: see :func:`organ_balanced_weights`, or when ``num_samples`` or ``rank`` is out of range.
+        ValueError: see :func:`organ_balanced_weights`, or when ``num_samples`` or ``rank`` is out of range, or not
+            every image has its sequence.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class OrganBalancedSampler(Sampler[int]):
         seed: int = 0,
         rank: int | None = None,
         num_replicas: int | None = None,
+        sequences: Sequence[Hashable] | None = None,
     ) -> None:
         weights = organ_balanced_weights(organs, temperature)
         number = {organ: index for index, organ in enumerate(sorted(set(organs), key=str))}
@@ -87,7 +94,9 @@ class OrganBalancedSampler(Sampler[int]):
             raise ValueError(f"num_samples must be at least 1, got {wanted}.")
         if not 0 <= self.rank < self.num_replicas:
             raise ValueError(f"rank must be in [0, {self.num_replicas}), got {self.rank}.")
-        self.num_samples = math.ceil(wanted / self.num_replicas)
+        self.others: list[list[int]] | None = None if sequences is None else _others(sequences, len(organs))
+        self.together = 1 if sequences is None else 2
+        self.num_samples = self.together * math.ceil(wanted / self.together / self.num_replicas)
         self.seed = seed
         self.epoch = 0
         self.skip = 0  # entries that the next iteration leaves out: those of a resumed epoch that were seen
@@ -102,13 +111,14 @@ class OrganBalancedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         first, self.skip = self.skip, 0
-        return iter(self._draw()[self.rank :: self.num_replicas].tolist()[first:])
+        drawn = self._draw().view(-1, self.together)[self.rank :: self.num_replicas]
+        return iter(drawn.flatten().tolist()[first:])
 
     def _draw(self) -> torch.Tensor:
         """Indices of the whole epoch, ``(num_samples * num_replicas,)``."""
         # multiplying by a large odd number keeps neighboring seeds and epochs apart in the generator's seed space
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.epoch) % 2**63)
-        total = self.num_samples * self.num_replicas
+        total = self.num_samples * self.num_replicas // self.together
         organ = torch.multinomial(self._shares, total, replacement=True, generator=generator)
         drawn = torch.empty(total, dtype=torch.long)
         for number, members in enumerate(self._members):
@@ -119,4 +129,21 @@ class OrganBalancedSampler(Sampler[int]):
             ]
             if rounds:
                 drawn[places] = torch.cat(rounds)[: len(places)]
-        return drawn
+        if self.others is None:
+            return drawn
+        chance = torch.rand(total, generator=generator)
+        choices = [self.others[index] for index in drawn.tolist()]
+        partner = [others[int(u * len(others))] for others, u in zip(choices, chance.tolist(), strict=True)]
+        return torch.stack([drawn, torch.tensor(partner)], dim=1).flatten()
+
+
+def _others(sequences: Sequence[Hashable], number: int) -> list[list[int]]:
+    """For each image the others of its sequence; itself where there is none."""
+    if len(sequences) != number:
+        raise ValueError(f"{len(sequences)} sequences for {number} images: give one for each.")
+    members: dict[Hashable, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        members.setdefault(sequence, []).append(index)
+    return [
+        [other for other in members[sequence] if other != index] or [index] for index, sequence in enumerate(sequences)
+    ]

@@ -29,7 +29,7 @@ from monai_usfm.data.patients import patient_key
 from monai_usfm.data.reader import dataset_full_scale
 from monai_usfm.simulation import write_synthetic_dataset
 
-__all__ = ["list_images", "load_splits", "result_name", "results_root"]
+__all__ = ["list_images", "load_splits", "result_name", "results_root", "spread_frames"]
 
 READING = ("spacing", "full_scale", "foreground", "background", "roi")
 """What an item may tell of its file, for reading it, and which structure of it is meant."""
@@ -140,6 +140,27 @@ def with_full_scale(items: Sequence[dict[str, Any]], full_scale: float | None = 
     """
     white = common_full_scale(items) if full_scale is None else full_scale
     return [{"full_scale": white, **item} for item in items] if white else list(items)
+
+
+def spread_frames(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Cines as single frames: of an item that tells ``num_frames``, ``count`` items with evenly spread frames.
+
+    Items of one frame, or that name their ``frame``, stay as they are.
+
+    Raises:
+        ValueError: for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}.")
+    spread: list[dict[str, Any]] = []
+    for item in items:
+        frames = int(item.get("num_frames") or 1)
+        if frames < 2 or item.get("frame") is not None:
+            spread.append(item)
+            continue
+        shown = min(count, frames)
+        spread += [{**item, "frame": (2 * i + 1) * frames // (2 * shown)} for i in range(shown)]
+    return spread
 
 
 def list_images(

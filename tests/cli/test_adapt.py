@@ -60,9 +60,62 @@ def test_masks_of_new_images_and_as_many_labeled_ones_train_on(place: Path) -> N
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_options_are_listed_without_training(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(place, "--list_options")) == 0
-    assert "--background_crops" in capsys.readouterr().out and not (place / "out").exists()
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("self_training", "--background_crops"), ("pretraining", "--objective"), ("style", "--restoration_weight")],
+)
+def test_options_are_listed_without_training(
+    place: Path, capsys: pytest.CaptureFixture[str], method: str, option: str
+) -> None:
+    assert main(arguments(place, "--method", method, "--list_options")) == 0
+    assert option in capsys.readouterr().out and not (place / "out").exists()
+
+
+def test_the_head_is_moved_to_the_encoder_that_was_pretrained_further(place: Path) -> None:
+    assert main(arguments(place, "--method", "pretraining", "--share", "0.25", "--warmup_epochs", "0")) == 0
+    before, mixed = (load_network(file).state_dict() for file in (place / "model.pt", place / "out" / "model.pt"))
+    after = load_network(place / "out" / "encoder.pt", "encoder").state_dict()
+    moved = 0
+    for name, value in mixed.items():
+        if name.startswith("encoder.") and value.is_floating_point():
+            new = after[name.removeprefix("encoder.")]
+            expected = 0.75 * before[name] + 0.25 * new
+            moved += not torch.equal(before[name], new)
+        else:
+            expected = before[name]
+        torch.testing.assert_close(value, expected, rtol=0, atol=2e-3)  # half precision in the file
+    assert moved
+    card = read_card(place / "out" / "model.pt")
+    assert card["label_values"] == [0, 200] and card["adapted"] == {"method": "pretraining", "share": 0.25}
+    assert "scores" not in card and "temperature" not in card
+
+
+def test_labeled_images_are_shown_in_the_style_of_the_new_ones(place: Path) -> None:
+    labeled = ["--method", "style", "--labeled", str(place / "own" / "dataset.json")]
+    assert main(arguments(place, *labeled, "--epoch_length", "8", "--warmup_epochs", "0")) == 0
+    lists = json.loads((place / "out" / "datalist.json").read_text())
+    assert len(lists["training"]) == 5
+    card = read_card(place / "out" / "model.pt")
+    assert card["task"] == "segmentation" and card["class_names"] == ["background", "lesion"]
+    assert card["label_values"] == [0, 200]
+    before, after = (load_network(file).state_dict() for file in (place / "model.pt", place / "out" / "model.pt"))
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "style"], "give them as --labeled LIST"),
+        (["--method", "pretraining", "--labeled", "x.json"], "leave out --labeled"),
+        (["--method", "pretraining", "--share", "0"], "--share must be in (0, 1]; got 0.0"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(arguments(place, *options)) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (place / "out").exists()
 
 
 def test_its_own_masks_alone_do_too(place: Path) -> None:

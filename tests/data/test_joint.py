@@ -46,6 +46,19 @@ def test_items_name_their_part_and_output(parts):
     assert [i["part"] for i in splits["validation"]] == ["breast", "head"]
 
 
+def test_files_are_read_as_their_items_say(parts, tmp_path):
+    for i in range(4):  # 12 of 16 bits: white is 4095, also of the validation image, which is dark
+        value = np.full((8, 8), 4095 if i < 3 else 1000, np.uint16)
+        Image.fromarray(value).save(tmp_path / "head" / "image" / f"{i}.png")
+    listed = json.loads((tmp_path / "head" / "dataset.json").read_text())
+    listed["training"][0]["spacing"] = [0.2, 0.2]
+    (tmp_path / "head" / "dataset.json").write_text(json.dumps(listed))
+    splits = joint_splits(parts)
+    items = [item for split in splits.values() for item in split if item["part"] == "head"]
+    assert [item["full_scale"] for item in items] == [4095.0] * 4
+    assert items[0]["spacing"] == [0.2, 0.2]
+
+
 def test_parts_that_name_one_output_share_it(parts):
     parts["head"]["output"] = "breast"
     assert joint_classes(parts) == {"breast": 2}

@@ -112,3 +112,25 @@ def test_the_global_generator_is_untouched():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         OrganBalancedSampler(ORGANS, **options)
+
+
+def test_pairs_are_two_frames_of_one_sequence_in_every_process():
+    sequences = [i // 3 for i in range(60)] + list(range(100, 140))
+    whole = list(OrganBalancedSampler(ORGANS, num_samples=101, seed=4, sequences=sequences))
+    assert len(whole) == 102
+    for first, second in zip(whole[::2], whole[1::2], strict=True):
+        assert sequences[first] == sequences[second]
+        assert (first == second) == (first >= 60)  # an image alone is paired with itself
+    halves = [
+        list(OrganBalancedSampler(ORGANS, num_samples=100, seed=4, rank=r, num_replicas=2, sequences=sequences))
+        for r in (0, 1)
+    ]
+    assert len(halves[0]) == len(halves[1]) == 50
+    both = list(OrganBalancedSampler(ORGANS, num_samples=100, seed=4, sequences=sequences))
+    pairs = list(zip(both[::2], both[1::2], strict=True))
+    assert [list(zip(half[::2], half[1::2], strict=True)) for half in halves] == [pairs[::2], pairs[1::2]]
+    resumed = OrganBalancedSampler(ORGANS, num_samples=100, seed=4, sequences=sequences)
+    resumed.skip = 30
+    assert list(resumed) == both[30:]
+    with pytest.raises(ValueError, match="3 sequences for 100 images"):
+        OrganBalancedSampler(ORGANS, sequences=[1, 2, 3])

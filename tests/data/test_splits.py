@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 
-from monai_usfm.data import list_images, load_datalist, load_splits, result_name, results_root
+from monai_usfm.data import list_images, load_datalist, load_splits, result_name, results_root, spread_frames
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
@@ -270,3 +270,17 @@ def test_a_patient_is_one_however_it_is_written(tmp_path: Path, one: object, oth
     )
     with pytest.raises(ValueError, match="1 patients or images stand in two splits"):
         load_splits(tmp_path, synthetic_dir=tmp_path)
+
+
+def test_cines_are_spread_into_frames_and_single_frames_stay():
+    items = [
+        {"image": "a", "num_frames": 10},
+        {"image": "b", "num_frames": 1},
+        {"image": "c", "num_frames": 9, "frame": 2},
+    ]
+    found = spread_frames([*items, {"image": "d"}, {"image": "e", "num_frames": 3}], 4)
+    assert [(i["image"], i.get("frame")) for i in found] == (
+        [("a", 1), ("a", 3), ("a", 6), ("a", 8), ("b", None), ("c", 2), ("d", None), ("e", 0), ("e", 1), ("e", 2)]
+    )
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        spread_frames(items, 0)

@@ -9,6 +9,7 @@ from monai_usfm.networks.nets.distillation import *
 from monai_usfm.networks.nets.enhancer import *
 from monai_usfm.networks.nets.foundation import *
 from monai_usfm.networks.nets.masked import *
+from monai_usfm.networks.nets.pairs import *
 from monai_usfm.networks.nets.segmentation import *
 from monai_usfm.networks.nets.texture import *
 from monai_usfm.networks.nets.vit import *
