@@ -15,7 +15,8 @@ from monai.bundle import ConfigParser
 
 import monai_usfm
 from monai_usfm import build_network, load_network, network_options, read_card, save_network, write_card
-from monai_usfm.cards import card_path, find_card, require_classes
+from monai_usfm.cards import average_networks, card_path, find_card, require_classes
+from monai_usfm.cli import main
 from monai_usfm.networks import UltrasoundSegmenter, UltrasoundViT, apply_lora, to_usfm_state_dict, usfm_vit
 
 SMALL = {
@@ -355,3 +356,35 @@ def test_networks_that_tell_no_classes_unasked_are_refused_by_name(more, named):
         require_classes({"task": "segmentation", **more}, "m.pt")
     with pytest.raises(ValueError, match="for classification; here a segmentation is needed"):
         require_classes({"task": "classification"}, "m.pt", "segmentation")
+
+
+def test_the_mean_of_trainings_is_that_of_their_weights(tmp_path):
+    options = {"spatial_size": [32, 32], "num_layers": 1, "hidden_size": 48, "mlp_dim": 48, "num_heads": 3}
+    files, states = [], []
+    for number in range(3):
+        torch.manual_seed(number)
+        network = build_network("segmentation", **options)
+        more = {"class_names": ["background", "lesion"], "temperature": 1.5, "scores": {"dice": 1.0}}
+        files.append(save_network(tmp_path / f"{number}.pt", network, half=False, **more))
+        states.append(network.state_dict())
+    assert main(["average", str(tmp_path / "mean.pt"), *map(str, files)]) == 0
+    found = load_network(tmp_path / "mean.pt")
+    for name, value in found.state_dict().items():
+        expected = sum(state[name].double() for state in states) / 3
+        torch.testing.assert_close(value.double(), expected, rtol=2e-3, atol=1e-6)
+    assert found.card["class_names"] == ["background", "lesion"] and len(found.card["averaged"]) == 3
+    assert "temperature" not in found.card and "scores" not in found.card
+    assert main(["average", str(tmp_path / "mean.pt"), *map(str, files)]) == 1  # nothing is overwritten
+
+
+def test_networks_that_differ_have_no_mean(tmp_path):
+    options = {"num_layers": 1, "hidden_size": 48, "mlp_dim": 48, "num_heads": 3}
+    for name, size, classes in (("a", 32, ["x", "y"]), ("b", 64, ["x", "y"]), ("c", 32, ["y", "x"])):
+        network = build_network("segmentation", spatial_size=[size, size], **options)
+        save_network(tmp_path / f"{name}.pt", network, class_names=classes)
+    with pytest.raises(ValueError, match=r"b\.pt and .*a\.pt differ in network"):
+        average_networks([tmp_path / "a.pt", tmp_path / "b.pt"])
+    with pytest.raises(ValueError, match=r"c\.pt and .*a\.pt differ in class_names"):
+        average_networks([tmp_path / "a.pt", tmp_path / "c.pt"])
+    with pytest.raises(ValueError, match="two weight files or more, got 1"):
+        average_networks([tmp_path / "a.pt"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,14 @@ from monai_usfm.networks.weights.adapt import fit_grid
 from monai_usfm.networks.weights.layouts import RESTORED
 from monai_usfm.networks.weights.read import names_file
 
-__all__ = ["load_network", "save_network"]
+__all__ = ["average_networks", "load_network", "save_network"]
 
 logger = logging.getLogger(__name__)
+
+OUTPUTS = ("class_names", "label_values", "landmarks", "values", "prompts")
+"""Fields of a card that say what the outputs mean."""
+OUTDATED = ("temperature", "calibration", "presence_threshold", "scores", "recipe", "sha256")
+"""Fields that hold for the very weights alone."""
 
 
 @names_file("path")
@@ -198,3 +203,38 @@ def save_network(
         torch.save(state, part)
         card_part.write_text(card_text(card, sha256_of(part), card_path(path)), encoding="utf-8")
     return path
+
+
+def average_networks(paths: Sequence[str | os.PathLike]) -> nn.Module:
+    """The network whose weights are the mean of those of several trainings from one start.
+
+    Trainings that part from a common start stay in one valley, where the mean is often better than any of them and as
+    fast. Wortsman et al. 2022 (model soups), https://arxiv.org/abs/2203.05482.
+
+    Args:
+        paths: weights with their cards, two or more of the same network.
+
+    Returns:
+        The network in evaluation mode. Its ``card`` is that of the first without what only holds for it (temperature,
+        calibration, presence threshold, scores), and with ``averaged``, the SHA-256 of each.
+
+    Raises:
+        ValueError: for a single file, and networks, classes or tasks that differ.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"a mean needs two weight files or more, got {len(paths)}.")
+    networks: list[Any] = [load_network(path) for path in paths]
+    first = networks[0]
+    for path, other in zip(paths, networks, strict=True):
+        for name in ("task", "network", *OUTPUTS):
+            if other.card.get(name) != first.card.get(name):
+                raise ValueError(f"{path} and {paths[0]} differ in {name}: only trainings of one network have a mean.")
+    states = [network.state_dict() for network in networks]
+    mean = {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+    first.load_state_dict(mean)
+    kept = {name: value for name, value in first.card.items() if name not in OUTDATED}
+    first.card = {**kept, "averaged": [sha256_of(Path(path).expanduser()) for path in paths]}
+    return first

@@ -58,6 +58,7 @@ VERBS = {
     "Clients": {
         "convert-weights": ("cli.convert:convert_weights", "Convert weights from and to published layouts."),
         "export": ("cli.export:export", "Write trained weights as TorchScript, torch.export, ONNX or safetensors."),
+        "average": ("cli.weights:average", "Average the weights of several trainings."),
         "pack": ("cli.weights:pack", "Make a bundle of trained weights, for MONAI Label and Deploy."),
         "serve-label": ("cli.weights:serve_label", "Start MONAI Label with packed bundles."),
     },

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from monai_usfm.cards import full_scale_of, load_network, read_card, require_classes, save_network, write_card
+from monai_usfm.cards.load import OUTDATED
 from monai_usfm.data import list_images, load_splits
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.evaluation.pseudo_labels import pseudo_label
@@ -26,8 +27,6 @@ from .bundles import DEFAULT, Bundle, Options, Task, train
 __all__ = ["adapt"]
 
 Items = list[dict[str, Any]]
-
-OUTDATED = ("temperature", "calibration", "presence_threshold", "scores", "recipe")  # of a card, once weights change
 
 
 def adapt(

@@ -19,13 +19,37 @@ from typing import Any
 import torch
 
 from monai_usfm.bundle.training import start_file
-from monai_usfm.cards import card_path, read_card
+from monai_usfm.cards import average_networks, card_path, read_card, save_network
 from monai_usfm.files import write_text_atomically
 from monai_usfm.workflow import find_bundle
 
-__all__ = ["hub_layout", "own_bundle", "pack", "serve_label"]
+__all__ = ["average", "hub_layout", "own_bundle", "pack", "serve_label"]
 
 ENDINGS = ("nii.gz", "nii", "nrrd", "mha", "png", "jpg", "jpeg", "bmp", "tif", "tiff", "dcm")  # that Label lists
+
+
+def average(output: str, checkpoints: Sequence[str]) -> Path:
+    """Write the mean of the weights of several trainings from one start, which is often better than each of them.
+
+    For example of two seeds: ``monai-usfm average mean.pt runs/0/model.pt runs/1/model.pt``. Choose by the validation
+    split what to average. Wortsman et al. 2022 (model soups), https://arxiv.org/abs/2203.05482.
+
+    Args:
+        output: new weight file; its card lies beside it.
+        checkpoints: weights with their cards, two or more of the same network.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        FileExistsError: if it is there already.
+        ValueError: for networks that differ.
+    """
+    if Path(output).exists():
+        raise FileExistsError(f"{output} is there already: name a new file.")
+    saved = save_network(output, average_networks(checkpoints))
+    print(f"{saved}: the mean of {len(checkpoints)} trainings. Score it, and calibrate it anew.")
+    return saved
 
 
 def pack(checkpoint: str, output: str, *, bundle_root: str | None = None, hub: bool = False) -> Path:
