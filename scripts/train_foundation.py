@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from monai_usfm import read_card, write_card
+from monai_usfm import read_card, save_network, write_card
+from monai_usfm.cards import average_networks
 from monai_usfm.evaluation.pseudo_labels import pseudo_label
 from monai_usfm.files import atomic_write, write_text_atomically
 from monai_usfm.settings import parse_options
@@ -67,12 +68,10 @@ def halfway(before: Path, after: Path, weights: Path) -> Path:
     """The mean of two whole networks; of an encoder alone, which lies far away, nothing: the second as it is."""
     if weights.with_suffix(".json").is_file():
         return weights
-    old, new = (torch.load(file, weights_only=True) for file in (before, after))
-    if all(name in old and old[name].shape == value.shape for name, value in new.items()):
-        for name, value in new.items():
-            if value.is_floating_point():
-                new[name] = torch.lerp(old[name].float(), value.float(), 0.5).to(value.dtype)
-    return save(new, weights, after)
+    old, new = read_card(before), read_card(after)
+    if (old["task"], old["network"]) != (new["task"], new["network"]):
+        return save(torch.load(after, weights_only=True), weights, after)
+    return save_network(weights, average_networks([after, before]))
 
 
 def main() -> None:

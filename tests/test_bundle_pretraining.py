@@ -19,7 +19,7 @@ from monai.transforms import Resize
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound, UltrasoundDataset, load_splits
-from monai_usfm.networks import FeatureExtractor, load_pretrained, usfm_vit
+from monai_usfm.networks import DistillationModel, FeatureExtractor, FramePairs, load_pretrained, usfm_vit
 
 NAME = "usfm_pretraining"
 SIZE = [64, 64]
@@ -136,7 +136,10 @@ def test_exported_encoder_is_that_of_the_last_checkpoint(trained: Path) -> None:
     assert all(torch.equal(exported[name], whole[name]) for name in exported)
 
 
-def test_frames_of_sequences_and_of_cines_are_pairs(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlays", [["sequences.json"], ["sequences.json", "distill.json"]])
+def test_frames_of_sequences_and_of_cines_are_pairs(
+    bundle: Path, trained: Path, tmp_path: Path, overlays: list[str]
+) -> None:
     cine = np.stack([pixels((70, 80), n).T for n in range(6)], axis=-1)[:, :, None]  # x, y, 1, time
     nib.save(nib.Nifti1Image(cine, np.eye(4)), tmp_path / "cine.nii.gz")
     for n in range(3):
@@ -148,9 +151,14 @@ def test_frames_of_sequences_and_of_cines_are_pairs(bundle: Path, tmp_path: Path
     }
     (tmp_path / "dataset.json").write_text(json.dumps(lists))
     settings = {**QUICK, "epoch_length": 8, "frames_per_cine": 3, "dataset_dir": str(tmp_path)}
-    files = ["train.json", "demo.json", "sequences.json"]
+    if "distill.json" in overlays:
+        settings["teacher"] = str(trained / "model.pt")
+    files = ["train.json", "demo.json", *overlays]
     flow = workflow(bundle, "train", files, output_dir=str(tmp_path / "out"), **settings)
     run(flow)
+    network = flow.parser.get_parsed_content("network_def")
+    assert isinstance(network, FramePairs)
+    assert isinstance(network.network, DistillationModel) == ("distill.json" in overlays)
     data = flow.parser.get_parsed_content("train#dataset").data
     assert [item.get("frame") for item in data] == [1, 3, 5, None, None]
     drawn = list(flow.parser.get_parsed_content("train#sampler"))

@@ -227,7 +227,8 @@ def average_networks(paths: Sequence[str | os.PathLike]) -> nn.Module:
     first = networks[0]
     for path, other in zip(paths, networks, strict=True):
         for name in ("task", "network", *OUTPUTS):
-            if other.card.get(name) != first.card.get(name):
+            here, there = other.card.get(name), first.card.get(name)
+            if here != there and None not in (here, there):
                 raise ValueError(f"{path} and {paths[0]} differ in {name}: only trainings of one network have a mean.")
     states = [network.state_dict() for network in networks]
     mean = {
