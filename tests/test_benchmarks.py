@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of ways to measure the circumference: that it runs, and one ellipse by hand."""
+"""What the benchmarks measure: ways to find a circumference, and phantoms, each against a case made by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -47,3 +48,19 @@ def test_three_ways_measure_the_circumference(tmp_path, monkeypatch):
     known["i.png"] = {"size": 0.5, "length": 0.0}
     found = module.measured("landmarks", tmp_path, known)["i.png"]
     assert found == pytest.approx(24.2, abs=0.1)  # an ellipse of semi-axes 5 and 2.5 mm
+
+
+def test_a_wire_is_as_wide_as_it_was_made_and_a_blur_is_found(monkeypatch):
+    module = script("phantoms")
+    rows, columns = np.ogrid[:120, :160]
+    speckle = 0.3 + 0.05 * np.random.default_rng(0).standard_normal((120, 160))
+    inside = (rows - 40) ** 2 + (columns - 40) ** 2 <= 20**2
+    wire = 0.6 * np.exp(-((rows - 90) ** 2) / (2 * 2.0**2) - (columns - 80) ** 2 / (2 * 4.0**2))
+    image = np.where(inside, speckle - 0.2, speckle)
+    image[76:105, 58:103] = (0.1 + wire)[76:105, 58:103]
+    monkeypatch.setattr(module, "REGIONS", {"x": ((40, 40, 15), (40, 100, 15), (90, 80))})
+    contrast, separable, _, along_rows, along_columns = module.measured(image, "x")
+    assert contrast == pytest.approx(0.2 / (0.05 * 2**0.5), rel=0.1) and separable > 0.9
+    assert (along_rows, along_columns) == pytest.approx((2.355 * 2, 2.355 * 4), rel=0.02)
+    wanted = module.measured(module.gaussian_filter(image, 1.5), "x")[2]
+    assert module.like_blur(image, "x", wanted)[0] == "blur, sigma 1.50"
