@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.transforms import Resize
+from monai.utils import ensure_tuple_rep
 from torch.overrides import TorchFunctionMode
 
 from monai_usfm.networks.uncertainty import monte_carlo, to_logits
@@ -21,6 +22,7 @@ __all__ = [
     "DropoutInferer",
     "ImagePredictor",
     "PromptedSlices",
+    "ScaleInferer",
     "WindowInferer",
     "autocast",
     "autocast_dtype",
@@ -135,6 +137,47 @@ class DropoutInferer(Inferer):
 
         probabilities, _ = monte_carlo(one_pass, inputs, self.samples, self.seed, module=network)
         return to_logits(probabilities)
+
+
+class ScaleInferer(Inferer):
+    """Mean of the logits of an image at several sizes, each brought back to the size of the image.
+
+    Logits, not probabilities: their mean keeps the scale on which a presence threshold was fitted.
+
+    Args:
+        scales: sizes relative to the image, such as ``(1.0, 7 / 6, 5 / 6)``.
+        multiple: of what the sizes are multiples, such as the patch size; one number for all axes, or one for each.
+        inferer: runs the network on one batch; default :class:`monai.inferers.SimpleInferer`.
+
+    Raises:
+        ValueError: for no scale, or one that is not positive.
+    """
+
+    def __init__(
+        self, scales: Sequence[float], multiple: int | Sequence[int] = 1, inferer: Inferer | None = None
+    ) -> None:
+        super().__init__()
+        self.scales = [float(scale) for scale in scales]
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"views must be one positive number or more, got {list(scales)}.")
+        self.multiple = multiple
+        self.inferer = SimpleInferer() if inferer is None else inferer
+
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """``(B, C, *S)`` -> mean logits ``(B, K, *S)``."""
+        image, size = inputs.as_subclass(torch.Tensor), list(inputs.shape[2:])
+        mode = "bilinear" if len(size) == 2 else "trilinear"
+        multiple = ensure_tuple_rep(self.multiple, len(size))
+        views = []
+        for scale in self.scales:
+            shape = [max(m, round(scale * n / m) * m) for n, m in zip(size, multiple, strict=True)]
+            smaller = len(size) == 2 and shape[0] < size[0]
+            view = image if shape == size else F.interpolate(image, shape, mode=mode, antialias=smaller)
+            logits: Any = self.inferer(view, network, *args, **kwargs)
+            views.append(logits if shape == size else F.interpolate(logits, size, mode=mode))
+        return torch.stack(views).mean(0)
 
 
 class WindowInferer(SlidingWindowInferer):

@@ -11,7 +11,8 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from monai_usfm.inferers import AutocastInferer, DropoutInferer, WindowInferer
+from monai_usfm.bundle import class_inferer
+from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer, WindowInferer
 
 
 def coin(width: float) -> nn.Module:
@@ -102,3 +103,28 @@ def test_black_windows_go_through_the_network_once_and_the_result_is_that_of_all
     seen.clear()
     torch.testing.assert_close(WindowInferer(**options)(image, network), wanted)
     assert sum(seen) < every / 2
+
+
+def test_views_average_the_logits_of_sizes_and_mirrored_images():
+    seen = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        """As sure of the second class as the image is narrow, on its left half alone."""
+        seen.append(tuple(x.shape[2:]))
+        odds = torch.zeros_like(x)
+        odds[..., : x.shape[-1] // 2] = 96.0 / x.shape[-1]
+        return torch.cat([torch.zeros_like(x), odds], 1)
+
+    image = torch.rand(2, 1, 48, 48)
+    run = class_inferer("fp32", "cpu", views=[0.7, 1.0, 1.3], multiple=16, flip_axes=[1])
+    found = run(image, network)
+    assert seen == [(32, 32), (48, 48), (64, 64)] * 2
+    sure = (96 / 32 + 96 / 48 + 96 / 64) / 3
+    torch.testing.assert_close(found[:, 1, :, 5], torch.full((2, 48), sure / 2))  # left in one, right when mirrored
+    torch.testing.assert_close(found, found.flip(-1))
+    torch.testing.assert_close(ScaleInferer([1.0])(image, network), network(image))
+
+
+def test_views_that_are_no_size_are_refused():
+    with pytest.raises(ValueError, match=r"views must be one positive number or more, got \[0\.5, 0\]"):
+        ScaleInferer([0.5, 0])

@@ -25,7 +25,7 @@ from monai_usfm.cards import ENCODER, WIDTHS, find_card, full_scale_of
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
 from monai_usfm.files import write_csv
-from monai_usfm.inferers import AutocastInferer, DropoutInferer
+from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer
 from monai_usfm.losses import ValueLoss
 from monai_usfm.networks import FlipInferer, TemperatureScaling
 from monai_usfm.networks.uncertainty import predictive_entropy
@@ -112,23 +112,29 @@ def class_inferer(
     dropout_samples: int = 0,
     flip_axes: Sequence[int] = (),
     spatial: bool = True,
+    views: Sequence[float] = (),
+    multiple: int | Sequence[int] = 1,
 ) -> Inferer:
-    """How a network that gives classes is run: in which precision, in windows, as a mean over dropout masks and flips.
+    """How a network that gives classes is run: precision, windows, and means over sizes, flips and dropout masks.
 
     Args:
         amp, device: see :class:`~monai_usfm.inferers.AutocastInferer`.
         window: runs it in windows; None on the whole image.
-        uncertainty: whether to average at all.
-        dropout_samples: random dropout masks; 0 for none.
-        flip_axes: spatial axes of flip test-time augmentation.
+        uncertainty: mean over dropout masks and flips.
+        dropout_samples: random dropout masks of it; 0 for none.
+        flip_axes: spatial axes of flip test-time augmentation, of ``uncertainty`` and ``views``.
         spatial: whether the output has the axes of the image, as a segmentation has.
+        views: mean over these sizes and flips, see :class:`~monai_usfm.inferers.ScaleInferer`.
+        multiple: of what the sizes are multiples.
     """
     inferer: Inferer = AutocastInferer(amp, device, window)
-    if not uncertainty:
+    if views:
+        inferer = ScaleInferer(views, multiple, inferer)
+    elif not uncertainty:
         return inferer
-    if dropout_samples:
+    if uncertainty and dropout_samples:
         inferer = DropoutInferer(dropout_samples, inferer=inferer)
-    return FlipInferer(list(flip_axes), inferer=inferer, spatial=spatial) if flip_axes else inferer
+    return FlipInferer(list(flip_axes), inferer, not views, spatial) if flip_axes else inferer
 
 
 def probabilities(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,19 @@ def load_images(
     )
 
 
+def _statistics(tokens: torch.Tensor) -> torch.Tensor:
+    deviation, mean = torch.std_mean(tokens[:, 1:], dim=1, correction=0)
+    return torch.cat([tokens[:, 0], mean, deviation], dim=1)
+
+
+# Tokens (B, 1 + N, E) with the class token first -> features (B, F).
+POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda tokens: tokens[:, 1:].mean(dim=1),
+    "class": lambda tokens: tokens[:, 0],
+    "statistics": _statistics,
+}
+
+
 def extract_features(
     encoder: nn.Module,
     images: torch.Tensor,
@@ -121,19 +134,20 @@ def extract_features(
         encoder: gives tokens ``(B, 1 + N, E)``, the class token first, and has ``token_grid``, as
             :class:`~monai_usfm.networks.UltrasoundViT`.
         images: ``(M, C, *S)``.
-        pool: ``"mean"`` of the patch tokens, ``"class"`` token, or ``"tokens"``: all of them as a map.
+        pool: ``"mean"`` of the patch tokens, ``"class"`` token, ``"statistics"``: class token, mean and standard
+            deviation of the patch tokens in a row, or ``"tokens"``: all of them as a map.
         device: where to run; None stays on the encoder's device.
         amp: run in bfloat16 autocast; features are float32 in any case.
         batch_size: images in a step.
 
     Returns:
-        Features on the CPU, ``(M, E)`` or, for ``pool="tokens"``, ``(M, E, *grid)``.
+        Features on the CPU, ``(M, E)``, for ``"statistics"`` ``(M, 3 * E)``, for ``"tokens"`` ``(M, E, *grid)``.
 
     Raises:
         ValueError: for an unknown ``pool``.
     """
-    if pool not in ("mean", "class", "tokens"):
-        raise ValueError(f"pool must be mean, class or tokens, got {pool!r}.")
+    if pool not in ("tokens", *POOLS):
+        raise ValueError(f"pool must be {', '.join(POOLS)} or tokens, got {pool!r}.")
     place = torch.device(device) if device is not None else next(encoder.parameters()).device
     features: list[torch.Tensor] = []
     with eval_mode(encoder.to(place)):
@@ -145,5 +159,5 @@ def extract_features(
                 grid: Any = encoder.token_grid(image)  # type: ignore[operator]
                 features.append(tokens[:, 1:].transpose(1, 2).unflatten(2, list(grid)))
             else:
-                features.append(tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1))
+                features.append(POOLS[pool](tokens))
     return torch.cat(features)

@@ -63,7 +63,7 @@ def probe(
     encoders: Sequence[str],
     *,
     probes: Sequence[Literal["knn", "linear", "attentive", "dense"]] = ("knn", "linear"),
-    pool: Literal["mean", "class"] = "mean",
+    pool: Literal["mean", "class", "statistics"] = "mean",
     split: str = "test",
     dataset_dir: str | None = None,
     spatial_size: tuple[int, ...] = (224, 224),
@@ -83,7 +83,8 @@ def probe(
         datalist: JSON file with ``training`` and the split that is scored.
         encoders: weights, own or published, as FILE or NAME=FILE; ``random`` is the untrained tiny encoder.
         probes: which ones; ``dense`` needs label maps, the others need classes.
-        pool: features of ``knn`` and ``linear``.
+        pool: features of ``knn`` and ``linear``: mean of the patch tokens, class token, or both and the standard
+            deviation of the patch tokens.
         split: the split to score; ``validation`` while settings are being chosen.
         dataset_dir: folder the paths of the datalist start from; default: that of the file.
         spatial_size: pixels (H, W) or (D, H, W).

@@ -45,6 +45,11 @@ def test_pooled_features_equal_one_forward_per_image(spatial_dims):
     cls = extract_features(net, images, "class", batch_size=2)
     torch.testing.assert_close(mean, tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cls, tokens[:, 0], rtol=1e-4, atol=1e-5)
+    both = extract_features(net, images, "statistics", batch_size=2)
+    wanted = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1), tokens[:, 1:].std(1, correction=0)], dim=1)
+    torch.testing.assert_close(both, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="must be mean, class, statistics or tokens, got 'max'"):
+        extract_features(net, images, "max")
 
 
 def test_token_maps_keep_the_place_of_each_patch():
