@@ -140,7 +140,7 @@ class DropoutInferer(Inferer):
 
 
 class ScaleInferer(Inferer):
-    """Mean of the logits of an image at several sizes, each brought back to the size of the image.
+    """Mean of the logits of a 2D image at several sizes, each brought back to the size of the image.
 
     Logits, not probabilities: their mean keeps the scale on which a presence threshold was fitted.
 
@@ -150,7 +150,7 @@ class ScaleInferer(Inferer):
         inferer: runs the network on one batch; default :class:`monai.inferers.SimpleInferer`.
 
     Raises:
-        ValueError: for no scale, or one that is not positive.
+        ValueError: for no scale, or one that is not positive; on calling for volumes and cines.
     """
 
     def __init__(
@@ -166,17 +166,17 @@ class ScaleInferer(Inferer):
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """``(B, C, *S)`` -> mean logits ``(B, K, *S)``."""
+        """``(B, C, H, W)`` -> mean logits ``(B, K, H, W)``."""
+        if inputs.dim() != 4:
+            raise ValueError("views are for images; volumes and cines are segmented at one size: leave views out.")
         image, size = inputs.as_subclass(torch.Tensor), list(inputs.shape[2:])
-        mode = "bilinear" if len(size) == 2 else "trilinear"
         multiple = ensure_tuple_rep(self.multiple, len(size))
         views = []
         for scale in self.scales:
             shape = [max(m, round(scale * n / m) * m) for n, m in zip(size, multiple, strict=True)]
-            smaller = len(size) == 2 and shape[0] < size[0]
-            view = image if shape == size else F.interpolate(image, shape, mode=mode, antialias=smaller)
+            view = F.interpolate(image, shape, mode="bilinear", antialias=True) if shape != size else image
             logits: Any = self.inferer(view, network, *args, **kwargs)
-            views.append(logits if shape == size else F.interpolate(logits, size, mode=mode))
+            views.append(F.interpolate(logits, size, mode="bilinear") if shape != size else logits)
         return torch.stack(views).mean(0)
 
 

@@ -114,6 +114,7 @@ def class_inferer(
     spatial: bool = True,
     views: Sequence[float] = (),
     multiple: int | Sequence[int] = 1,
+    landmarks: bool = False,
 ) -> Inferer:
     """How a network that gives classes is run: precision, windows, and means over sizes, flips and dropout masks.
 
@@ -126,7 +127,13 @@ def class_inferer(
         spatial: whether the output has the axes of the image, as a segmentation has.
         views: mean over these sizes and flips, see :class:`~monai_usfm.inferers.ScaleInferer`.
         multiple: of what the sizes are multiples.
+        landmarks: the network finds landmarks.
+
+    Raises:
+        ValueError: for views of landmarks, which mirrored images would swap.
     """
+    if views and landmarks:
+        raise ValueError("views are for masks; mirrored images would swap landmarks: leave views out.")
     inferer: Inferer = AutocastInferer(amp, device, window)
     if views:
         inferer = ScaleInferer(views, multiple, inferer)
