@@ -49,7 +49,8 @@ def adapt(
     - ``style``: device-invariant training. Labeled images take on gray values and spectrum of yours, by the overlay
       ``foundation`` of the pretraining bundle. Xu et al. 2021, https://arxiv.org/abs/2105.11120.
 
-    All options of the bundle that a method runs are taken. Score the result on labels of your own before you use it::
+    All options of the bundle that a method runs are taken, for example ``--pretrained shipped`` to go on from the start
+    and not from the trained encoder. Score the result on labels of your own before you use it::
 
         monai-usfm adapt IMAGES --checkpoint runs/breast/model.pt --labeled DATA/dataset.json --output_dir runs/adapted
 

@@ -94,7 +94,7 @@ class OrganBalancedSampler(Sampler[int]):
             raise ValueError(f"num_samples must be at least 1, got {wanted}.")
         if not 0 <= self.rank < self.num_replicas:
             raise ValueError(f"rank must be in [0, {self.num_replicas}), got {self.rank}.")
-        self.others: list[list[int]] | None = None if sequences is None else _others(sequences, len(organs))
+        self.others = None if sequences is None else _others(sequences, len(organs))
         self.together = 1 if sequences is None else 2
         self.num_samples = self.together * math.ceil(wanted / self.together / self.num_replicas)
         self.seed = seed
@@ -132,18 +132,21 @@ class OrganBalancedSampler(Sampler[int]):
         if self.others is None:
             return drawn
         chance = torch.rand(total, generator=generator)
-        choices = [self.others[index] for index in drawn.tolist()]
-        partner = [others[int(u * len(others))] for others, u in zip(choices, chance.tolist(), strict=True)]
+        partner = []
+        for index, u in zip(drawn.tolist(), chance.tolist(), strict=True):
+            frames, place = self.others[index]
+            partner.append(frames[(place + 1 + int(u * (len(frames) - 1))) % len(frames)])
         return torch.stack([drawn, torch.tensor(partner)], dim=1).flatten()
 
 
-def _others(sequences: Sequence[Hashable], number: int) -> list[list[int]]:
-    """For each image the others of its sequence; itself where there is none."""
+def _others(sequences: Sequence[Hashable], number: int) -> list[tuple[list[int], int]]:
+    """For each image all images of its sequence, and which of them it is."""
     if len(sequences) != number:
         raise ValueError(f"{len(sequences)} sequences for {number} images: give one for each.")
     members: dict[Hashable, list[int]] = {}
+    found = []
     for index, sequence in enumerate(sequences):
-        members.setdefault(sequence, []).append(index)
-    return [
-        [other for other in members[sequence] if other != index] or [index] for index, sequence in enumerate(sequences)
-    ]
+        frames = members.setdefault(sequence, [])
+        found.append((frames, len(frames)))
+        frames.append(index)
+    return found

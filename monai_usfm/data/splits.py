@@ -91,7 +91,7 @@ def load_splits(
 
     def read(split: str) -> list[dict[str, Any]]:
         items = load_datalist(datalist, dataset_dir or None, split, required=required, check_files=check_files)
-        return [{"full_scale": full_scale, **item} for item in items] if full_scale else items
+        return with_full_scale(items, full_scale) if full_scale else items
 
     if "validation" not in splits or present.get("validation"):
         return {split: read(split) for split in splits}
