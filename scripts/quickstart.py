@@ -152,7 +152,7 @@ def choose_images(options: argparse.Namespace, output: Path) -> dict[str, Any]:
         words = "simulated images"
         notes = ["All images are simulated: the scores say nothing about patients."]
     elif options.data:
-        from monai_usfm.data import make_datalist
+        from monai_usfm.data import UnknownPatientsError, make_datalist
 
         options_of_list = {
             "output": str(output / "dataset.json"),
@@ -160,8 +160,12 @@ def choose_images(options: argparse.Namespace, output: Path) -> dict[str, Any]:
             "split": "0.6/0.1/0.3",
         }
         words, notes = "of your images", ["Patients are read from file names: check the splits in dataset.json."]
-        datalist = make_datalist([str(options.data)], **options_of_list)
-        if not json.loads(datalist.read_text(encoding="utf-8")).get("test"):
+        try:
+            datalist = make_datalist([str(options.data)], **options_of_list)
+            known = bool(json.loads(datalist.read_text(encoding="utf-8")).get("test"))
+        except UnknownPatientsError:
+            known = False
+        if not known:
             datalist = make_datalist([str(options.data)], patient_pattern="(.*)", **options_of_list)
             notes = ["No patients in the file names: each image counts as one, so one patient may be in two splits."]
     else:
@@ -227,7 +231,7 @@ def step(output: Path, plan: dict[str, Any], message: str) -> Iterator[None]:
     print(f" {seconds:.0f} s", flush=True)
     if failed is not None:
         print("".join(log.read_text(encoding="utf-8", errors="replace").splitlines(True)[-15:]), file=sys.stderr)
-        print(f"error: this step failed: {message}. Read {log}", file=sys.stderr)
+        print(f"Read {log}\nerror: {message}: {failed or type(failed).__name__}", file=sys.stderr)
         raise SystemExit(1 if not isinstance(failed, KeyboardInterrupt) else 130)
     plan["seconds"][message] = [round(seconds, 1), round(time.process_time() - computed, 1)]
     save(output, plan)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib.util
 import itertools
@@ -332,6 +333,19 @@ def test_simulated_images_are_called_so(quickstart, tmp_path):
     assert plan["images"] == "simulated images" and plan["labeled"]
 
 
+def test_images_that_name_no_patient_count_as_one_each(quickstart, tmp_path):
+    (tmp_path / "mine").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(20):
+        Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8)).save(tmp_path / "mine" / f"img_{n:05d}.png")
+    (tmp_path / "out").mkdir()
+    options = argparse.Namespace(data=tmp_path / "mine", synthetic=False, quick=True)
+    plan = quickstart.choose_images(options, tmp_path / "out")
+    assert "each image counts as one" in plan["notes"][0]
+    content = json.loads(Path(plan["datalist"]).read_text())
+    assert sum(len(content[name]) for name in ("training", "validation", "test")) == 20 and content["test"]
+
+
 def test_a_failed_step_names_its_log_and_shows_its_end(quickstart, tmp_path):
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import quickstart as q; o = pathlib.Path(sys.argv[2])\n"
@@ -341,6 +355,7 @@ def test_a_failed_step_names_its_log_and_shows_its_end(quickstart, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert f"Read {tmp_path / 'logs' / '1.log'}" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: Doing it: it broke"
     assert "it broke" in done.stderr and "because" in done.stderr and "because" not in done.stdout
 
 
