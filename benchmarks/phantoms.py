@@ -72,8 +72,8 @@ def main() -> None:
         for name in REGIONS:
             image = read(options.folder / f"{name}.png")[0].numpy()
             enhanced = read(next(Path(scratch).rglob(f"{name}*.png")))[0].numpy()
-            blurred = like_blur(image, name, measured(enhanced, name)[2])
-            kinds = {"image": image, "enhanced": enhanced, **dict([blurred])}
+            label, blurred = like_blur(image, name, measured(enhanced, name)[2])
+            kinds = {"image": image, "enhanced": enhanced, label: blurred}
             rows += [(name, kind, *(f"{v:.3g}" for v in measured(x, name))) for kind, x in kinds.items()]
     print(markdown_table(["", "", "CNR", "gCNR", "speckle SNR", "wire, rows", "wire, columns"], rows))
 
