@@ -10,7 +10,8 @@ machine's speed between rounds cancels. Above 1 is faster than the first row. Pe
 by name; peers that raise are reported as failing.
 
 With ``--data FOLDER`` it also compares the whole loop (memory-mapped 8-bit cache of the folder's images, collation,
-augmentation, step) with the step alone.
+augmentation, step) with the step alone; ``--resident`` keeps the images in the memory of the device instead. With
+``--compile`` all candidates are compiled.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from monai.data import DataLoader
 from monai.networks.nets import MaskedAutoEncoderViT
 from monai.transforms import Compose, SelectItemsd, ToTensord
 
+from monai_usfm.bundle import training_loader, training_sampler
 from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, list_images
 from monai_usfm.networks import MaskedAutoencoder, MaskedImageModel, usfm_vit
 from monai_usfm.networks.blocks.patch_embed import patchify
@@ -38,6 +40,7 @@ from monai_usfm.transforms import BatchAugmentation, SeparableResized
 IMAGE, PATCH, LAYERS = 224, 16, 12
 DECODER = {"decoder_hidden_size": 512, "decoder_num_layers": 8, "decoder_num_heads": 16}
 MASK_RATIO = 0.75
+WARM_UP = 3
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """Batch of images -> loss of one candidate."""
@@ -177,8 +180,10 @@ GROUPS: dict[str, dict[str, tuple[Callable[[str], nn.Module], str | None]]] = {
 class Step:
     """Forward, backward and update of one network."""
 
-    def __init__(self, network: nn.Module, device: torch.device, bf16: bool) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, bf16: bool, compiled: bool = False) -> None:
         self.network = network.to(device).train()
+        if compiled:
+            self.network.compile()
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
         self.device = device
         self.bf16 = bf16
@@ -224,7 +229,9 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def compare(group: str, size: str, batch: int, rounds: int, device: torch.device, bf16: bool) -> None:
+def compare(
+    group: str, size: str, batch: int, rounds: int, device: torch.device, bf16: bool, compiled: bool = False
+) -> None:
     """Print the table of one group at one precision."""
     image = torch.rand(batch, 1, IMAGE, IMAGE, device=device)
     steps: dict[str, Callable[[], object]] = {}
@@ -233,9 +240,10 @@ def compare(group: str, size: str, batch: int, rounds: int, device: torch.device
         if package is not None and importlib.util.find_spec(package) is None:
             notes[name] = f"skipped: {package} is not installed"
             continue
-        step = Step(build(size), device, bf16)
+        step = Step(build(size), device, bf16, compiled)
         try:
-            step(image)  # warm-up
+            for _ in range(WARM_UP):
+                step(image)
         except Exception as error:  # a peer's failure is a result
             notes[name] = f"fails: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
             continue
@@ -258,7 +266,17 @@ def batches(loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
         yield from loader
 
 
-def whole_loop(folder: str, size: str, batch: int, rounds: int, workers: int, device: torch.device, bf16: bool) -> None:
+def whole_loop(
+    folder: str,
+    size: str,
+    batch: int,
+    rounds: int,
+    workers: int,
+    device: torch.device,
+    bf16: bool,
+    resident: bool = False,
+    compiled: bool = False,
+) -> None:
     """Print what loading and augmentation cost on top of the step, for both objectives."""
     stored = [round(1.15 * IMAGE)] * 2
     transform = Compose(
@@ -274,16 +292,24 @@ def whole_loop(folder: str, size: str, batch: int, rounds: int, workers: int, de
         items = list_images(folder)
         dataset = UltrasoundDataset(items, transform, skip_unreadable=True, cache_dir=cache)
         start = time.perf_counter()
-        for _ in dataset:
-            pass
+        dataset.read_all()
         built = time.perf_counter() - start
-        loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=workers, drop_last=len(items) >= batch)
+        loader = training_loader(
+            dataset,
+            batch,
+            training_sampler(dataset),
+            device,
+            resident,
+            drop_last=len(items) >= batch,
+            num_workers=workers,
+        )
         print(f"\n### whole loop, {'bf16 autocast' if bf16 else 'fp32'}, {size}, batch {batch}, {rounds} rounds\n")
-        print(f"{len(items)} images of {folder}; stored in {built:.1f} s of wall time; {workers} workers\n")
+        where = "in the memory of the device" if resident else f"{workers} workers"
+        print(f"{len(items)} images of {folder}; stored in {built:.1f} s of wall time; {where}\n")
         print("| objective | step alone, img/s | whole loop, img/s | share of loading and augmentation |")
         print("| --- | --- | --- | --- |")
         for name, network in (("MAE", OurMAE(size)), ("USFM", OurUSFM(size))):
-            step, source = Step(network, device, bf16), batches(loader)
+            step, source = Step(network, device, bf16, compiled), batches(loader)
             fixed = augment(next(source), device)[0]
 
             def loop(step: Step = step, source: Iterator[dict[str, torch.Tensor]] = source) -> None:
@@ -292,7 +318,8 @@ def whole_loop(folder: str, size: str, batch: int, rounds: int, workers: int, de
             def alone(step: Step = step, fixed: torch.Tensor = fixed) -> None:
                 step(fixed)
 
-            loop()
+            for _ in range(WARM_UP):
+                loop()
             times = interleaved({"alone": alone, "loop": loop}, rounds, device)
             share = [100 * (1 - a / b) for a, b in zip(times["alone"], times["loop"], strict=True)]
             rates = [spread([len(fixed) / t for t in times[key]], 1) for key in ("alone", "loop")]
@@ -307,6 +334,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
     parser.add_argument("--data", help="folder of images for the comparison of the whole loop")
     parser.add_argument("--workers", type=int, default=0, help="of the loader; on the CPU their time is not seen")
+    parser.add_argument("--resident", action="store_true", help="images in the memory of the device")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of all candidates")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
     if options.batch < 1 or options.rounds < 1:
@@ -319,10 +348,10 @@ def main() -> None:
     precisions = {"fp32": [False], "bf16": [True], "both": [True, False]}[options.precision]
     for bf16 in precisions:
         for group in GROUPS:
-            compare(group, options.size, options.batch, options.rounds, options.device, bf16)
+            compare(group, options.size, options.batch, options.rounds, options.device, bf16, options.compile)
         if options.data:
             arguments = (options.size, options.batch, options.rounds, options.workers, options.device, bf16)
-            whole_loop(options.data, *arguments)
+            whole_loop(options.data, *arguments, options.resident, options.compile)
 
 
 def _installed(package: str) -> bool:

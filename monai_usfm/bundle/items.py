@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.data import DataLoader, DistributedSampler
-from torch.utils.data import Dataset, Sampler
+from monai.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Sampler
 
 from monai_usfm.bundle.start import options
 from monai_usfm.data import OrganBalancedSampler, ResidentImages, UltrasoundDataset, label_fraction, load_splits
@@ -97,7 +97,7 @@ def training_sampler(dataset: Dataset, seed: int = 0, num_samples: int | None = 
 
 
 def training_loader(
-    dataset: UltrasoundDataset,
+    dataset: Dataset,
     batch_size: int,
     sampler: Sampler,
     device: torch.device | str,
@@ -108,7 +108,8 @@ def training_loader(
     """MONAI's loader, of files or of images that lie on the device, see :class:`~monai_usfm.data.ResidentImages`."""
     shared: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     if resident:
-        return DataLoader(ResidentImages(dataset, device), collate_fn=lambda batch: batch, **shared)
+        kept = ResidentImages(dataset, device, num_workers)
+        return DataLoader(kept, collate_fn=lambda batch: batch, **shared)
     return DataLoader(dataset, num_workers=num_workers, pin_memory=torch.device(device).type == "cuda", **shared)
 
 

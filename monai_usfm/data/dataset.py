@@ -111,11 +111,6 @@ class UltrasoundDataset(Dataset):
         return len(wanted)
 
     @property
-    def draws(self) -> bool:
-        """Whether a transform of single items is random."""
-        return self._split is not None
-
-    @property
     def skipped(self) -> list[str]:
         """The files left out so far, in the order of the list, whatever process met them."""
         return [str(self.data[index].get(self.image_key)) for index in self._unreadable.nonzero().flatten().tolist()]

@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers.factories import Pool
+from monai.utils import ensure_tuple
 
 from monai_usfm.networks.nets.vit import UltrasoundViT
 
@@ -20,14 +21,17 @@ __all__ = ["DistillationModel", "FrozenTeacher", "TokenDistillation"]
 class FrozenTeacher(nn.Module):
     """Tokens of a frozen encoder on the token grid of a student, whatever patch size, channels and axes the two have.
 
+    Of several encoders the tokens are concatenated: the student learns from all at once. Ranzinger et al. 2024
+    (AM-RADIO), https://arxiv.org/abs/2312.06709.
+
     Images are resized until the teacher's grid equals the student's: 192 pixels at patch size 16 become 168 at 14. Gray
     images are repeated to the teacher's channels. A 2D teacher sees the middle slice of every patch of a volume.
 
     The teacher is no part of the state dict: checkpoints do not store what never changes.
 
     Args:
-        encoder: the teacher, weights loaded; it takes images in [0, 1], so the normalization of natural-image weights
-            must be folded into it (:func:`~monai_usfm.networks.load_pretrained`).
+        encoders: the teacher or teachers, weights loaded; they take images in [0, 1], so the normalization of
+            natural-image weights must be folded into them (:func:`~monai_usfm.networks.load_pretrained`).
         scale: how many times as fine as the student's the grid of the teacher is; its tokens are averaged: small
             images for the student, larger ones for the teacher, which needs them.
 
@@ -35,22 +39,26 @@ class FrozenTeacher(nn.Module):
         ValueError: for a scale below 1.
     """
 
-    def __init__(self, encoder: UltrasoundViT, scale: float = 1.0) -> None:
+    def __init__(self, encoders: UltrasoundViT | Sequence[UltrasoundViT], scale: float = 1.0) -> None:
         super().__init__()
         if scale < 1:
             raise ValueError(f"scale must be at least 1, got {scale}.")
         self.scale = scale
-        self._encoder = (encoder.requires_grad_(False).eval(),)  # in a tuple: not registered, so not saved
-        self.hidden_size = encoder.hidden_size
+        # In a tuple: not registered, so not saved.
+        self._encoders = tuple(encoder.requires_grad_(False).eval() for encoder in ensure_tuple(encoders))
+        self.hidden_size = sum(encoder.hidden_size for encoder in self._encoders)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> FrozenTeacher:
-        self._encoder[0]._apply(fn, *args, **kwargs)
+        for encoder in self._encoders:
+            encoder._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         """``(B, C, *S)`` in [0, 1] and the student's token grid -> ``(B, 1 + prod(grid), E)``, class token first."""
-        encoder = self._encoder[0]
+        return torch.cat([self._tokens(encoder, image, grid) for encoder in self._encoders], dim=2)
+
+    def _tokens(self, encoder: UltrasoundViT, image: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         batch, volume = len(image), image.dim() - 2 > encoder.spatial_dims
         if volume:
             step = image.shape[2] // grid[0]
@@ -122,7 +130,7 @@ class DistillationModel(nn.Module):
     token, the teacher all. Ren et al. 2023 (TinyMIM), https://arxiv.org/abs/2301.01296.
 
     Args:
-        encoder, teacher: the student and its teacher.
+        encoder, teacher: the student and its teacher or teachers.
         mask_ratio: share of patches hidden from the student.
         class_weight, teacher_scale: see :class:`TokenDistillation` and :class:`FrozenTeacher`.
 
@@ -133,7 +141,7 @@ class DistillationModel(nn.Module):
     def __init__(
         self,
         encoder: UltrasoundViT,
-        teacher: UltrasoundViT,
+        teacher: UltrasoundViT | Sequence[UltrasoundViT],
         mask_ratio: float = 0.0,
         class_weight: float = 0.5,
         teacher_scale: float = 1.0,
@@ -145,7 +153,7 @@ class DistillationModel(nn.Module):
         self.teacher = FrozenTeacher(teacher, teacher_scale)
         self.mask_ratio = mask_ratio
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.hidden_size)) if mask_ratio else None
-        self.distillation = TokenDistillation(encoder.hidden_size, teacher.hidden_size, class_weight)
+        self.distillation = TokenDistillation(encoder.hidden_size, self.teacher.hidden_size, class_weight)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """``(B, C, *S)`` in [0, 1] -> ``loss``, ``patch_loss``, ``class_loss`` (scalars)."""

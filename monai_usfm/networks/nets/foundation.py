@@ -39,7 +39,7 @@ class FoundationModel(nn.Module):
         network: the network that is pretrained and exported, with the head ``"pyramid"``. Its own output layer serves
             the first data set of ``num_classes``.
         num_classes: data set -> classes, background included; an image names its data set by the place in this order.
-        teacher: encoder that all images are distilled from; None leaves distillation out.
+        teacher: encoder, or several, that all images are distilled from; None leaves distillation out.
         segmentation_weight, distillation_weight, restoration_weight, texture_weight: of the parts of the loss.
         restored_share: share of the unlabeled images that the network sees corrupted.
         teacher_scale: see :class:`FrozenTeacher`.
@@ -54,7 +54,7 @@ class FoundationModel(nn.Module):
         self,
         network: UltrasoundSegmenter,
         num_classes: Mapping[str, int],
-        teacher: UltrasoundViT | None = None,
+        teacher: UltrasoundViT | Sequence[UltrasoundViT] | None = None,
         segmentation_weight: float = 1.0,
         distillation_weight: float = 1.0,
         restoration_weight: float = 0.2,
@@ -103,7 +103,7 @@ class FoundationModel(nn.Module):
             self.texture = TokenDistillation(network.encoder.hidden_size, self.patch_texture.hidden_size)
         if teacher is not None:
             self.teacher = FrozenTeacher(teacher, teacher_scale)
-            self.distillation = TokenDistillation(network.encoder.hidden_size, teacher.hidden_size)
+            self.distillation = TokenDistillation(network.encoder.hidden_size, self.teacher.hidden_size)
 
     @property
     def encoder(self) -> UltrasoundViT:
