@@ -292,7 +292,8 @@ def whole_loop(
         items = list_images(folder)
         dataset = UltrasoundDataset(items, transform, skip_unreadable=True, cache_dir=cache)
         start = time.perf_counter()
-        dataset.read_all()
+        for _ in dataset:
+            pass
         built = time.perf_counter() - start
         loader = training_loader(
             dataset,

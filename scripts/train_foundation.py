@@ -7,7 +7,7 @@
 About an hour on one core of a CPU with bf16 instructions. Finished steps are kept; an interrupted one goes on. Options
 of the bundle go to every training: ``--simulated 24 --agreement 0 --epoch_length 32`` and a list of a few dozen images
 try the whole chain in minutes. On a GPU ``--resident true --cache_dir null --batch_size 128 --epoch_length 24000
---num_workers 8`` sees seven times as many images; learning rates follow the root of the batch size.
+--num_workers 7`` sees seven times as many images.
 
 The tiny network goes on from the shipped one. That of 0.9 began with the encoder of a masked autoencoder (``mae.pt`` of
 0.8: ``--objective mae``, 300 epochs) and the decoder of ``foundation.pt`` of 0.8; ``--start`` names another file.
@@ -98,7 +98,6 @@ def main() -> None:
         "structures": {"datalist": f"{out}/simulated/datalist.json", "num_classes": 48, "label_key": "structures"},
         "unlabeled": {"datalist": unlabeled},
     }
-    rate = (int(options.get("batch_size", 32)) / 32) ** 0.5
     common = {"parts": parts, "organ_temperature": 0.3, "num_workers": 0, "cache_dir": f"{out}/cache"}
 
     # The decoder alone learns first, then the upper two thirds of the encoder with it.
@@ -115,10 +114,10 @@ def main() -> None:
         "in_channels": 1,
         "frozen_blocks": 12,
     }
-    decoder |= {"max_epochs": 2, "warmup_epochs": 0.2, "learning_rate": 0.002 * rate}
+    decoder |= {"max_epochs": 2, "warmup_epochs": 0.2, "learning_rate": 0.002}
     found = run(out / "small_decoder", JOINT, {**small, **decoder}, options)
     both = {"pretrained": str(found), "frozen_blocks": 4, "max_epochs": 5, "warmup_epochs": 0.3}
-    both |= {"learning_rate": 0.0008 * rate, "layer_decay": 0.65}
+    both |= {"learning_rate": 0.0008, "layer_decay": 0.65}
     teacher = run(out / "small", JOINT, {**small, **both}, options)
 
     # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
@@ -142,7 +141,7 @@ def main() -> None:
         "pretrained": str(chosen.start.resolve()),
         "max_epochs": 4,
         "warmup_epochs": 0.3,
-        "learning_rate": 0.0015 * rate,
+        "learning_rate": 0.0015,
     }
     encoder = run(out / "tokens", JOINT, {**tiny, **tokens}, options)
     begin = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)"]
@@ -156,7 +155,7 @@ def main() -> None:
         "pretrained": str(encoder),
         "max_epochs": 11,
         "warmup_epochs": 0.4,
-        "learning_rate": 0.0012 * rate,
+        "learning_rate": 0.0012,
     }
     after = run(out / "joint", JOINT, {**tiny, **joint}, options)
     mean = halfway(chosen.start, after, out / "mean" / "model.pt")
@@ -173,7 +172,7 @@ def main() -> None:
         "epoch_length": 4800,
         "max_epochs": 1,
         "warmup_epochs": 0.05,
-        "learning_rate": 0.003 * rate,
+        "learning_rate": 0.003,
         "organ_temperature": 0.5,
         "num_workers": 0,
     }
