@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,25 +57,43 @@ class ResidentImages(Dataset):
         return batch | {name: default_collate([v[i] for i in indices]) for name, v in self._others.items()}
 
     def _read(self) -> None:
-        # With a generator of its own the state of PyTorch's stays as it is.
+        first = self.dataset[0]
+        tensors = {name: value for name, value in first.items() if isinstance(value, torch.Tensor)}
+        self._fractions = {name for name, value in tensors.items() if value.is_floating_point()}
+        if others := self._fractions - {"image"}:
+            names = ", ".join(sorted(others))
+            raise ValueError(f"a resident data set holds images and bytes, not {names}: leave resident out.")
+        for name, value in tensors.items():
+            dtype = torch.uint8 if name in self._fractions else value.dtype
+            self._tensors[name] = torch.empty((len(self), *value.shape), dtype=dtype, device=self.device)
+        self._others = {name: [] for name in first if name not in tensors}
+        # Workers hand over many items at once: one by one, handing over takes longer than reading. With a generator of
+        # its own the state of PyTorch's stays as it is.
         own = torch.Generator()
-        items = DataLoader(self.dataset, batch_size=None, num_workers=self.num_workers, generator=own)
-        for index, item in enumerate(items):
-            for name, value in item.items():
-                if not isinstance(value, torch.Tensor):
-                    self._others.setdefault(name, []).append(value)
-                    continue
-                plain = value.as_subclass(torch.Tensor)
-                if plain.is_floating_point():
-                    if name != "image":
-                        raise ValueError(f"a resident data set holds images and bytes, not {name}: leave resident out.")
-                    self._fractions.add(name)
-                    plain = (255 * plain).round().byte()
-                if index == 0:
-                    shape = (len(self), *plain.shape)
-                    self._tensors[name] = torch.empty(shape, dtype=plain.dtype, device=self.device)
-                kept = self._tensors[name]
-                if plain.shape != kept.shape[1:]:
-                    sizes = f"item {index} is {list(plain.shape)}, the first {list(kept.shape[1:])}"
-                    raise ValueError(f"a resident data set has one size, but {sizes}: leave resident out.")
-                kept[index] = plain
+        stack = partial(_stacked, shapes={name: value.shape for name, value in tensors.items()})
+        start = 0
+        for batch in DataLoader(self.dataset, 64, num_workers=self.num_workers, collate_fn=stack, generator=own):
+            for name, kept in self._tensors.items():
+                kept[start : start + len(batch[name])] = batch[name].to(self.device)
+            for name, values in self._others.items():
+                values += batch[name]
+            start += len(batch[next(iter(self._tensors))])
+
+
+def _stacked(items: Sequence[dict[str, Any]], shapes: dict[str, torch.Size]) -> dict[str, Any]:
+    """Name -> tensor of all items, fractions as bytes; what is no tensor as a list."""
+    batch: dict[str, Any] = {}
+    for name in items[0]:
+        values = [item[name] for item in items]
+        if name not in shapes:
+            batch[name] = values
+            continue
+        for item, value in zip(items, values, strict=True):
+            if value.shape != shapes[name]:
+                sizes = (
+                    f"{name} of {item.get('file', 'an item')} is {list(value.shape)}, the first {list(shapes[name])}"
+                )
+                raise ValueError(f"a resident data set has one size, but {sizes}: leave resident out.")
+        stacked = torch.stack([value.as_subclass(torch.Tensor) for value in values])
+        batch[name] = (255 * stacked).round().byte() if stacked.is_floating_point() else stacked
+    return batch

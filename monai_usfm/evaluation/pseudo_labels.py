@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from monai.data import DataLoader, Dataset
 from monai.utils import convert_to_tensor
 from PIL import Image
 
@@ -23,44 +24,51 @@ from monai_usfm.data.splits import with_full_scale
 from monai_usfm.files import write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype
 
-__all__ = ["agreeing_mask", "pseudo_label"]
+__all__ = ["agreeing_masks", "pseudo_label"]
 
 logger = logging.getLogger(__name__)
 LARGER = 1.25  # size of the third view
+BATCH = 16  # images that the network sees at once
 
 
 @torch.no_grad()
-def agreeing_mask(network: nn.Module, image: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, float]:
-    """Mask of the mean of three views, and how well the views agree with it.
+def agreeing_masks(
+    network: nn.Module, images: Sequence[torch.Tensor], size: Sequence[int]
+) -> list[tuple[torch.Tensor, float]]:
+    """Of each image the mask of the mean of three views, and how well the views agree with it.
 
-    The views are the image at ``size``, mirrored along its last axis, and a quarter larger.
+    The views are the image at ``size``, mirrored along its last axis, and a quarter larger; the images of a view are
+    one batch.
 
     Args:
-        network: a 2D segmentation, ``(1, C, *S) -> (1, K, *S)`` logits.
-        image: ``(C, H, W)`` in [0, 1].
+        network: a 2D segmentation, ``(B, C, *S) -> (B, K, *S)`` logits.
+        images: each ``(C, H, W)`` in [0, 1], of any size.
         size: pixels (H, W) of the first view, a multiple of the patch size.
 
     Returns:
-        Class indices ``(H, W)`` on the grid of the image, and the lowest Dice of a view, all structures together; 0
+        For each image class indices ``(H, W)`` on its grid, and the lowest Dice of a view, all structures together; 0
         where none is seen.
     """
     patch = getattr(network, "patch_size", (1, 1))
     larger = [round(LARGER * n / p) * p for n, p in zip(size, patch, strict=True)]
     views = []
     for shape, mirrored in ((size, False), (size, True), (larger, False)):
-        x = F.interpolate(image[None], list(shape), mode="bilinear", align_corners=False, antialias=True)
+        resized = [F.interpolate(image[None], list(shape), mode="bilinear", antialias=True) for image in images]
+        x = torch.cat(resized)
         output = network(x.flip(-1) if mirrored else x)
         logits = output[0] if isinstance(output, list | tuple) else output
         probabilities = logits.float().softmax(1)
-        probabilities = probabilities.flip(-1) if mirrored else probabilities
-        views.append(F.interpolate(probabilities, list(image.shape[1:]), mode="bilinear", align_corners=False)[0])
-    mask = torch.stack(views).mean(0).argmax(0)
-    scores = []
-    for view in views:
-        seen = view.argmax(0)
-        both = ((seen == mask) & (mask > 0)).sum()
-        scores.append((2 * both / ((seen > 0).sum() + (mask > 0).sum()).clamp(min=1)).item())
-    return mask, min(scores)
+        views.append(probabilities.flip(-1) if mirrored else probabilities)
+    result = []
+    for number, image in enumerate(images):
+        seen = [F.interpolate(view[[number]], list(image.shape[1:]), mode="bilinear")[0] for view in views]
+        mask = torch.stack(seen).mean(0).argmax(0)
+        scores = []
+        for view in seen:
+            both = ((view.argmax(0) == mask) & (mask > 0)).sum()
+            scores.append(2 * both / ((view.argmax(0) > 0).sum() + (mask > 0).sum()).clamp(min=1))
+        result.append((mask, torch.stack(scores).min().item()))
+    return result
 
 
 def pseudo_label(
@@ -72,6 +80,7 @@ def pseudo_label(
     split: str = "training",
     organs: Sequence[str] | None = None,
     agreement: float = 0.8,
+    num_workers: int = 0,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> Path:
     """Segment images without labels and keep the masks on which views of the image agree, as a training set.
@@ -87,6 +96,7 @@ def pseudo_label(
         split: the list of the datalist. Take no split that will be scored.
         organs: only items with these values of ``organ``: those of which the network knows the structures.
         agreement: lowest Dice between a view and the mean of the views.
+        num_workers: processes that read the images.
         device: where the network runs.
 
     Returns:
@@ -107,20 +117,21 @@ def pseudo_label(
     items = load_datalist(datalist, dataset_dir, split)
     items = [item for item in items if organs is None or item.get("organ") in organs]
     items = with_full_scale(items, full_scale_of(whole))
-    read: Any = LoadUltrasoundd("image")
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
-    for number, item in enumerate(items):
-        image = convert_to_tensor(read(item)["image"]).to(device)
+    loader = DataLoader(Dataset(items, LoadUltrasoundd("image")), num_workers, batch_size=BATCH, collate_fn=list)
+    for start, batch in zip(range(0, len(items), BATCH), loader, strict=True):
+        images = [convert_to_tensor(item["image"]).to(device).expand(card["in_channels"], -1, -1) for item in batch]
         with autocast(device, autocast_dtype("auto", device)):
-            mask, found = agreeing_mask(network, image.expand(card["in_channels"], -1, -1), card["spatial_size"])
-        if found < agreement:
-            continue
-        file = folder / f"{number:06d}.png"
-        # The arrays of this package have rows first, as image files have.
-        Image.fromarray(values[mask.cpu().numpy()]).save(file)
-        kept.append({**item, "image": str(item["image"]), "label": str(file)})
+            found = agreeing_masks(network, images, card["spatial_size"])
+        for number, (mask, score) in enumerate(found, start):
+            if score < agreement:
+                continue
+            file = folder / f"{number:06d}.png"
+            # The arrays of this package have rows first, as image files have.
+            Image.fromarray(values[mask.cpu().numpy()]).save(file)
+            kept.append({**items[number], "image": str(items[number]["image"]), "label": str(file)})
     logger.info("%d of %d images kept.", len(kept), len(items))
     if not kept:
         raise ValueError(f"none of {len(items)} images of {datalist} is kept: lower agreement, or name other organs.")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, decollate_batch, set_track_meta
-from monai.transforms import Lambdad, RandFlipd, RandGaussianNoised, Resized, SelectItemsd
+from monai.transforms import CastToTyped, Lambdad, RandFlipd, RandGaussianNoised, Resized, SelectItemsd
 from PIL import Image
+from torch.utils.data import SequentialSampler
 
 from monai_usfm.bundle import training_loader
 from monai_usfm.data import (
@@ -323,3 +324,32 @@ def test_a_resident_data_set_refuses_what_would_be_drawn_once(items, tmp_path):
     dataset = stored(good(items), [*FIXED, RandFlipd("image", prob=0.5)], tmp_path)
     with pytest.raises(ValueError, match="no random transforms of single items: leave resident out"):
         ResidentImages(dataset, "cpu")
+
+
+def test_a_resident_data_set_names_the_file_of_another_size(tmp_path):
+    items = []
+    for number, width in enumerate((32, 32, 40)):
+        items.append({"image": str(tmp_path / f"{number}.png"), "file": f"{number}.png"})
+        Image.fromarray(np.zeros((32, width), np.uint8)).save(items[-1]["image"])
+    loader = training_loader(
+        UltrasoundDataset(items, [LoadUltrasoundd("image")]), 1, SequentialSampler(items), "cpu", True
+    )
+    with pytest.raises(
+        ValueError, match=r"image of 2\.png is \[1, 32, 40\], the first \[1, 32, 32\]: leave resident out"
+    ):
+        next(iter(loader))
+
+
+def test_a_resident_data_set_holds_labels_as_bytes_and_collates_the_rest(tmp_path):
+    items = [
+        {"image": torch.full((1, 4, 4), k / 5), "label": torch.full((1, 4, 4), k).byte(), "part": k} for k in range(5)
+    ]
+    transform = CastToTyped("image", torch.float32)
+    loader = training_loader(UltrasoundDataset(items, [transform]), 3, SequentialSampler(items), "cpu", True)
+    batch = next(iter(loader))
+    assert batch["label"][:, 0, 0, 0].tolist() == batch["part"].tolist() == [0, 1, 2]
+    torch.testing.assert_close(batch["image"][:, 0, 0, 0], torch.tensor([0, 0.2, 0.4]), rtol=0, atol=1 / 510)
+    wrong = [{**item, "label": item["label"].float()} for item in items]
+    loader = training_loader(UltrasoundDataset(wrong, [transform]), 3, SequentialSampler(wrong), "cpu", True)
+    with pytest.raises(ValueError, match="holds images and bytes, not label"):
+        next(iter(loader))

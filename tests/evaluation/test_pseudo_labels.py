@@ -14,7 +14,7 @@ from PIL import Image
 
 from monai_usfm import build_network, save_network
 from monai_usfm.evaluation.images import load_images, read_items
-from monai_usfm.evaluation.pseudo_labels import agreeing_mask, pseudo_label
+from monai_usfm.evaluation.pseudo_labels import agreeing_masks, pseudo_label
 
 
 class Bright(torch.nn.Module):
@@ -41,17 +41,17 @@ def square() -> torch.Tensor:
 
 
 def test_views_of_a_network_that_follows_the_image_agree(square: torch.Tensor) -> None:
-    mask, agreement = agreeing_mask(Bright(), square, (48, 64))
+    [(mask, agreement)] = agreeing_masks(Bright(), [square], (48, 64))
     assert agreement > 0.97
     assert (mask != square[0]).float().mean() < 0.02
 
 
 def test_views_of_a_network_that_goes_by_place_disagree(square: torch.Tensor) -> None:
-    assert agreeing_mask(Left(), square, (48, 64))[1] < 0.7
+    assert agreeing_masks(Left(), [square], (48, 64))[0][1] < 0.7
 
 
 def test_an_empty_mask_is_no_agreement() -> None:
-    assert agreeing_mask(Bright(), torch.zeros(1, 32, 32), (32, 32))[1] == 0
+    assert agreeing_masks(Bright(), [torch.zeros(1, 32, 32)], (32, 32))[0][1] == 0
 
 
 def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(tmp_path: Path) -> None:
