@@ -28,6 +28,8 @@ __all__ = [
 
 VERSION = 1
 TASKS = ("encoder", "features", "pretraining", "segmentation", "classification", "enhancement")
+NO_CLASSES = ("landmarks", "values", "prompts")
+"""Fields of a card by which the outputs are no classes, or classes of what is asked for."""
 
 
 def card_path(path: str | os.PathLike) -> Path:
@@ -98,7 +100,7 @@ def require_classes(card: Mapping[str, Any], path: str | os.PathLike, *tasks: st
         ValueError: naming the file.
     """
     tasks = tasks or ("segmentation", "classification")
-    other = next((name for name in ("landmarks", "values", "prompts") if card.get(name)), None)
+    other = next((name for name in NO_CLASSES if card.get(name)), None)
     if card["task"] not in tasks or other:
         kind = f"{card['task']} by {other}" if other else card["task"]
         raise ValueError(f"{path} is for {kind}; here a {' or '.join(tasks)} is needed that tells classes unasked.")

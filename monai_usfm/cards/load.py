@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 
 from monai_usfm.cards.build import assemble, describe_network
-from monai_usfm.cards.card import TASKS, card_path, card_text, find_card, sha256_of
+from monai_usfm.cards.card import NO_CLASSES, TASKS, card_path, card_text, find_card, sha256_of
 from monai_usfm.cards.options import ENCODER, WIDTHS, network_options
 from monai_usfm.files import atomic_write
 from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
@@ -29,7 +29,7 @@ __all__ = ["average_networks", "load_network", "save_network"]
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = ("class_names", "label_values", "landmarks", "values", "prompts")
+OUTPUTS = ("class_names", "label_values", *NO_CLASSES)
 """Fields of a card that say what the outputs mean."""
 OUTDATED = ("temperature", "calibration", "presence_threshold", "scores", "recipe", "sha256")
 """Fields that hold for the very weights alone."""
