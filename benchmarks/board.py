@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The boards of docs/results/foundation.md and volumes.md: ``python benchmarks/board.py DATA OUTPUT``.
 
-Writes the lists of the tasks, with the validation and test images that were scored, and ``images.json`` and
-``volumes.json`` for ``monai-usfm transfer-board OUTPUT/images.json OUTPUT/images``. To save time, whole patients are
+Writes the lists of the tasks, with the validation and test images that were scored, and ``images.json``,
+``volumes.json`` and ``folds.json`` (volumes by cross-validation: each of 24 is trained on once and scored once) for
+``monai-usfm transfer-board OUTPUT/images.json OUTPUT/images``. To save time, whole patients are
 left out of the validation and test lists of the breast tasks, in the order of a hash of their names.
 """
 
@@ -27,6 +28,7 @@ TASKS: dict[str, tuple[str, str | None, int | None, int | None]] = {
     "classes": ("busbra", "patient_id", 128, None),
     "prostate": ("prostate_trus_3d", None, None, None),
 }
+FOLDS = 6  # of four volumes
 COMMON: dict[str, Any] = {"steps": 100, "max_epochs": 4, "warmup_epochs": 1, "num_workers": 0}
 IMAGES = {**COMMON, "batch_size": 16, "spatial_size": [128, 128]}
 VOLUMES = {**COMMON, "batch_size": 2, "spatial_size": [48, 64, 48], "spatial_dims": 3}
@@ -94,6 +96,14 @@ def main() -> None:
     starts = {"foundation": foundation, "simulated_volumes": volumes, "scratch": scratch, "unet": unet(3)}
     board |= {"options": VOLUMES, "tasks": {"prostate": {"datalist": "prostate.json"}}, "starts": starts}
     (options.output / "volumes.json").write_text(json.dumps({**board, "fractions": [0.25]}, indent=1))
+    lists = json.loads((options.output / "prostate.json").read_text())
+    parts = [(lists["training"] + lists["test"])[k::FOLDS] for k in range(FOLDS)]
+    board["tasks"] = {}
+    for k, part in enumerate(parts):
+        fold = {"training": part, "validation": lists["validation"], "test": parts[(k + 1) % FOLDS]}
+        (options.output / f"prostate{k}.json").write_text(json.dumps(fold, indent=1))
+        board["tasks"][f"prostate{k}"] = {"datalist": f"prostate{k}.json"}
+    (options.output / "folds.json").write_text(json.dumps({**board, "fractions": [1.0], "seeds": [0]}, indent=1))
 
 
 if __name__ == "__main__":
