@@ -42,7 +42,7 @@ def simulate(folder: Path, number: int) -> None:
     if (folder / "targets.json").is_file():
         return
     shown = {"image_size": (192, 192), "organs": ORGANS, "healthy": 0.12}
-    file = write_synthetic_dataset(folder, number, len(ORGANS), 0, num_workers=os.cpu_count() or 0, **shown)
+    file = write_synthetic_dataset(folder, number, len(ORGANS), 0, num_workers=len(os.sched_getaffinity(0)), **shown)
     lists = json.loads(file.read_text())
     # Lines have an output layer of their own: in that of lesions they would be painted into breasts.
     for name, left_out in {"lines": set(ORGANS) - {"muscle"}, "targets": {"muscle", "nerve"}}.items():
@@ -78,7 +78,9 @@ def halfway(before: Path, after: Path, weights: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("unlabeled", type=Path)
     parser.add_argument("dinov2", type=Path)
     parser.add_argument("output", type=Path)
@@ -123,7 +125,14 @@ def main() -> None:
     # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
     if not (out / "pseudo" / "datalist.json").is_file():
         organs = ("breast", "fetal head")
-        pseudo_label(str(teacher), unlabeled, str(out / "pseudo"), organs=organs, agreement=chosen.agreement)
+        pseudo_label(
+            str(teacher),
+            unlabeled,
+            str(out / "pseudo"),
+            organs=organs,
+            agreement=chosen.agreement,
+            num_workers=int(options.get("num_workers", 0)),
+        )
     parts["pseudo"] = {"datalist": f"{out}/pseudo/datalist.json", "num_classes": 2, "output": "target"}
     # The tokens of small first, which need no decoder, then everything at once. Restoration does not pay beside them
     # (docs/results/foundation.md); the layer that restores is trained alone, at the end.
@@ -132,7 +141,12 @@ def main() -> None:
         (out / "dinov2").mkdir(exist_ok=True)
         save_network(out / "dinov2" / "model.pt", build_network("encoder", chosen.dinov2, patch_size=[16, 16]))
     teachers = [str(out / name / "model.pt") for name in chosen.teachers]
-    tiny = {**common, "teacher": teachers, "texture_weight": 0.5, "restoration_weight": 0.0}
+    tiny = {
+        **common,
+        "teacher": teachers if len(teachers) > 1 else teachers[0],
+        "texture_weight": 0.5,
+        "restoration_weight": 0.0,
+    }
     tiny |= {"spatial_size": [192, 192], "stored_size": [192, 192]}
     tokens = {
         "shares": {"target": 0.25, "pseudo": 0.08, "lines": 0.04, "structures": 0.08, "unlabeled": 0.55},
@@ -145,6 +159,7 @@ def main() -> None:
     }
     encoder = run(out / "tokens", JOINT, {**tiny, **tokens}, options)
     begin = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)"]
+    begin.append("$setattr(torch.backends.cudnn, 'benchmark', False)")
     # What maps tokens to the teacher's is in no exported file.
     state = f"torch.load('{out}/tokens/checkpoints/last.pt', weights_only=True)['network']"
     joint = {

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_usfm.networks import UltrasoundSegmenter, load_pretrained, usfm_vit
+from monai_usfm.bundle import describe, on_device
+from monai_usfm.networks import FoundationModel, UltrasoundSegmenter, load_pretrained, usfm_vit
 from monai_usfm.workflow import run_bundle
 
 TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
@@ -69,3 +70,43 @@ def test_joint_pretraining_exports_a_segmenter_with_its_decoder(data: Path, tmp_
     report = load_pretrained(network, tmp_path / "model.pt")
     assert not report.missing
     assert sorted(path.name for path in tmp_path.glob("figures/*.png"))
+
+
+def test_a_student_without_a_teacher_is_refused(data: Path, tmp_path: Path) -> None:
+    options = {**QUICK, "output_dir": str(tmp_path), "dataset_dir": str(data)}
+    with pytest.raises(RuntimeError) as caught:
+        run_bundle("pretraining", overlays=["distill"], **options)
+    assert describe(caught.value) == "there is no teacher to learn from: give --teacher FILE."
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_damaged_images_are_left_out_and_several_teachers_taught_from(
+    data: Path, tmp_path: Path, resident: bool
+) -> None:
+    (data / "broken.png").write_bytes(b"no image")
+    items = json.loads((data / "dataset.json").read_text())["training"]
+    (data / "more.json").write_text(json.dumps({"training": [*items, {"image": "broken.png", "organ": "breast"}]}))
+    parts = {
+        "breast": {"dataset_dir": str(data), "num_classes": 2},
+        "unlabeled": {"datalist": str(data / "more.json")},
+    }
+    options = {**QUICK, "parts": parts, "output_dir": str(tmp_path), "resident": resident, "skip_unreadable": True}
+    run_bundle("pretraining", overlays=["foundation"], teacher=[str(data / "teacher.pt")] * 2, **options)
+    assert (tmp_path / "model.pt").is_file()
+    options |= {"output_dir": str(tmp_path / "strict"), "skip_unreadable": False, "epoch_length": 64}
+    with pytest.raises(RuntimeError) as caught:
+        run_bundle("pretraining", overlays=["foundation"], **options)
+    assert "broken.png" in describe(caught.value)
+
+
+def test_a_batch_without_a_part_trains_in_several_processes(tmp_path: Path) -> None:
+    encoder = usfm_vit("tiny", img_size=32, in_channels=1, **TINY)
+    network = FoundationModel(UltrasoundSegmenter(encoder, 2), {"a": 2, "b": 2})
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        spread = on_device(network, "cpu")
+        for datasets in ([0, 1, -1, -1], [0, 0, 0, 0], [-1, -1, -1, -1], [0, 1, -1, -1]):
+            label = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+            spread(torch.rand(4, 1, 32, 32), label, torch.tensor(datasets))["loss"].backward()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -87,7 +87,8 @@ def on_device(
             raise ValueError("--sharded true does not go with --lora_rank, which needs little memory: leave one out.")
         return shard(network)
     ids = [torch.device(device)] if torch.device(device).type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
+    unused = getattr(network, "partial", False)
+    return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids, find_unused_parameters=unused)
 
 
 def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> Any:

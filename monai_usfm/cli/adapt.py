@@ -94,7 +94,7 @@ def adapt(
 
     used = len(images)
     if method == "self_training":
-        where = {"device": given["device"]} if "device" in given else {}
+        where = {name: given[name] for name in ("device", "num_workers") if name in given}
         found = pseudo_label(checkpoint, new, f"{output}/pseudo", agreement=agreement, **where)
         lists = json.loads(found.read_text(encoding="utf-8"))
         used = len(lists["training"])

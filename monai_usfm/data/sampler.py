@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-__all__ = ["OrganBalancedSampler", "organ_balanced_weights"]
+__all__ = ["OrganBalancedSampler", "WeightedSampler", "organ_balanced_weights"]
 
 
 def organ_balanced_weights(organs: Sequence[str], temperature: float = 1.0) -> torch.Tensor:
@@ -42,60 +42,45 @@ def organ_balanced_weights(organs: Sequence[str], temperature: float = 1.0) -> t
     return weights / weights.sum()
 
 
-class OrganBalancedSampler(Sampler[int]):
-    """Draw ``num_samples`` images per epoch with replacement, organ-balanced, repeatably, on one or many processes.
+class WeightedSampler(Sampler[int]):
+    """Draw ``num_samples`` items per epoch with replacement, repeatably, on one or many processes.
 
     Epoch ``e`` of a sampler is one draw from a generator seeded with ``(seed, e)``. It is the same in every process and
     whatever was drawn before, so a run resumed at epoch ``e`` sees what an uninterrupted one saw; process ``r`` of
     ``R`` takes entries ``r``, ``r + R``, ... of it. Call :meth:`set_epoch` before each epoch.
 
-    Within the draw each organ's images are taken in shuffled rounds: none comes twice before all have come once.
-
-    With ``sequences`` the draw is of pairs: each image is followed by another one of its sequence, drawn at random, or
-    by itself where there is none.
-
     Args:
-        organs: organ of each image.
-        temperature: see :func:`organ_balanced_weights`.
+        weights: of each item, not negative, with a positive sum.
         num_samples: length of an epoch over all processes, rounded up to a multiple of ``num_replicas``; by default the
-            number of images.
+            number of items.
         seed: of the draw.
         rank: number of this process; by default that of ``torch.distributed`` where it runs, else 0.
         num_replicas: number of processes, likewise.
-        sequences: sequence of each image, for pairs, see :class:`~monai_usfm.networks.FramePairs`; ``num_samples`` is
-            then rounded up to whole pairs.
 
     Raises:
-        ValueError: see :func:`organ_balanced_weights`, or when ``num_samples`` or ``rank`` is out of range, or not
-            every image has its sequence.
+        ValueError: when ``num_samples`` or ``rank`` is out of range.
     """
+
+    together = 1  # entries that stay side by side
 
     def __init__(
         self,
-        organs: Sequence[str],
-        temperature: float = 1.0,
+        weights: torch.Tensor,
         num_samples: int | None = None,
         seed: int = 0,
         rank: int | None = None,
         num_replicas: int | None = None,
-        sequences: Sequence[Hashable] | None = None,
     ) -> None:
-        weights = organ_balanced_weights(organs, temperature)
-        number = {organ: index for index, organ in enumerate(sorted(set(organs), key=str))}
-        of_organ = torch.tensor([number[organ] for organ in organs])
-        self._members = [torch.nonzero(of_organ == index).flatten() for index in range(len(number))]
-        self._shares = torch.stack([weights[members].sum() for members in self._members])
+        self.weights = weights
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         here = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
         self.rank = here[0] if rank is None else rank
         self.num_replicas = here[1] if num_replicas is None else num_replicas
-        wanted = len(organs) if num_samples is None else num_samples
+        wanted = len(weights) if num_samples is None else num_samples
         if wanted < 1:
             raise ValueError(f"num_samples must be at least 1, got {wanted}.")
         if not 0 <= self.rank < self.num_replicas:
             raise ValueError(f"rank must be in [0, {self.num_replicas}), got {self.rank}.")
-        self.others = None if sequences is None else _others(sequences, len(organs))
-        self.together = 1 if sequences is None else 2
         self.num_samples = self.together * math.ceil(wanted / self.together / self.num_replicas)
         self.seed = seed
         self.epoch = 0
@@ -111,14 +96,57 @@ class OrganBalancedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         first, self.skip = self.skip, 0
-        drawn = self._draw().view(-1, self.together)[self.rank :: self.num_replicas]
-        return iter(drawn.flatten().tolist()[first:])
-
-    def _draw(self) -> torch.Tensor:
-        """Indices of the whole epoch, ``(num_samples * num_replicas,)``."""
         # multiplying by a large odd number keeps neighboring seeds and epochs apart in the generator's seed space
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + self.epoch) % 2**63)
-        total = self.num_samples * self.num_replicas // self.together
+        drawn = self._draw(self.num_samples * self.num_replicas, generator)
+        drawn = drawn.view(-1, self.together)[self.rank :: self.num_replicas]
+        return iter(drawn.flatten().tolist()[first:])
+
+    def _draw(self, number: int, generator: torch.Generator) -> torch.Tensor:
+        """Indices of the whole epoch, ``(number,)``."""
+        return torch.multinomial(self.weights, number, replacement=True, generator=generator)
+
+
+class OrganBalancedSampler(WeightedSampler):
+    """A :class:`WeightedSampler` that is organ-balanced.
+
+    Within the draw each organ's images are taken in shuffled rounds: none comes twice before all have come once.
+
+    With ``sequences`` the draw is of pairs: each image is followed by another one of its sequence, drawn at random, or
+    by itself where there is none.
+
+    Args:
+        organs: organ of each image.
+        temperature: see :func:`organ_balanced_weights`.
+        num_samples, seed, rank, num_replicas: see :class:`WeightedSampler`.
+        sequences: sequence of each image, for pairs, see :class:`~monai_usfm.networks.FramePairs`; ``num_samples`` is
+            then rounded up to whole pairs.
+
+    Raises:
+        ValueError: see :func:`organ_balanced_weights` and :class:`WeightedSampler`, or when not every image has its
+            sequence.
+    """
+
+    def __init__(
+        self,
+        organs: Sequence[str],
+        temperature: float = 1.0,
+        num_samples: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+        sequences: Sequence[Hashable] | None = None,
+    ) -> None:
+        self.others = None if sequences is None else _others(sequences, len(organs))
+        self.together = 1 if sequences is None else 2
+        super().__init__(organ_balanced_weights(organs, temperature), num_samples, seed, rank, num_replicas)
+        number = {organ: index for index, organ in enumerate(sorted(set(organs), key=str))}
+        of_organ = torch.tensor([number[organ] for organ in organs])
+        self._members = [torch.nonzero(of_organ == index).flatten() for index in range(len(number))]
+        self._shares = torch.stack([self.weights[members].sum() for members in self._members])
+
+    def _draw(self, number: int, generator: torch.Generator) -> torch.Tensor:
+        total = number // self.together
         organ = torch.multinomial(self._shares, total, replacement=True, generator=generator)
         drawn = torch.empty(total, dtype=torch.long)
         for number, members in enumerate(self._members):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader
 from monai.utils import convert_to_tensor
 from PIL import Image
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
-from monai_usfm.data import LoadUltrasoundd, load_datalist
+from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, load_datalist
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.files import write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype
@@ -28,7 +28,7 @@ __all__ = ["agreeing_masks", "pseudo_label"]
 
 logger = logging.getLogger(__name__)
 LARGER = 1.25  # size of the third view
-BATCH = 16  # images that the network sees at once
+BATCH = 8  # images that the network sees at once
 
 
 @torch.no_grad()
@@ -111,16 +111,23 @@ def pseudo_label(
     card = whole["network"]
     # As in the files that the network was trained on, so that the two can stand in one list.
     values = np.array(whole.get("label_values") or range(card["num_classes"]))
-    values = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)
+    if values.min() < 0 or values.max() >= 2**16:
+        raise ValueError(f"{checkpoint}: masks are PNG files of 0 to 65535; its label_values are {values.tolist()}.")
+    values = values.astype(np.uint8 if values.max() < 256 else np.uint16)
     if card["spatial_dims"] != 2:
         raise ValueError(f"{checkpoint} segments volumes; pseudo-labels are made of images.")
     items = load_datalist(datalist, dataset_dir, split)
     items = [item for item in items if organs is None or item.get("organ") in organs]
+    if not items:
+        named = f" of {', '.join(organs)}" if organs else ""
+        raise ValueError(f"{datalist} has no image{named} in {split!r}: name other organs or another split.")
     items = with_full_scale(items, full_scale_of(whole))
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
-    loader = DataLoader(Dataset(items, LoadUltrasoundd("image")), num_workers, batch_size=BATCH, collate_fn=list)
+    loader = DataLoader(
+        UltrasoundDataset(items, [LoadUltrasoundd("image")]), num_workers, batch_size=BATCH, collate_fn=list
+    )
     for start, batch in zip(range(0, len(items), BATCH), loader, strict=True):
         images = [convert_to_tensor(item["image"]).to(device).expand(card["in_channels"], -1, -1) for item in batch]
         with autocast(device, autocast_dtype("auto", device)):

@@ -44,8 +44,8 @@ class LabelIndices(Transform):
             two classes, 0/255 masks too.
 
     Raises:
-        ValueError: when ``values`` are not K different numbers, or a label has a value that is no class, or is a JPEG
-            that does not tell its classes apart.
+        ValueError: for more than 256 classes, when ``values`` are not K different numbers, or a label has a value that
+            is no class, or is a JPEG that does not tell its classes apart.
     """
 
     backend = TORCH
@@ -53,6 +53,8 @@ class LabelIndices(Transform):
     def __init__(self, num_classes: int, values: Sequence[int] | None = None) -> None:
         if values is not None and (len(values) != num_classes or len(set(values)) != num_classes):
             raise ValueError(f"label_values must be {num_classes} different values, one per class, got {list(values)}.")
+        if num_classes > 256:
+            raise ValueError(f"num_classes must be at most 256, since labels are kept as bytes, got {num_classes}.")
         self.num_classes = num_classes
         self.values = None if values is None else [int(v) for v in values]
 

@@ -351,5 +351,14 @@ def test_a_resident_data_set_holds_labels_as_bytes_and_collates_the_rest(tmp_pat
     torch.testing.assert_close(batch["image"][:, 0, 0, 0], torch.tensor([0, 0.2, 0.4]), rtol=0, atol=1 / 510)
     wrong = [{**item, "label": item["label"].float()} for item in items]
     loader = training_loader(UltrasoundDataset(wrong, [transform]), 3, SequentialSampler(wrong), "cpu", True)
-    with pytest.raises(ValueError, match="holds images and bytes, not label"):
+    with pytest.raises(ValueError, match=r"not the label of an item \(float32, 0 to 0\)"):
         next(iter(loader))
+
+
+def test_a_resident_data_set_that_could_not_be_read_is_read_again(tmp_path):
+    items = [{"image": torch.full((1, 4, 4), value)} for value in (0.5, 1.5)]
+    transform = CastToTyped("image", torch.float32)
+    loader = training_loader(UltrasoundDataset(items, [transform]), 1, SequentialSampler(items), "cpu", True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"images in \[0, 1\], not the image of an item \(float32, 1.5 to 1.5\)"):
+            next(iter(loader))

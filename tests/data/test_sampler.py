@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_usfm.data.sampler import OrganBalancedSampler, organ_balanced_weights
+from monai_usfm.data.sampler import OrganBalancedSampler, WeightedSampler, organ_balanced_weights
 
 ORGANS = ["breast"] * 90 + ["eye"] * 9 + ["bone"]
 
@@ -134,3 +134,17 @@ def test_pairs_are_two_frames_of_one_sequence_in_every_process():
     assert list(resumed) == both[30:]
     with pytest.raises(ValueError, match="3 sequences for 100 images"):
         OrganBalancedSampler(ORGANS, sequences=[1, 2, 3])
+
+
+def test_items_are_drawn_by_their_weights_in_parts_of_the_processes_and_resumed():
+    weights = torch.tensor([0.0, 1.0, 3.0])
+    whole = list(WeightedSampler(weights, 4000, seed=3))
+    assert whole.count(0) == 0
+    assert whole.count(2) / 4000 == pytest.approx(0.75, abs=0.03)
+    parts = [list(WeightedSampler(weights, 4000, seed=3, rank=rank, num_replicas=2)) for rank in (0, 1)]
+    assert [parts[i % 2][i // 2] for i in range(4000)] == whole
+    again = WeightedSampler(weights, 4000, seed=3)
+    again.skip = 100
+    assert list(again) == whole[100:]
+    again.set_epoch(1)
+    assert list(again) != whole

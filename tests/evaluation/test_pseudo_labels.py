@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from monai_usfm import build_network, save_network
+from monai_usfm.data import UnreadableImageError
 from monai_usfm.evaluation.images import load_images, read_items
 from monai_usfm.evaluation.pseudo_labels import agreeing_masks, pseudo_label
 
@@ -72,7 +73,7 @@ def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(tmp_path: Path) -
     assert [(Path(i["image"]).name, i["patient"]) for i in found] == [("0.png", "p0"), ("2.png", "p2")]
     assert np.asarray(Image.open(found[0]["label"])).shape == (20, 30)
     assert np.asarray(Image.open(found[0]["label"])).min() == 1
-    with pytest.raises(ValueError, match="none of 0 images"):
+    with pytest.raises(ValueError, match="has no image of liver in 'training'"):
         pseudo_label(*arguments, organs=["liver"], device="cpu")
 
 
@@ -92,3 +93,24 @@ def test_a_dark_image_of_twelve_bits_is_read_as_in_training(tmp_path: Path) -> N
     for white, brightest in ((4095, 200 / 4095), (None, 200 / 255)):  # alone it is taken for one of 8 bits
         items = read_items(str(tmp_path / "list.json"), "training", full_scale=white)
         assert load_images(items, (40, 30)).images.max().item() == pytest.approx(brightest, rel=0.02)
+
+
+def test_masks_have_the_values_of_the_files_and_only_those_that_a_png_can_hold(tmp_path: Path) -> None:
+    options = {"spatial_size": [32, 32], "num_layers": 1, "hidden_size": 48, "mlp_dim": 48, "num_heads": 3}
+    network = build_network("segmentation", **options)
+    with torch.no_grad():
+        network.head.to_pixels.weight.zero_()
+        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(tmp_path / "0.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("0", "broken"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"training": [{"image": f"{name}.png", "patient": "p"}]}))
+    files = [str(tmp_path / name) for name in ("model.pt", "0.json", "out")]
+    save_network(files[0], network, label_values=[0, 1000])
+    (item,) = json.loads(pseudo_label(*files, device="cpu").read_text())["training"]
+    assert np.unique(np.asarray(Image.open(item["label"]))).tolist() == [1000]
+    with pytest.raises(UnreadableImageError, match=r"broken\.png"):
+        pseudo_label(files[0], str(tmp_path / "broken.json"), files[2], device="cpu")
+    save_network(files[0], network, label_values=[-1, 1])
+    with pytest.raises(ValueError, match=r"model\.pt: masks are PNG files of 0 to 65535"):
+        pseudo_label(*files, device="cpu")

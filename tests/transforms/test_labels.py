@@ -102,3 +102,8 @@ def test_label_on_another_grid_than_its_image_is_refused() -> None:
     with pytest.raises(ValueError, match=r"case_7\.png: the label has size \(4, 5\), its image \(5, 4\)"):
         LabelIndicesd("label", 2)({"image": torch.zeros(1, 5, 4), "label": label})
     LabelIndicesd("label", 2, image_key=None)({"image": torch.zeros(1, 5, 4), "label": label})
+
+
+def test_more_classes_than_bytes_tell_are_refused():
+    with pytest.raises(ValueError, match="num_classes must be at most 256"):
+        LabelIndices(257)

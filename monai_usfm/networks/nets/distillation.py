@@ -36,7 +36,7 @@ class FrozenTeacher(nn.Module):
             images for the student, larger ones for the teacher, which needs them.
 
     Raises:
-        ValueError: for a scale below 1.
+        ValueError: for a scale below 1, or no encoder.
     """
 
     def __init__(self, encoders: UltrasoundViT | Sequence[UltrasoundViT], scale: float = 1.0) -> None:
@@ -46,6 +46,8 @@ class FrozenTeacher(nn.Module):
         self.scale = scale
         # In a tuple: not registered, so not saved.
         self._encoders = tuple(encoder.requires_grad_(False).eval() for encoder in ensure_tuple(encoders))
+        if not self._encoders:
+            raise ValueError("there is no teacher to learn from: give --teacher FILE.")
         self.hidden_size = sum(encoder.hidden_size for encoder in self._encoders)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> FrozenTeacher:

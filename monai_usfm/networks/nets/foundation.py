@@ -50,6 +50,8 @@ class FoundationModel(nn.Module):
         ValueError: for another head, no data set, or a first data set of other classes than the network.
     """
 
+    partial = True  # of several processes one may have a batch without the images of a part
+
     def __init__(
         self,
         network: UltrasoundSegmenter,
