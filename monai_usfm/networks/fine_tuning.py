@@ -85,34 +85,19 @@ def _layer_of(name: str, last: int) -> int:
     return 0 if name.startswith(_EMBEDDING) else last
 
 
-def freeze(net: Network, blocks: int | None = None) -> Network:
-    """Exclude the encoder, or its first layers, from training.
+def freeze(net: Network) -> Network:
+    """Exclude the encoder from training (linear probe).
 
-    Frozen parts stay in evaluation mode in the task networks of this package, whatever ``net.train()`` is told.
+    It stays in evaluation mode in the task networks of this package, whatever ``net.train()`` is told.
 
     Args:
         net: an encoder or a network that holds one; changed in place.
-        blocks: None freezes the whole encoder (linear probe); a number freezes the embedding and that many blocks.
 
     Returns:
         ``net``, so that a config can wrap it.
-
-    Raises:
-        ValueError: if the encoder has fewer blocks.
     """
     _, encoder = find_encoder(net)
-    parts: list[nn.Module]
-    if blocks is None:
-        parts = [encoder]
-    else:
-        if not 0 <= blocks <= encoder.num_layers:
-            raise ValueError(f"blocks must be in 0..{encoder.num_layers}, got {blocks}.")
-        encoder.cls_token.requires_grad_(False)
-        parts = [encoder.patch_embed, *encoder.blocks[:blocks]]
-        parts += [part for part in (encoder.pos_embed, encoder.rel_pos_bias) if part is not None]
-    for part in parts:
-        part.requires_grad_(False)
-        part.eval()
+    encoder.requires_grad_(False).eval()
     return net
 
 
