@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.transforms import Resize
 from monai.utils import ensure_tuple_rep
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from monai_usfm.networks.uncertainty import monte_carlo, to_logits
+from monai_usfm.networks.uncertainty import to_logits, to_probabilities
 
 __all__ = [
     "AutocastInferer",
@@ -110,7 +111,10 @@ class AutocastInferer(Inferer):
 
 
 class DropoutInferer(Inferer):
-    """Mean of the class probabilities over random dropout masks, see :func:`~monai_usfm.networks.monte_carlo`.
+    """Mean of the class probabilities over random dropout masks.
+
+    Only dropout layers are random; all else is in evaluation mode. The modes of the layers and the global random state
+    are as before afterwards. Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142.
 
     Args:
         samples: passes through the network, at least 2.
@@ -118,25 +122,41 @@ class DropoutInferer(Inferer):
         inferer: runs the network on one batch; default :class:`monai.inferers.SimpleInferer`.
 
     Raises:
-        ValueError: on calling, for fewer than two samples, or a network without dropout of a positive rate.
+        ValueError: for fewer than two samples; on calling, for a network without dropout of a positive rate.
     """
 
     def __init__(self, samples: int = 16, seed: int = 0, inferer: Inferer | None = None) -> None:
         super().__init__()
+        if samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}.")
         self.samples = samples
         self.seed = seed
         self.inferer = SimpleInferer() if inferer is None else inferer
 
+    @torch.no_grad()
     def __call__(  # type: ignore[override]  # it needs the module to find the dropout in
         self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """``(B, C, *S)`` -> logits of the mean probabilities, in the shape that the network returns."""
-
-        def one_pass(images: torch.Tensor) -> torch.Tensor:
-            return self.inferer(images, network, *args, **kwargs)
-
-        probabilities, _ = monte_carlo(one_pass, inputs, self.samples, self.seed, module=network)
-        return to_logits(probabilities)
+        dropouts = [layer for layer in network.modules() if isinstance(layer, _DropoutNd) and layer.p > 0]
+        if not dropouts:
+            raise ValueError(
+                f"{type(network).__name__} has no dropout with a positive rate: set `dropout` when building it."
+            )
+        modes = {layer: layer.training for layer in network.modules()}
+        total = torch.zeros((), device=inputs.device)
+        try:
+            network.eval()
+            for layer in dropouts:
+                layer.training = True
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed seeds every device
+                torch.manual_seed(self.seed)
+                for _ in range(self.samples):
+                    total = total + to_probabilities(self.inferer(inputs, network, *args, **kwargs).float())
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+        return to_logits(total / self.samples)
 
 
 class ScaleInferer(Inferer):

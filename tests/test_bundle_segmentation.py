@@ -23,7 +23,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from monai_usfm import save_network
 from monai_usfm.data import LoadUltrasound
-from monai_usfm.networks import UltrasoundSegmenter, monte_carlo, usfm_vit
+from monai_usfm.inferers import DropoutInferer
+from monai_usfm.networks import UltrasoundSegmenter, usfm_vit
 
 NAME = "usfm_segmentation"
 SIZE = [64, 64]
@@ -206,7 +207,7 @@ def test_uncertainty_is_the_entropy_of_the_mean_over_dropout_masks_and_mirror_im
     image = LoadUltrasound()(images / "image_8.png")
     pixels = Resize(SIZE, mode="bilinear", anti_aliasing=True)(image).as_tensor()[None]
     network = network_of(trained / "model.pt")
-    plain, mirrored = (monte_carlo(network, x, samples=3)[0] for x in (pixels, pixels.flip(3)))
+    plain, mirrored = (DropoutInferer(3)(x, network).softmax(1) for x in (pixels, pixels.flip(3)))
     mean = F.interpolate((plain + mirrored.flip(3)) / 2, size=image.shape[1:], mode="bilinear")[0].double().numpy()
     entropy = -(mean * np.log2(mean)).sum(0)
     written = np.array(Image.open(tmp_path / "image_8_uncertainty.png"))

@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How sure is a network: Monte-Carlo dropout, flips at test time, temperature scaling."""
+"""How sure is a network: entropy, flips at test time, temperature scaling."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,9 +12,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer
 from scipy.optimize import minimize_scalar
-from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["FlipInferer", "TemperatureScaling", "monte_carlo", "predictive_entropy", "to_probabilities"]
+__all__ = ["FlipInferer", "TemperatureScaling", "predictive_entropy", "to_probabilities"]
 
 
 def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -36,70 +35,6 @@ def predictive_entropy(probabilities: torch.Tensor) -> torch.Tensor:
         probabilities = torch.cat([probabilities, 1 - probabilities], dim=1)
     entropy = torch.special.entr(probabilities).sum(1, keepdim=True)
     return (entropy / math.log(probabilities.shape[1])).clamp(0.0, 1.0)
-
-
-@torch.no_grad()
-def monte_carlo(
-    net: Callable[[torch.Tensor], torch.Tensor],
-    x: torch.Tensor,
-    samples: int = 16,
-    seed: int = 0,
-    classes: bool = True,
-    module: nn.Module | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and uncertainty over random dropout masks. Gal and Ghahramani 2016, https://arxiv.org/abs/1506.02142.
-
-    Only dropout layers are random; all else is in evaluation mode. The modes of the layers and the global random state
-    are as before afterwards.
-
-    Args:
-        net: the network, or a function that runs one (such as a sliding window); then name the network as ``module``.
-        x: images ``(B, C, *S)``.
-        samples: passes through the network.
-        seed: fixes the dropout masks.
-        classes: the network returns logits; the mean is over probabilities. False for images, as from an enhancer.
-        module: the network whose dropout is switched on, where ``net`` is not a module.
-
-    Returns:
-        The mean ``(B, K, ...)``, and the uncertainty ``(B, 1, ...)``: for classes the entropy of the mean as a share of
-        its maximum, otherwise the standard deviation over samples, averaged over channels.
-
-    Raises:
-        ValueError: for fewer than two samples, or if no dropout layer has a positive rate.
-    """
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}.")
-    network = module if module is not None else net
-    if not isinstance(network, nn.Module):
-        raise ValueError("net is not a torch module: pass the network whose dropout is meant as `module`.")
-    dropouts = [layer for layer in network.modules() if isinstance(layer, _DropoutNd) and layer.p > 0]
-    if not dropouts:
-        raise ValueError(
-            f"{type(network).__name__} has no dropout with a positive rate: set `dropout` when building it."
-        )
-    modes = {layer: layer.training for layer in network.modules()}
-    total = squares = torch.zeros((), device=x.device)
-    try:
-        network.eval()
-        for layer in dropouts:
-            layer.training = True
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed seeds every device
-            torch.manual_seed(seed)
-            for _ in range(samples):
-                output = net(x).float()
-                if classes:
-                    output = to_probabilities(output)
-                else:
-                    squares = squares + output.double().square()
-                total = total + output
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-    mean = total / samples
-    if classes:
-        return mean, predictive_entropy(mean)
-    variance = (squares / samples - mean.double().square()).clamp_min(0) * samples / (samples - 1)
-    return mean, variance.sqrt().mean(1, keepdim=True).to(mean.dtype)
 
 
 class FlipInferer(Inferer):

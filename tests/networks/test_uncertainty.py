@@ -2,21 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
 from torch import nn
 
+from monai_usfm.inferers import DropoutInferer
 from monai_usfm.networks import (
     FlipInferer,
     TemperatureScaling,
     UltrasoundClassifier,
-    UltrasoundEnhancer,
     UltrasoundSegmenter,
     UltrasoundViT,
-    monte_carlo,
 )
 from monai_usfm.networks.uncertainty import predictive_entropy
 
@@ -25,34 +21,21 @@ def encoder():
     return UltrasoundViT(32, hidden_size=32, mlp_dim=32, num_layers=4, num_heads=2)
 
 
-def test_mean_over_dropout_is_the_expectation_over_masks():
-    """A linear layer behind dropout 0.5 on two inputs has four equally likely outputs."""
-    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1, bias=False))
-    with torch.no_grad():
-        net[1].weight.copy_(torch.tensor([[1.0, 2.0]]))
-    x = torch.tensor([[1.0, 1.0]])
-    logits = [0.0, 2.0, 4.0, 6.0]
-    mean, _ = monte_carlo(net, x, samples=4000)
-    assert mean.item() == pytest.approx(sum(1 / (1 + math.exp(-v)) for v in logits) / 4, abs=0.01)
-    mean, deviation = monte_carlo(net, x, samples=4000, classes=False)
-    assert mean.item() == pytest.approx(3.0, abs=0.15)
-    assert deviation.item() == pytest.approx(math.sqrt(5.0), abs=0.1)
-
-
-@pytest.mark.parametrize("kind", ["segmenter", "classifier", "enhancer"])
-def test_every_task_network_has_dropout_maps(kind):
+@pytest.mark.parametrize("kind", ["segmenter", "classifier"])
+def test_networks_of_classes_have_dropout_to_draw(kind):
     torch.manual_seed(0)
     net = {
         "segmenter": lambda: UltrasoundSegmenter(encoder(), 3, dropout=0.5),
         "classifier": lambda: UltrasoundClassifier(encoder(), 3, dropout=0.5),
-        "enhancer": lambda: UltrasoundEnhancer(encoder(), dropout=0.5),
     }[kind]()
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)
     x = torch.rand(2, 1, 40, 32)
-    mean, uncertainty = monte_carlo(net, x, samples=3, classes=kind != "enhancer")
-    assert mean.shape[2:] == uncertainty.shape[2:] and uncertainty.shape[1] == 1
-    assert uncertainty.max() > 0 and torch.isfinite(uncertainty).all()
+    with torch.no_grad():
+        plain = net.eval()(x)
+    mean = DropoutInferer(3)(x, net)
+    assert mean.shape == plain.shape and torch.isfinite(mean).all()
+    assert not torch.allclose(mean.softmax(1), plain.softmax(1), atol=1e-3)
 
 
 def test_modes_and_global_random_state_are_kept_and_the_seed_decides():
@@ -61,17 +44,9 @@ def test_modes_and_global_random_state_are_kept_and_the_seed_decides():
     modes = [m.training for m in net.modules()]
     x = torch.rand(1, 1, 32, 32)
     state = torch.get_rng_state()
-    first, second, other = (monte_carlo(net, x, 3, seed=s)[0] for s in (0, 0, 1))
+    first, second, other = (DropoutInferer(3, seed)(x, net) for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state()) and modes == [m.training for m in net.modules()]
     assert torch.equal(first, second) and not torch.equal(first, other)
-
-
-def test_dropout_maps_work_through_a_sliding_window():
-    net = UltrasoundSegmenter(encoder(), 2, dropout=0.5)
-    window = SlidingWindowInferer((32, 32), overlap=0.25)
-    x = torch.rand(1, 1, 48, 48)
-    mean, uncertainty = monte_carlo(lambda image: window(image, net), x, 2, module=net)
-    assert mean.shape == (1, 2, 48, 48) and uncertainty.shape == (1, 1, 48, 48)
 
 
 def test_entropy_is_zero_for_certainty_and_one_for_ignorance():
@@ -156,9 +131,7 @@ def test_temperature_is_saved_with_a_network_and_scripts():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: monte_carlo(UltrasoundClassifier(encoder(), 2), torch.rand(1, 1, 32, 32)), "no dropout"),
-        (lambda: monte_carlo(nn.Dropout(0.5), torch.rand(1, 1), samples=1), "samples"),
-        (lambda: monte_carlo(lambda x: x, torch.rand(1, 1)), "module"),
+        (lambda: DropoutInferer(samples=1), "samples"),
         (lambda: FlipInferer(()), "spatial_axes"),
         (lambda: FlipInferer((0, 0)), "spatial_axes"),
         (lambda: FlipInferer((2,))(torch.rand(1, 1, 4, 4), nn.Identity()), "spatial axes"),
