@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.evaluation import calibration
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, to_usfm_state_dict, usfm_vit
 from monai_usfm.workflow import load_bundle
+from tests.tables import rows
 
 SIZE = [32, 48]
 SETTINGS = {"batch_size": 4, "num_workers": 0, "device": "cpu", "amp": "fp32"}
@@ -56,11 +56,6 @@ def train(root: Path, *overlays: str, **settings) -> None:
         dataset_dir=str(root / "data"),
         **{"pretrained": "null"} | TRAINING | settings,
     )
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def probabilities(path: Path) -> np.ndarray:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from monai_usfm import save_network
 from monai_usfm.networks import UltrasoundEnhancer, usfm_vit
+from tests.tables import rows as table
 
 SIZE = [32, 48]
 SETTINGS = {"batch_size": 2, "device": "cpu"}
@@ -53,11 +53,6 @@ def files(root: Path, *names: str) -> list[str]:
 def train(root: Path, *overlays: str, **settings) -> None:
     options = TRAINING | {"dataset_dir": str(root / "data")} | settings
     run(config_file=files(root, "train", *overlays), bundle_root=str(root), **options)
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")

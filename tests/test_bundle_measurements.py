@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from monai_usfm import read_card
 from monai_usfm.workflow import run_bundle
+from tests.tables import rows
 
 NAMES = ["left", "right"]
 TINY = {"num_layers": 4, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
@@ -48,11 +48,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     del lists["training"][0]["landmarks"]["right"]  # not shown
     (folder / "dataset.json").write_text(json.dumps(lists))
     return folder
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_landmarks_are_learned_by_one_option_and_written_in_pixels_and_mm(images: Path, tmp_path: Path):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import shutil
@@ -25,6 +24,7 @@ from monai_usfm import save_network
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.inferers import DropoutInferer
 from monai_usfm.networks import UltrasoundSegmenter, usfm_vit
+from tests.tables import rows
 
 NAME = "usfm_segmentation"
 SIZE = [64, 64]
@@ -107,11 +107,6 @@ def run(flow: ConfigWorkflow) -> None:
     flow.initialize()
     flow.run()
     flow.finalize()
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:

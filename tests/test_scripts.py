@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import runpy
 import shutil
@@ -19,6 +18,7 @@ from PIL import Image
 
 from monai_usfm import build_network, load_network, save_network
 from monai_usfm.simulation import SyntheticUltrasound, write_synthetic_dataset
+from tests.tables import rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,11 +36,6 @@ def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., i
         return 0
 
     return call
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 # ablate_pretraining

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from monai_usfm import build_network, load_network, read_card, save_network
 from monai_usfm.cli import main
+from tests.tables import rows
 
 SIZE = 32
 
@@ -53,11 +53,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         files[task] = folder / f"{task}.pt"
         save_network(files[task], build_network(task, spatial_size=[SIZE, SIZE], num_classes=2), half=False)
     return files
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def call(*arguments: object) -> int:

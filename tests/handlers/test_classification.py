@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import csv
 import json
 
 import numpy as np
@@ -15,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from monai_usfm.data import class_weights, load_class_splits
 from monai_usfm.handlers import ClassificationReport, ClassificationScore, save_confusion
+from tests.tables import rows as read
 
 
 def evaluate(batches, *handlers):
@@ -36,11 +36,6 @@ def evaluate(batches, *handlers):
             handler.attach(engine)
     engine.run(batches)
     return engine
-
-
-def read(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def random_batches(count=40, classes=3, seed=0):

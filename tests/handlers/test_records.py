@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -27,11 +26,7 @@ from monai_usfm.handlers import (
     learning_rates,
     save_panels,
 )
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+from tests.tables import rows
 
 
 def engine_with_losses(losses: list[float]) -> Engine:
