@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--simulated", type=int, default=12000, help="images")
     parser.add_argument("--agreement", type=float, default=0.8, help="of the views that a pseudo-label must have")
     parser.add_argument(
-        "--teachers", nargs="+", choices=("small", "dinov2"), default=["small"], help="of the tiny network"
+        "--teachers", nargs="+", choices=("small", "dinov2"), default=["small", "dinov2"], help="of the tiny network"
     )
     parser.add_argument("--start", type=Path, default=find_bundle("pretraining") / "models" / "model.pt")
     chosen, rest = parser.parse_known_args()

@@ -64,11 +64,12 @@ def build_network(
 
 
 def _provenance(pretrained: Any, layout: str) -> dict[str, Any]:
-    """What the card of a trained network says about the weights that training started from."""
+    """What the card of a trained network says about the weights that training started from; not what those began with:
+    their own card does, by its SHA-256."""
     if isinstance(pretrained, Mapping):
         return {"file": "state dict", "layout": layout}
     card = find_card(pretrained) or {}
-    kept: dict[str, Any] = {name: card[name] for name in ("sha256", "data", "license", "start") if name in card}
+    kept: dict[str, Any] = {name: card[name] for name in ("sha256", "data", "license") if name in card}
     return {"file": Path(pretrained).name, "layout": layout, **kept}
 
 
