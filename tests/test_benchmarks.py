@@ -64,3 +64,11 @@ def test_a_wire_is_as_wide_as_it_was_made_and_a_blur_is_found(monkeypatch):
     assert (along_rows, along_columns) == pytest.approx((2.355 * 2, 2.355 * 4), rel=0.02)
     wanted = module.measured(module.gaussian_filter(image, 1.5), "x")[2]
     assert module.like_blur(image, "x", wanted)[0] == "blur, sigma 1.50"
+
+
+def test_what_is_restored_is_scored_where_it_was_hidden_and_everywhere():
+    clean = np.zeros((4, 4))
+    hidden = np.zeros((4, 4), bool)
+    hidden[:2] = True
+    image = np.where(hidden, 0.1, 0.01)
+    assert script("restoration").psnr(image, clean, hidden) == pytest.approx((20.0, -10 * np.log10(0.00505)))
