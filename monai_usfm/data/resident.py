@@ -46,6 +46,7 @@ class ResidentImages(torch.utils.data.Dataset):
         self.dataset, self.device, self.num_workers = dataset, device, num_workers
         self._tensors: dict[str, torch.Tensor] = {}
         self._others: dict[str, list[Any]] = {}
+        self._fraction = False  # whether the images were in [0, 1]
 
     def __len__(self) -> int:
         return len(self.dataset)
