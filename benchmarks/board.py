@@ -103,7 +103,7 @@ def main() -> None:
         fold = {"training": part, "validation": lists["validation"], "test": parts[(k + 1) % FOLDS]}
         (options.output / f"prostate{k}.json").write_text(json.dumps(fold, indent=1))
         board["tasks"][f"prostate{k}"] = {"datalist": f"prostate{k}.json"}
-    (options.output / "folds.json").write_text(json.dumps({**board, "fractions": [1.0], "seeds": [0]}, indent=1))
+    (options.output / "folds.json").write_text(json.dumps({**board, "fractions": [1.0], "seeds": [0, 1]}, indent=1))
 
 
 if __name__ == "__main__":
