@@ -4,8 +4,8 @@
 
 Writes the lists of the tasks, with the validation and test images that were scored, and ``images.json``,
 ``volumes.json`` and ``folds.json`` (volumes by cross-validation: each of 24 is trained on once and scored once) for
-``monai-usfm transfer-board OUTPUT/images.json OUTPUT/images``. To save time, whole patients are
-left out of the validation and test lists of the breast tasks, in the order of a hash of their names.
+``monai-usfm transfer-board OUTPUT/images.json OUTPUT/images``. To save time, whole patients are left out of the
+validation and test lists of the breast tasks, in the order of a hash of their names.
 """
 
 from __future__ import annotations

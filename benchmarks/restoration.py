@@ -57,7 +57,9 @@ def main() -> None:
         masks = torch.nn.functional.interpolate(masks, SIZE) > 0
         arrays = [x[:, 0].numpy() for x in (corrupted, clean, masks, restored.clamp(0, 1))]
         for seen, true, mask, found in zip(*arrays, strict=True):
-            rows = {"corrupted": [seen], **{name: [f(seen) for f in group] for name, group in FILTERS.items()}}
+            rows = {}
+            if file == options.checkpoints[0]:  # all see the same corruption
+                rows = {"corrupted": [seen], **{name: [f(seen) for f in group] for name, group in FILTERS.items()}}
             for name, images in {**rows, file: [found]}.items():
                 scores.setdefault(name, []).append([psnr(image, true, mask) for image in images])
     table = []

@@ -141,12 +141,7 @@ def main() -> None:
         (out / "dinov2").mkdir(exist_ok=True)
         save_network(out / "dinov2" / "model.pt", build_network("encoder", chosen.dinov2, patch_size=[16, 16]))
     teachers = [str(out / name / "model.pt") for name in chosen.teachers]
-    tiny = {
-        **common,
-        "teacher": teachers if len(teachers) > 1 else teachers[0],
-        "texture_weight": 0.5,
-        "restoration_weight": 0.0,
-    }
+    tiny = {**common, "teacher": teachers, "texture_weight": 0.5, "restoration_weight": 0.0}
     tiny |= {"spatial_size": [192, 192], "stored_size": [192, 192]}
     tokens = {
         "shares": {"target": 0.25, "pseudo": 0.08, "lines": 0.04, "structures": 0.08, "unlabeled": 0.55},
@@ -159,7 +154,6 @@ def main() -> None:
     }
     encoder = run(out / "tokens", JOINT, {**tiny, **tokens}, options)
     begin = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)"]
-    begin.append("$setattr(torch.backends.cudnn, 'benchmark', False)")
     # What maps tokens to the teacher's is in no exported file.
     state = f"torch.load('{out}/tokens/checkpoints/last.pt', weights_only=True)['network']"
     joint = {

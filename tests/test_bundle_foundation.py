@@ -66,6 +66,7 @@ def test_joint_pretraining_exports_a_segmenter_with_its_decoder(data: Path, tmp_
         "unlabeled": {"datalist": str(data / "dataset.json")},
     }
     run("foundation", data, tmp_path, parts=parts)
+    assert not torch.backends.cudnn.benchmark
     network = UltrasoundSegmenter(usfm_vit("tiny", img_size=32, in_channels=1, **TINY), 2)
     report = load_pretrained(network, tmp_path / "model.pt")
     assert not report.missing

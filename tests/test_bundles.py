@@ -103,9 +103,8 @@ def test_all_bundles_read_files_alike(repository, bundle):
     for step in steps[0] + steps[1]:  # the segmentation reads all frames of a cine on demand
         if step.get("spatial_dims") == "$3 if @cine else @plan['spatial_dims']":
             step["spatial_dims"] = "$@plan['spatial_dims']"
-        if (
-            step.get("reader") == "$monai_usfm.data.UltrasoundReader(region=@region)"
-        ):  # an option of the segmentation, which measures
+        # an option of the segmentation, which measures
+        if step.get("reader") == "$monai_usfm.data.UltrasoundReader(region=@region)":
             step["reader"] = "$monai_usfm.data.UltrasoundReader"
     assert steps[0] == steps[1]
 

@@ -78,6 +78,9 @@ def on_device(
     for block in network.modules():
         if isinstance(block, TransformerBlock):
             block.use_checkpoint = use_checkpoint
+    partial = getattr(network, "partial", False)
+    if partial:  # cuDNN would search its algorithms for every number of images of a part
+        torch.backends.cudnn.benchmark = False
     if compile:
         network.compile()
     if not (network.training and dist.is_available() and dist.is_initialized()):
@@ -87,8 +90,7 @@ def on_device(
             raise ValueError("--sharded true does not go with --lora_rank, which needs little memory: leave one out.")
         return shard(network)
     ids = [torch.device(device)] if torch.device(device).type == "cuda" else None
-    unused = getattr(network, "partial", False)
-    return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids, find_unused_parameters=unused)
+    return torch.nn.parallel.DistributedDataParallel(network, device_ids=ids, find_unused_parameters=partial)
 
 
 def start_weights(pretrained: Any, bundle_root: str = ".", **options: Any) -> Any:

@@ -65,8 +65,9 @@ def agreeing_masks(
         mask = torch.stack(seen).mean(0).argmax(0)
         scores = []
         for view in seen:
-            both = ((view.argmax(0) == mask) & (mask > 0)).sum()
-            scores.append(2 * both / ((view.argmax(0) > 0).sum() + (mask > 0).sum()).clamp(min=1))
+            found = view.argmax(0)
+            both = ((found == mask) & (mask > 0)).sum()
+            scores.append(2 * both / ((found > 0).sum() + (mask > 0).sum()).clamp(min=1))
         result.append((mask, torch.stack(scores).min().item()))
     return result
 

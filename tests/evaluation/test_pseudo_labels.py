@@ -35,6 +35,17 @@ class Left(torch.nn.Module):
 
 
 @pytest.fixture
+def everywhere() -> torch.nn.Module:
+    """Segments all of every image."""
+    options = {"spatial_size": [32, 32], "num_layers": 1, "hidden_size": 48, "mlp_dim": 48, "num_heads": 3}
+    network = build_network("segmentation", **options)
+    with torch.no_grad():
+        network.head.to_pixels.weight.zero_()
+        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))
+    return network
+
+
+@pytest.fixture
 def square() -> torch.Tensor:
     image = torch.zeros(1, 60, 80)
     image[:, 15:45, 20:50] = 1
@@ -55,14 +66,8 @@ def test_an_empty_mask_is_no_agreement() -> None:
     assert agreeing_masks(Bright(), [torch.zeros(1, 32, 32)], (32, 32))[0][1] == 0
 
 
-def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(tmp_path: Path) -> None:
-    network = build_network(
-        "segmentation", spatial_size=[32, 32], num_layers=1, hidden_size=48, mlp_dim=48, num_heads=3
-    )
-    with torch.no_grad():
-        network.head.to_pixels.weight.zero_()
-        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))  # segments all of every image
-    save_network(tmp_path / "model.pt", network)
+def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(everywhere: torch.nn.Module, tmp_path: Path) -> None:
+    save_network(tmp_path / "model.pt", everywhere)
     items = []
     for number, organ in enumerate(["breast", "lung", "breast"]):
         Image.fromarray(np.full((20, 30), 100, np.uint8)).save(tmp_path / f"{number}.png")
@@ -78,13 +83,8 @@ def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("ignore:.*no header tells")
-def test_a_dark_image_of_twelve_bits_is_read_as_in_training(tmp_path: Path) -> None:
-    options = {"spatial_size": [32, 32], "num_layers": 1, "hidden_size": 48, "mlp_dim": 48, "num_heads": 3}
-    network = build_network("segmentation", **options)
-    with torch.no_grad():
-        network.head.to_pixels.weight.zero_()
-        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))
-    save_network(tmp_path / "model.pt", network, preprocessing={"full_scale": 4095})
+def test_a_dark_image_of_twelve_bits_is_read_as_in_training(everywhere: torch.nn.Module, tmp_path: Path) -> None:
+    save_network(tmp_path / "model.pt", everywhere, preprocessing={"full_scale": 4095})
     Image.fromarray(np.linspace(0, 200, 40 * 30).reshape(40, 30).astype(np.uint16)).save(tmp_path / "dark.png")
     (tmp_path / "list.json").write_text(json.dumps({"training": [{"image": "dark.png", "patient": "p"}]}))
     files = (str(tmp_path / "model.pt"), str(tmp_path / "list.json"), str(tmp_path / "out"))
@@ -95,22 +95,19 @@ def test_a_dark_image_of_twelve_bits_is_read_as_in_training(tmp_path: Path) -> N
         assert load_images(items, (40, 30)).images.max().item() == pytest.approx(brightest, rel=0.02)
 
 
-def test_masks_have_the_values_of_the_files_and_only_those_that_a_png_can_hold(tmp_path: Path) -> None:
-    options = {"spatial_size": [32, 32], "num_layers": 1, "hidden_size": 48, "mlp_dim": 48, "num_heads": 3}
-    network = build_network("segmentation", **options)
-    with torch.no_grad():
-        network.head.to_pixels.weight.zero_()
-        network.head.to_pixels.bias.copy_(torch.tensor([0.0, 5.0]))
+def test_masks_have_the_values_of_the_files_and_only_those_that_a_png_can_hold(
+    everywhere: torch.nn.Module, tmp_path: Path
+) -> None:
     Image.fromarray(np.full((20, 30), 100, np.uint8)).save(tmp_path / "0.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     for name in ("0", "broken"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"training": [{"image": f"{name}.png", "patient": "p"}]}))
     files = [str(tmp_path / name) for name in ("model.pt", "0.json", "out")]
-    save_network(files[0], network, label_values=[0, 1000])
+    save_network(files[0], everywhere, label_values=[0, 1000])
     (item,) = json.loads(pseudo_label(*files, device="cpu").read_text())["training"]
     assert np.unique(np.asarray(Image.open(item["label"]))).tolist() == [1000]
     with pytest.raises(UnreadableImageError, match=r"broken\.png"):
         pseudo_label(files[0], str(tmp_path / "broken.json"), files[2], device="cpu")
-    save_network(files[0], network, label_values=[-1, 1])
+    save_network(files[0], everywhere, label_values=[-1, 1])
     with pytest.raises(ValueError, match=r"model\.pt: masks are PNG files of 0 to 65535"):
         pseudo_label(*files, device="cpu")

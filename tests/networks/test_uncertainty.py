@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,16 @@ from monai_usfm.networks.uncertainty import predictive_entropy
 
 def encoder():
     return UltrasoundViT(32, hidden_size=32, mlp_dim=32, num_layers=4, num_heads=2)
+
+
+def test_mean_over_dropout_is_the_expectation_over_masks():
+    """A linear layer behind dropout 0.5 on two inputs has four equally likely outputs."""
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 2.0]]))
+    mean = DropoutInferer(4000)(torch.tensor([[1.0, 1.0]]), net).sigmoid()
+    logits = [0.0, 2.0, 4.0, 6.0]
+    assert mean.item() == pytest.approx(sum(1 / (1 + math.exp(-v)) for v in logits) / 4, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", ["segmenter", "classifier"])

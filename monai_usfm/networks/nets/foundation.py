@@ -50,7 +50,7 @@ class FoundationModel(nn.Module):
         ValueError: for another head, no data set, or a first data set of other classes than the network.
     """
 
-    partial = True  # of several processes one may have a batch without the images of a part
+    partial = True  # the images of a part differ in number from batch to batch, and may be none
 
     def __init__(
         self,
