@@ -76,9 +76,14 @@ def main() -> None:
     parser.add_argument("--unet", type=Path, help="weights of the 2D UNet from simulated images, as a further start")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    for task in TASKS:
-        target = options.output / f"{task}.json"
-        target.write_text(json.dumps(listed(options.data.absolute(), task, target), indent=1))
+    lists = {task: listed(options.data.absolute(), task, options.output / f"{task}.json") for task in TASKS}
+    prostates = lists["prostate"]
+    parts = [(prostates["training"] + prostates["test"])[k::FOLDS] for k in range(FOLDS)]
+    for k, part in enumerate(parts):
+        fold = {"training": part, "validation": prostates["validation"], "test": parts[(k + 1) % FOLDS]}
+        lists[f"prostate{k}"] = fold
+    for task, splits in lists.items():
+        (options.output / f"{task}.json").write_text(json.dumps(splits, indent=1))
     densenet = {"_target_": "DenseNet121", "spatial_dims": 2, "in_channels": 1, "out_channels": 2}
     foundation, scratch = {"pretrained": str(START)}, {"layer_decay": 1.0}
     starts: dict[str, Any] = {"foundation": foundation, "scratch": scratch, "unet": unet(2)}
@@ -96,13 +101,7 @@ def main() -> None:
     starts = {"foundation": foundation, "simulated_volumes": volumes, "scratch": scratch, "unet": unet(3)}
     board |= {"options": VOLUMES, "tasks": {"prostate": {"datalist": "prostate.json"}}, "starts": starts}
     (options.output / "volumes.json").write_text(json.dumps({**board, "fractions": [0.25]}, indent=1))
-    lists = json.loads((options.output / "prostate.json").read_text())
-    parts = [(lists["training"] + lists["test"])[k::FOLDS] for k in range(FOLDS)]
-    board["tasks"] = {}
-    for k, part in enumerate(parts):
-        fold = {"training": part, "validation": lists["validation"], "test": parts[(k + 1) % FOLDS]}
-        (options.output / f"prostate{k}.json").write_text(json.dumps(fold, indent=1))
-        board["tasks"][f"prostate{k}"] = {"datalist": f"prostate{k}.json"}
+    board["tasks"] = {f"prostate{k}": {"datalist": f"prostate{k}.json"} for k in range(FOLDS)}
     (options.output / "folds.json").write_text(json.dumps({**board, "fractions": [1.0], "seeds": [0, 1]}, indent=1))
 
 

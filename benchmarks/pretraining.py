@@ -229,10 +229,14 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def compare(
-    group: str, size: str, batch: int, rounds: int, device: torch.device, bf16: bool, compiled: bool = False
-) -> None:
+def print_heading(what: str, options: argparse.Namespace, bf16: bool) -> None:
+    precision = "bf16 autocast" if bf16 else "fp32"
+    print(f"\n### {what}, {precision}, {options.size}, batch {options.batch}, {options.rounds} rounds\n")
+
+
+def compare(group: str, options: argparse.Namespace, bf16: bool) -> None:
     """Print the table of one group at one precision."""
+    batch, device = options.batch, options.device
     image = torch.rand(batch, 1, IMAGE, IMAGE, device=device)
     steps: dict[str, Callable[[], object]] = {}
     notes: dict[str, str] = {}
@@ -240,7 +244,7 @@ def compare(
         if package is not None and importlib.util.find_spec(package) is None:
             notes[name] = f"skipped: {package} is not installed"
             continue
-        step = Step(build(size), device, bf16, compiled)
+        step = Step(build(options.size), device, bf16, options.compile)
         try:
             for _ in range(WARM_UP):
                 step(image)
@@ -248,9 +252,9 @@ def compare(
             notes[name] = f"fails: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
             continue
         steps[name] = lambda step=step: step(image)
-    times = interleaved(steps, rounds, device)
+    times = interleaved(steps, options.rounds, device)
     base = next(iter(times))
-    print(f"\n### {group}, {'bf16 autocast' if bf16 else 'fp32'}, {size}, batch {batch}, {rounds} rounds\n")
+    print_heading(group, options, bf16)
     print(f"| step | img/s | times as fast as {base} |\n| --- | --- | --- |")
     for name in GROUPS[group]:
         if name in notes:
@@ -266,18 +270,9 @@ def batches(loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
         yield from loader
 
 
-def whole_loop(
-    folder: str,
-    size: str,
-    batch: int,
-    rounds: int,
-    workers: int,
-    device: torch.device,
-    bf16: bool,
-    resident: bool = False,
-    compiled: bool = False,
-) -> None:
+def whole_loop(options: argparse.Namespace, bf16: bool) -> None:
     """Print what loading and augmentation cost on top of the step, for both objectives."""
+    batch, device, workers = options.batch, options.device, options.workers
     stored = [round(1.15 * IMAGE)] * 2
     transform = Compose(
         [
@@ -289,7 +284,7 @@ def whole_loop(
     )
     augment = BatchAugmentation([IMAGE, IMAGE])
     with tempfile.TemporaryDirectory() as cache:
-        items = list_images(folder)
+        items = list_images(options.data)
         dataset = UltrasoundDataset(items, transform, skip_unreadable=True, cache_dir=cache)
         start = time.perf_counter()
         for _ in dataset:
@@ -300,17 +295,17 @@ def whole_loop(
             batch,
             training_sampler(dataset),
             device,
-            resident,
+            options.resident,
             drop_last=len(items) >= batch,
             num_workers=workers,
         )
-        print(f"\n### whole loop, {'bf16 autocast' if bf16 else 'fp32'}, {size}, batch {batch}, {rounds} rounds\n")
-        where = "in the memory of the device" if resident else f"{workers} workers"
-        print(f"{len(items)} images of {folder}; stored in {built:.1f} s of wall time; {where}\n")
+        print_heading("whole loop", options, bf16)
+        where = "in the memory of the device" if options.resident else f"{workers} workers"
+        print(f"{len(items)} images of {options.data}; stored in {built:.1f} s of wall time; {where}\n")
         print("| objective | step alone, img/s | whole loop, img/s | share of loading and augmentation |")
         print("| --- | --- | --- | --- |")
-        for name, network in (("MAE", OurMAE(size)), ("USFM", OurUSFM(size))):
-            step, source = Step(network, device, bf16, compiled), batches(loader)
+        for name, network in (("MAE", OurMAE(options.size)), ("USFM", OurUSFM(options.size))):
+            step, source = Step(network, device, bf16, options.compile), batches(loader)
             fixed = augment(next(source), device)[0]
 
             def loop(step: Step = step, source: Iterator[dict[str, torch.Tensor]] = source) -> None:
@@ -321,7 +316,7 @@ def whole_loop(
 
             for _ in range(WARM_UP):
                 loop()
-            times = interleaved({"alone": alone, "loop": loop}, rounds, device)
+            times = interleaved({"alone": alone, "loop": loop}, options.rounds, device)
             share = [100 * (1 - a / b) for a, b in zip(times["alone"], times["loop"], strict=True)]
             rates = [spread([len(fixed) / t for t in times[key]], 1) for key in ("alone", "loop")]
             print(f"| {name} | {rates[0]} | {rates[1]} | {spread(share, 1)} % |", flush=True)
@@ -349,10 +344,9 @@ def main() -> None:
     precisions = {"fp32": [False], "bf16": [True], "both": [True, False]}[options.precision]
     for bf16 in precisions:
         for group in GROUPS:
-            compare(group, options.size, options.batch, options.rounds, options.device, bf16, options.compile)
+            compare(group, options, bf16)
         if options.data:
-            arguments = (options.size, options.batch, options.rounds, options.workers, options.device, bf16)
-            whole_loop(options.data, *arguments, options.resident, options.compile)
+            whole_loop(options, bf16)
 
 
 def _installed(package: str) -> bool:
