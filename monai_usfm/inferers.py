@@ -16,6 +16,7 @@ from monai.utils import ensure_tuple_rep
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from monai_usfm.cards import require_classes
 from monai_usfm.networks.uncertainty import to_logits, to_probabilities
 
 __all__ = [
@@ -252,17 +253,12 @@ class ImagePredictor:
         device: where it runs.
 
     Raises:
-        ValueError: for a network of volumes, or one that needs clicks.
+        ValueError: see :func:`~monai_usfm.cards.require_classes`.
     """
 
     def __init__(self, network: Any, device: torch.device | str = "cpu") -> None:
+        require_classes(network.card, "the network", spatial_dims=2)
         options = network.card["network"]
-        if options.get("spatial_dims", 2) != 2:
-            raise ValueError(
-                "single images are predicted by a 2D network; this one is for volumes and cines as a whole."
-            )
-        if network.card.get("prompts"):
-            raise ValueError("this network segments what is clicked, and here nobody clicks; take other weights.")
         self.network, self.device = network.to(device).eval(), device
         self.resize = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)
         self.channels = options.get("in_channels", 1)

@@ -233,16 +233,29 @@ EXACT_TYPES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz", ".mha", ".nrr
 
 # What options of these names must be in every bundle that has them, and how that is said. None is left to the default.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_epochs batch_size accumulation_steps val_interval save_interval in_channels crops_per_volume epoch_length": (
+    "max_epochs batch_size accumulation_steps val_interval save_interval in_channels crops_per_volume epoch_length "
+    "frames_per_cine": (
         _whole(1),
         "a whole number from 1",
     ),
-    "num_workers figure_interval seed lora_rank rank dropout_samples": (_whole(0), "a whole number from 0"),
+    "num_workers figure_interval seed lora_rank dropout_samples frozen_blocks clicks": (
+        _whole(0),
+        "a whole number from 0",
+    ),
     "spatial_size patch_size": (_each(_whole(1)), "whole numbers from 1, one for each axis"),
-    "learning_rate clip_norm temperature dynamic_range_db": (_number(0, open_low=True), "a number above 0"),
-    "weight_decay warmup_epochs organ_temperature mixup_alpha": (_number(0), "0 or more"),
+    "learning_rate clip_norm temperature dynamic_range_db teacher_scale pair_temperature": (
+        _number(0, open_low=True),
+        "a number above 0",
+    ),
+    "weight_decay warmup_epochs organ_temperature mixup_alpha temporal_sigma pair_weight "
+    "segmentation_weight distillation_weight restoration_weight texture_weight": (_number(0), "0 or more"),
     "layer_decay label_fraction": (_number(0, 1, open_low=True), "in (0, 1]"),
-    "holdout dropout label_smoothing": (_number(0, 1), "in [0, 1]"),
+    "holdout dropout label_smoothing background_crops": (_number(0, 1), "in [0, 1]"),
+    "mask_ratio": (lambda value: _number(0, 1)(value) and value < 1, "in [0, 1)"),
+    "values landmarks class_names": (
+        lambda value: isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value),
+        "a list of names, such as \"['length']\"",
+    ),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),
     "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
     "device": (
@@ -251,8 +264,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "output_ext": (lambda value: value in EXACT_TYPES, f"one of {', '.join(EXACT_TYPES)}"),
     "amp": (lambda value: value in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
-    "resume resume_anyway compile use_checkpoint sharded deterministic freeze_encoder class_balance fold_normalization "
-    "circumference resident uncertainty pairs preview statistics components muscle frames skip_unreadable": (
+    "resume resume_anyway compile use_checkpoint sharded deterministic freeze_encoder class_balance "
+    "circumference resident uncertainty box pairs preview statistics components muscle frames skip_unreadable": (
         _accepted(flag),
         "true or false",
     ),

@@ -72,8 +72,8 @@ def load_bundle(
         overlays: names of further configs of the bundle, laid over ``train.json`` or ``inference.json`` in this order.
         bundle_root: folder of the bundle, if ``bundle`` does not tell.
         options: config entries by id, such as ``max_epochs=5`` or ``**{"plan#width": 64}``. For training
-            also ``steps``: the optimizer steps of the whole training, in ``max_epochs`` equal parts with a validation
-            each, whatever the number of images.
+            also ``steps``: the optimizer steps of the whole training, whatever the number of images, in equal parts
+            with a validation each: ``max_epochs`` of them, or somewhat fewer, so that the parts add up.
 
     Raises:
         FileNotFoundError: for a bundle or config that is not there.
@@ -103,9 +103,17 @@ def load_bundle(
     set_options(flow.parser, options)
     if steps is not None:
         epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")  # where the option is null, the default
-        per_epoch = max(1, round(int(steps) / int(epochs)))
-        flow.parser.update(pairs={"train#trainer#epoch_length": per_epoch, "steps_per_epoch": per_epoch})
+        epochs, per_epoch = _parts(int(steps), int(epochs))
+        lengths = {"train#trainer#epoch_length": per_epoch, "steps_per_epoch": per_epoch}
+        flow.parser.update(pairs={**lengths, "train#trainer#max_epochs": epochs})
     return flow
+
+
+def _parts(steps: int, epochs: int) -> tuple[int, int]:
+    """Epochs, at most so many, and steps of each: exactly ``steps``, but where that would halve the validations."""
+    most = min(steps, epochs)
+    exact = max(count for count in range(1, most + 1) if steps % count == 0)
+    return (exact, steps // exact) if 2 * exact >= most else (most, round(steps / most))
 
 
 def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWorkflow:

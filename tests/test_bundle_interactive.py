@@ -112,7 +112,7 @@ def test_evaluation_clicks_in_the_largest_structure_by_itself(run: Path, tmp_pat
 def test_weights_that_need_clicks_are_not_used_without(run: Path, tmp_path: Path):
     checkpoint = str(run / "model.pt")
     assert read_card(run / "run" / "model.pt")["prompts"] == ["foreground", "background", "roi"]
-    with pytest.raises(ValueError, match="segments what is clicked"):
+    with pytest.raises(ValueError, match="is for segmentation by prompts of images"):
         ImagePredictor(load_network(checkpoint))
     with pytest.raises(ValueError, match="unasked"):
         calibrate(checkpoint, dataset_dir=str(run))

@@ -349,13 +349,18 @@ def test_the_encoder_of_any_network_gives_features(tmp_path):
         torch.testing.assert_close(features(image), network.encoder.eval()(image)[:, 1:].mean(1))
 
 
+CARD = {"task": "segmentation", "network": {"spatial_dims": 2}}
+
+
 @pytest.mark.parametrize(("more", "named"), [({"prompts": True}, "prompts"), ({"landmarks": ["a"]}, "landmarks")])
 def test_networks_that_tell_no_classes_unasked_are_refused_by_name(more, named):
-    require_classes({"task": "segmentation"}, "m.pt")
+    require_classes(CARD, "m.pt")
     with pytest.raises(ValueError, match=f"m.pt is for segmentation by {named}"):
-        require_classes({"task": "segmentation", **more}, "m.pt")
+        require_classes({**CARD, **more}, "m.pt")
     with pytest.raises(ValueError, match="for classification; here a segmentation is needed"):
-        require_classes({"task": "classification"}, "m.pt", "segmentation")
+        require_classes({**CARD, "task": "classification"}, "m.pt", "segmentation")
+    with pytest.raises(ValueError, match="for segmentation of images; here a segmentation of volumes is needed"):
+        require_classes(CARD, "m.pt", "segmentation", spatial_dims=3)
 
 
 def test_the_mean_of_trainings_is_that_of_their_weights(tmp_path):

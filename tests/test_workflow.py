@@ -52,6 +52,15 @@ def test_training_for_steps_takes_so_many_in_equal_epochs(tmp_path):
         assert len(list(csv.DictReader(stream))) == 4
 
 
+@pytest.mark.parametrize("steps, epochs, found", [
+    (100, 60, (50, 2)), (400, 60, (50, 8)), (2, 60, (2, 1)), (100, 4, (4, 25)), (401, 60, (60, 7)),
+])  # fmt: skip
+def test_parts_of_the_steps_add_up_where_validations_are_not_lost(steps, epochs, found):
+    flow = load_bundle("segmentation", steps=steps, max_epochs=epochs, output_dir="none")
+    parser = flow.parser
+    assert (parser.get_parsed_content("train#trainer#max_epochs"), parser["steps_per_epoch"]) == found
+
+
 def test_steps_are_parts_of_the_default_epochs_where_the_option_is_null():
     flow = load_bundle("pretraining", steps=4000)
     assert flow.parser["max_epochs"] is None

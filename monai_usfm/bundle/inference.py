@@ -21,7 +21,7 @@ from torch.utils.data import get_worker_info
 
 import monai_usfm
 from monai_usfm.bundle.errors import root_cause, under_command_line
-from monai_usfm.cards import ENCODER, WIDTHS, find_card, full_scale_of
+from monai_usfm.cards import encoder_options, find_card, full_scale_of
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
 from monai_usfm.files import write_csv
@@ -83,7 +83,7 @@ def inference_network(checkpoint: str, task: str, bundle_root: str = ".", **opti
             shipped = find_card(find_bundle("pretraining" if task == "features" else task) / "models" / "model.pt")
             card = {"network": shipped["network"] if shipped else {}}
         given = {name: value for name, value in options.items() if value is not None}
-        described = {n: v for n, v in card["network"].items() if task != "features" or n in ENCODER or n in WIDTHS}
+        described = encoder_options(card["network"]) if task == "features" else card["network"]
         network: Any = monai_usfm.build_network(task, **{**described, **given}).eval()
         network.card = {**network.card, **{n: v for n, v in card.items() if n not in ("network", "task")}}
         return network

@@ -50,6 +50,19 @@ def _values(parser: ConfigParser, config: Any) -> dict[str, Any]:
     return {name: parser.get_parsed_content(name) for name in config.get(DESCRIPTIONS, {}) if name in config}
 
 
+def checked_options(parser: ConfigParser) -> dict[str, Any]:
+    """Values of the options that a config describes.
+
+    Raises:
+        ValueError: for names that nothing reads (:func:`check_names`) and values out of range (:func:`check_values`).
+    """
+    config: Any = parser.config
+    check_names(config)
+    values = _values(parser, config)
+    check_values(values)
+    return values
+
+
 def start(output_dir: str | os.PathLike | None = None, export_path: str | os.PathLike | None = None) -> None:
     """First entry of ``initialize``: refuse what cannot work, in one sentence, before anything is read or computed.
 
@@ -73,10 +86,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     parser, values = _parser(), dict[str, Any]()
     if parser is not None:
-        config: Any = parser.config
-        check_names(config)
-        values = _values(parser, config)
-        check_values(values)
+        values = checked_options(parser)
         if "seed" in values:
             set_determinism(seed=int(values["seed"]), use_deterministic_algorithms=None)
             exact = flag(values.get("deterministic", False))  # MONAI's seeding turns cuDNN's choice off
@@ -87,6 +97,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         require_writable(Path(str(output_dir)), "output_dir")
         mark_results(str(output_dir), values.get("dataset_dir"))
         if parser is not None and int(os.environ.get("RANK", 0)) == 0:
+            config: Any = parser.config
             kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
             with atomic_write(Path(str(output_dir)) / "config.json") as part:
                 ConfigParser.export_config_file(kept, part, indent=1, default=str)

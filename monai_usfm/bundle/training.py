@@ -17,7 +17,7 @@ from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
 from torch.nn.utils import parametrize
 
-from monai_usfm.cards import ENCODER, WIDTHS, build_network, network_options, read_card
+from monai_usfm.cards import build_network, network_options, read_card
 from monai_usfm.handlers import shard
 from monai_usfm.inferers import WindowInferer
 from monai_usfm.losses import ATMLoss
@@ -27,7 +27,6 @@ from monai_usfm.workflow import find_bundle
 
 __all__ = [
     "default_device",
-    "encoder_options",
     "first_channel_loss",
     "loss_of_head",
     "lower_is_better",
@@ -144,11 +143,6 @@ def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = 
     if given.get("head") == "upernet":
         given = {"auxiliary": True, "width": 256, **given}
     return network_options(task, pretrained, **given)
-
-
-def encoder_options(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a plan that are those of the encoder."""
-    return {name: plan[name] for name in (*ENCODER, *WIDTHS) if name in plan}
 
 
 def prepare_network(network: torch.nn.Module, freeze_encoder: bool = False, lora_rank: int = 0) -> torch.nn.Module:

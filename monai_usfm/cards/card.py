@@ -15,9 +15,11 @@ import monai_usfm
 from monai_usfm.files import write_text_atomically
 
 __all__ = [
+    "NO_CLASSES",
     "TASKS",
     "card_path",
     "card_text",
+    "check_card",
     "find_card",
     "full_scale_of",
     "read_card",
@@ -57,7 +59,7 @@ def find_card(path: str | os.PathLike) -> dict[str, Any] | None:
             f"{place} is a card of version {card['card_version']}, this package reads up to {VERSION}: "
             "update monai_usfm."
         )
-    _check_card(card, place)
+    check_card(card, place)
     weights = Path(path).expanduser()
     if weights != place and weights.is_file() and card.get("sha256") not in (None, sha256_of(weights)):
         raise ValueError(
@@ -88,22 +90,30 @@ def full_scale_of(card: Mapping[str, Any] | None) -> float | None:
     return ((card or {}).get("preprocessing") or {}).get("full_scale")
 
 
-def require_classes(card: Mapping[str, Any], path: str | os.PathLike, *tasks: str) -> None:
-    """Refuse a network that does not tell classes, or only of what is clicked.
+def require_classes(
+    card: Mapping[str, Any], path: str | os.PathLike, *tasks: str, spatial_dims: int | None = None
+) -> None:
+    """Refuse a network that does not tell classes, only of what is clicked, or of images of other dimensions.
 
     Args:
         card: its card.
         path: its file, for the message.
         tasks: the tasks that are taken; default: segmentation and classification.
+        spatial_dims: 2 for a network of images, 3 of volumes; None takes both.
 
     Raises:
         ValueError: naming the file.
     """
     tasks = tasks or ("segmentation", "classification")
     other = next((name for name in NO_CLASSES if card.get(name)), None)
-    if card["task"] not in tasks or other:
-        kind = f"{card['task']} by {other}" if other else card["task"]
-        raise ValueError(f"{path} is for {kind}; here a {' or '.join(tasks)} is needed that tells classes unasked.")
+    axes = card["network"].get("spatial_dims", 2)
+    if card["task"] not in tasks or other or spatial_dims not in (None, axes):
+        shown = {2: " of images", 3: " of volumes"}
+        kind = card["task"] + (f" by {other}" if other else "") + ("" if spatial_dims is None else shown[axes])
+        raise ValueError(
+            f"{path} is for {kind}; here a {' or '.join(tasks)}{shown.get(spatial_dims or 0, '')} is needed that tells "
+            "classes unasked."
+        )
 
 
 def write_card(path: str | os.PathLike, card: Mapping[str, Any]) -> Path:
@@ -128,11 +138,11 @@ def card_text(card: Mapping[str, Any], sha256: str, place: Path) -> str:
     """The content of a card file for weights with this hash, checked."""
     full = {"card_version": VERSION, **card, "package": f"monai_usfm {monai_usfm.__version__}", "sha256": sha256}
     full = {name: value for name, value in full.items() if value is not None}
-    _check_card(full, place)
+    check_card(full, place)
     return json.dumps(full, indent=1, ensure_ascii=False) + "\n"
 
 
-def _check_card(card: Mapping[str, Any], place: Path) -> None:
+def check_card(card: Mapping[str, Any], place: Path) -> None:
     """Raise ValueError unless the fields agree with each other."""
     problem = ""
     network = card.get("network")

@@ -14,8 +14,8 @@ import torch
 import torch.nn as nn
 
 from monai_usfm.cards.build import assemble, describe_network
-from monai_usfm.cards.card import NO_CLASSES, TASKS, card_path, card_text, find_card, sha256_of
-from monai_usfm.cards.options import ENCODER, WIDTHS, network_options
+from monai_usfm.cards.card import NO_CLASSES, TASKS, card_path, card_text, find_card, full_scale_of, sha256_of
+from monai_usfm.cards.options import encoder_options, network_options
 from monai_usfm.files import atomic_write
 from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
 from monai_usfm.networks.nets import UltrasoundViT
@@ -78,10 +78,10 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
         task = "features" if wanted == "pretraining" else wanted
         described = card["network"]
         if kind == "pretraining":  # a decoder beside the encoder is of no use here
-            described = {name: value for name, value in described.items() if name in ENCODER or name in WIDTHS}
+            described = encoder_options(described)
         if kind != card["task"]:
             card = {**card, "task": task, "network": described}
-        resolved = network_options(task, path, **{**described, **_agree(path, card, options)})
+        resolved = network_options(task, **{**described, **_agree(path, card, options)})
     network: Any = assemble(task, resolved)
     resizable = options.get("spatial_size") is not None
     _fill(network, state, path, bool(card), only_encoder=task in ("encoder", "features"), resizable=resizable)
@@ -226,6 +226,8 @@ def average_networks(paths: Sequence[str | os.PathLike]) -> nn.Module:
     networks: list[Any] = [load_network(path) for path in paths]
     first = networks[0]
     for path, other in zip(paths, networks, strict=True):
+        if full_scale_of(other.card) != full_scale_of(first.card):
+            raise ValueError(f"{path} and {paths[0]} saw images with another value of white: they have no mean.")
         for name in ("task", "network", *OUTPUTS):
             here, there = other.card.get(name), first.card.get(name)
             if here != there and None not in (here, there):

@@ -28,7 +28,7 @@ from monai_usfm.networks.nets.vit import SIZES
 from monai_usfm.networks.weights import encoder_arguments, read_checkpoint, source_layout
 from monai_usfm.networks.weights.read import names_file
 
-__all__ = ["ENCODER", "NETWORKS", "OBJECTIVES", "WIDTHS", "named_options", "network_options"]
+__all__ = ["ENCODER", "NETWORKS", "OBJECTIVES", "WIDTHS", "encoder_options", "named_options", "network_options"]
 
 # Options of the encoder, as the bundles name them; `layer_scale` 0 builds none, since None means "not given".
 ENCODER = {
@@ -98,9 +98,9 @@ def network_options(
     merged = _encoder_options(given, source, pretrained)
     extra = {name: value for name, value in given.items() if name not in merged and name not in WIDTHS}
     same = theirs if theirs and theirs.get("task") == task else {}
-    kept = {
-        name: value for name, value in same.get("network", {}).items() if name not in ENCODER and name not in WIDTHS
-    }
+    kept = dict(same.get("network", {}))
+    for name in encoder_options(kept):
+        del kept[name]
     if any(name in given and given[name] != kept.get(name) for name in ("head", "pool")):
         kept = {name: value for name, value in kept.items() if name == "num_classes"}
     merged |= {**DEFAULTS[task], **kept, **extra}
@@ -111,6 +111,11 @@ def network_options(
     return merged
 
 
+def encoder_options(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a network that are the encoder's."""
+    return {name: value for name, value in network.items() if name in ENCODER or name in WIDTHS}
+
+
 @names_file("pretrained")
 def _source_options(pretrained: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The encoder's options in a file or state dict, and its card."""
@@ -118,7 +123,7 @@ def _source_options(pretrained: Any) -> tuple[dict[str, Any], dict[str, Any] | N
         return {}, None
     card = None if isinstance(pretrained, Mapping) else find_card(pretrained)
     if card is not None:
-        return {name: value for name, value in card["network"].items() if name in ENCODER or name in WIDTHS}, card
+        return encoder_options(card["network"]), card
     content = read_checkpoint(pretrained)
     options = named_options(encoder_arguments(content))
     if source_layout(content) != "monai_usfm":

@@ -72,9 +72,7 @@ def adapt(
     if bundle.list_options:
         return train(*options, task=task, bundle=replace(bundle, overlays=overlays))
     card, given = read_card(checkpoint), parse_options(options)
-    require_classes(card, checkpoint, "segmentation")
-    if card["network"]["spatial_dims"] != 2:
-        raise ValueError(f"{checkpoint} segments volumes; adapt fits networks of images.")
+    require_classes(card, checkpoint, "segmentation", spatial_dims=2)
     if not 0 < share <= 1:
         raise ValueError(f"--share must be in (0, 1]; got {share}.")
     if method == "style" and not labeled:
@@ -128,7 +126,8 @@ def _write_list(path: Path, lists: Mapping[str, Items]) -> str:
 def _move_head(checkpoint: str, output: Path, share: float) -> None:
     """The trained network with a mean of its encoder and the one that was pretrained further; its card names both."""
     network: Any = load_network(checkpoint)
-    after = load_network(output / "encoder.pt", "encoder").state_dict()
+    size = network.card["network"]["spatial_size"]  # --spatial_size may have trained the encoder on another
+    after = load_network(output / "encoder.pt", "encoder", spatial_size=size).state_dict()
     mixed = {
         name: torch.lerp(value, after[name], share) if value.is_floating_point() else value
         for name, value in network.encoder.state_dict().items()

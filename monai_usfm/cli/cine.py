@@ -12,8 +12,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from monai_usfm.cards import full_scale_of, load_network
+from monai_usfm.cards import full_scale_of, load_network, require_classes
 from monai_usfm.data import LoadUltrasound
+from monai_usfm.data.folders import stem_of
 from monai_usfm.files import atomic_write, write_csv
 from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics.cine import propagate_label
@@ -67,6 +68,7 @@ def stream(
         device: where to run.
     """
     network: Any = load_network(checkpoint, "segmentation")
+    require_classes(network.card, checkpoint, "segmentation", spatial_dims=2)
     frames = LoadUltrasound(3)(cine, full_scale=full_scale_of(network.card))
     segment = FrameSegmenter(network, smoothing, device)
     masks, seconds = [], []
@@ -105,7 +107,7 @@ def _save(labels: np.ndarray, frames: torch.Tensor, cine: str, output: str, kind
     """``(T, H, W)`` as NIfTI with the axes x, y, 1, t."""
     steps = [float(v) for v in frames.meta["spacing"]]  # type: ignore[attr-defined]
     image = nib.Nifti1Image(labels.transpose(2, 1, 0)[:, :, None], np.diag([steps[2], steps[1], 1.0, 1.0]))
-    target = Path(output) / f"{Path(cine).name.split('.')[0]}_{kind}.nii.gz"
+    target = Path(output) / f"{stem_of(cine)}_{kind}.nii.gz"
     with atomic_write(target) as part:
         nib.save(image, part)
     return target

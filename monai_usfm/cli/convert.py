@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from monai_usfm.bundle.inference import FAILED
-from monai_usfm.files import atomic_write
 
 __all__ = ["convert_dicom", "convert_weights"]
 
@@ -113,6 +112,7 @@ def convert_weights(
     import torch
 
     from monai_usfm.cards import save_network
+    from monai_usfm.handlers import save_atomically
     from monai_usfm.networks import encoder_arguments, load_pretrained, to_mae_state_dict, to_usfm_state_dict
     from monai_usfm.networks.nets.masked import MaskedAutoencoder
     from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit
@@ -143,6 +143,5 @@ def convert_weights(
         save_network(output, network, half=False, start={"file": source.name, "layout": report.layout})
     else:
         writer = to_usfm_state_dict if to == "usfm" else to_mae_state_dict
-        with atomic_write(output) as part:
-            torch.save(writer(network, imagenet_input=imagenet_input), part)
+        save_atomically(writer(network, imagenet_input=imagenet_input), output)
     print(f"wrote {output}{' and its card' if to == 'ours' else ''}")

@@ -129,16 +129,16 @@ def _integers(
         integers = _session(part)
         wanted, found = (torch.cat([run(image) for image in images]) for run in (network, integers))
         error = float((found - wanted).abs().mean() / (wanted.max() - wanted.min()))
-        names, scores = _scores(task, places, (network, integers))
-    lost = (scores[0] - scores[1]) / abs(scores[0])
+        names, scores, higher = _scores(task, places, (network, integers))
+    lost = (scores[0] - scores[1]) / max(abs(scores[0]), 1e-6)
     line = f"{names}: {scores[0]:.4f} in PyTorch, {scores[1]:.4f} in 8 bits"
-    if lost > SCORE_LOST:
+    if (lost if higher else -lost) > SCORE_LOST:
         raise ValueError(f"8-bit integers cost more than {SCORE_LOST:.1%} of the score ({line}); nothing is written.")
     return [f"mean difference from PyTorch on {len(images)} images: {error:.2%} of the range", line]
 
 
-def _scores(task: str, places: dict[str, Any], networks: Sequence[Run]) -> tuple[str, list[float]]:
-    """Name and values of the bundle's own key metric on the test split."""
+def _scores(task: str, places: dict[str, Any], networks: Sequence[Run]) -> tuple[str, list[float], bool]:
+    """Name and values of the bundle's own key metric on the test split, and whether a higher one is better."""
     options: dict[str, Any] = {**places, "split": "test", "validate#handlers": []}
     flow = load_bundle(task, "evaluate", **options)
     flow.initialize()
@@ -147,7 +147,8 @@ def _scores(task: str, places: dict[str, Any], networks: Sequence[Run]) -> tuple
         evaluator.network = network
         evaluator.run()
         scores.append(float(evaluator.state.metrics[evaluator.state.key_metric_name]))
-    return f"{evaluator.state.key_metric_name} of {len(evaluator.data_loader.dataset)} test images", scores
+    name = f"{evaluator.state.key_metric_name} of {len(evaluator.data_loader.dataset)} test images"
+    return name, scores, evaluator.metric_cmp_fn(1, 0)
 
 
 def _session(file: Path) -> Run:

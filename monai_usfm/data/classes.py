@@ -53,10 +53,10 @@ def load_class_splits(
         required=("image",) if values else ("image", "class"),
         full_scale=full_scale,
     )
-    if values:
-        return {split: [_with_values(item, values) for item in items] for split, items in lists.items()}
     for split, items in lists.items():
-        for index, item in enumerate(items):
+        if values:
+            items[:] = [_with_values(item, values) for item in items]
+        for index, item in enumerate(() if values else items):
             number = item["class"]
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
                 raise ValueError(

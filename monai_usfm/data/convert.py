@@ -93,7 +93,8 @@ def convert_dicom(
         values = gray_from_rgb(values)
     meta = reader.metadata(dataset)
     affine = meta["affine"].copy()
-    if frame is not None:
+    volume = slice_geometry(dataset, count) is not None
+    if frame is not None and volume:  # the frames of a cine lie in one place
         affine[:3, 3] += affine[:3, 2] * frame
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
 
@@ -103,12 +104,11 @@ def convert_dicom(
             known: dict[str, Any] = {"dpi": tuple(25.4 / spacing[:2])} if meta["spacing_known"] else {}
             Image.fromarray(page).save(part, **known)
         else:
-            volume = slice_geometry(dataset, count) is not None
             nib.save(_nifti(values, affine, volume, meta["frame_time"], meta["spacing_known"]), part)
         description = {
             "source": "" if strip else Path(path).name,
             "spacing_mm": [float(mm) for mm in spacing[1::-1]] if meta["spacing_known"] else None,
-            "slice_spacing_mm": float(spacing[2]) if slice_geometry(dataset, count) is not None else None,
+            "slice_spacing_mm": float(spacing[2]) if volume else None,
             "full_scale": white or None,
             "num_frames": count,
             "frame": frame,

@@ -84,7 +84,7 @@ def load_datalist(
         ValueError: when the file is not JSON, has no such split, an empty one, or an item without a required key.
     """
     file = Path(datalist)
-    base = file.parent if dataset_dir is None else Path(dataset_dir)
+    base = Path(os.path.abspath(file.parent if dataset_dir is None else dataset_dir))
     if dataset_dir is not None and not base.is_dir():
         raise FileNotFoundError(f"{base}: no such folder; correct dataset_dir.")
     lists = {key: value for key, value in read_datalist(file).items() if isinstance(value, list)}

@@ -7,11 +7,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from monai.config import PathLike
 from PIL import ExifTags, Image, ImageOps
 
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
+UNTURN = {  # EXIF orientation: what undoes the turn that shows an image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 EIGHT_BIT_MODES = {"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 """Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
@@ -68,6 +78,16 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
         frame_time=frame_time,
         turn=turn,
     )
+
+
+def save_mask(file: PathLike, mask: np.ndarray, turn: int = 1) -> None:
+    """Write class values ``(rows, columns)``, upright, as PNG with the EXIF orientation of their image: the two lie on
+    one grid then, whoever reads them."""
+    stored, exif = Image.fromarray(mask), Image.Exif()
+    if turn in UNTURN:
+        stored = stored.transpose(UNTURN[turn])
+        exif[ExifTags.Base.Orientation] = turn
+    stored.save(file, exif=exif)
 
 
 def _whole_pages(path: str, img: Any) -> list[int]:
@@ -157,7 +177,15 @@ def _spacing_mm(img: Any) -> tuple[float, float] | None:
     dpi = img.info.get("dpi") if img.format == "PNG" else None
     if dpi is None or not all(np.isfinite(d) and d > 0 for d in dpi):
         return None
-    # round numbers of dots an inch are what programs write by default
-    if any(abs(float(d) - usual) < 0.5 for d in dpi for usual in (72, 96, 150, 300, 600)):
+    if any(_print_resolution(float(d)) for d in dpi):
         return None
     return 25.4 / float(dpi[0]), 25.4 / float(dpi[1])
+
+
+def _print_resolution(dpi: float) -> bool:
+    """Whole numbers of dots an inch, rounded to dots a meter as PNG stores them, are what programs write by default;
+    not those that are whole hundredths of a millimeter, such as 254."""
+    hundredths = 2540 / dpi
+    whole_mm = abs(hundredths - round(hundredths)) < 1e-3 and round(hundredths) > 0
+    usual = any(abs(dpi - often) < 0.5 for often in (72, 96, 150, 300, 600))
+    return usual or (abs(dpi - round(dpi)) < 0.013 and not whole_mm)

@@ -12,7 +12,7 @@ import torch
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from monai_usfm.data.datalist import load_datalist
+from monai_usfm.data.datalist import load_datalist, read_datalist
 from monai_usfm.data.splits import load_splits, with_full_scale
 from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
 from monai_usfm.transforms.dictionary import TORCH
@@ -46,7 +46,7 @@ def joint_splits(parts: Parts) -> dict[str, list[dict[str, Any]]]:
     A part is a mapping with ``dataset_dir`` or ``datalist`` (see :func:`load_splits`) and, if it is labeled,
     ``num_classes``, and where needed ``label_values``, ``label_key`` (default ``"label"``) and ``output``: the name of
     the output layer, by default that of the part, shared by parts that name the same. None leaves a part out, so that
-    an overlay or the command line can. A part without a validation list validates on nothing.
+    an overlay or the command line can. A part without a validation list validates on nothing; one must have it.
 
     Every item gets ``part``, ``dataset`` (place of its output layer in :func:`joint_classes`, -1 if unlabeled) and
     ``organ`` (by default the part's name).
@@ -76,6 +76,8 @@ def joint_splits(parts: Parts) -> dict[str, list[dict[str, Any]]]:
                     if item.get(k) is not None
                 }
                 result[split].append(entry)
+    if not result["validation"]:
+        raise ValueError("parts: none has a validation list; give the datalist of one of them a list 'validation'.")
     return result
 
 
@@ -88,10 +90,9 @@ def _split(part: Mapping[str, Any], split: str, required: Sequence[str]) -> list
         )
         return lists["training"]
     datalist = datalist or f"{folder}/dataset.json"
-    try:
-        return load_datalist(datalist, folder, split, required=required, check_files=False)
-    except ValueError:  # no such list: training alone has shown that the file is sound
+    if not read_datalist(datalist).get(split):
         return []
+    return load_datalist(datalist, folder, split, required=required, check_files=False)
 
 
 def joint_weights(

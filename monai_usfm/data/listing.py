@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -201,12 +202,12 @@ def _find_images(
                 continue
             seen.add(path)
             parts = path.relative_to(root).parts[:-1]
-            named = [part for part in parts if says_something(part) and part.lower() not in classes]
+            named = [part for part in parts if says_something(part) and _folded(part) not in classes]
             entry = Entry(path, root, organ or (named[0] if named else root.name), labels=masks.of(path))
             entry.fov = masks.fov_of(path)
             for part in parts:
-                if part.lower() in classes:
-                    entry.extra["class"] = classes.index(part.lower())
+                if _folded(part) in classes:
+                    entry.extra["class"] = classes.index(_folded(part))
             here.append(entry)
         unpaired += sorted(masks.files - {path for entry in here for path in (*entry.labels, entry.fov)})
         entries += here
@@ -405,9 +406,14 @@ def _shares(text: str) -> tuple[float, ...] | None:
     return shares
 
 
+def _folded(name: str) -> str:
+    """In small letters, composed: macOS decomposes those with accents."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 def _class_names(classes: Sequence[str] | str | None) -> list[str]:
     entries = [classes] if isinstance(classes, str) else classes or []
-    names = [name.strip().lower() for entry in entries for name in entry.split(",") if name.strip()]
+    names = [_folded(name.strip()) for entry in entries for name in entry.split(",") if name.strip()]
     if entries and (len(set(names)) != len(names) or len(names) < 2):
         raise ValueError(f"classes are two or more folder names, such as benign,malignant; not {','.join(entries)!r}.")
     return names

@@ -15,8 +15,6 @@ from typing import Any
 
 from monai.config import PathLike
 
-from .tables import Table
-
 __all__ = ["add_patients"]
 
 Item = dict[str, Any]
@@ -76,52 +74,26 @@ def patient_key(patient: Any) -> str | None:
     return re.sub(r"(?<![\d.])0+(?=\d)", "", text) if text and text not in ("nan", "none", "null") else None
 
 
-def add_patients(
-    items: Sequence[Item],
-    dataset_dir: PathLike,
-    table: PathLike | None = None,
-    column: str = "patient_id",
-    pattern: str | None = None,
-) -> list[Item]:
-    """Give each item its ``patient``, for datalists that do not name them.
+def add_patients(items: Sequence[Item], dataset_dir: PathLike) -> list[Item]:
+    """Give each item its ``patient``, for datalists that do not name them, by its name (:func:`patient_by_rule`).
 
-    With neither ``table`` nor ``pattern`` the names tell (:func:`patient_by_rule`). Where they tell of some images
-    only, or of none, each image counts as a patient, with a warning that says what that means.
+    Where the names tell of some images only, or of none, each image counts as a patient, with a warning that says what
+    that means.
 
     Args:
         items: with absolute paths; those with a ``patient`` keep it.
-        dataset_dir: folder that the paths in the table are relative to.
-        table: CSV file with a column ``image`` and one of patients.
-        column: the column of patients.
-        pattern: regular expression that finds the patient in the path of the image below ``dataset_dir``, see
-            :func:`patient_by_pattern`.
-
-    Raises:
-        ValueError: for items that get no patient from the table and pattern given, naming the first.
+        dataset_dir: folder below which the names tell.
     """
-    lacking = [item for item in items if patient_key(item.get("patient")) is None]
-    paths = {str(item["image"]): Path(os.path.relpath(item["image"], dataset_dir)).as_posix() for item in lacking}
-    rows = Table(table, [column]).rows_of(list(paths.values())) if table is not None else [None] * len(paths)
-    found: dict[str, str | None] = {}
-    for (image, path), row in zip(paths.items(), rows, strict=True):  # an empty cell is no patient
-        found[image] = (row and row[column]) or (patient_by_pattern(path, pattern) if pattern else None)
-    if table is None and pattern is None:
-        by_rule = {image: patient_by_rule(path) for image, path in paths.items()}
-        found = {image: rule and rule[0] for image, rule in by_rule.items()}
-        if not all(found.values()):
-            warnings.warn(
-                "the patients of the images are not known, so each image counts as a patient: intervals are too narrow "
-                "and parts may share patients where one has several images. Name them: `monai-usfm datalist "
-                "--patient_pattern` or `monai-usfm join-table`.",
-                stacklevel=2,
-            )
-            found = dict(paths)
-    for image, patient in found.items():
-        if patient is None:
-            raise ValueError(
-                f"the patient of {image} is not known; add 'patient' to the datalist, or give a patient_table or a "
-                "patient_pattern that has it."
-            )
-    return [
-        item if item.get("patient") is not None else {**item, "patient": found[str(item["image"])]} for item in items
-    ]
+    lacking = [str(item["image"]) for item in items if patient_key(item.get("patient")) is None]
+    paths = {image: Path(os.path.relpath(image, dataset_dir)).as_posix() for image in lacking}
+    by_rule = {image: patient_by_rule(path) for image, path in paths.items()}
+    found = {image: rule[0] for image, rule in by_rule.items() if rule}
+    if len(found) < len(paths):
+        warnings.warn(
+            "the patients of the images are not known, so each image counts as a patient: intervals are too narrow and "
+            "parts may share patients where one has several images. Name them: `monai-usfm datalist --patient_pattern` "
+            "or `monai-usfm join-table`.",
+            stacklevel=2,
+        )
+        found = paths
+    return [{**item, "patient": found.get(str(item["image"]), item.get("patient"))} for item in items]

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -109,16 +110,25 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
         The volume.
 
     Raises:
-        ValueError: for a table without these columns, without rows, or with frames of several pixel sizes.
+        ValueError: for a table without these columns, without rows, with an entry that is no number, or with frames of
+            several sizes or pixel sizes.
     """
-    rows = list(Table(poses, COLUMNS).rows.values())
-    sizes = {(float(row["pixel_size_x_mm"]), float(row["pixel_size_y_mm"])) for row in rows}
+    rows = Table(poses, COLUMNS).rows.values()
+    numbers = np.array([[_number(poses, row, name) for name in COLUMNS] for row in rows])
+    if not len(numbers):
+        raise ValueError(f"{poses}: no frame stands in it.")
+    sizes = np.unique(numbers[:, :2], axis=0)
     if len(sizes) > 1:
         raise ValueError(f"{poses}: the frames have {len(sizes)} pixel sizes; resample them to one.")
     load = LoadUltrasound(2)
     frames = [np.asarray(load(Path(poses).parent / row["image"])[0]) for row in rows]
-    matrices = [np.array([float(row[name]) for name in MATRIX]).reshape(3, 4) for row in rows]
-    volume, fov, affine = compound(frames, matrices, sizes.pop(), spacing, max_gap)
+    shapes = sorted({frame.shape for frame in frames})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{poses}: its images have {len(shapes)} sizes, {shapes[0]} and {shapes[1]} pixels (rows first)."
+        )
+    matrices = list(numbers[:, 2:].reshape(-1, 3, 4))
+    volume, fov, affine = compound(frames, matrices, (sizes[0, 0], sizes[0, 1]), spacing, max_gap)
     target = Path(output)
     stem = target.name.removesuffix(".gz").removesuffix(".nii")
     for array, place in (((255 * volume).round(), target), (fov, target.with_name(f"{stem}_fov.nii.gz"))):
@@ -126,3 +136,13 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
             nib.save(nib.Nifti1Image(array.astype(np.uint8), affine), part)
     print(f"{target}: {' x '.join(map(str, volume.shape))} voxels of {spacing:g} mm from {len(frames)} frames.")
     return target
+
+
+def _number(table: str, row: Mapping[str, str], name: str) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{table}: {name} of {row['image']} is {row[name]!r}, no number.")
+    return value

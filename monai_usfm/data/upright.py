@@ -127,7 +127,7 @@ class UprightGray(InvertibleTransform):
             raise UnreadableImageError(
                 name, f"full_scale must be a positive number, got {full_scale!r}; correct the item."
             )
-        values = _frames_from_channels(name, values, meta)
+        values = _frames_from_channels(values, meta)
         shape = values.shape[1:]
         kept = _kept_axes(name, shape)
         values = values.squeeze(tuple(1 + axis for axis in range(len(shape)) if axis not in kept))
@@ -139,10 +139,9 @@ class UprightGray(InvertibleTransform):
             raise UnreadableImageError(
                 name, "a still image, but spatial_dims=3 needs a volume or cine; use spatial_dims=2 or leave it out."
             )
-        picked = -1
         if self.spatial_dims == 2:
             if len(kept) == 3:
-                frame = picked = checked_frame(name, pick, count)
+                frame = checked_frame(name, pick, count)
                 values = values[..., frame]
             elif frame < 0:
                 frame = checked_frame(name, pick, 1)
@@ -152,7 +151,7 @@ class UprightGray(InvertibleTransform):
         out = self._cast(torch.from_numpy(upright))
         if not get_track_meta():
             return out
-        return self._with_meta(out, name, meta, shape, kept, frame, picked, count, spacing, white)
+        return self._with_meta(out, name, meta, shape, kept, frame, count, spacing, white)
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
         """``(K, *S) -> (K, x, y[, z])`` in the file's own shape, see the class."""
@@ -207,7 +206,16 @@ class UprightGray(InvertibleTransform):
             given = self.full_scale if full_scale is None else full_scale
             if not white and given:
                 white = float(given)
-                high = min(high, white)  # the whole data set decided, so single larger values are clipped
+                if full_scale is not None and _of_another_kind(values, white, low, high):
+                    white = guess_full_scale(values)
+                    self._warn(
+                        "another kind",
+                        f"{name}: {values.dtype} values from {low:g} to {high:g} are of another kind than the images "
+                        f"of its list, or those that the network was trained on, where white is {given:g}: read with "
+                        f"white at {white:g}, and so are further files like it.",
+                    )
+                else:
+                    high = min(high, white)  # the whole data set decided, so single larger values are clipped
             if not white:
                 white = self._guess(name, values, high)
             if low >= -1e-6 * white and (high <= white * (1 + 1e-6) or _few_above(values, white, high)):
@@ -254,7 +262,6 @@ class UprightGray(InvertibleTransform):
         shape: tuple[int, ...],
         kept: tuple[int, ...],
         frame: int,
-        picked: int,
         count: int,
         spacing: float | Sequence[float] | None,
         white: float,
@@ -292,6 +299,7 @@ class UprightGray(InvertibleTransform):
                 "full_scale": float(white),
             },
         )
+        picked = frame if self.spatial_dims == 2 and len(kept) == 3 else -1  # of the file's third axis
         dropped = [axis for axis in range(len(shape)) if axis not in kept] if picked < 0 else []
         size = affine_to_spacing(affine)
         if picked >= 0 and abs(np.linalg.det(affine[:2, :2])) < 1e-6 * size[0] * size[1]:
@@ -401,6 +409,14 @@ def guess_full_scale(values: np.ndarray) -> float:
     return _USUAL_SCALES[-1]
 
 
+def _of_another_kind(values: np.ndarray, white: float, low: float, high: float) -> bool:
+    """Whether these are no values of a data set whose white is ``white``: shares of 1 among whole numbers, whole
+    numbers among shares, or a part of the image far above white."""
+    if values.dtype.kind == "f" and low >= 0 and high <= 1 and white >= 255:
+        return bool((values != np.rint(values)).any())
+    return high > 2 * white and bool(white <= 1 or np.mean(values > 2 * white) > 0.01)
+
+
 def _few_above(values: np.ndarray, white: float, high: float) -> bool:
     return bool(high <= 2 * white and np.count_nonzero(values > white) <= 1e-3 * values.size)
 
@@ -420,7 +436,7 @@ def _kept_axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(kept)
 
 
-def _frames_from_channels(name: str, values: np.ndarray, meta: Mapping[str, Any]) -> np.ndarray:
+def _frames_from_channels(values: np.ndarray, meta: Mapping[str, Any]) -> np.ndarray:
     """NIfTI's fourth axis is time, which MONAI's reader takes for channels: ``(t, x, y, 1) -> (1, x, y, t)``."""
     if "file_shape" in meta or "dim" not in meta or "qform_code" not in meta or len(values) == 1:
         return values

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from monai.config import PathLike
 from monai.utils import convert_to_tensor
 
-from monai_usfm.cards import full_scale_of, load_network
+from monai_usfm.cards import full_scale_of, load_network, require_classes
 from monai_usfm.data import LoadUltrasound, LoadUltrasoundd
 from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, Change
 from monai_usfm.evaluation.images import read_items
@@ -79,8 +79,7 @@ def audit(
     network = load_network(checkpoint)
     card: dict[str, Any] = network.card  # type: ignore[assignment]
     tasks = ("segmentation", "classification") if kind == "robustness" else ("classification",)
-    if card["task"] not in tasks or card["network"].get("spatial_dims", 2) != 2:
-        raise ValueError(f"{checkpoint} is for {card['task']}; the audit of {kind} takes 2D {' or '.join(tasks)}.")
+    require_classes(card, checkpoint, *tasks, spatial_dims=2)
     items = read_items(datalist, split, dataset_dir, limit, full_scale_of(card))
     wanted = "class" if card["task"] == "classification" else "label"
     lacking = [str(item["image"]) for item in items if item.get(wanted) is None]

@@ -72,9 +72,10 @@ def transfer_board(
         The Markdown file of the table, see :func:`summarize_board`.
 
     Raises:
-        ValueError: for a task or start that the board does not have, or cells made under other settings.
+        ValueError: for a board that lacks something, a task or start that it does not have, or cells made under other
+            settings.
     """
-    plan = json.loads(Path(board).read_text(encoding="utf-8"))
+    plan = _read_board(board)
     for chosen, kind in ((tasks, "tasks"), (starts, "starts")):
         unknown = [name for name in chosen or () if name not in plan[kind]]
         if unknown:
@@ -85,6 +86,28 @@ def transfer_board(
         Path(board).parent,
         output,
     )
+
+
+def _read_board(board: str) -> dict[str, Any]:
+    """The content of a board, checked before its first training."""
+    try:
+        plan = json.loads(Path(board).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{board}: no such board.") from None
+    except ValueError as error:
+        raise ValueError(f"{board}: not a JSON file ({error}).") from None
+    wanted = ("tasks", "starts", "fractions", "seeds", "reference")
+    if lacking := [name for name in wanted if not isinstance(plan, dict) or plan.get(name) is None]:
+        raise ValueError(f"{board}: lacks {', '.join(lacking)}.")
+    if plan["reference"] not in plan["starts"]:
+        raise ValueError(f"{board}: the reference {plan['reference']!r} is none of its starts.")
+    for task, settings in plan["tasks"].items():
+        if not settings.get("datalist"):
+            raise ValueError(f"{board}: the task {task!r} has no datalist.")
+        for start, options in plan["starts"].items():
+            if isinstance(files := options.get("pretrained"), Mapping) and task not in files:
+                raise ValueError(f"{board}: the start {start!r} has no weights for the task {task!r}.")
+    return plan
 
 
 def label_efficiency(

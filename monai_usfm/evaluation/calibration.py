@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 
+from monai_usfm.bundle.start import checked_options
 from monai_usfm.cards import load_network, read_card, require_classes, write_card
 from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.networks import TemperatureScaling
@@ -42,8 +43,8 @@ def calibrate(
         with ``sensitivity`` also ``presence_threshold`` and, of images that show nothing, ``false_positive_rate``.
 
     Raises:
-        ValueError: for a task without probabilities, a temperature that is no calibration, or a ``sensitivity`` that
-            cannot be fitted; the card stays as it was.
+        ValueError: for options that ``train.json`` refuses, a task without probabilities, a temperature that is no
+            calibration, or a ``sensitivity`` that cannot be fitted; the card stays as it was.
     """
     card = read_card(checkpoint)
     require_classes(card, checkpoint)
@@ -52,8 +53,11 @@ def calibrate(
             f"sensitivity must be in [0.01, 1], and of a segmentation; got {sensitivity} for {card['task']}."
         )
     options = {**options, "pretrained": checkpoint, "cache_dir": None}  # a byte a pixel is not what inference reads
+    if card.get("label_values"):  # the files hold what the network was trained on
+        options.setdefault("label_values", card["label_values"])
     flow = load_bundle(card["task"], "train", bundle_root=bundle_root, **options)
     flow.parser.parse(reset=True)
+    checked_options(flow.parser)
     logits, labels, presence, shown = _collect(flow.parser, load_network(checkpoint))
     result = _fit(logits, labels)
     fitted = {"temperature": round(result["temperature"], 4)}

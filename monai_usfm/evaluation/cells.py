@@ -158,7 +158,8 @@ class BundleTraining:
             if seconds:
                 shared["steps"] = steps_within(seconds, self.bundle, overlays=self.overlays, **shared)
             started = time.process_time()
-            run_bundle(self.bundle, overlays=self.overlays, **shared)
+            flow = run_bundle(self.bundle, overlays=self.overlays, **shared)
+            steps = flow.parser.get_parsed_content("train#trainer").state.iteration
             spent = time.process_time() - started
             training = ("steps", "plan#")  # what evaluation takes from the card of the weights
             scored = {k: v for k, v in shared.items() if not k.startswith(training)}
@@ -170,8 +171,7 @@ class BundleTraining:
             file.unlink()
         patients = {item.get("patient", item["image"]) for item in part}
         details = {"images": len(part), "patients": len(patients), "seconds": round(spent)}
-        steps = {"steps": shared["steps"]} if "steps" in shared else {}
-        return {"metrics": metrics, "cases": cases, "details": {**steps, **details}}
+        return {"metrics": metrics, "cases": cases, "details": {"steps": steps, **details}}
 
     def _read(self, folder: Path) -> tuple[dict[str, float], dict[str, list[Any]]]:
         """Scores of the test split, and the columns of its cases: Dice, or the label and the probabilities."""

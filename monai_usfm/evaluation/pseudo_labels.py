@@ -16,10 +16,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from monai.data import DataLoader
 from monai.utils import convert_to_tensor
-from PIL import Image
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
 from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, load_datalist
+from monai_usfm.data.image_files import save_mask
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.files import write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype
@@ -108,15 +108,13 @@ def pseudo_label(
     """
     network = load_network(checkpoint, "segmentation").to(device)
     whole: Any = cast(Any, network).card
-    require_classes(whole, checkpoint, "segmentation")
+    require_classes(whole, checkpoint, "segmentation", spatial_dims=2)
     card = whole["network"]
     # As in the files that the network was trained on, so that the two can stand in one list.
     values = np.array(whole.get("label_values") or range(card["num_classes"]))
     if values.min() < 0 or values.max() >= 2**16:
         raise ValueError(f"{checkpoint}: masks are PNG files of 0 to 65535; its label_values are {values.tolist()}.")
     values = values.astype(np.uint8 if values.max() < 256 else np.uint16)
-    if card["spatial_dims"] != 2:
-        raise ValueError(f"{checkpoint} segments volumes; pseudo-labels are made of images.")
     items = load_datalist(datalist, dataset_dir, split)
     items = [item for item in items if organs is None or item.get("organ") in organs]
     if not items:
@@ -137,8 +135,8 @@ def pseudo_label(
             if score < agreement:
                 continue
             file = folder / f"{number:06d}.png"
-            # The arrays of this package have rows first, as image files have.
-            Image.fromarray(values[mask.cpu().numpy()]).save(file)
+            turn = int(batch[number - start]["image"].meta.get("turn", 1))
+            save_mask(file, values[mask.cpu().numpy()], turn)
             kept.append({**items[number], "image": str(items[number]["image"]), "label": str(file)})
     logger.info("%d of %d images kept.", len(kept), len(items))
     if not kept:

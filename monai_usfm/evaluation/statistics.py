@@ -71,7 +71,6 @@ class PairedTest:
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float],
     patients: Sequence[Hashable],
-    confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -80,7 +79,6 @@ def bootstrap_interval(
     Args:
         statistic: case indices (with repetitions) -> value, for example ``lambda i: f1(labels[i], predicted[i])``.
         patients: the patient of each case.
-        confidence: of the interval.
         resamples: draws; a draw for which the statistic is NaN (an AUC without positives) is left out.
         seed: of the draws.
 
@@ -94,8 +92,7 @@ def bootstrap_interval(
         return Interval(value, np.nan, np.nan, count)
     drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
     draws = [float(statistic(np.concatenate([members[m] for m in draw]))) for draw in drawn]
-    tail = 50 * (1 - confidence)
-    low, high = np.nanpercentile(draws, [tail, 100 - tail])
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Interval(value, float(low), float(high), count)
 
 

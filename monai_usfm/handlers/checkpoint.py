@@ -21,11 +21,12 @@ from monai.utils import set_determinism
 from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_usfm.cards import save_network
+from monai_usfm.cards import card_path, check_card, describe_network, save_network
 from monai_usfm.files import atomic_write
 from monai_usfm.handlers.gradient import require_finite
 from monai_usfm.handlers.sharding import gather, scatter
 from monai_usfm.networks import UltrasoundViT
+from monai_usfm.networks.weights.load import bare
 
 __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "ValidateStart", "save_atomically"]
 
@@ -35,11 +36,6 @@ def save_atomically(state: Any, path: str | os.PathLike) -> Path:
     with atomic_write(path) as part:
         torch.save(state, part)
     return Path(path)
-
-
-def _plain(module: Any) -> Any:
-    """The network inside a distributed wrapper."""
-    return module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
 
 
 def _restore(thing: Any, state: Mapping[str, Any], share: float = 1.0) -> None:
@@ -141,7 +137,7 @@ def _due(engine: Engine, done: int, interval: int | None) -> bool:
 # Options that a resumed run may change: they say where things lie, how fast and how long it goes, what is shown.
 FREE_NAMES = (
     "bundle_root dataset_dir datalist output_dir ckpt_dir export_path max_epochs num_workers cache_dir "
-    "device compile use_checkpoint sharded resident resume resume_anyway figure_interval rank class_names"
+    "device compile use_checkpoint sharded resident resume resume_anyway figure_interval class_names"
 )
 FREE_OPTIONS = frozenset(FREE_NAMES.split())
 
@@ -204,7 +200,7 @@ class ResumableCheckpoint:
         if engine.state.iteration == self.written:
             return
         self.written = engine.state.iteration
-        state = {name: gather(_plain(thing).state_dict()) for name, thing in self.objects.items()}
+        state = {name: gather(bare(thing).state_dict()) for name, thing in self.objects.items()}
         if idist.get_rank() > 0:
             return
         try:
@@ -251,7 +247,7 @@ class ResumableCheckpoint:
         before = saved.get("steps_per_epoch", length)
         try:
             for name, thing in self.objects.items():
-                _restore(_plain(thing), state[name], length / before)
+                _restore(bare(thing), state[name], length / before)
         except Exception as error:
             raise RuntimeError(
                 f"cannot resume from {self.path}: {error}. Was it written by a run with other options? "
@@ -328,7 +324,7 @@ class BestCheckpoint:
         self.asked = True
         # A metric that is not a number never wins, not even the first time.
         if value > self.best:
-            state = gather(_plain(self.network).state_dict())
+            state = gather(bare(self.network).state_dict())
             require_finite(state, "the network")
             self.best = value
             if idist.get_rank() > 0:
@@ -397,6 +393,7 @@ class ExportWeights:
             another package, writes none.
 
     Raises:
+        ValueError: before the first step, for a card that contradicts the network.
         FloatingPointError: at the end, when no validation gave a number; nothing is written.
     """
 
@@ -408,7 +405,15 @@ class ExportWeights:
     card: Mapping[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
+        if self._has_card():
+            engine.add_event_handler(Events.STARTED, self._check)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def _has_card(self) -> bool:
+        return self.card is not None and isinstance(getattr(bare(self.network), "encoder", None), UltrasoundViT)
+
+    def _check(self) -> None:
+        check_card({**describe_network(bare(self.network)), **(self.card or {})}, card_path(self.path))
 
     def __call__(self, engine: Engine) -> None:
         if self.best is not None and self.best.asked and self.best.best == -float("inf"):
@@ -416,7 +421,7 @@ class ExportWeights:
                 f"no validation gave a score that is a number, so nothing was written to {self.path}: look at "
                 "metrics.csv and at the validation images."
             )
-        network = _plain(self.network)
+        network = bare(self.network)
         state = gather(network.state_dict())
         if idist.get_rank() > 0:
             return
@@ -427,8 +432,8 @@ class ExportWeights:
             state = _merged(network, state)
         state = {name: value.detach().cpu() for name, value in state.items()}
         require_finite(state, "the network")
-        if self.card is not None and isinstance(getattr(network, "encoder", None), UltrasoundViT):
-            save_network(self.path, network, state_dict=state, half=self.half, **self.card)
+        if self._has_card():
+            save_network(self.path, network, state_dict=state, half=self.half, **(self.card or {}))
         else:
             if self.half:
                 state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}

@@ -165,7 +165,7 @@ def label_figure(drawn: Image.Image, title: str, legend: Sequence[tuple[int, str
     """A figure with a title above and a legend below; long lines are cut to its width.
 
     Args:
-        figure: what is shown.
+        drawn: what is shown.
         title: text above.
         legend: class index and text of each line.
     """

@@ -18,7 +18,8 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 from PIL import Image
 
-from monai_usfm.data import SUPPORTED_SUFFIXES, LoadUltrasound
+from monai_usfm.data import LoadUltrasound
+from monai_usfm.data.folders import stem_of
 from monai_usfm.files import append_csv, atomic_write, write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import (
     draw_bars,
@@ -106,9 +107,8 @@ class CasePreviews:
     def _case(self, engine: Engine, item: Mapping[str, Any]) -> None:
         meta = item["image"].meta
         path = Path(str(meta["filename_or_obj"]))
-        suffix = max((s for s in SUPPORTED_SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
         below = path.parent.absolute().relative_to(Path(self.root).absolute()) if self.root else Path()
-        stem = self.folder / below / path.name[: len(path.name) - len(suffix)]
+        stem = self.folder / below / stem_of(path)
         dims = item["image"].dim() - 1
         # A plane of a volume or cine is the one the network saw.
         loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
@@ -301,7 +301,7 @@ class EmbeddingSaver(EvaluationReport):
                 arrays = {
                     f"block_{i}": m[0].float().cpu().numpy() for i, m in zip(self.feature_blocks, maps, strict=True)
                 }
-                self._save(f"{number:06d}_{Path(name).name.split('.')[0]}_maps.npz", arrays)
+                self._save(f"{number:06d}_{stem_of(name)}_maps.npz", arrays)
         return rows
 
     def shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

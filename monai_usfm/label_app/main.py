@@ -27,6 +27,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 
 from monai_usfm import __version__
 from monai_usfm.bundle import describe, probabilities, root_cause
+from monai_usfm.cards import NO_CLASSES
 from monai_usfm.data import UnreadableImageError
 
 REFUSED = (ValueError, OSError, UnreadableImageError)  # the fault is in what was asked
@@ -38,9 +39,13 @@ UNTRAINABLE = {
 TYPES = {"classification": "classification", "interactive": "deepedit"}  # of MONAI Label; others are segmentations
 
 
+def card_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "models" / "model.json").read_text(encoding="utf-8"))
+
+
 def task_of(folder: Path) -> str:
     """What a bundle is for, as the card of its weights says; a segmentation that takes prompts is "interactive"."""
-    card = json.loads((folder / "models" / "model.json").read_text(encoding="utf-8"))
+    card = card_of(folder)
     return "interactive" if card.get("prompts") else card["task"]
 
 
@@ -153,7 +158,8 @@ class UltrasoundApp(MONAILabelApp):
         return {
             f"{name}_uncertainty": Uncertainty(infer)
             for name, infer in self._infers.items()
-            if task_of(self.bundles[name]) not in ("enhancement", "interactive")
+            if task_of(self.bundles[name]) != "enhancement"
+            and not any(map(card_of(self.bundles[name]).get, NO_CLASSES))
         }
 
     def init_strategies(self) -> dict[str, Any]:

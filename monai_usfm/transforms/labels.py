@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from monai.utils.misc import ImageMetaKey
@@ -108,7 +109,21 @@ class LabelIndices(Transform):
                 f"{_file_name(label)}: JPEG does not keep the values of a label map, and this one does not tell the "
                 f"classes {values} apart; store it as PNG, or set label_values to values at least 32 apart."
             )
+        _refuse_plateaus(label, nearest, step, values)
         return nearest.to(label.dtype)
+
+
+def _refuse_plateaus(label: torch.Tensor, nearest: torch.Tensor, step: float, values: list[int]) -> None:
+    """Edges of a JPEG have all values between two classes, in steep slopes; a flat part between them is a class that
+    was not named."""
+    gray = label.as_subclass(torch.Tensor).float()  # type: ignore[arg-type]
+    spread = F.max_pool2d(gray, 3, 1, 1) + F.max_pool2d(-gray, 3, 1, 1)
+    plateau = ((gray - nearest).abs() > step / 4) & (spread <= step / 8)
+    if plateau.sum() > max(9.0, 0.01 * float((nearest != values[0]).sum())):
+        raise ValueError(
+            f"{_file_name(label)}: a part of value {float(gray[plateau].median()):g} stands for no class; expected "
+            f"{values}. Set num_classes, and label_values to the file values of the classes in their order."
+        )
 
 
 class _LabelForm(DictionaryForm):

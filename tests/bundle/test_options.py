@@ -76,6 +76,12 @@ def test_what_is_read_is_no_error_also_when_only_an_overlay_of_the_user_reads_it
         ("resume", "maybe"),
         ("learning_rate", float("nan")),
         ("label_fraction", 50),
+        ("background_crops", 5),
+        ("values", "length"),
+        ("landmarks", []),
+        ("mask_ratio", 1.0),
+        ("texture_weight", -1),
+        ("box", "perhaps"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: object) -> None:

@@ -47,8 +47,9 @@ def arguments(place: Path, *more: str) -> list[str]:
     return ["adapt", str(place / "new"), *folders, *settings, "--figure_interval", "0", *more]
 
 
-def test_masks_of_new_images_and_as_many_labeled_ones_train_on(place: Path) -> None:
-    assert main(arguments(place, "--labeled", str(place / "own" / "dataset.json"))) == 0
+def test_masks_of_new_images_and_as_many_labeled_ones_train_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert main(arguments(Path(), "--labeled", "own/dataset.json")) == 0
     lists = json.loads((place / "out" / "datalist.json").read_text())
     folders = [Path(item["image"]).parent.name for item in lists["training"]]
     assert (folders.count("deep"), folders.count("own"), len(lists["validation"])) == (4, 4, 1)
@@ -73,6 +74,8 @@ def test_options_are_listed_without_training(
 
 def test_the_head_is_moved_to_the_encoder_that_was_pretrained_further(place: Path) -> None:
     assert main(arguments(place, "--method", "pretraining", "--share", "0.25", "--warmup_epochs", "0")) == 0
+    size = read_card(place / "out" / "model.pt")["network"]["spatial_size"]
+    assert size == [32, 32]
     before, mixed = (load_network(file).state_dict() for file in (place / "model.pt", place / "out" / "model.pt"))
     after = load_network(place / "out" / "encoder.pt", "encoder").state_dict()
     moved = 0
@@ -129,4 +132,7 @@ def test_another_network_and_unsure_masks_are_refused(place: Path, capsys: pytes
     encoder = build_network("encoder", spatial_size=[32, 32], num_layers=1, hidden_size=48, mlp_dim=48, num_heads=3)
     save_network(place / "model.pt", encoder)
     assert main(arguments(place)) == 1
-    assert "is for pretraining; here a segmentation is needed" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "is for pretraining of images; here a segmentation of images is needed"
+        in capsys.readouterr().err.splitlines()[-1]
+    )

@@ -34,6 +34,9 @@ def cine(tmp_path):
 def test_a_label_goes_to_every_frame_of_the_file(cine):
     folder, discs = cine
     assert main(["propagate", str(folder / "c.nii.gz"), str(folder / "mask.png"), "--output", str(folder / "out")]) == 0
+    (folder / "c.nii.gz").rename(folder / "c.1.nii.gz")
+    assert main(["propagate", str(folder / "c.1.nii.gz"), str(folder / "mask.png"), "--output", str(folder)]) == 0
+    assert (folder / "c.1_label.nii.gz").is_file()
     saved = nib.load(folder / "out" / "c_label.nii.gz")
     assert saved.header.get_zooms()[:2] == (pytest.approx(0.4), pytest.approx(0.5))
     labels = np.asarray(saved.dataobj)[:, :, 0].transpose(2, 1, 0) > 0
@@ -51,11 +54,15 @@ def test_a_stream_has_a_mask_and_a_latency_for_every_frame(cine, capsys):
     with open(folder / "latency.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
     assert "frames per second" in capsys.readouterr().out
+    weights = str(save_network(folder / "points.pt", network, landmarks=["a", "b"]))
+    assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder / "points")]) == 1
+    assert "points.pt is for segmentation by landmarks" in capsys.readouterr().err
+    assert not (folder / "points").exists()
 
 
 def test_smoothing_weighs_former_frames_and_nothing_else():
     class Echo(torch.nn.Module):
-        card: ClassVar = {"network": {"spatial_size": [4, 4], "in_channels": 1}}
+        card: ClassVar = {"task": "segmentation", "network": {"spatial_size": [4, 4], "in_channels": 1}}
 
         def forward(self, x):
             return torch.cat([torch.zeros_like(x), torch.where(x > 0.5, 10.0, -10.0)], 1)

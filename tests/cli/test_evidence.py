@@ -92,7 +92,7 @@ def test_a_classifier_is_audited_on_every_image(dataset, weights, tmp_path, kind
 def test_an_audit_says_what_it_cannot_take(dataset, weights, tmp_path, capsys):
     arguments = ["--datalist", dataset / "dataset.json", "--output_dir", tmp_path]
     assert call("audit", weights["segmentation"], *arguments, "--kind", "shortcuts") == 1
-    assert "is for segmentation; the audit of shortcuts takes 2D classification" in capsys.readouterr().err
+    assert "is for segmentation of images; here a classification of images is needed" in capsys.readouterr().err
     items = json.loads((dataset / "dataset.json").read_text())["test"]
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"test": [{**items[0], "class": None}, items[1]]}))
@@ -161,6 +161,19 @@ def test_the_command_of_the_documentation_calibrates_means_over_flips_and_dropou
     assert temperatures[0] != temperatures[1] > 0
 
 
+def test_calibration_reads_masks_as_the_card_says_and_refuses_what_nothing_reads(dataset, weights, tmp_path, capsys):
+    network = load_network(weights["segmentation"])
+    arguments = ["--checkpoint", tmp_path / "model.pt", "--dataset_dir", dataset, "--device", "cpu", "--amp", "fp32"]
+    save_network(tmp_path / "model.pt", network, half=False, label_values=[0, 7])
+    assert call("calibrate", *arguments) == 1
+    assert "255 stand for no class; expected [0, 7]" in capsys.readouterr().err.splitlines()[-1]
+    save_network(tmp_path / "model.pt", network, half=False, label_values=[0, 255])
+    before = (tmp_path / "model.json").read_text()
+    assert call("calibrate", *arguments, "--lable_values", "[0,255]") == 1
+    assert "Did you mean --label_values" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "model.json").read_text() == before
+
+
 def test_the_presence_threshold_keeps_the_wanted_share_of_the_images(dataset, weights, tmp_path):
     network = load_network(weights["segmentation"])
     save_network(tmp_path / "model.pt", network, half=False)
@@ -214,7 +227,7 @@ def test_an_export_to_8_bits_is_close_and_refused_where_its_score_is_worse(
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     # untrained weights have no score worth keeping
-    monkeypatch.setattr("monai_usfm.cli.export._scores", lambda *_: ("val_mean_dice", [0.9, score]))
+    monkeypatch.setattr("monai_usfm.cli.export._scores", lambda *_: ("val_mean_dice", [0.9, score], True))
     file = tmp_path / "model.onnx"
     assert call("export", weights["segmentation"], file, "--calibration", dataset) == status
     told = capsys.readouterr()

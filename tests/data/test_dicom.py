@@ -397,3 +397,13 @@ def test_a_file_without_a_region_of_the_kind_is_left_out_by_name(duplex, tmp_pat
         convert_dicom(duplex, tmp_path / "out.png", region="trace")
     with pytest.raises(ValueError, match="region must be"):
         UltrasoundDicomReader("spectrum")
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_one_converted_frame_lies_where_it_is_read(tmp_path, volume):
+    values = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    path = saved(tmp_path, enhanced_volume(values, [0, 1, 2, 3, 4]) if volume else ultrasound(values))
+    frame = LoadUltrasound(frame=3)(convert_dicom(path, tmp_path / "a.nii.gz", frame=3))
+    read = LoadUltrasound(frame=3)(path)
+    np.testing.assert_allclose(frame.numpy(), read.numpy(), atol=1e-6)
+    np.testing.assert_allclose(frame.affine[:3, 3].numpy(), read.affine[:3, 3].numpy(), atol=1e-5)

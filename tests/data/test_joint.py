@@ -46,6 +46,17 @@ def test_items_name_their_part_and_output(parts):
     assert [i["part"] for i in splits["validation"]] == ["breast", "head"]
 
 
+def test_a_validation_item_without_its_label_is_no_missing_list(parts, tmp_path):
+    file = tmp_path / "head" / "dataset.json"
+    listed = json.loads(file.read_text())
+    file.write_text(json.dumps({"training": listed["training"]}))
+    assert [i["part"] for i in joint_splits(parts)["validation"]] == ["breast"]
+    del listed["validation"][0]["label"]
+    file.write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match="label"):
+        joint_splits(parts)
+
+
 def test_files_are_read_as_their_items_say(parts, tmp_path):
     for i in range(4):  # 12 of 16 bits: white is 4095, also of the validation image, which is dark
         value = np.full((8, 8), 4095 if i < 3 else 1000, np.uint16)

@@ -247,11 +247,16 @@ def test_splits_and_classes_of_folders_are_kept(make, tmp_path, capsys):
     assert all("/train/" in item["image"] for s in SPLITS[:2] for item in content[s])
     kinds = {Path(item["image"]).parts[-2]: item.get("class") for s in SPLITS for item in content[s]}
     assert kinds == {"Benign": 0, "malignant": 1, "other": None}
+    (tmp_path / "set" / "train" / "Benign").rename(tmp_path / "set" / "train" / "Bo\u0308s")  # as macOS writes it
+    (tmp_path / "set" / "test" / "Benign").rename(tmp_path / "set" / "test" / "Bo\u0308s")
+    again = make(tmp_path / "set", split="folders", classes=["b\u00f6s", "malignant"], patient_pattern="(.*)")
+    assert [i.get("class") for s in SPLITS for i in again[s]].count(0) == 12
+    capsys.readouterr()
+    make(tmp_path / "set", split="folders", classes=["b\u00f6s", "malignant"], patient_pattern="(.*)")
     assert {item["organ"] for s in SPLITS for item in content[s]} == {"set", "other"}
     printed = capsys.readouterr().out
-    assert (
-        "0 benign: 12, 1 malignant: 12; 1 images lie in none" in printed and "2 training files are held out" in printed
-    )
+    assert "0 b\u00f6s: 12, 1 malignant: 12; 1 images lie in none" in printed
+    assert "2 training files are held out" in printed
 
 
 def test_an_image_in_two_of_the_folders_splits_is_told(make, tmp_path, capsys):

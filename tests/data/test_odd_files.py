@@ -363,6 +363,29 @@ def test_a_data_set_has_one_scale(tmp_path):
     )  # its type decides
 
 
+@pytest.mark.parametrize(
+    ("written", "white", "read"),
+    [
+        (np.linspace(0, 1, 3072), 65535.0, 1.0),  # shares of 1 beside 16 bits
+        (np.linspace(0, 60000, 3072).astype(np.uint16), 1.0, 65535.0),
+        (np.linspace(0, 60000, 3072).astype(np.uint16), 4095.0, 65535.0),
+        (np.linspace(0, 5000, 3072).astype(np.uint16), 4095.0, 4095.0),  # a little above: clipped
+        (np.linspace(0, 200, 3072).astype(np.uint16), 4095.0, 4095.0),
+        (np.zeros(3072, np.float32), 255.0, 255.0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_a_file_of_another_kind_than_its_list_is_read_by_itself(tmp_path, written, white, read):
+    array = written.reshape(48, 64)
+    Image.fromarray(array.astype(np.float32) if array.dtype.kind == "f" else array).save(tmp_path / "a.tif")
+    item = {"image": str(tmp_path / "a.tif"), "full_scale": white}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        image = LoadUltrasoundd("image")(item)["image"]
+    np.testing.assert_allclose(image[0].numpy(), np.clip(array / read, 0, 1), atol=1e-6)
+    assert any("are of another kind" in str(w.message) and "a.tif" in str(w.message) for w in told) == (white != read)
+
+
 @pytest.mark.filterwarnings("ignore:.*no header tells")
 def test_the_scale_of_a_data_set_is_on_every_item_and_on_the_card(tmp_path):
     for name, top in (("a", 300), ("b", 3000), ("c", 200)):
@@ -393,8 +416,17 @@ def test_the_size_of_a_pixel_comes_from_png_and_from_the_file_beside_it(tmp_path
     assert LoadUltrasound()(tmp_path / "a.png").meta["spacing"].tolist() == pytest.approx([0.2, 0.1])
     (tmp_path / "a.png.json").write_text("[1, 2]")  # some other program's
     assert LoadUltrasound()(tmp_path / "a.png").meta["spacing"].tolist() == pytest.approx([0.0291] * 2, rel=1e-3)
-    Image.fromarray(GRAY).save(tmp_path / "b.png", dpi=(96, 96))  # what programs write by default
-    assert LoadUltrasound()(tmp_path / "b.png").meta["spacing_known"] is False
+    for dpi in (96, 100, 120, 144, 200, 220):  # what programs write by default
+        Image.fromarray(GRAY).save(tmp_path / "b.png", dpi=(dpi, dpi))
+        assert LoadUltrasound()(tmp_path / "b.png").meta["spacing_known"] is False
+    for mm in (0.05, 0.1, 0.2, 0.0833):
+        Image.fromarray(GRAY).save(tmp_path / "c.png", dpi=(25.4 / mm, 25.4 / mm))
+        assert LoadUltrasound()(tmp_path / "c.png").meta["spacing_known"] is True
+    for mm, known in ((1.0, False), (0.3, True)):
+        volume = itk.image_from_array(np.stack([GRAY] * 3))
+        volume.SetSpacing([mm] * 3)
+        itk.imwrite(volume, str(tmp_path / "d.mha"))
+        assert LoadUltrasound(3)(tmp_path / "d.mha").meta["spacing_known"] is known
 
 
 # what is refused

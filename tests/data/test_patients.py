@@ -69,17 +69,9 @@ def test_other_patients_and_nobody_have_other_keys():
     assert {patient_key(nobody) for nobody in (None, "", " ", float("nan"), "nan")} == {None}
 
 
-def test_patients_come_from_a_table_or_a_pattern(tmp_path):
-    items = [{"image": str(tmp_path / "p12-left.png")}, {"image": str(tmp_path / "p7.png"), "patient": "x"}]
-    table = tmp_path / "labels.csv"
-    table.write_text("image,patient_id\np12-left.png,77\n")
-    assert [i["patient"] for i in add_patients(items, tmp_path, table)] == ["77", "x"]
-    assert [i["patient"] for i in add_patients(items, tmp_path, pattern=r"p(\d+)")] == ["12", "x"]
-    with pytest.raises(ValueError, match=r"p12-left\.png is not known"):
-        add_patients(items, tmp_path, pattern="q(.)")
-
-
-def test_without_table_and_pattern_names_tell_or_each_image_is_a_patient(tmp_path):
+def test_names_tell_the_patient_or_each_image_is_one(tmp_path):
+    named = {"image": str(tmp_path / "p7.png"), "patient": "x"}
+    assert [i["patient"] for i in add_patients([named], tmp_path)] == ["x"]
     items = [{"image": str(tmp_path / name)} for name in ("p1_a.png", "p1_b.png")]
     assert [i["patient"] for i in add_patients(items, tmp_path)] == ["p1", "p1"]
     with pytest.warns(UserWarning, match="each image counts as a patient: intervals are too narrow"):

@@ -67,6 +67,17 @@ def test_the_verb_reads_the_table_and_writes_volume_and_field_of_view(tmp_path, 
     volume, fov = nib.load(tmp_path / "v.nii.gz"), nib.load(tmp_path / "v_fov.nii.gz")
     assert volume.shape == fov.shape
     assert volume.header.get_zooms() == pytest.approx((1, 1, 1))
+    table = (tmp_path / "poses.csv").read_text()
+    Image.new("L", (7, 9)).save(tmp_path / "other.png")
+    for changed, message in (
+        (table.replace("3.png,0.5", "3.png,"), "pixel_size_x_mm of 3.png is '', no number"),
+        (table.replace("3.png", "other.png"), "its images have 2 sizes"),
+        (table.splitlines()[0] + "\n", "no frame stands in it"),
+    ):
+        (tmp_path / "poses.csv").write_text(changed)
+        assert main(["compound", str(tmp_path / "poses.csv"), str(tmp_path / "w.nii.gz")]) == 1
+        assert message in capfd.readouterr().err
+    assert not (tmp_path / "w.nii.gz").exists()
     (tmp_path / "poses.csv").write_text("image,x\na.png,1\n")
     assert main(["compound", str(tmp_path / "poses.csv"), str(tmp_path / "v.nii.gz")]) == 1
     assert "poses.csv: no column m00, m01" in capfd.readouterr().err

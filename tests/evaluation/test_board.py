@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_usfm.data import add_patients, load_datalist
+from monai_usfm.data import join_table, load_datalist
 from monai_usfm.evaluation import label_subsets, run_cells, summarize_board, transfer_board
 
 TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
@@ -96,9 +96,10 @@ def test_a_reference_without_cells_is_refused(cells: Path) -> None:
 
 
 def test_a_part_of_a_board_without_its_reference_has_tables(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = {"tasks": {}, "starts": {"foundation": {}, "scratch": {}}, "fractions": [], "seeds": [], "reference": "late"}
+    starts: dict[str, dict] = {"foundation": {}, "scratch": {}, "late": {}}
+    plan = {"tasks": {}, "starts": starts, "fractions": [], "seeds": [], "reference": "late"}
     (cells / "board.json").write_text(json.dumps(plan))
-    assert transfer_board(str(cells / "board.json"), str(cells)).is_file()
+    assert transfer_board(str(cells / "board.json"), str(cells), starts=["foundation", "scratch"]).is_file()
     assert "compared with foundation" in capsys.readouterr().out
 
 
@@ -127,8 +128,11 @@ def plan(tmp_path: Path) -> Path:
     return tmp_path / "board.json"
 
 
-def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(plan: Path, tmp_path: Path) -> None:
-    table = transfer_board(str(plan), str(tmp_path / "out"))
+def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plan.parent)
+    table = transfer_board(plan.name, "out")
     cells = [json.loads(file.read_text()) for file in sorted((tmp_path / "out/square/cells").glob("*.json"))]
     assert {(c["initialization"], c["fraction"], c["details"]["images"]) for c in cells} == {
         ("scratch", 0.5, 2), ("scratch", 1.0, 4), ("unet", 0.5, 2), ("unet", 1.0, 4),
@@ -143,6 +147,25 @@ def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(plan:
 def test_an_unknown_start_is_named(plan: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no starts best; it has scratch, unet"):
         transfer_board(str(plan), str(tmp_path / "out"), starts=["best"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": None}, "lacks reference"),
+        ({"reference": "best"}, "the reference 'best' is none of its starts"),
+        ({"tasks": {"square": {}}}, "the task 'square' has no datalist"),
+        ({"starts": {"scratch": {"pretrained": {"round": "a.pt"}}}}, "'scratch' has no weights for the task 'square'"),
+    ],
+)
+def test_what_a_board_lacks_is_told_before_its_first_training(plan: Path, tmp_path: Path, change, message) -> None:
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | change))
+    with pytest.raises(ValueError, match=f"{plan.name}: .*{message}"):
+        transfer_board(str(plan), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    plan.write_text("{")
+    with pytest.raises(ValueError, match="not a JSON file"):
+        transfer_board(str(plan), str(tmp_path / "out"))
 
 
 def cell(fraction: float, seed: int, name: str) -> dict:
@@ -231,9 +254,11 @@ def test_parts_drawn_here_are_nested_and_keep_patients_together():
         assert np.mean([i["class"] for i in subsets[fraction]]) == pytest.approx(0.2)
 
 
-def test_the_parts_of_a_data_set_are_used_as_published(shared_data):
+def test_the_parts_of_a_data_set_are_used_as_published(shared_data, tmp_path):
     folder = shared_data / "busbra"
-    items = add_patients(load_datalist(folder / "dataset.json", folder, "training"), folder, folder / "labels.csv")
+    files = (str(folder / name) for name in ("dataset.json", "labels.csv"))
+    joined = join_table(*files, ["patient=patient_id"], output=str(tmp_path / "joined.json"))
+    items = load_datalist(joined, folder, "training")
     subsets = label_subsets(items, (0.05, 0.1, 0.2, 0.5, 1.0), published=folder / "label_fractions.json")
     content = json.loads((folder / "label_fractions.json").read_text())
     for fraction, percent in ((0.05, 5), (0.1, 10), (0.2, 20), (0.5, 50)):

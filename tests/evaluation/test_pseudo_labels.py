@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from monai_usfm import build_network, save_network
-from monai_usfm.data import UnreadableImageError
+from monai_usfm.data import LoadUltrasoundd, UnreadableImageError
+from monai_usfm.evaluation import pseudo_labels
 from monai_usfm.evaluation.images import load_images, read_items
 from monai_usfm.evaluation.pseudo_labels import agreeing_masks, pseudo_label
 
@@ -111,3 +112,24 @@ def test_masks_have_the_values_of_the_files_and_only_those_that_a_png_can_hold(
     save_network(files[0], everywhere, label_values=[-1, 1])
     with pytest.raises(ValueError, match=r"model\.pt: masks are PNG files of 0 to 65535"):
         pseudo_label(*files, device="cpu")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_masks_lie_on_turned_images_named_by_a_relative_path(everywhere, tmp_path, monkeypatch, turn):
+    weights = save_network(tmp_path / "model.pt", everywhere)
+    pixels, exif = np.zeros((40, 40), np.uint8), Image.Exif()
+    pixels[4:20, 8:14] = 255
+    exif[0x0112] = turn
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png", exif=exif)
+    (tmp_path / "in" / "list.json").write_text(json.dumps({"training": ["a.png"]}))
+
+    def threshold(network, images, size):
+        return [((image[0] > 0.5).long(), 1.0) for image in images]
+
+    monkeypatch.setattr(pseudo_labels, "agreeing_masks", threshold)
+    monkeypatch.chdir(tmp_path)
+    listed = json.loads(pseudo_label(str(weights), "in/list.json", "out").read_text())["training"]
+    assert Path(listed[0]["image"]).is_absolute()
+    item = LoadUltrasoundd(["image", "label"], scale=["auto", None])(listed[0])
+    assert torch.equal(item["image"] > 0.5, item["label"] > 0)

@@ -68,6 +68,13 @@ def test_masks_stored_as_jpeg_take_the_nearest_class(tmp_path, levels, values, q
     assert found.dtype == torch.uint8 and (found[0].numpy() != index).mean() < 0.005
 
 
+@pytest.mark.parametrize("quality", [60, 95])
+def test_a_structure_of_a_jpeg_that_stands_for_no_class_is_refused(tmp_path, quality) -> None:
+    _, path = discs([0, 128, 255], tmp_path / "three.jpg", quality)
+    with pytest.raises(ValueError, match=r"three\.jpg: a part of value 12\d stands for no class; expected \[0, 255\]"):
+        LabelIndices(2)(LoadUltrasound(scale=None)(path))
+
+
 def test_a_jpeg_that_does_not_tell_its_classes_apart_is_refused(tmp_path) -> None:
     _, path = discs([0, 1, 2], tmp_path / "indices.jpg")
     with pytest.raises(ValueError, match=r"indices\.jpg: JPEG does not keep .* \[0, 1, 2\] apart; store it as PNG"):

@@ -282,7 +282,7 @@ def _fit(source: Source, target: _Target, report: LoadReport) -> Tensors:
     return fitted
 
 
-def _used(source: Source, filled: set[str], fitted: Tensors) -> set[str]:
+def _used(source: Source, filled: set[str]) -> set[str]:
     """Names in the source of what went into weights of the network: a block as a whole, all else by name."""
     used = set()
     for name, origin in source.origin.items():
@@ -415,7 +415,7 @@ def load_pretrained(
 
     report.loaded = list(filled)
     report.missing = [own for name, own in wanted.items() if name not in fitted and name not in optional]
-    used = _used(found, set(names) | set(report.anew), fitted) | understood
+    used = _used(found, set(names) | set(report.anew)) | understood
     encoder_names = [origin for origins in found.origin.values() for origin in origins]
     report.unexpected = [name for name in [*encoder_names, *found.others] if name not in used]
     if not names:
