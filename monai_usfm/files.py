@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.config import PathLike
-from monai.data import ImageWriter, PILWriter, resolve_writer
+from monai.data import ImageWriter, NibabelWriter, PILWriter, resolve_writer
 
 __all__ = [
     "append_csv",
@@ -74,7 +74,7 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
     """MONAI's writer of images with this ending, which writes each one as :func:`atomic_write` does.
 
     For the ``writer`` of :class:`monai.transforms.SaveImaged`, which otherwise writes to the final name and loses axes
-    of size 1: the file has the shape that its metadata give as ``file_shape``, if they do.
+    of size 1: the file has the ``file_shape`` of its metadata, if they give one, and a NIfTI cine its ``frame_time``.
 
     Raises:
         ValueError: for formats of two files, which no single renaming replaces.
@@ -96,10 +96,18 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
 
         def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
             super().set_metadata(meta_dict, *args, **kwargs)
+            self.frame_time = float((meta_dict or {}).get("frame_time", 0))
             shape = tuple(int(n) for n in (meta_dict or {}).get("file_shape", ()))
             held: Any = self.data_obj  # type: ignore[has-type]
             if not issubclass(base, PILWriter) and [n for n in shape if n > 1] == [n for n in held.shape if n > 1]:
                 self.data_obj = held.reshape(shape)
+
+        def create_backend_obj(self, data_array: Any, **kwargs: Any) -> Any:  # no class method: it knows the time
+            made = super().create_backend_obj(data_array, **kwargs)
+            if base is NibabelWriter and made.ndim == 4 and self.frame_time:
+                made.header.set_zooms((*made.header.get_zooms()[:3], self.frame_time))
+                made.header.set_xyzt_units("mm", "sec")
+            return made
 
         def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
             with atomic_write(filename) as part:

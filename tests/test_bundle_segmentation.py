@@ -249,14 +249,19 @@ def test_every_frame_of_a_cine_is_segmented_as_a_still(bundle: Path, tmp_path: P
     frames = np.stack([case((50, 70), seed)[0] for seed in range(3)])  # (t, y, x)
     for folder in ("cine", "stills"):
         (tmp_path / folder).mkdir()
-    nib.save(nib.Nifti1Image(frames.transpose(2, 1, 0)[:, :, None], np.eye(4)), tmp_path / "cine" / "cine.nii.gz")
+    cine = nib.Nifti1Image(frames.transpose(2, 1, 0)[:, :, None], np.eye(4))
+    cine.header.set_zooms((1, 1, 1, 40))
+    cine.header.set_xyzt_units("mm", "msec")
+    nib.save(cine, tmp_path / "cine" / "cine.nii.gz")
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / "stills" / f"{number}.png")
     for folder, options in (("cine", {"frames": True}), ("stills", {})):
         data = {"dataset_dir": str(tmp_path / folder), "output_dir": str(tmp_path / f"{folder}_out")}
         options = {**options, "checkpoint": str(tmp_path / "weights.pt"), **INFER}
         run(workflow(bundle, "infer", ["inference.json"], **data, **options))
-    found = np.asarray(nib.load(tmp_path / "cine_out" / "cine_seg.nii.gz").dataobj)
+    segmented = nib.load(tmp_path / "cine_out" / "cine_seg.nii.gz")
+    assert segmented.header.get_zooms()[3] == pytest.approx(0.04) and segmented.header.get_xyzt_units()[1] == "sec"
+    found = np.asarray(segmented.dataobj)
     assert found.shape == (70, 50, 1, 3)
     for number in range(3):
         still = np.array(Image.open(tmp_path / "stills_out" / f"{number}_seg.png"))

@@ -74,7 +74,7 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
         frame=frame,
         full_scale=255.0 if values.dtype == np.uint8 and unscaled else 0.0,
         cine=cine,
-        frame_time=_frame_seconds(img.header) if cine else 0.0,
+        frame_time=_frame_seconds(nib.load(path).header) if cine else 0.0,  # MONAI's reader sets that step to 1
         place=place,
         file_shape=file_shape,
     )
