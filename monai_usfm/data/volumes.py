@@ -80,7 +80,7 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
     )
 
 
-def _frame_seconds(header: nib.Nifti1Header) -> float:
+def _frame_seconds(header: Any) -> float:
     step = float(header.get_zooms()[3]) if len(header.get_zooms()) > 3 else 0.0
     scale = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 0.0)
     return step * scale if np.isfinite(step) and step > 0 else 0.0
