@@ -123,8 +123,8 @@ def decode_metaimage(path: str) -> Decoded:
             "colors as PNG or NRRD.",
         )
     affine = to_affine_nd(3, np.asarray(meta["affine"]))
-    known = not np.allclose(affine_to_spacing(affine), 1)  # what writers put where nobody said anything
-    return _axes_named(path, values, affine, _place(_LPS @ affine, "lps"), known)
+    place = _place(_LPS @ affine, "lps")  # samples of 1 mm from the origin on are what writers put for "unknown"
+    return _axes_named(path, values, affine, place, place == "world" or not np.allclose(affine_to_spacing(affine), 1))
 
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
