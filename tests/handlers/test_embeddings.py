@@ -66,7 +66,7 @@ def test_maps_are_those_of_the_encoder(tmp_path: Path) -> None:
     saved(EmbeddingSaver(str(tmp_path), network, [1]), batches)
     with torch.no_grad():
         wanted = encoder.forward_intermediates(batches[1][0]["image"].as_tensor()[None], [1])[0][0]
-    np.testing.assert_allclose(np.load(tmp_path / "000002_scan_maps.npz")["block_1"], wanted.numpy(), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "000002_scan.2_maps.npz")["block_1"], wanted.numpy(), atol=1e-6)
 
 
 def test_maps_need_a_network(tmp_path: Path) -> None:
