@@ -184,10 +184,10 @@ def _onnx(part: Path, network: torch.nn.Module, card: str, example: torch.Tensor
 
 
 def _safetensors(part: Path, network: torch.nn.Module, card: str, example: torch.Tensor) -> Run:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     state = {name: tensor.clone().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, str(part), metadata={"card": card})
+    part.write_bytes(save(state, metadata={"card": card}))  # save_file makes a file that its owner alone may read
     network.load_state_dict(load_file(str(part)))
     return network
 

@@ -137,7 +137,8 @@ class UprightGray(InvertibleTransform):
         frame = int(meta.get("frame", -1))
         if self.spatial_dims == 3 and len(kept) == 2:
             raise UnreadableImageError(
-                name, "a still image, but spatial_dims=3 needs a volume or cine; use spatial_dims=2 or leave it out."
+                name,
+                "a still image, but spatial_dims=3 needs a volume or cine; give one, or read images by spatial_dims=2.",
             )
         if self.spatial_dims == 2:
             if len(kept) == 3:
