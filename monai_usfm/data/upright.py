@@ -138,7 +138,7 @@ class UprightGray(InvertibleTransform):
         if self.spatial_dims == 3 and len(kept) == 2:
             raise UnreadableImageError(
                 name,
-                "a still image, but spatial_dims=3 needs a volume or cine; give one, or read images by spatial_dims=2.",
+                "a still image, but spatial_dims=3 needs a volume or cine; give one, or take spatial_dims=2.",
             )
         if self.spatial_dims == 2:
             if len(kept) == 3:
