@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from monai_usfm.transforms.dictionary import TORCH
 from monai_usfm.transforms.labels import LabelIndices
 
 __all__ = ["JointBatch", "JointLabeld", "joint_classes", "joint_splits", "joint_weights"]
+
+logger = logging.getLogger(__name__)
 
 Parts = Mapping[str, Mapping[str, Any] | None]
 
@@ -105,7 +108,7 @@ def joint_weights(
 
     Args:
         items: of :func:`joint_splits`.
-        shares: part -> share of the draws, by default 1 each; parts that are not there do not count.
+        shares: part -> share of the draws, by default 1 each; parts that are not there do not count, and are told.
         temperature: 0 draws organs by their number of sequences, 1 all alike.
 
     Returns:
@@ -119,7 +122,10 @@ def joint_weights(
     organs = Counter(key[:2] for key in frames)
     raw = torch.tensor([organs[key[:2]] ** -temperature / frames[key] for key in sequence], dtype=torch.float64)
     weights = torch.zeros_like(raw)
-    for part in {item["part"] for item in items}:
+    parts = {item["part"] for item in items}
+    if absent := [name for name in shares or {} if name not in parts]:
+        logger.warning("shares: no images of %s; there are %s.", ", ".join(absent), ", ".join(sorted(parts)))
+    for part in sorted(parts):
         rows = torch.tensor([item["part"] == part for item in items])
         share = float((shares or {}).get(part, 1.0))
         if share < 0:

@@ -105,6 +105,12 @@ def test_frames_of_a_sequence_count_as_one_and_organs_are_evened_out():
         assert float(weights[0]) == pytest.approx(share / 10)
 
 
+def test_a_share_of_no_part_is_told(caplog):
+    items = [{"part": "a", "organ": "x", "image": "1"}]
+    assert joint_weights(items, {"a": 1.0, "lesons": 2.0}).tolist() == [1.0]
+    assert "shares: no images of lesons; there are a." in caplog.text
+
+
 def test_shares_that_draw_nothing_are_refused():
     with pytest.raises(ValueError, match="all are 0"):
         joint_weights([{"part": "a", "organ": "x", "image": "i"}], {"a": 0.0})
