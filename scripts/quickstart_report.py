@@ -23,6 +23,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, median_filter
 
 from monai_usfm.data import LoadUltrasound, load_datalist, results_root
+from monai_usfm.data.folders import stem_of
 from monai_usfm.evaluation.statistics import bootstrap_interval, paired_test
 from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import draw_overlay
@@ -64,14 +65,17 @@ def write(output: Path, plan: dict[str, Any]) -> list[str]:
     parts: list[str] = []
     cards: list[tuple[str, str]] = []
     images = f"{plan['test']} {plan['images']}"
-    shown = load_datalist(plan["datalist"], plan["dataset_dir"], "test")
-    root = results_root(plan["dataset_dir"], plan["datalist"])
+    root = results_root(plan["dataset_dir"], plan["datalist"])  # where names repeat, the folder of all
+    shown = [
+        {**item, "folder": Path(item["image"]).parent.absolute().relative_to(root) if root else Path()}
+        for item in load_datalist(plan["datalist"], plan["dataset_dir"], "test")
+    ]
 
     parts.append("<h2>Segmentation of images it has never seen</h2>")
     parts.append(f"<p>The shipped network on {text(images)}. It was trained on breast lesions of other patients.")
     parts.append("Each image has an overlay like these in <code>shipped/previews</code>, measurements in")
     parts.append("<code>shipped/statistics.csv</code>.</p>")
-    parts.append(grid(previews(output, shown, root, 8), "wide"))
+    parts.append(grid(previews(output, shown, 8), "wide"))
     dice = mean_of_images(output / "shipped" / "evaluation" / "cases.csv", "dice")
     if dice:
         cards.append((f"Dice {np.mean(list(dice.values())):.3f}", f"{interval(dice)} of the shipped network, {images}"))
@@ -109,12 +113,12 @@ def few_labels(
     )
     figures = []
     indices = LabelIndices(plan["num_classes"], plan["label_values"])
-    root = results_root(plan["dataset_dir"], plan["datalist"])
     for item in spread(shown, 4):
         image = np.asarray(LoadUltrasound()(item["image"])[0])
         masks = {"label": np.asarray(indices(LoadUltrasound(scale=None)(item["label"]))[0])}
         for name, title in RUNS.items():
-            masks[title] = np.asarray(LoadUltrasound(scale=None)(output / name / f"{result_of(item, root)}_seg.png")[0])
+            file = output / name / item["folder"] / f"{stem(item)}_seg.png"
+            masks[title] = np.asarray(LoadUltrasound(scale=None)(file)[0])
         figures += [(draw_overlay(image, mask, size=400), title) for title, mask in masks.items()]
     parts.append(grid(figures, "three"))
     table = [["network", "mean test Dice", "95 % interval", "median", "Dice below 0.1"]]
@@ -284,16 +288,15 @@ def spread(items: list[dict], number: int) -> list[dict]:
     return items[:: max(1, len(items) // number)][:number]
 
 
-def result_of(item: dict, root: str) -> Path:
-    """Where the result of an image lies, without its ending; where names repeat, ``root`` is the folder of all."""
-    image = Path(item["image"])
-    below = image.parent.absolute().relative_to(root) if root else Path()
-    return below / image.name.removesuffix(".gz").rsplit(".", 1)[0]
+def stem(item: dict) -> str:
+    name = Path(item["image"]).name
+    return name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def previews(output: Path, items: list[dict], root: str, number: int) -> list[tuple[Image.Image, str]]:
-    """Previews of images spread over the list."""
-    places = [output / "shipped" / "previews" / f"{result_of(item, root)}.jpg" for item in spread(items, number)]
+def previews(output: Path, items: list[dict], number: int) -> list[tuple[Image.Image, str]]:
+    """Previews of images spread over the list, which compose the letters of their names."""
+    folder = output / "shipped" / "previews"
+    places = [folder / item["folder"] / f"{stem_of(item['image'])}.jpg" for item in spread(items, number)]
     chosen = [path for path in places if path.is_file()]
     return [(Image.open(path).convert("RGB"), f"{path.stem}, segmented") for path in chosen]
 

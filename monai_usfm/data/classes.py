@@ -54,9 +54,10 @@ def load_class_splits(
         full_scale=full_scale,
     )
     for split, items in lists.items():
-        if values:
-            items[:] = [_with_values(item, values) for item in items]
-        for index, item in enumerate(() if values else items):
+        for index, item in enumerate(items):
+            if values:
+                items[index] = _with_values(item, values)
+                continue
             number = item["class"]
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
                 raise ValueError(

@@ -131,12 +131,11 @@ def pseudo_label(
         images = [convert_to_tensor(item["image"]).to(device).expand(card["in_channels"], -1, -1) for item in batch]
         with autocast(device, autocast_dtype("auto", device)):
             found = agreeing_masks(network, images, card["spatial_size"])
-        for number, (mask, score) in enumerate(found, start):
+        for number, (item, (mask, score)) in enumerate(zip(batch, found, strict=True), start):
             if score < agreement:
                 continue
             file = folder / f"{number:06d}.png"
-            turn = int(batch[number - start]["image"].meta.get("turn", 1))
-            save_mask(file, values[mask.cpu().numpy()], turn)
+            save_mask(file, values[mask.cpu().numpy()], int(item["image"].meta.get("turn", 1)))
             kept.append({**items[number], "image": str(items[number]["image"]), "label": str(file)})
     logger.info("%d of %d images kept.", len(kept), len(items))
     if not kept:

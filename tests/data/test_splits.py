@@ -15,7 +15,15 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 
-from monai_usfm.data import list_images, load_datalist, load_splits, result_name, results_root, spread_frames
+from monai_usfm.data import (
+    list_images,
+    load_class_splits,
+    load_datalist,
+    load_splits,
+    result_name,
+    results_root,
+    spread_frames,
+)
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
@@ -284,3 +292,16 @@ def test_cines_are_spread_into_frames_and_single_frames_stay():
     )
     with pytest.raises(ValueError, match="at least 1, got 0"):
         spread_frames(items, 0)
+
+
+def test_patients_beside_values_are_texts_or_stand_nowhere(tmp_path):
+    def patients(*found: object) -> list[object]:
+        items = [{"image": f"{n}.png", "age": 2.0, "patient": patient} for n, patient in enumerate(found)]
+        write(tmp_path, {"training": items})
+        lists = load_class_splits(tmp_path, num_classes=2, values=["age"], synthetic_dir="", splits=("training",))
+        return [item.get("patient") for item in lists["training"]]
+
+    assert patients(1, "2") == ["1", "2"]
+    assert patients(None, None) == [None, None]
+    with pytest.raises(ValueError, match="1 of 2 items of 'training' lack `patient`"):
+        patients("a", None)
