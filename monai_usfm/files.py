@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ __all__ = [
     "append_csv",
     "atomic_write",
     "atomic_writer",
+    "read_json",
     "remove_abandoned",
     "save_figure",
     "write_csv",
@@ -47,6 +50,39 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_json(path: PathLike, kind: str, advice: str = "") -> dict[str, Any]:
+    """The object in a JSON file that somebody may have written by hand.
+
+    Args:
+        path: file.
+        kind: what the file is, for the errors: ``"datalist"``, ``"board"``.
+        advice: end of the error for a file that is not there.
+
+    Raises:
+        FileNotFoundError: for no such file.
+        ValueError: for what is no JSON object, and for a key that stands in one twice: a value would be lost.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such {kind}{advice}.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            doubled = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+            raise ValueError(f"the key {doubled!r} stands twice in one object; keep one of them")
+        return found
+
+    try:
+        # some editors put a byte order mark first
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON file ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: a {kind} must hold an object, not a {type(content).__name__}.")
+    return content
 
 
 def remove_abandoned(folder: PathLike) -> list[Path]:

@@ -1,23 +1,26 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Inference under automatic mixed precision on any device, and as a mean over dropout masks."""
+"""Inference under automatic mixed precision on any device, as a mean over dropout masks or views; calibrated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
-from monai.transforms import Resize
+from monai.transforms import Activationsd, Compose, GaussianSmoothd, Invertd, Lambdad, Resize
 from monai.utils import ensure_tuple_rep
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from monai_usfm.cards import require_classes
+from monai_usfm.losses import ValueLoss
+from monai_usfm.networks import TemperatureScaling
 from monai_usfm.networks.uncertainty import to_logits, to_probabilities
+from monai_usfm.transforms import PresenceThresholdd, spatial_softmax
 
 __all__ = [
     "AutocastInferer",
@@ -28,6 +31,7 @@ __all__ = [
     "WindowInferer",
     "autocast",
     "autocast_dtype",
+    "probabilities",
 ]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -245,8 +249,47 @@ class PromptedSlices(Inferer):
         return out.movedim(1, 2)
 
 
+def probabilities(
+    card: Mapping[str, Any],
+    preprocessing: Compose | None = None,
+    temperature: float | None = None,
+    presence_threshold: float | None = None,
+    frames: bool = False,
+    temporal_sigma: float = 0.0,
+) -> Compose:
+    """Logits under ``pred`` become calibrated probabilities; inference and evaluation state it by this one name.
+
+    By the card, those of landmarks become a distribution over the pixels, and numbers are put into their units.
+
+    Args:
+        card: of the network, with its ``temperature`` and ``presence_threshold``.
+        preprocessing: of the images, which is inverted: back to the grid and axes of the file; None for classes.
+        temperature: divides the logits; None as on the card, else 1.
+        presence_threshold: see :class:`~monai_usfm.transforms.PresenceThresholdd`; None as on the card.
+        frames: the first axis is that of the frames of a cine.
+        temporal_sigma: frames over which their probabilities are smoothed; 0 for none.
+    """
+    threshold = card.get("presence_threshold") if presence_threshold is None else presence_threshold
+    scale = TemperatureScaling(float(card.get("temperature", 1.0) if temperature is None else temperature))
+    if card.get("values"):
+        return Compose([Lambdad("pred", ValueLoss(**card["value_scale"]).estimate)])
+    points = bool(card.get("landmarks"))
+    steps: list[Callable] = [
+        PresenceThresholdd("pred", None if points else threshold, frames=frames),
+        Lambdad("pred", scale),
+        Activationsd("pred", softmax=not points, other=spatial_softmax if points else None),
+    ]
+    if frames and temporal_sigma > 0:
+        steps.append(GaussianSmoothd("pred", sigma=[float(temporal_sigma), 0.0, 0.0]))
+    if preprocessing is not None:
+        steps.append(Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True))
+    return Compose(steps)
+
+
 class ImagePredictor:
-    """Class probabilities of one image of any size, by a 2D network with a card, resized as in ``inference.json``.
+    """Class probabilities of one image of any size, by a 2D network with a card, as ``inference.json`` has them.
+
+    Resized, and calibrated by temperature and presence threshold of the card.
 
     Args:
         network: see :func:`monai_usfm.load_network`.
@@ -262,15 +305,17 @@ class ImagePredictor:
         self.network, self.device = network.to(device).eval(), device
         self.resize = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)
         self.channels = options.get("in_channels", 1)
+        self.calibrated = probabilities(network.card)
 
     @torch.inference_mode()
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """``(1, H, W)`` in [0, 1] -> ``(K, H, W)`` of a segmentation, ``(K,)`` of a classification, on the CPU."""
         small = torch.as_tensor(self.resize(image.to(self.device))).as_subclass(torch.Tensor)
-        probabilities = self.network(small.expand(self.channels, -1, -1)[None]).float().softmax(1)
-        if probabilities.dim() > 2:
-            probabilities = F.interpolate(probabilities, size=image.shape[1:], mode="bilinear")
-        return probabilities[0].cpu()
+        logits = self.network(small.expand(self.channels, -1, -1)[None]).float()[0]
+        scores = torch.as_tensor(self.calibrated({"pred": logits})["pred"]).as_subclass(torch.Tensor)
+        if scores.dim() > 1:
+            scores = F.interpolate(scores[None], size=image.shape[1:], mode="bilinear")[0]
+        return scores.cpu()
 
 
 def _to_float32(output: Any) -> Any:

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 
 from monai_usfm import load_network
 from monai_usfm.bundle import probabilities
-from monai_usfm.cards import read_card
+from monai_usfm.cards import read_card, require_classes
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.metrics import measure
 from monai_usfm.transforms import resize_linear
@@ -67,7 +67,7 @@ def load_model(path: str | Path) -> Model:
 
     Raises:
         FileNotFoundError: where there is neither.
-        ValueError: for a network of another task, or of volumes.
+        ValueError: see :func:`monai_usfm.cards.require_classes`; of volumes too.
     """
     file = Path(path)
     if file.is_dir():
@@ -83,9 +83,9 @@ def load_model(path: str | Path) -> Model:
     else:
         network, card = load_network(file), read_card(file)
     options = card["network"]
-    if card["task"] not in ("segmentation", "classification") or len(options["spatial_size"]) != 2:
-        kind = f"{len(options['spatial_size'])}D {card['task']}"
-        raise ValueError(f"{file}: a network for {kind}; this application takes 2D segmentation and classification.")
+    require_classes(
+        {**card, "network": {"spatial_dims": len(options["spatial_size"]), **options}}, file, spatial_dims=2
+    )
     number = int(options["num_classes"])
     names = [str(name) for name in card.get("class_names") or range(number)]
     return Model(

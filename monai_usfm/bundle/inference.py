@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,6 @@ import torch
 from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
-from monai.transforms import Activationsd, Compose, GaussianSmoothd, Invertd, Lambdad
 from torch.utils.data import get_worker_info
 
 import monai_usfm
@@ -25,13 +24,11 @@ from monai_usfm.cards import encoder_options, find_card, full_scale_of
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
 from monai_usfm.files import write_csv
-from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer
-from monai_usfm.losses import ValueLoss
-from monai_usfm.networks import FlipInferer, TemperatureScaling
+from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer, probabilities
+from monai_usfm.networks import FlipInferer
 from monai_usfm.networks.uncertainty import predictive_entropy
 from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.options import flag
-from monai_usfm.transforms import PresenceThresholdd, spatial_softmax
 from monai_usfm.workflow import find_bundle
 
 __all__ = [
@@ -142,43 +139,6 @@ def class_inferer(
     if uncertainty and dropout_samples:
         inferer = DropoutInferer(dropout_samples, inferer=inferer)
     return FlipInferer(list(flip_axes), inferer, not views, spatial) if flip_axes else inferer
-
-
-def probabilities(
-    card: Mapping[str, Any],
-    preprocessing: Compose | None = None,
-    temperature: float | None = None,
-    presence_threshold: float | None = None,
-    frames: bool = False,
-    temporal_sigma: float = 0.0,
-) -> Compose:
-    """Logits under ``pred`` become calibrated probabilities; inference and evaluation state it by this one name.
-
-    By the card, those of landmarks become a distribution over the pixels, and numbers are put into their units.
-
-    Args:
-        card: of the network, with its ``temperature`` and ``presence_threshold``.
-        preprocessing: of the images, which is inverted: back to the grid and axes of the file; None for classes.
-        temperature: divides the logits; None as on the card, else 1.
-        presence_threshold: see :class:`~monai_usfm.transforms.PresenceThresholdd`; None as on the card.
-        frames: the first axis is that of the frames of a cine.
-        temporal_sigma: frames over which their probabilities are smoothed; 0 for none.
-    """
-    threshold = card.get("presence_threshold") if presence_threshold is None else presence_threshold
-    scale = TemperatureScaling(float(card.get("temperature", 1.0) if temperature is None else temperature))
-    if card.get("values"):
-        return Compose([Lambdad("pred", ValueLoss(**card["value_scale"]).estimate)])
-    points = bool(card.get("landmarks"))
-    steps: list[Callable] = [
-        PresenceThresholdd("pred", None if points else threshold, frames=frames),
-        Lambdad("pred", scale),
-        Activationsd("pred", softmax=not points, other=spatial_softmax if points else None),
-    ]
-    if frames and temporal_sigma > 0:
-        steps.append(GaussianSmoothd("pred", sigma=[float(temporal_sigma), 0.0, 0.0]))
-    if preprocessing is not None:
-        steps.append(Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True))
-    return Compose(steps)
 
 
 def class_indices(probabilities: torch.Tensor) -> torch.Tensor:

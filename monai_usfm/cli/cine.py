@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
-from monai_usfm.data import LoadUltrasound
-from monai_usfm.data.folders import stem_of
-from monai_usfm.files import atomic_write, write_csv
+from monai_usfm.data import LoadUltrasound, result_name
+from monai_usfm.files import atomic_writer, write_csv
 from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics.cine import propagate_label
 
@@ -57,8 +57,8 @@ def stream(
 ) -> None:
     """Segment a cine frame by frame, as a live stream, and print the latency.
 
-    Writes ``NAME_seg.nii.gz`` (x, y, 1, t) and ``latency.csv``. The latency is that from the gray frame to its mask on
-    the grid of the frame; the first frame, which also warms up, is not in the summary.
+    Writes ``NAME_seg.nii.gz``, on the grid of the file, and ``latency.csv``. The latency is that from the gray frame to
+    its mask on the grid of the frame; the first frame, which also warms up, is not in the summary.
 
     Args:
         checkpoint: weights of a 2D segmentation.
@@ -69,14 +69,15 @@ def stream(
     """
     network: Any = load_network(checkpoint, "segmentation")
     require_classes(network.card, checkpoint, "segmentation", spatial_dims=2)
-    frames = LoadUltrasound(3)(cine, full_scale=full_scale_of(network.card))
+    load = LoadUltrasound(3)
+    frames = load(cine, full_scale=full_scale_of(network.card))
     segment = FrameSegmenter(network, smoothing, device)
     masks, seconds = [], []
     for frame in np.asarray(frames[0]):
         start = time.perf_counter()
         masks.append(segment(frame))
         seconds.append(time.perf_counter() - start)
-    target = _save(np.stack(masks), frames, cine, output, "seg")
+    target = _save(np.stack(masks), load, frames, output, "seg")
     write_csv(Path(output) / "latency.csv", [{"frame": k, "ms": f"{1000 * s:.2f}"} for k, s in enumerate(seconds)])
     after = 1000 * np.array(seconds[1:] or seconds)
     print(
@@ -88,26 +89,45 @@ def stream(
 def propagate(cine: str, label: str, *, frame: int = 0, output: str = "propagated") -> None:
     """Carry the label of one frame to all frames of a cine by optical flow.
 
-    Writes ``NAME_label.nii.gz`` (x, y, 1, t), a first draft of the labels of a cine. Needs OpenCV (``pip install
-    'monai_usfm[augment]'``). Structures that leave the plane are followed wrongly: look at the result.
+    Writes ``NAME_label.nii.gz``, on the grid of the file, a first draft of the labels of a cine. Needs OpenCV
+    (``pip install 'monai_usfm[augment]'``). Structures that leave the plane are followed wrongly: look at the result.
 
     Args:
         cine: file.
-        label: mask of one frame, of the size of a frame.
+        label: mask of that frame, of the size of a frame, or of the whole cine, of which that frame is taken.
         frame: the number of that frame, from 0.
         output: folder of the result.
     """
-    frames = LoadUltrasound(3)(cine)
-    mask = np.asarray(LoadUltrasound(2, scale=None)(label)[0]).astype(np.uint8)
-    labels = propagate_label(np.asarray(frames[0]), mask, frame)
-    print(f"{len(labels)} frames: {_save(labels, frames, cine, output, 'label')}")
+    load = LoadUltrasound(3)
+    frames = load(cine)
+    read: Any = LoadUltrasound(2, scale=None)
+    drawn = read(label)
+    if (count := drawn.meta["num_frames"]) > 1:  # a tool that saves masks of all frames, of which some are drawn
+        if count != len(frames[0]) or not 0 <= frame < count:
+            raise ValueError(f"{label} has {count} frames, {cine} {len(frames[0])}; it has no mask of frame {frame}.")
+        drawn = read(label, frame)
+    mask = np.asarray(drawn[0])
+    if not mask.any() or (mask < 0).any() or (mask % 1).any():
+        raise ValueError(f"{label}: the mask of frame {frame} must hold class indices, some of them above 0.")
+    labels = propagate_label(np.asarray(frames[0]), mask.astype(np.min_scalar_type(int(mask.max()))), frame)
+    print(f"{len(labels)} frames: {_save(labels, load, frames, output, 'label')}")
 
 
-def _save(labels: np.ndarray, frames: torch.Tensor, cine: str, output: str, kind: str) -> Path:
-    """``(T, H, W)`` as NIfTI with the axes x, y, 1, t."""
-    steps = [float(v) for v in frames.meta["spacing"]]  # type: ignore[attr-defined]
-    image = nib.Nifti1Image(labels.transpose(2, 1, 0)[:, :, None], np.diag([steps[2], steps[1], 1.0, 1.0]))
-    target = Path(output) / f"{stem_of(cine)}_{kind}.nii.gz"
-    with atomic_write(target) as part:
-        nib.save(image, part)
-    return target
+def _save(labels: np.ndarray, load: LoadUltrasound, frames: torch.Tensor, output: str, kind: str) -> str:
+    """``(T, H, W)`` as NIfTI on the grid of the file that ``load`` gave ``frames`` of; its name."""
+    data: Any = torch.as_tensor(labels.astype(np.int32))[None]
+    known: Any = frames
+    whole = load.upright.inverse(MetaTensor(data, meta=known.meta, applied_operations=known.applied_operations))
+    save = SaveImage(
+        output,
+        kind,
+        ".nii.gz",
+        output_dtype=labels.dtype,
+        resample=False,
+        separate_folder=False,
+        print_log=False,
+        savepath_in_metadict=True,
+        writer=atomic_writer(".nii.gz"),
+        output_name_formatter=result_name,
+    )
+    return str(save(whole).meta["saved_to"])

@@ -59,7 +59,7 @@ def convert_dicom(
         The output's path.
 
     Raises:
-        ValueError: when the output's ending is none of these, or DICOM without ``"strip"``.
+        ValueError: when the output's ending is none of these, or DICOM or options of ``"strip"`` without it.
         UnreadableImageError: see :class:`UltrasoundDicomReader`, and where there is no such frame.
     """
     target = Path(output)
@@ -68,9 +68,11 @@ def convert_dicom(
         raise ValueError(f"output must end in .png, .nii, .nii.gz or .dcm, got {target.name!r}.")
     reader = UltrasoundDicomReader(**options)
     strip = reader.deidentify == "strip"
+    if review is not None and not strip:
+        raise ValueError('review: for deidentify="strip" alone, which is what removes names.')
     dataset = reader.read(path)
     count = reader.num_frames(dataset)
-    if review is not None and strip:
+    if review is not None:
         _write_review(review, dataset, reader)
     if target.name.lower().endswith(".dcm"):
         if not strip or reader.crop or frame is not None:
@@ -151,10 +153,14 @@ def convert_dicom_folder(
         The files that were not converted, each with the reason.
 
     Raises:
-        ValueError: for ``"strip"`` without a key, and where the key or ``review`` lies in ``output``.
+        FileNotFoundError: where there is no DICOM file.
+        ValueError: for ``"strip"`` without a key, for its options without it, and where the key or ``review`` lies in
+            ``output``.
     """
     if deidentify == "strip" and key is None:
         raise ValueError('deidentify="strip" needs key, a file for the key of the pseudonyms; it is made if missing.')
+    if deidentify != "strip" and (key is not None or review is not None):
+        raise ValueError('key and review are for deidentify="strip" alone, which is what removes names.')
     if format not in ("png", "nii", "nii.gz", "dcm") or (format == "dcm" and deidentify != "strip"):
         raise ValueError(f'format must be png, nii, nii.gz, or, with deidentify="strip", dcm; got {format!r}.')
     for apart, what in ((key, "key"), (review, "review")):
@@ -187,6 +193,8 @@ def convert_dicom_folder(
             except Exception as error:  # a damaged file must not end a long conversion
                 failed.append(str(error) if isinstance(error, UnreadableImageError) else f"{file}: {error!r}")
                 print(f"not converted: {failed[-1]}")
+    if not done and not failed:
+        raise FileNotFoundError(f"{', '.join(map(str, inputs))}: no DICOM files; nothing was converted.")
     print(f"{done} converted, {len(failed)} not.")
     if deidentify == "strip":
         read = "is not read" if options.get("text", "keep") == "keep" else "is found by recognition, which can fail"

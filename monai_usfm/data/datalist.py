@@ -17,7 +17,7 @@ from typing import Any
 
 from monai.config import PathLike
 
-from monai_usfm.files import write_text_atomically
+from monai_usfm.files import read_json, write_text_atomically
 
 from .formats import SUPPORTED_SUFFIXES
 from .patients import patient_key
@@ -31,31 +31,8 @@ Item = dict[str, Any]
 
 
 def read_datalist(datalist: PathLike) -> dict[str, Any]:
-    """The content of a datalist, an object with the splits among its keys.
-
-    Raises:
-        FileNotFoundError: for no such file.
-        ValueError: for what is no JSON object, and for a key that stands in it twice: one of two lists would be lost.
-    """
-    file = Path(datalist)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such datalist; make one with `monai-usfm datalist FOLDER`.")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            doubled = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
-            raise ValueError(f"the key {doubled!r} stands twice in one object; keep one of them")
-        return found
-
-    try:
-        # some editors put a byte order mark first
-        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
-    except ValueError as error:
-        raise ValueError(f"{file}: not a JSON file ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold an object with {', '.join(SPLITS)}, not a {type(content).__name__}.")
-    return content
+    """The content of a datalist, an object with the splits among its keys; errors as of :func:`read_json`."""
+    return read_json(datalist, "datalist", "; make one with `monai-usfm datalist FOLDER`")
 
 
 def load_datalist(

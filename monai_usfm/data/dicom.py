@@ -79,7 +79,7 @@ class UltrasoundDicomReader(ImageReader):
         beam: with ``"strip"``, blacken all outside the fitted beam as well.
 
     Raises:
-        ValueError: on an unknown option.
+        ValueError: on an unknown option, and on one for ``"strip"`` without it.
         UnreadableImageError: on reading, naming the file.
     """
 
@@ -102,6 +102,9 @@ class UltrasoundDicomReader(ImageReader):
             raise ValueError(f'no_regions must be "refuse" or "blacken", got {no_regions!r}.')
         if text not in ("keep", "blacken", "refuse"):
             raise ValueError(f'text must be "keep", "blacken" or "refuse", got {text!r}.')
+        given = {"no_regions": no_regions != "refuse", "pseudonyms": pseudonyms, "text": text != "keep", "beam": beam}
+        if deidentify != "strip" and (idle := [name for name, value in given.items() if value]):
+            raise ValueError(f'{", ".join(idle)}: for deidentify="strip" alone, which is what removes names.')
         if text != "keep":
             require_ocr()
         self.region, self.crop = region, crop

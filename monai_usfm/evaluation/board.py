@@ -20,7 +20,7 @@ from monai_usfm.data import add_patients, load_datalist
 from monai_usfm.evaluation.cells import BundleTraining, label_subsets, run_cells, run_name
 from monai_usfm.evaluation.report import markdown_table
 from monai_usfm.evaluation.statistics import PairedTest, holm_adjust
-from monai_usfm.files import save_figure, write_csv, write_text_atomically
+from monai_usfm.files import read_json, save_figure, write_csv, write_text_atomically
 from monai_usfm.metrics.scores import macro_f1
 from monai_usfm.settings import literal, split_named_path
 
@@ -90,14 +90,9 @@ def transfer_board(
 
 def _read_board(board: str) -> dict[str, Any]:
     """The content of a board, checked before its first training."""
-    try:
-        plan = json.loads(Path(board).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{board}: no such board.") from None
-    except ValueError as error:
-        raise ValueError(f"{board}: not a JSON file ({error}).") from None
+    plan = read_json(board, "board")
     wanted = ("tasks", "starts", "fractions", "seeds", "reference")
-    if lacking := [name for name in wanted if not isinstance(plan, dict) or plan.get(name) is None]:
+    if lacking := [name for name in wanted if plan.get(name) is None]:
         raise ValueError(f"{board}: lacks {', '.join(lacking)}.")
     if plan["reference"] not in plan["starts"]:
         raise ValueError(f"{board}: the reference {plan['reference']!r} is none of its starts.")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from typing import ClassVar
 
 import nibabel as nib
@@ -17,6 +18,18 @@ from monai_usfm import build_network, save_network
 from monai_usfm.cli import main
 from monai_usfm.cli.cine import FrameSegmenter
 
+# the axes run against those of the space, and the origin is elsewhere
+AFFINE = np.array([[-0.4, 0, 0, 50], [0, -0.5, 0, 60], [0, 0, 1, 7], [0, 0, 0, 1.0]])
+
+
+def same_grid(folder, name):
+    """The array (T, H, W) of a result that lies where the cine lies, frame by frame."""
+    saved, cine = nib.load(folder / name), nib.load(folder / "c.nii.gz")
+    assert np.allclose(saved.affine, cine.affine)
+    assert saved.shape == cine.shape
+    assert np.allclose(saved.header.get_zooms(), cine.header.get_zooms())
+    return np.asarray(saved.dataobj)[:, :, 0].transpose(2, 1, 0)
+
 
 @pytest.fixture
 def cine(tmp_path):
@@ -26,7 +39,10 @@ def cine(tmp_path):
     discs = np.stack([(y - 24) ** 2 + (x - 20 - 2 * t) ** 2 < 81 for t in range(6)])
     frames = np.stack([np.roll(noise, 2 * t, axis=1) for t in range(6)]) + 100 * discs
     array = frames.clip(0, 255).astype(np.uint8).transpose(2, 1, 0)[:, :, None]
-    nib.save(nib.Nifti1Image(array, np.diag([0.4, 0.5, 1, 1])), tmp_path / "c.nii.gz")
+    image = nib.Nifti1Image(array, AFFINE)
+    image.header.set_zooms((0.4, 0.5, 1, 0.04))
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "c.nii.gz")
     Image.fromarray(255 * discs[0].astype(np.uint8)).save(tmp_path / "mask.png")
     return tmp_path, discs
 
@@ -34,14 +50,33 @@ def cine(tmp_path):
 def test_a_label_goes_to_every_frame_of_the_file(cine):
     folder, discs = cine
     assert main(["propagate", str(folder / "c.nii.gz"), str(folder / "mask.png"), "--output", str(folder / "out")]) == 0
-    (folder / "c.nii.gz").rename(folder / "c.1.nii.gz")
+    shutil.copy(folder / "c.nii.gz", folder / "c.1.nii.gz")
     assert main(["propagate", str(folder / "c.1.nii.gz"), str(folder / "mask.png"), "--output", str(folder)]) == 0
     assert (folder / "c.1_label.nii.gz").is_file()
-    saved = nib.load(folder / "out" / "c_label.nii.gz")
-    assert saved.header.get_zooms()[:2] == (pytest.approx(0.4), pytest.approx(0.5))
-    labels = np.asarray(saved.dataobj)[:, :, 0].transpose(2, 1, 0) > 0
+    shutil.copy(folder / "out" / "c_label.nii.gz", folder / "c_label.nii.gz")
+    labels = same_grid(folder, "c_label.nii.gz") > 0
     dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(labels, discs, strict=True)]
     assert min(dice) > 0.9
+
+
+@pytest.mark.parametrize(("value", "drawn", "fault"), [(300, 2, None), (300, 0, "frame 2"), (0.5, 2, "class indices")])
+def test_a_label_of_the_whole_cine_gives_that_of_its_frame(cine, capsys, value, drawn, fault):
+    folder, discs = cine
+    array = np.zeros((64, 48, 1, 6), np.float32)
+    array[:, :, 0, drawn] = value * discs[drawn].T
+    nib.save(nib.Nifti1Image(array, AFFINE), folder / "all.nii.gz")
+    call = ["propagate", str(folder / "c.nii.gz"), str(folder / "all.nii.gz"), "--frame", "2", "--output", str(folder)]
+    assert main(call) == bool(fault)
+    if fault:
+        assert fault in capsys.readouterr().err
+        assert not (folder / "c_label.nii.gz").exists()
+    else:
+        labels = same_grid(folder, "c_label.nii.gz")
+        assert np.array_equal(labels[2], 300 * discs[2])
+        assert set(np.unique(labels)) == {0, 300}
+    nib.save(nib.Nifti1Image(array[..., :4], AFFINE), folder / "all.nii.gz")
+    assert main(call) == 1
+    assert "has 4 frames" in capsys.readouterr().err
 
 
 def test_a_stream_has_a_mask_and_a_latency_for_every_frame(cine, capsys):
@@ -50,10 +85,13 @@ def test_a_stream_has_a_mask_and_a_latency_for_every_frame(cine, capsys):
     network = build_network("segmentation", spatial_size=[32, 32], **tiny)
     weights = str(save_network(folder / "m.pt", network))
     assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder), "--device", "cpu"]) == 0
-    assert nib.load(folder / "c_seg.nii.gz").shape == (64, 48, 1, 6)
+    assert same_grid(folder, "c_seg.nii.gz").any()
     with open(folder / "latency.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
     assert "frames per second" in capsys.readouterr().out
+    weights = str(save_network(folder / "strict.pt", network, presence_threshold=1000.0))
+    assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder), "--device", "cpu"]) == 0
+    assert not same_grid(folder, "c_seg.nii.gz").any()
     weights = str(save_network(folder / "points.pt", network, landmarks=["a", "b"]))
     assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder / "points")]) == 1
     assert "points.pt is for segmentation by landmarks" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_a_class_number_under_label_is_no_path(tmp_path):
     ("content", "error", "message"),
     [
         ("{", ValueError, "not a JSON file"),
-        ([], ValueError, "must hold an object with training, validation, test, not a list"),
+        ([], ValueError, "must hold an object, not a list"),
         ({"test": ["a.png"]}, ValueError, "has no list 'training'; it has test"),
         ({"training": []}, ValueError, "the list 'training' is empty"),
         ({"training": [{"image": True}]}, ValueError, "item 0 of 'training' has the image True; expected a file name"),

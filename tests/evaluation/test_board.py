@@ -163,9 +163,14 @@ def test_what_a_board_lacks_is_told_before_its_first_training(plan: Path, tmp_pa
     with pytest.raises(ValueError, match=f"{plan.name}: .*{message}"):
         transfer_board(str(plan), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    plan.write_text("{")
-    with pytest.raises(ValueError, match="not a JSON file"):
-        transfer_board(str(plan), str(tmp_path / "out"))
+    for text, why in (
+        ("{", "not a JSON file"),
+        ('{"tasks": {"a": {}, "a": {}}}', "the key 'a' stands twice"),
+        ("[]", "object"),
+    ):
+        plan.write_text(text)
+        with pytest.raises(ValueError, match=why):
+            transfer_board(str(plan), str(tmp_path / "out"))
 
 
 def cell(fraction: float, seed: int, name: str) -> dict:
