@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(run: Path, split: str, output: Path, **options) -> None:
-    places = {"dataset_dir": str(run), "datalist": str(run / "dataset.json"), "output_dir": str(output)}
+    places = {"datalist": str(run / "dataset.json"), "output_dir": str(output)}  # whose folder has the images
     options = {"checkpoint": str(run / "model.pt"), "split": split, "device": "cpu", "amp": "fp32", **options}
     run_bundle("segmentation", "predict", **places, **options)
 

@@ -40,11 +40,13 @@ def card_path(path: str | os.PathLike) -> Path:
 
 
 def find_card(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The card beside a weight file, checked against it; None where there is none.
+    """The card beside a weight file, checked against it, or within one (safetensors); None where there is none.
 
     Raises:
         ValueError: for a card that cannot be read, or that was written for other weights.
     """
+    if (held := _card_within(Path(path).expanduser())) is not None:
+        return held
     place = card_path(path)
     if not place.is_file():
         return None
@@ -67,6 +69,20 @@ def find_card(path: str | os.PathLike) -> dict[str, Any] | None:
             "the card that goes with them, or remove it and say by options what the network is."
         )
     return card
+
+
+def _card_within(weights: Path) -> dict[str, Any] | None:
+    """The card that ``monai-usfm export`` puts into the header of a safetensors file."""
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return None
+    try:
+        with weights.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        card = json.loads(header["__metadata__"]["card"])
+    except (KeyError, TypeError, ValueError, MemoryError, OverflowError):
+        return None  # written by others, or damaged: who reads the weights says so
+    check_card(card, weights)
+    return {key: value for key, value in card.items() if key != "sha256"}  # that of the file it was exported from
 
 
 def read_card(path: str | os.PathLike) -> dict[str, Any]:

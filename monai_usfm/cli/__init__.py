@@ -92,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         root = root_cause(error)
         # what this package refuses is said in one sentence, however deep in a config it was found
-        if not isinstance(root, OSError | ValueError) or not (root is error or _is_own(root)):
+        told = isinstance(root, OSError | ValueError) and root is error
+        if not told and not (isinstance(root, OSError | ValueError | ImportError) and _is_own(root)):
             traceback.print_exception(error)
         return _fail(describe(error), 1)
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -64,8 +64,8 @@ def adapt(
         share: of pretraining, weight of the encoder after it, in (0, 1].
 
     Raises:
-        ValueError: for another network, a share out of range, ``style`` without labeled images, ``pretraining`` with
-            them, or when self-training is sure of no image.
+        ValueError: for another network, options that it sets itself, a share out of range, ``style`` without labeled
+            images, ``pretraining`` with them, or when self-training is sure of no image.
     """
     task: Task = "segmentation" if method == "self_training" else "pretraining"
     overlays = ("foundation", *bundle.overlays) if method == "style" else bundle.overlays
@@ -73,6 +73,9 @@ def adapt(
         return train(*options, task=task, bundle=replace(bundle, overlays=overlays))
     card, given = read_card(checkpoint), parse_options(options)
     require_classes(card, checkpoint, "segmentation", spatial_dims=2)
+    own_lists = [f"--{name}" for name in ("dataset_dir", "datalist", "export_path") if name in given]
+    if own_lists:
+        raise ValueError(f"{', '.join(own_lists)}: adapt makes its lists itself and writes model.pt into --output_dir.")
     if not 0 < share <= 1:
         raise ValueError(f"--share must be in (0, 1]; got {share}.")
     if method == "style" and not labeled:

@@ -57,6 +57,8 @@ def export(checkpoint: str, output: str, *, format: Format | None = None, calibr
         raise ValueError(
             f"{output}: the ending must be .ts (TorchScript), .pt2, .onnx or .safetensors; or give format."
         )
+    if target.exists() and target.samefile(checkpoint):
+        raise ValueError(f"{output} is the checkpoint itself; name another file.")
     if calibration is not None and kind != "onnx":
         raise ValueError(f"{output}: 8-bit integers are written as .onnx; name such a file, or leave calibration out.")
     if kind == "trt" and not (torch.cuda.is_available() and optional_import("torch_tensorrt")[1]):

@@ -182,7 +182,7 @@ def serve_label(
     are copied into ``app``; a training there changes the copy. The server takes DICOM too.
 
     Args:
-        bundles: folders of :func:`pack`, or bundles of the package.
+        bundles: folders that ``pack`` made, or bundles of the package.
         studies: folder of the images.
         app: folder of the app; made where there is none.
         host: address to listen on.

@@ -27,6 +27,7 @@ __all__ = ["check_patient_leak", "join_table", "label_fraction", "load_datalist"
 
 DATALIST_NAME = "dataset.json"  # the name that our tools give a datalist and our bundles look for in ``dataset_dir``
 SPLITS = ("training", "validation", "test")
+NUMBERS = ("spacing", "circumference", "full_scale", "frame")  # entries of items that are computed with
 Item = dict[str, Any]
 
 
@@ -244,11 +245,13 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
 
     Raises:
         FileNotFoundError: for no such file.
-        ValueError: for a column that the table lacks, an image that it does not name, an empty cell, or a file that is
-            no datalist. Nothing is written then.
+        ValueError: for a column that the table lacks, an image that it does not name, an empty cell, a length
+            that is no number, the key ``image``, or a file that is no datalist. Nothing is written then.
     """
     pairs = [entry.partition("=") for entry in columns]
     wanted = {key: column or key for key, _, column in pairs}
+    if "image" in wanted:
+        raise ValueError("the images of a datalist stay as they are: a table that names others makes a new list.")
     rows = Table(table, list(wanted.values()))
     content = read_datalist(datalist)
     count = 0
@@ -263,6 +266,8 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
                     raise ValueError(f"{table}: {column} of {item['image']} is empty.")
                 # a patient is a name even where all its characters are digits
                 item[key] = row[column] if key in ("patient", "patient_id") else value_of(row[column])
+                if key in NUMBERS and isinstance(item[key], str):
+                    raise ValueError(f"{table}: {column} of {item['image']} must be a number, is {row[column]!r}.")
         content[split] = items
         count += len(items)
     file = write_text_atomically(output or datalist, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

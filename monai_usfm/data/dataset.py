@@ -27,6 +27,26 @@ __all__ = ["UltrasoundDataset"]
 logger = logging.getLogger(__name__)
 
 
+class ReadableOrError(torch.utils.data.Dataset):
+    """Items of a dataset; for one whose file cannot be read, its error in its place.
+
+    Args:
+        dataset: raises :class:`UnreadableImageError` for such a file.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except UnreadableImageError as error:
+            return error
+
+
 class UltrasoundDataset(Dataset):
     """MONAI dataset for lists of files of which some may be damaged, with a store of what was decoded.
 

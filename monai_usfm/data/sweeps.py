@@ -48,8 +48,10 @@ def compound(
         the tracker.
 
     Raises:
-        ValueError: for no frames, or frames and matrices that do not go together.
+        ValueError: for no frames, frames and matrices that do not go together, or lengths out of range.
     """
+    if not (spacing > 0 and max_gap >= 0):
+        raise ValueError(f"spacing must be above 0 mm and max_gap not below; got {spacing:g} and {max_gap:g}.")
     if not len(frames) or len(frames) != len(matrices):
         raise ValueError(f"need a matrix for each frame, got {len(frames)} frames and {len(matrices)} matrices.")
     poses = [np.vstack([np.asarray(m, dtype=float).reshape(3, 4), [0, 0, 0, 1]]) for m in matrices]
@@ -111,8 +113,10 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
 
     Raises:
         ValueError: for a table without these columns, without rows, with an entry that is no number, or with frames of
-            several sizes or pixel sizes.
+            several sizes or pixel sizes; and for an output of another format.
     """
+    if not output.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{output}: a volume is written as NIfTI; give a name that ends in .nii.gz.")
     rows = Table(poses, COLUMNS).rows.values()
     numbers = np.array([[_number(poses, row, name) for name in COLUMNS] for row in rows])
     if not len(numbers):

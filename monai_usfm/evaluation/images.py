@@ -15,7 +15,7 @@ from monai.networks import eval_mode
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 
-from monai_usfm.data import LoadUltrasoundd, add_patients, load_datalist
+from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, add_patients, load_datalist
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.transforms import LabelIndicesd, SeparableResized
 
@@ -80,6 +80,7 @@ def load_images(
 
     Raises:
         ValueError: for no items, or items without ``label`` where label maps are wanted.
+        UnreadableImageError: naming the file.
     """
     if not items:
         raise ValueError("there are no items to load.")
@@ -95,7 +96,9 @@ def load_images(
             SeparableResized(keys, spatial_size, mode=modes, anti_aliasing=[mode == "bilinear" for mode in modes]),
         ]
     )
-    loaded = [read({key: item[key] for key in (*keys, "frame", "full_scale") if key in item}) for item in items]
+    told = [{key: item[key] for key in (*keys, "frame", "full_scale") if key in item} for item in items]
+    dataset = UltrasoundDataset(told, read)  # whose error is that of the file
+    loaded = [dataset[index] for index in range(len(dataset))]
     has_class = all(isinstance(item.get("class"), int) for item in items)
     return ImageSet(
         images=torch.stack(convert_to_tensor([data["image"] for data in loaded])),

@@ -147,6 +147,12 @@ def check_leaks(
     columns = [field.name for field in fields(Leak)]
     table = write_csv(Path(output) / "leaks.csv", [vars(leak) for leak in leaks], columns)
     print(f"{len(train)} training and {len(test)} other images: {len(leaks)} leaks; {table}")
+    unknown = [sum(patient_key(item.get("patient")) is None for item in part) for part in (train, test)]
+    if any(unknown):
+        print(
+            f"the patients of {unknown[0]} training and {unknown[1]} other images are not known, so they were compared "
+            "as images alone. Name them: `monai-usfm datalist --patient_pattern` or `monai-usfm join-table`."
+        )
     if leaks:
         raise LeakError(leaks, str(table))
     return table

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +17,15 @@ from monai.data import DataLoader
 from monai.utils import convert_to_tensor
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
-from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, load_datalist
+from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, UnreadableImageError, load_datalist
+from monai_usfm.data.dataset import ReadableOrError
 from monai_usfm.data.image_files import save_mask
 from monai_usfm.data.splits import with_full_scale
-from monai_usfm.files import write_text_atomically
+from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype
 
 __all__ = ["agreeing_masks", "pseudo_label"]
 
-logger = logging.getLogger(__name__)
 LARGER = 1.25  # size of the third view
 BATCH = 8  # images that the network sees at once
 
@@ -92,7 +91,7 @@ def pseudo_label(
     Args:
         checkpoint: weights of a 2D segmentation with their card.
         datalist: JSON file with the images.
-        output: folder of the masks (PNG) and of their ``datalist.json``.
+        output: folder of the masks (PNG), of their ``datalist.json`` and, where files cannot be read, ``failed.csv``.
         dataset_dir: folder the paths of the datalist start from; default: that of the file.
         split: the list of the datalist. Take no split that will be scored.
         organs: only items with these values of ``organ``: those of which the network knows the structures.
@@ -104,8 +103,11 @@ def pseudo_label(
         The datalist of the images that were kept, with their items' other entries.
 
     Raises:
-        ValueError: for a network of volumes, or when no image is kept.
+        ValueError: for a network of volumes, an agreement out of range, or when no image is kept.
+        UnreadableImageError: where none can be read.
     """
+    if not 0 <= agreement <= 1:
+        raise ValueError(f"agreement is a Dice, in [0, 1]; got {agreement}.")
     network = load_network(checkpoint, "segmentation").to(device)
     whole: Any = cast(Any, network).card
     require_classes(whole, checkpoint, "segmentation", spatial_dims=2)
@@ -124,21 +126,36 @@ def pseudo_label(
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
-    loader = DataLoader(
-        UltrasoundDataset(items, [LoadUltrasoundd("image")]), num_workers, batch_size=BATCH, collate_fn=list
-    )
-    for start, batch in zip(range(0, len(items), BATCH), loader, strict=True):
-        images = [convert_to_tensor(item["image"]).to(device).expand(card["in_channels"], -1, -1) for item in batch]
+    readable = ReadableOrError(UltrasoundDataset(items, [LoadUltrasoundd("image")]))
+    failed: list[UnreadableImageError] = []
+    for start, whole_batch in zip(
+        range(0, len(items), BATCH),
+        DataLoader(readable, num_workers, batch_size=BATCH, collate_fn=list),  # type: ignore[arg-type]
+        strict=True,
+    ):
+        failed += [i for i in whole_batch if isinstance(i, UnreadableImageError)]
+        batch = {n: i for n, i in enumerate(whole_batch, start) if not isinstance(i, UnreadableImageError)}
+        if not batch:
+            continue
+        images = [
+            convert_to_tensor(item["image"]).to(device).expand(card["in_channels"], -1, -1) for item in batch.values()
+        ]
         with autocast(device, autocast_dtype("auto", device)):
             found = agreeing_masks(network, images, card["spatial_size"])
-        for number, (item, (mask, score)) in enumerate(zip(batch, found, strict=True), start):
+        for (number, item), (mask, score) in zip(batch.items(), found, strict=True):
             if score < agreement:
                 continue
             file = folder / f"{number:06d}.png"
             save_mask(file, values[mask.cpu().numpy()], int(item["image"].meta.get("turn", 1)))
             kept.append({**items[number], "image": str(items[number]["image"]), "label": str(file)})
-    logger.info("%d of %d images kept.", len(kept), len(items))
+    target = folder / "datalist.json"
+    if failed:
+        table = write_csv(folder / "failed.csv", [{"file": e.path, "reason": e.reason} for e in failed])
+        print(f"{len(failed)} of {len(items)} images cannot be read and are left out: {table}")
+    if len(failed) == len(items):
+        raise failed[0]
     if not kept:
         raise ValueError(f"none of {len(items)} images of {datalist} is kept: lower agreement, or name other organs.")
-    write_text_atomically(folder / "datalist.json", json.dumps({"training": kept}, indent=1))
-    return folder / "datalist.json"
+    write_text_atomically(target, json.dumps({"training": kept}, indent=1))
+    print(f"{len(kept)} of {len(items)} images kept: {target}")
+    return target

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
-from monai_usfm.data import list_images, load_datalist, read_datalist
+from monai_usfm.data import UnreadableImageError, list_images, load_datalist, read_datalist
 from monai_usfm.data.datalist import SPLITS
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.evaluation.images import extract_features, load_images
@@ -21,6 +22,7 @@ from monai_usfm.files import write_csv
 
 __all__ = ["choose", "select"]
 
+logger = logging.getLogger(__name__)
 SHORTLIST = 5  # with "mix", the coreset is drawn from so many times the most uncertain images
 
 
@@ -108,6 +110,8 @@ def select(
     Raises:
         ValueError: for a network of another task, or no image that is not labeled.
     """
+    if number < 1:
+        raise ValueError(f"--number must be at least 1; got {number}.")
     network: Any = load_network(checkpoint)
     card = network.card
     require_classes(card, checkpoint)
@@ -120,7 +124,9 @@ def select(
     files = [str(item["image"]) for item in list_images(images) if Path(str(item["image"])).resolve() not in taken]
     if not files:
         raise ValueError(f"{images}: every image is in {labeled} already.")
-    features, uncertainty = embed(network, files, device)
+    features, uncertainty, files = embed(network, files, device)
+    if not files:
+        raise ValueError(f"{images}: none of the images that are not labeled can be read.")
     there = [name for name in known if Path(name).exists()]
     labeled_features = embed(network, there, device)[0] if there and strategy != "uncertainty" else None
     chosen = choose(features, number, strategy, uncertainty, labeled_features)
@@ -134,18 +140,31 @@ def select(
 
 
 @torch.no_grad()
-def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings ``(M, E)`` of unit length, the mean token of the encoder, and the entropy of the classes ``(M,)``."""
+def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Embeddings ``(M, E)`` of unit length, the mean token of the encoder, and the entropy of the classes ``(M,)``.
+
+    Also the ``M`` files; those that cannot be read are named in a warning.
+    """
     options = network.card["network"]
     whole = with_full_scale([{"image": name, "patient": None} for name in files], full_scale_of(network.card))
     network.to(device).eval()
-    features, entropies = [], []
+    features, entropies, readable = [], [], []
     for start in range(0, len(files), 32):
-        batch = load_images(whole[start : start + 32], options["spatial_size"]).images.repeat_interleave(
-            options["in_channels"], 1
-        )
+        loaded = []
+        for item in whole[start : start + 32]:
+            try:
+                loaded.append(load_images([item], options["spatial_size"]).images)
+            except UnreadableImageError as error:
+                logger.warning("left out: %s", error)
+            else:
+                readable.append(str(item["image"]))
+        if not loaded:
+            continue
+        batch = torch.cat(loaded).repeat_interleave(options["in_channels"], 1)
         features.append(extract_features(network.encoder, batch, device=device))
         probabilities = network(batch.to(device)).float().softmax(1)
         entropies.append(torch.special.entr(probabilities).sum(1).flatten(1).mean(1).cpu())
+    if not readable:
+        return np.zeros((0, 1)), np.zeros(0), readable
     vectors = torch.nn.functional.normalize(torch.cat(features), dim=1)
-    return vectors.numpy(), torch.cat(entropies).numpy()
+    return vectors.numpy(), torch.cat(entropies).numpy(), readable

@@ -111,6 +111,7 @@ def test_labeled_images_are_shown_in_the_style_of_the_new_ones(place: Path) -> N
         (["--method", "style"], "give them as --labeled LIST"),
         (["--method", "pretraining", "--labeled", "x.json"], "leave out --labeled"),
         (["--method", "pretraining", "--share", "0"], "--share must be in (0, 1]; got 0.0"),
+        (["--export_path", "x.pt"], "--export_path: adapt makes its lists itself"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -126,8 +127,16 @@ def test_its_own_masks_alone_do_too(place: Path) -> None:
     assert len(json.loads((place / "out" / "datalist.json").read_text())["training"]) == 4
 
 
-def test_another_network_and_unsure_masks_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_network_and_unsure_masks_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsure(network, images, size):
+        return [(torch.zeros(image.shape[1:], dtype=torch.long), 0.0) for image in images]
+
     assert main(arguments(place, "--agreement", "1.5")) == 1
+    assert "agreement is a Dice" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr("monai_usfm.evaluation.pseudo_labels.agreeing_masks", unsure)
+    assert main(arguments(place)) == 1
     assert "lower agreement" in capsys.readouterr().err.splitlines()[-1]
     encoder = build_network("encoder", spatial_size=[32, 32], num_layers=1, hidden_size=48, mlp_dim=48, num_heads=3)
     save_network(place / "model.pt", encoder)

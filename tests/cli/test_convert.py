@@ -20,4 +20,7 @@ def test_dicom_files_are_converted_and_failures_named(tmp_path, capsys):
     status = main(["convert-dicom", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--format", "png"])
     assert status == 3 and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.2.3.png", "1.2.3.png.json"]
     printed = capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main(["convert-dicom", str(tmp_path / "empty"), "--output", str(tmp_path / "none")]) == 1
+    assert "empty: no DICOM files" in capsys.readouterr().err
     assert "1 converted, 1 not." in printed and "bad.dcm" in printed

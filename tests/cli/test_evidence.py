@@ -217,6 +217,7 @@ def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path, cap
                 parameter.zero_()
             network.load_state_dict(load_file(file))
             given = network(image)
+            torch.testing.assert_close(load_network(file)(image), wanted)  # the card is in the file
     torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -255,6 +256,11 @@ def test_exports_that_cannot_work_say_what_they_need(weights, tmp_path, capsys):
 def test_an_export_of_another_kind_is_refused(weights, tmp_path, capsys):
     assert call("export", weights["segmentation"], tmp_path / "model.pth") == 1
     assert "must be .ts" in capsys.readouterr().err
+    weight = Path(weights["segmentation"])
+    before = weight.read_bytes()
+    assert call("export", weight, weight, "--format", "torchscript") == 1
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    assert weight.read_bytes() == before
 
 
 def test_a_packed_bundle_has_the_weights_their_card_and_their_size(weights, tmp_path, capsys):

@@ -59,6 +59,17 @@ def test_strip_without_a_key_is_refused(tmp_path):
         convert_dicom_folder([tmp_path], tmp_path / "out", deidentify="strip")
 
 
+@pytest.mark.parametrize("deidentify", [None, "check"])
+@pytest.mark.parametrize("option", [{"key": "k"}, {"review": "r"}, {"no_regions": "blacken"}, {"beam": True}])
+def test_what_removes_names_is_not_taken_without_strip(tmp_path, deidentify, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name}.*strip"):
+        convert_dicom_folder(
+            [get_testdata_file("examples_palette.dcm")], tmp_path / "out", deidentify=deidentify, **option
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_without_regions_is_refused_or_its_surroundings_blackened(tmp_path):
     pixels = np.zeros((96, 128), np.uint8)
     pixels[24:90, 30:110] = np.random.default_rng(0).integers(60, 200, (66, 80))

@@ -67,6 +67,14 @@ def test_the_verb_reads_the_table_and_writes_volume_and_field_of_view(tmp_path, 
     volume, fov = nib.load(tmp_path / "v.nii.gz"), nib.load(tmp_path / "v_fov.nii.gz")
     assert volume.shape == fov.shape
     assert volume.header.get_zooms() == pytest.approx((1, 1, 1))
+    for output, more, message in (
+        ("w.nii.gz", ["--spacing", "-1"], "spacing must be above 0 mm"),
+        ("w.nii.gz", ["--spacing", "0"], "spacing must be above 0 mm"),
+        ("w.png", [], "a volume is written as NIfTI"),
+    ):
+        assert main(["compound", str(tmp_path / "poses.csv"), str(tmp_path / output), *more]) == 1
+        assert message in capfd.readouterr().err
+        assert not (tmp_path / output).exists()
     table = (tmp_path / "poses.csv").read_text()
     Image.new("L", (7, 9)).save(tmp_path / "other.png")
     for changed, message in (

@@ -43,7 +43,13 @@ def test_without_another_name_the_list_itself_is_replaced(folder):
 
 
 @pytest.mark.parametrize(
-    ("column", "message"), [("age=years", "no column years"), ("circumference=hc", "b.png is empty")]
+    ("column", "message"),
+    [
+        ("age=years", "no column years"),
+        ("circumference=hc", "b.png is empty"),
+        ("image=mm", "the images of a datalist stay"),
+        ("spacing=image", "image of a.png must be a number, is 'a.png'"),
+    ],
 )
 def test_what_the_table_lacks_is_named_and_nothing_is_written(folder, column, message):
     with pytest.raises(ValueError, match=message):

@@ -99,7 +99,12 @@ def test_the_check_of_a_datalist_stops_with_a_table_of_the_pairs(tmp_path, capsy
     datalist.write_text(json.dumps({"training": train, "validation": test[:1], "test": test[1:]}))
     table = check_leaks(str(datalist), output=str(tmp_path / "leaks"))
     assert table.read_text().strip() == "train,test,reason,distance"
-    assert "4 training and 3 other images: 0 leaks" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "4 training and 3 other images: 0 leaks" in told and "not known" not in told
+    unnamed = [{"image": item["image"]} for item in train]
+    (tmp_path / "unnamed.json").write_text(json.dumps({"training": unnamed, "test": test}))
+    check_leaks(str(tmp_path / "unnamed.json"), output=str(tmp_path / "leaks"))
+    assert "the patients of 4 training and 0 other images are not known" in capsys.readouterr().out
     image = Image.open(train[1]["image"])  # brighter and smaller, so not the same file
     image.point(lambda v: min(255, int(1.2 * v))).resize((100, 80)).save(test[2]["image"])
     with pytest.raises(LeakError, match=r"1 leaks.*\n.*2\.png \(test\) and .*1\.png \(training\): similar") as caught:

@@ -73,12 +73,17 @@ def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(everywhere: torch
     for number, organ in enumerate(["breast", "lung", "breast"]):
         Image.fromarray(np.full((20, 30), 100, np.uint8)).save(tmp_path / f"{number}.png")
         items.append({"image": f"{number}.png", "organ": organ, "patient": f"p{number}"})
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    items.append({"image": "broken.png", "organ": "breast", "patient": "p3"})
     (tmp_path / "list.json").write_text(json.dumps({"training": items}))
     arguments = (str(tmp_path / "model.pt"), str(tmp_path / "list.json"), str(tmp_path / "out"))
     found = json.loads(pseudo_label(*arguments, organs=["breast"], device="cpu").read_text())["training"]
     assert [(Path(i["image"]).name, i["patient"]) for i in found] == [("0.png", "p0"), ("2.png", "p2")]
     assert np.asarray(Image.open(found[0]["label"])).shape == (20, 30)
     assert np.asarray(Image.open(found[0]["label"])).min() == 1
+    assert "broken.png" in (tmp_path / "out" / "failed.csv").read_text()
+    with pytest.raises(ValueError, match="agreement is a Dice"):
+        pseudo_label(*arguments, agreement=2.0, device="cpu")
     with pytest.raises(ValueError, match="has no image of liver in 'training'"):
         pseudo_label(*arguments, organs=["liver"], device="cpu")
 

@@ -48,3 +48,11 @@ def test_the_verb_leaves_labeled_images_out_and_ranks_the_rest(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == ["1", "2", "3"]
     assert not {row["image"] for row in rows} & {str(tmp_path / "0.png"), str(tmp_path / "1.png")}
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
+    assert main([*arguments, "--output", str(table), "--device", "cpu"]) == 0
+    with open(table, newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {str(tmp_path / f"{n}.png") for n in (3, 4, 5)}
+    for number in ("0", "-3"):
+        arguments[arguments.index("--number") + 1] = number
+        assert main([*arguments, "--output", str(tmp_path / "none.csv")]) == 1
+    assert not (tmp_path / "none.csv").exists()
