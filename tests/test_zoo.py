@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ from monai.networks.trt_compiler import TrtCompiler
 from PIL import Image
 from safetensors.torch import load_file
 
+from monai_usfm import build_network, save_network
+from monai_usfm.cards import find_card
 from monai_usfm.cli import main
 from monai_usfm.options import check_names
 from monai_usfm.workflow import TASKS
@@ -112,6 +115,25 @@ def test_the_layout_of_the_hub_has_a_card_at_the_root_whose_images_are_there(rep
     assert kept.keys() == wanted.keys() and all(torch.equal(kept[name], wanted[name]) for name in kept)
     monkeypatch.chdir(tmp_path)
     assert load("usfm_segmentation", bundle_dir=str(tmp_path), workflow_type="inference") is not None
+
+
+def test_own_weights_claim_nothing_of_the_bundle_they_came_from(repository, tmp_path):
+    options = {"network_size": "custom", "hidden_size": 24, "mlp_dim": 48, "num_layers": 4, "num_heads": 3}
+    network = build_network("segmentation", spatial_size=[32, 32], num_classes=3, **options)
+    names = ["Hintergrund", "Läsion", "Gefäß"]
+    started = {"file": "start.pt", "data": "images of the start", "license": "CC BY 4.0"}
+    weights = save_network(tmp_path / "own.pt", network, class_names=names, start=started, data="40 of my images")
+    target = tmp_path / "vessels_segmentation"
+    assert main(["pack", str(weights), str(target), "--hub"]) == 0
+    metadata = json.loads((target / "configs" / "metadata.json").read_text())
+    page, notes = ((target / name).read_text() for name in ("README.md", "docs/data_license.txt"))
+    for text in (json.dumps(metadata, ensure_ascii=False), page):
+        assert "Gefäß" in text and "40 of my images" in text
+        assert not any(word in text for word in ("BUS-BRA", "HC18", "fetal_head"))
+    assert "images of the start. License: CC BY 4.0" in notes and "foundation.pt" in notes
+    assert metadata["version"] == "0.1.0" and "license: other" in page
+    assert sorted(file.name for file in (target / "docs").iterdir()) == ["data_license.txt"]
+    assert find_card(target / "models" / "model.safetensors")["class_names"] == names
 
 
 @pytest.mark.slow

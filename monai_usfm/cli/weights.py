@@ -94,7 +94,9 @@ def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint:
     """Copy a bundle with other weights, of images or volumes, as MONAI Label and MONAI Deploy need it.
 
     The weights and their card become ``models/model.pt`` and ``model.json``, the start of the bundle
-    ``foundation.pt``; the metadata, from which MONAI Label takes axes and classes, is that of the card.
+    ``foundation.pt``; the metadata, from which MONAI Label takes axes and classes, is that of the card. Weights that
+    the bundle did not come with have pages of their own, which say what their card says: other people's images, scores
+    and licenses would be claimed for them otherwise.
 
     Args:
         bundle: folder of the bundle.
@@ -116,6 +118,8 @@ def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint:
         file = part / "configs" / "metadata.json"
         metadata = json.loads(file.read_text(encoding="utf-8"))
         _describe(metadata, card)
+        if card.get("sha256") not in {read_card(other).get("sha256") for other in (source / "models").glob("*.pt")}:
+            _own_pages(part / "docs", metadata, card, start.parents[1] / "docs" / "data_license.txt")
         write_text_atomically(file, json.dumps(metadata, indent=4) + "\n")
         os.replace(part, target)
     return target
@@ -132,12 +136,14 @@ def hub_layout(folder: str | os.PathLike) -> None:
 
     root = Path(folder)
     weights, card = root / "models" / "model.pt", read_card(root / "models" / "model.pt")
-    save_file(torch.load(weights, map_location="cpu", weights_only=True), str(weights.with_suffix(".safetensors")))
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    save_file(state, str(weights.with_suffix(".safetensors")), {"card": json.dumps(card)})
     text = (root / "docs" / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", text)
     text = re.sub(r"\]\((?!https?:|#)", "](docs/", text)
     tags = "".join(f"- {tag}\n" for tag in ("monai", "medical", "ultrasound", card["task"]))
-    header = f"---\nlibrary_name: monai\nlicense: apache-2.0\ntags:\n{tags}---\n"
+    free = str(card.get("license", "")).startswith("Apache-2.0")
+    header = f"---\nlibrary_name: monai\nlicense: {'apache-2.0' if free else 'other'}\ntags:\n{tags}---\n"
     write_text_atomically(root / "README.md", header + text)
     (root / "docs" / "README.md").unlink()
 
@@ -163,6 +169,69 @@ def _describe(metadata: dict[str, Any], card: dict[str, Any]) -> None:
         named = ", ".join(f"{index} {name}" for index, name in enumerate(names))
         metadata.update({key: named for key in ("label_classes", "pred_classes") if key in metadata})
     metadata["eval_metrics"] = dict(card.get("scores") or {})
+
+
+UNTOLD = "not told by the card of the weights"
+OWN_PAGE = """# {name}
+
+{description}
+
+## Weights
+
+`models/model.pt`, with their card `models/model.json`: {dims}D, {size} pixels, written by {package}.
+
+- Classes: {classes}
+- Images they learned from: {data}
+- How: {recipe}
+- Scores: {scores}
+- License: {license}; see `docs/data_license.txt`
+
+`models/foundation.pt` is what training starts from.
+
+## Use
+
+```bash
+pip install monai_usfm
+monai-usfm predict --checkpoint models/model.pt --dataset_dir FOLDER --output_dir OUT
+python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir FOLDER --output_dir OUT
+```
+
+## Limitations
+
+Research only, not for clinical use. Images of other scanners and patients than those of training may fare worse.
+"""
+
+
+def _own_pages(docs: Path, metadata: dict[str, Any], card: dict[str, Any], of_start: Path) -> None:
+    """Pages and metadata of weights that somebody else trained; ``of_start`` are the licenses behind their start."""
+    told = {key: str(card.get(key) or UNTOLD) for key in ("data", "recipe", "license", "package")}
+    classes = metadata.get("pred_classes", "none")
+    metadata["description"] = f"{metadata['task']}: {classes}. Weights of their own, by the Python package monai_usfm."
+    metadata["data_source"] = told["data"]
+    metadata |= {"version": "0.1.0", "changelog": {"0.1.0": "packed with weights of their own"}}
+    network, scores = card["network"], card.get("scores") or {}
+    shutil.rmtree(docs)
+    page = OWN_PAGE.format(
+        name=metadata["name"],
+        description=metadata["description"],
+        dims=network.get("spatial_dims", 2),
+        size=" x ".join(map(str, network["spatial_size"])),
+        classes=classes,
+        scores=", ".join(f"{key} {value}" for key, value in scores.items()) or "none told",
+        **told,
+    )
+    write_text_atomically(docs / "README.md", page)
+    lines = [f"models/model.pt: images: {told['data']}. License: {told['license']}."]
+    start = card.get("start")
+    while isinstance(start, dict):
+        data, license = (str(start.get(key) or UNTOLD) for key in ("data", "license"))
+        lines.append(f"It started from {start.get('file', 'other weights')}: images: {data}. License: {license}.")
+        start = start.get("start")
+    if of_start.is_file():
+        lines.append(
+            f"Behind models/foundation.pt, from which training starts:\n\n{of_start.read_text(encoding='utf-8')}"
+        )
+    write_text_atomically(docs / "data_license.txt", "\n\n".join(lines))
 
 
 def _write_wheel(folder: Path) -> None:
