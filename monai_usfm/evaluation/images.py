@@ -56,7 +56,12 @@ def read_items(
         dataset_dir: folder its paths start from; default: that of the file.
         limit: take only so many items, evenly chosen.
         full_scale: see :func:`~monai_usfm.data.splits.with_full_scale`.
+
+    Raises:
+        ValueError: for a limit below 1; and see :func:`~monai_usfm.data.load_datalist`.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit must be at least 1; got {limit}.")
     folder = Path(dataset_dir) if dataset_dir else Path(datalist).parent
     items = load_datalist(datalist, folder, split)
     if limit and limit < len(items):

@@ -93,6 +93,8 @@ def test_an_audit_says_what_it_cannot_take(dataset, weights, tmp_path, capsys):
     arguments = ["--datalist", dataset / "dataset.json", "--output_dir", tmp_path]
     assert call("audit", weights["segmentation"], *arguments, "--kind", "shortcuts") == 1
     assert "is for segmentation of images; here a classification of images is needed" in capsys.readouterr().err
+    assert call("audit", weights["segmentation"], *arguments, "--limit", -3) == 1
+    assert "--limit must be at least 1" in capsys.readouterr().err
     items = json.loads((dataset / "dataset.json").read_text())["test"]
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"test": [{**items[0], "class": None}, items[1]]}))
