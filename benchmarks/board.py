@@ -97,8 +97,7 @@ def main() -> None:
     board = {"options": IMAGES, "tasks": tasks, "starts": starts, "fractions": [0.05, 0.1, 0.2, 1.0]}
     board |= {"seeds": [0, 1, 2], "reference": "foundation"}
     (options.output / "images.json").write_text(json.dumps(board, indent=1))
-    volumes = {"pretrained": str(START.parents[2] / "usfm_segmentation" / "models" / "simulated_volumes.pt")}
-    starts = {"foundation": foundation, "simulated_volumes": volumes, "scratch": scratch, "unet": unet(3)}
+    starts = {"foundation": foundation, "scratch": scratch, "unet": unet(3)}
     board |= {"options": VOLUMES, "tasks": {"prostate": {"datalist": "prostate.json"}}, "starts": starts}
     (options.output / "volumes.json").write_text(json.dumps({**board, "fractions": [0.25]}, indent=1))
     board["tasks"] = {f"prostate{k}": {"datalist": f"prostate{k}.json"} for k in range(FOLDS)}

@@ -47,7 +47,7 @@ for seed in 0 1; do
 done
 [ -f "$out/lesions/model.pt" ] || python -W ignore -m monai_usfm average "$out/lesions/model.pt" "${lesions[@]}"
 # Benign or malignant: from the masks of the same images.
-bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/lesions/model.pt" \
+bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/lesions_0/model.pt" \
     --spatial_size "[192,192]" --max_epochs 16 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0003 \
     --class_names "['benign','malignant']"
 # HC18: pixel sizes and published circumferences are in its table; 377 more training images in another folder.

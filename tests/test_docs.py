@@ -101,7 +101,8 @@ def options_of(words: list[str], bundle_options: set[str], page: Path) -> set[st
 def test_every_command_of_a_page_has_a_verb_options_and_files_of_ours_that_exist(page, bundle_options):
     for words in commands(page):
         files = re.findall(r"\b(?:bundles|examples|scripts|benchmarks)/[\w/]*\w\.(?:pt|json|py|sh)", shlex.join(words))
-        assert [file for file in files if not (ROOT / file).is_file()] == [], shlex.join(words)
+        written = [file for file in files if "/output/" in file]  # by a training
+        assert [file for file in files if not (ROOT / file).is_file()] == written, shlex.join(words)
         given = {re.split("[=#]", word[2:])[0].replace("-", "_") for word in words if re.match(r"--\w", word)}
         assert given <= options_of(words, bundle_options, page), shlex.join(words)
 

@@ -72,7 +72,7 @@ def server(repository, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    weights = repository / "bundles" / "usfm_segmentation" / "models" / "simulated_volumes.pt"
+    weights = repository / "bundles" / "usfm_segmentation" / "models" / "prostate.pt"
     command = [sys.executable, "-m", "monai_usfm"]
     subprocess.run([*command, "pack", str(weights), str(folder / "volume_segmentation")], check=True)
     write_interactive(repository / "bundles" / "usfm_pretraining" / "models" / "model.pt", folder)

@@ -64,6 +64,8 @@ def test_a_bundle_loads_from_anywhere(repository, tmp_path, monkeypatch, task, k
     state = network.state_dict()
     if task == "pretraining":  # features and the default objective have no use for the decoder beside the encoder
         shipped = {name: value for name, value in shipped.items() if name.startswith("encoder.")}
+    if kind == "train":  # for images of the size that training has by default
+        shipped = {name: value for name, value in shipped.items() if ".pos_embed." not in name}
     assert all(torch.equal(state[name], value.float()) for name, value in shipped.items())
 
 

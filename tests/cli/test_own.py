@@ -25,14 +25,14 @@ def test_a_pretraining_bundle_goes_on_from_the_start_that_it_brings(repository, 
 
 def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path):
     source = repository / "bundles" / "usfm_segmentation"
-    weights = source / "models" / "simulated_volumes.pt"
-    copy = own_bundle(source, tmp_path / "apps" / "liver_segmentation", weights)
+    weights = source / "models" / "prostate.pt"
+    copy = own_bundle(source, tmp_path / "apps" / "gland_segmentation", weights)
     assert sorted(file.name for file in (copy / "models").iterdir()) == [
         "foundation.json", "foundation.pt", "model.json", "model.pt",
     ]  # fmt: skip
     metadata = json.loads((copy / "configs" / "metadata.json").read_text())
     formats = metadata["network_data_format"]
-    assert formats["inputs"]["image"]["spatial_shape"] == [48, 96, 96]
+    assert formats["inputs"]["image"]["spatial_shape"] == [48, 64, 48]
     assert formats["post_processed_outputs"]["pred"]["spatial_shape"] == ["*", "*", "*"]
     verify_net_in_out(
         "network_def",

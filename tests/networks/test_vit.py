@@ -369,13 +369,20 @@ def test_an_untrained_grid_of_one_token_works():
 
 
 @pytest.mark.parametrize("pos_embed", POSITIONS)
-def test_weights_of_another_grid_of_equal_length_are_refused(pos_embed):
+def test_weights_of_another_grid_are_resized_also_one_of_equal_length(pos_embed):
     wide, high = (vit("2d", pos_embed, img_size=size) for size in ((16, 32), (32, 16)))
     if not any("native_grid" in name for name in wide.state_dict()):
         pytest.skip("positions are computed, not stored")
+    given = wide.state_dict()
+    high.load_state_dict(given)
+    assert [grid.tolist() for name, grid in given.items() if name.endswith("native_grid")] == [wide.grid]
+    pretrained = vit("2d", pos_embed, img_size=(32, 16))
+    load_pretrained(pretrained, wide.state_dict())
+    x = image(high, 32, 16)
+    assert_same(high(x), pretrained(x))
+    assert_same(high(x), wide(x))  # as a forward pass on such images does
     with pytest.raises(RuntimeError, match=r"weights are for a grid of \[\d, \d\] tokens, the network has"):
-        high.load_state_dict(wide.state_dict())
-    load_pretrained(high, wide.state_dict())  # resizes
+        vit("3d", pos_embed).load_state_dict(wide.state_dict())
 
 
 def test_an_empty_batch_gives_empty_features():

@@ -135,7 +135,10 @@ def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
 
 
 class _GridTable(nn.Module):
-    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell its grid."""
+    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell its grid.
+
+    Loading a table of another grid, of images of another size, resizes it as a forward pass on such images does.
+    """
 
     def __init__(self, grid: Sequence[int]) -> None:
         super().__init__()
@@ -144,15 +147,27 @@ class _GridTable(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Files that say nothing about the grid load as before; the shape of the table is checked anyway.
-        grid = state_dict.setdefault(prefix + "native_grid", torch.tensor(self.grid))
-        if grid.tolist() != self.grid:  # tables of 7 x 14 and 14 x 7 tokens have one shape
-            errors = args[-1]
-            errors.append(
-                f"{prefix}native_grid: the weights are for a grid of {grid.tolist()} tokens, the network has "
-                f"{self.grid}; build it with their img_size, or use load_pretrained, which resizes."
-            )
-            return
+        grid = state_dict.setdefault(prefix + "native_grid", torch.tensor(self.grid)).tolist()
+        if grid != self.grid:  # tables of 7 x 14 and 14 x 7 tokens have one shape
+            if len(grid) != len(self.grid):
+                errors = args[-1]
+                errors.append(
+                    f"{prefix}native_grid: the weights are for a grid of {grid} tokens, the network has {self.grid}; "
+                    "use load_pretrained, which inflates."
+                )
+                return
+            (name,) = (prefix + own for own, _ in self.named_parameters())
+            # what was put together from two networks of different grids (MONAI's copy_model_state) has one's own table
+            if name in state_dict and state_dict[name].shape[-2] == self._rows(grid):
+                state_dict[name] = self._resized(state_dict[name].double(), grid, self.grid)
+            state_dict[prefix + "native_grid"] = torch.tensor(self.grid)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _rows(self, grid: list[int]) -> int:
+        raise NotImplementedError
+
+    def _resized(self, table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
+        raise NotImplementedError
 
 
 class RelativePositionBias(_GridTable):
@@ -166,10 +181,16 @@ class RelativePositionBias(_GridTable):
         super().__init__(grid)
         self.num_heads = num_heads
         self.num_tables = num_tables
-        rows = math.prod(2 * n - 1 for n in self.grid) + 3
+        rows = self._rows(self.grid)
         shape = (rows, num_heads) if num_tables == 1 else (num_tables, rows, num_heads)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(shape))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def _rows(self, grid: list[int]) -> int:
+        return math.prod(2 * n - 1 for n in grid) + 3
+
+    def _resized(self, table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
+        return resize_relative_table(table, source, target)
 
     def forward(self, grid: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
         """Bias ``(tables, 1 or B, heads, 1 + K, 1 + K)`` for a token grid, or for the tokens ``keep`` (B, K) of it."""
@@ -208,6 +229,10 @@ class TokenPositions(_GridTable):
 
     def forward(self, grid: list[int]) -> torch.Tensor:
         """Codes ``(1, 1 + prod(grid), E)``."""
-        if grid == self.grid:
-            return self.table
-        return torch.cat([self.table[:, :1], resize_position_table(self.table[:, 1:], self.grid, grid)], dim=1)
+        return self.table if grid == self.grid else self._resized(self.table, self.grid, grid)
+
+    def _rows(self, grid: list[int]) -> int:
+        return math.prod(grid) + 1
+
+    def _resized(self, table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
+        return torch.cat([table[:, :1], resize_position_table(table[:, 1:], source, target)], dim=1)
