@@ -72,8 +72,11 @@ bundle usfm_segmentation prostate --dataset_dir "$data/prostate_trus_3d" --spati
 bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
     --spatial_size "[192,192]" --max_epochs 5 --warmup_epochs 1 --val_interval 1
 
-# Into the bundles, each with its card, on which thresholds are fitted here; data, license and scores are then written
-# there by hand.
+# Temperatures and the presence threshold, on the validation split.
+python -W ignore -m monai_usfm calibrate --checkpoint "$out/lesions/model.pt" --dataset_dir "$data/busbra" --sensitivity 0.995
+python -W ignore -m monai_usfm calibrate --checkpoint "$out/classification/model.pt" --dataset_dir "$data/busbra"
+
+# Into the bundles, each with its card; data, license and scores are then written there by hand.
 ship() { # name, file of a bundle
     for ending in pt json; do cp "$out/$1/model.$ending" "$here/bundles/$2.$ending"; done
 }
