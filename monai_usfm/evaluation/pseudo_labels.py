@@ -125,6 +125,7 @@ def pseudo_label(
     items = with_full_scale(items, full_scale_of(whole))
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "failed.csv").unlink(missing_ok=True)
     kept = []
     readable = ReadableOrError(UltrasoundDataset(items, [LoadUltrasoundd("image")]))
     failed: list[UnreadableImageError] = []

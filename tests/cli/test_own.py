@@ -31,6 +31,7 @@ def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path)
         "foundation.json", "foundation.pt", "model.json", "model.pt",
     ]  # fmt: skip
     metadata = json.loads((copy / "configs" / "metadata.json").read_text())
+    assert "As it stands: background, prostate in 3D." in metadata["description"]
     formats = metadata["network_data_format"]
     assert formats["inputs"]["image"]["spatial_shape"] == [48, 64, 48]
     assert formats["post_processed_outputs"]["pred"]["spatial_shape"] == ["*", "*", "*"]
