@@ -45,11 +45,9 @@ def find_card(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         ValueError: for a card that cannot be read, or that was written for other weights.
     """
-    if (held := _card_within(Path(path).expanduser())) is not None:
-        return held
     place = card_path(path)
     if not place.is_file():
-        return None
+        return _card_within(Path(path).expanduser())
     try:
         card = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -64,6 +62,8 @@ def find_card(path: str | os.PathLike) -> dict[str, Any] | None:
     check_card(card, place)
     weights = Path(path).expanduser()
     if weights != place and weights.is_file() and card.get("sha256") not in (None, sha256_of(weights)):
+        if (held := _card_within(weights)) is not None:  # beside it lies that of the weights it was exported from
+            return held
         raise ValueError(
             f"the card {place} does not belong to {weights}: it was written for other weights (another SHA-256). Copy "
             "the card that goes with them, or remove it and say by options what the network is."

@@ -185,11 +185,17 @@ def _onnx(part: Path, network: torch.nn.Module, card: str, example: torch.Tensor
     return _session(part) if optional_import("onnxruntime")[1] else None
 
 
-def _safetensors(part: Path, network: torch.nn.Module, card: str, example: torch.Tensor) -> Run:
-    from safetensors.torch import load_file, save
+def write_safetensors(path: Path, state: dict[str, torch.Tensor], card: str) -> None:
+    """Weights with the text of their card in the header."""
+    from safetensors.torch import save
 
-    state = {name: tensor.clone().contiguous() for name, tensor in network.state_dict().items()}
-    part.write_bytes(save(state, metadata={"card": card}))  # save_file makes a file that its owner alone may read
+    path.write_bytes(save(state, metadata={"card": card}))  # save_file makes a file that its owner alone may read
+
+
+def _safetensors(part: Path, network: torch.nn.Module, card: str, example: torch.Tensor) -> Run:
+    from safetensors.torch import load_file
+
+    write_safetensors(part, {n: t.clone().contiguous() for n, t in network.state_dict().items()}, card)
     network.load_state_dict(load_file(str(part)))
     return network
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from monai_usfm.bundle.training import start_file
-from monai_usfm.cards import average_networks, card_path, read_card, save_network
+from monai_usfm.cards import average_networks, card_path, find_card, read_card, save_network
+from monai_usfm.cli.export import write_safetensors
 from monai_usfm.files import write_text_atomically
 from monai_usfm.workflow import find_bundle
 
@@ -70,7 +71,10 @@ def pack(checkpoint: str, output: str, *, bundle_root: str | None = None, hub: b
 
     Raises:
         FileExistsError: if it is there already.
+        ValueError: for a safetensors file.
     """
+    if Path(checkpoint).suffix == ".safetensors":
+        raise ValueError(f"{checkpoint}: a bundle holds a .pt file; pack the one that this was exported from.")
     card, target = read_card(checkpoint), Path(output)
     task = "pretraining" if card["task"] in ("features", "encoder") else card["task"]
     if target.exists():
@@ -118,7 +122,8 @@ def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint:
         file = part / "configs" / "metadata.json"
         metadata = json.loads(file.read_text(encoding="utf-8"))
         _describe(metadata, card)
-        if card.get("sha256") not in {read_card(other).get("sha256") for other in (source / "models").glob("*.pt")}:
+        known = [find_card(other) or {} for other in (source / "models").glob("*.json")]
+        if card.get("sha256") not in [other.get("sha256") for other in known]:
             _own_pages(part / "docs", metadata, card, start.parents[1] / "docs" / "data_license.txt")
         write_text_atomically(file, json.dumps(metadata, indent=4) + "\n")
         os.replace(part, target)
@@ -132,12 +137,10 @@ def hub_layout(folder: str | os.PathLike) -> None:
     and without links out of the folder. ``monai.bundle.push_to_hf_hub`` uploads the folder as it is then. The weights
     are there as ``model.safetensors`` too.
     """
-    from safetensors.torch import save_file
-
     root = Path(folder)
     weights, card = root / "models" / "model.pt", read_card(root / "models" / "model.pt")
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    save_file(state, str(weights.with_suffix(".safetensors")), {"card": json.dumps(card)})
+    write_safetensors(weights.with_suffix(".safetensors"), state, json.dumps(card))
     text = (root / "docs" / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", text)
     text = re.sub(r"\]\((?!https?:|#)", "](docs/", text)

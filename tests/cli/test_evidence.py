@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from monai_usfm import build_network, load_network, read_card, save_network
+from monai_usfm.cards import card_path
 from monai_usfm.cli import main
 from tests.tables import rows
 
@@ -220,6 +221,10 @@ def test_an_exported_network_gives_what_the_network_gives(weights, tmp_path, cap
             network.load_state_dict(load_file(file))
             given = network(image)
             torch.testing.assert_close(load_network(file)(image), wanted)  # the card is in the file
+            (tmp_path / "model.json").write_bytes(card_path(weights["segmentation"]).read_bytes())
+            torch.testing.assert_close(load_network(file)(image), wanted)  # and beside it that of other weights
+            assert call("pack", file, tmp_path / "packed") == 1
+            assert "a bundle holds a .pt file" in capsys.readouterr().err
     torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
 
 
