@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
-from monai.transforms import Activationsd, Compose, GaussianSmoothd, Invertd, Lambdad, Resize
+from monai.transforms import Activationsd, Compose, GaussianSmoothd, Invertd, Lambdad
 from monai.utils import ensure_tuple_rep
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
@@ -20,7 +20,7 @@ from monai_usfm.cards import require_classes
 from monai_usfm.losses import ValueLoss
 from monai_usfm.networks import TemperatureScaling
 from monai_usfm.networks.uncertainty import to_logits, to_probabilities
-from monai_usfm.transforms import PresenceThresholdd, spatial_softmax
+from monai_usfm.transforms import PresenceThresholdd, resize_linear, spatial_softmax
 
 __all__ = [
     "AutocastInferer",
@@ -287,35 +287,34 @@ def probabilities(
 
 
 class ImagePredictor:
-    """Class probabilities of one image of any size, by a 2D network with a card, as ``inference.json`` has them.
+    """Class probabilities of images of any size by a 2D network, as ``inference.json`` has them.
 
     Resized, and calibrated by temperature and presence threshold of the card.
 
     Args:
-        network: see :func:`monai_usfm.load_network`.
+        network: see :func:`monai_usfm.load_network`; or its TorchScript form.
         device: where it runs.
+        card: of the network; None for the one that it carries.
 
     Raises:
         ValueError: see :func:`~monai_usfm.cards.require_classes`.
     """
 
-    def __init__(self, network: Any, device: torch.device | str = "cpu") -> None:
-        require_classes(network.card, "the network", spatial_dims=2)
-        options = network.card["network"]
-        self.network, self.device = network.to(device).eval(), device
-        self.resize = Resize(options["spatial_size"], mode="bilinear", anti_aliasing=True)
-        self.channels = options.get("in_channels", 1)
-        self.calibrated = probabilities(network.card)
+    def __init__(self, network: Any, device: torch.device | str = "cpu", card: Mapping[str, Any] | None = None) -> None:
+        card = network.card if card is None else card
+        require_classes(card, "the network", spatial_dims=2)
+        self.network, self.device, self.card = network.to(device).eval(), device, card
+        self.calibrated = probabilities(card)
 
     @torch.inference_mode()
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """``(1, H, W)`` in [0, 1] -> ``(K, H, W)`` of a segmentation, ``(K,)`` of a classification, on the CPU."""
-        small = torch.as_tensor(self.resize(image.to(self.device))).as_subclass(torch.Tensor)
-        logits = self.network(small.expand(self.channels, -1, -1)[None]).float()[0]
-        scores = torch.as_tensor(self.calibrated({"pred": logits})["pred"]).as_subclass(torch.Tensor)
-        if scores.dim() > 1:
-            scores = F.interpolate(scores[None], size=image.shape[1:], mode="bilinear")[0]
-        return scores.cpu()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """``(N, 1, H, W)`` in [0, 1] -> ``(N, K, H, W)`` of a segmentation, ``(N, K)`` of classes, on the CPU."""
+        options = self.card["network"]
+        seen = resize_linear(images.as_subclass(torch.Tensor).to(self.device), options["spatial_size"])
+        logits = self.network(seen.expand(-1, options.get("in_channels", 1), -1, -1).contiguous()).float()
+        scores = torch.stack([torch.as_tensor(self.calibrated({"pred": one})["pred"]) for one in logits])
+        scores = scores.as_subclass(torch.Tensor)
+        return (F.interpolate(scores, images.shape[2:], mode="bilinear") if scores.dim() > 2 else scores).cpu()
 
 
 def _to_float32(output: Any) -> Any:

@@ -147,7 +147,7 @@ def test_labels_are_those_of_the_bundle_and_measured_in_mm(modules, repository, 
 def test_files_that_are_no_ultrasound_images_are_refused_by_name(modules, model):
     with pytest.raises(ValueError, match=r"CT_small.*CT Image Storage; only ultrasound stills and cines"):
         modules[0].analyze(get_testdata_file("CT_small.dcm"), model)
-    with pytest.raises(ValueError, match="2D enhancement; this application takes"):
+    with pytest.raises(ValueError, match="is for enhancement of images; here a segmentation or classification"):
         modules[0].load_model(APP.parents[1] / "bundles" / "usfm_enhancement")
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ from typing import Any
 import numpy as np
 import pydicom
 import torch
-from monai.transforms import Resize
 from pydicom.dataset import Dataset
 
 from monai_usfm import load_network
-from monai_usfm.bundle import probabilities
 from monai_usfm.cards import read_card, require_classes
 from monai_usfm.data import LoadUltrasound
+from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics import measure
-from monai_usfm.transforms import resize_linear
 
 # Ultrasound (Multi-frame) Image Storage and their retired forms. An Enhanced US Volume needs a network of volumes.
 IMAGES = (
@@ -39,22 +36,16 @@ class Model:
     """A network of the package or its TorchScript form, and what has to be known to use it.
 
     Attributes:
-        network: ``(B, C, H, W)`` in [0, 1] to logits.
+        predict: images ``(N, 1, H, W)`` in [0, 1] to probabilities.
         task: "segmentation" or "classification".
-        size: rows and columns that the network sees.
-        channels: channels that it takes.
         names: of the classes; of a segmentation the background is the first.
-        calibrated: logits under ``pred`` to probabilities, by the temperature and presence threshold of the card.
         file: where the weights are.
         sha256: of that file.
     """
 
-    network: torch.nn.Module
+    predict: ImagePredictor
     task: str
-    size: tuple[int, int]
-    channels: int
     names: list[str]
-    calibrated: Callable[[dict], dict]
     file: Path
     sha256: str
 
@@ -83,21 +74,11 @@ def load_model(path: str | Path) -> Model:
     else:
         network, card = load_network(file), read_card(file)
     options = card["network"]
-    require_classes(
-        {**card, "network": {"spatial_dims": len(options["spatial_size"]), **options}}, file, spatial_dims=2
-    )
-    number = int(options["num_classes"])
-    names = [str(name) for name in card.get("class_names") or range(number)]
-    return Model(
-        network.eval(),
-        card["task"],
-        (int(options["spatial_size"][0]), int(options["spatial_size"][1])),
-        int(options.get("in_channels", 1)),
-        names,
-        probabilities(card),
-        file,
-        hashlib.sha256(file.read_bytes()).hexdigest(),
-    )
+    card = {**card, "network": {"spatial_dims": len(options["spatial_size"]), **options}}
+    require_classes(card, file, spatial_dims=2)
+    names = [str(name) for name in card.get("class_names") or range(int(options["num_classes"]))]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Model(ImagePredictor(network, card=card), card["task"], names, file, digest)
 
 
 def _card_of(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +132,7 @@ def analyze(file: str | Path, model: Model) -> Result:
     mm = [float(step) for step in image.meta["spacing"][-2:]]
     spacing = (mm[0], mm[1]) if image.meta["spacing_known"] else None
     result = Result(source, frames.numpy(), spacing, float(image.meta.get("frame_time", 0.0)))
-    scores = [apply(model, part) for part in frames.split(FRAMES_AT_ONCE)]
+    scores = [model.predict(part[:, None]) for part in frames.split(FRAMES_AT_ONCE)]
     if model.task == "classification":
         means = torch.cat(scores).mean(0).tolist()
         result.probabilities = dict(zip(model.names, means, strict=True))
@@ -161,15 +142,3 @@ def analyze(file: str | Path, model: Model) -> Result:
         rows = measure(labels, len(model.names), spacing, model.names)
         result.measurements += [{"frame": frame, **row} for row in rows]
     return result
-
-
-@torch.inference_mode()
-def apply(model: Model, frames: torch.Tensor) -> torch.Tensor:
-    """Probabilities ``(N, classes[, H, W])`` of frames ``(N, H, W)`` as ``inference.json`` of the bundle has them."""
-    seen = resize_linear(frames[:, None], model.size)
-    logits = model.network(seen.expand(-1, model.channels, -1, -1).contiguous())
-    scores = torch.stack([torch.as_tensor(model.calibrated({"pred": one})["pred"]) for one in logits])
-    if model.task == "classification":
-        return scores
-    enlarge = Resize(tuple(frames.shape[1:]), mode="bilinear")
-    return torch.stack([torch.as_tensor(enlarge(one)).as_subclass(torch.Tensor) for one in scores])

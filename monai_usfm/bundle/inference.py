@@ -7,19 +7,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from monai.data import Dataset, list_data_collate
+from monai.data import list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
-from torch.utils.data import get_worker_info
 
 import monai_usfm
-from monai_usfm.bundle.errors import root_cause, under_command_line
+from monai_usfm.bundle.errors import under_command_line
 from monai_usfm.cards import encoder_options, find_card, full_scale_of
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
@@ -28,11 +26,9 @@ from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer, p
 from monai_usfm.networks import FlipInferer
 from monai_usfm.networks.uncertainty import predictive_entropy
 from monai_usfm.networks.weights import read_checkpoint
-from monai_usfm.options import flag
 from monai_usfm.workflow import find_bundle
 
 __all__ = [
-    "InferenceDataset",
     "InferenceEvaluator",
     "card_of",
     "class_indices",
@@ -180,60 +176,6 @@ def inference_items(
         failed.error = error
         return failed
     return with_full_scale(items, full_scale)
-
-
-class InferenceDataset(Dataset):
-    """A dataset that reads ahead in a thread, and hands a file which cannot be read on as its error, if told to.
-
-    It is read in the order of the list. The workers of a loader read for themselves.
-
-    Args:
-        data: items.
-        transform: reads them.
-        skip_unreadable: see above; None for the files of a folder, but not of a ``datalist``, which was written.
-        datalist: the list that the items are from, if any.
-        ahead: items that are read beside the network; 0 for none.
-    """
-
-    def __init__(
-        self,
-        data: Sequence[dict[str, Any]],
-        transform: Callable | None = None,
-        skip_unreadable: bool | str | None = None,
-        datalist: str | None = None,
-        ahead: int = 0,
-    ) -> None:
-        super().__init__(data, transform)
-        self.skip_unreadable = datalist is None if skip_unreadable is None else flag(skip_unreadable)
-        self.ahead = ahead
-        self._thread: ThreadPoolExecutor | None = None
-        self._started: dict[int, Future] = {}
-
-    def __getitem__(self, index: Any) -> Any:
-        if not self.ahead or not isinstance(index, int) or get_worker_info() is not None:
-            return super().__getitem__(index)
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1)
-        if index not in self._started:
-            self._started.clear()  # begun anew
-        for number in range(index, min(index + self.ahead + 1, len(self.data))):
-            if number not in self._started:
-                self._started[number] = self._thread.submit(self._transform, number)
-        return self._started.pop(index).result()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_thread": None, "_started": {}}
-
-    def _transform(self, index: int) -> Any:
-        try:
-            return super()._transform(index)
-        except Exception as error:
-            cause = root_cause(error)
-            if not isinstance(cause, UnreadableImageError):
-                raise
-            if not self.skip_unreadable:
-                raise cause from None
-            return cause
 
 
 def collate_readable(items: Sequence[Any]) -> dict[str, Any]:

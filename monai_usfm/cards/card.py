@@ -141,12 +141,15 @@ def write_card(path: str | os.PathLike, card: Mapping[str, Any]) -> Path:
             ``temperature``, ``presence_threshold``, ``preprocessing``, ``data``, ``license``, ``scores``, ``start``.
 
     Raises:
-        ValueError: for a card that contradicts itself. FileNotFoundError: where the weights are missing.
+        ValueError: for a card that contradicts itself, or that would take the place of that of other weights.
+        FileNotFoundError: where the weights are missing.
     """
     weights = Path(path).expanduser()
     if not weights.is_file():
         raise FileNotFoundError(f"no weights at {weights} for a card to describe.")
-    place = card_path(weights)
+    place, exported = card_path(weights), weights.with_suffix(".pt")
+    if weights.suffix == ".safetensors" and place.is_file() and exported.is_file():
+        raise ValueError(f"{place} is the card of {exported}: rename {weights} first, for a card of its own.")
     return write_text_atomically(place, card_text(card, sha256_of(weights), place))
 
 

@@ -40,7 +40,7 @@ class FrameSegmenter:
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Gray ``(H, W)`` in [0, 1] -> class indices ``(H, W)``."""
-        now = self.predict(torch.as_tensor(frame, dtype=torch.float32)[None])
+        now = self.predict(torch.as_tensor(frame, dtype=torch.float32)[None, None])[0]
         if self.past is not None and self.smoothing:
             now = torch.lerp(now, self.past, self.smoothing)
         self.past = now

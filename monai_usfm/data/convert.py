@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 
-from monai_usfm.data.deidentify import Pseudonyms, with_pixels
+from monai_usfm.data.deidentify import Pseudonyms, require_strip, with_pixels
 from monai_usfm.data.dicom import UltrasoundDicomReader
 from monai_usfm.data.dicom_geometry import slice_geometry
 from monai_usfm.data.dicom_pixels import PYDICOM3, display_values, stored_values
@@ -68,8 +68,7 @@ def convert_dicom(
         raise ValueError(f"output must end in .png, .nii, .nii.gz or .dcm, got {target.name!r}.")
     reader = UltrasoundDicomReader(**options)
     strip = reader.deidentify == "strip"
-    if review is not None and not strip:
-        raise ValueError('review: for deidentify="strip" alone, which is what removes names.')
+    require_strip(reader.deidentify, review=review)
     dataset = reader.read(path)
     count = reader.num_frames(dataset)
     if review is not None:
@@ -159,8 +158,7 @@ def convert_dicom_folder(
     """
     if deidentify == "strip" and key is None:
         raise ValueError('deidentify="strip" needs key, a file for the key of the pseudonyms; it is made if missing.')
-    if deidentify != "strip" and (key is not None or review is not None):
-        raise ValueError('key and review are for deidentify="strip" alone, which is what removes names.')
+    require_strip(deidentify, key=key, review=review)
     if format not in ("png", "nii", "nii.gz", "dcm") or (format == "dcm" and deidentify != "strip"):
         raise ValueError(f'format must be png, nii, nii.gz, or, with deidentify="strip", dcm; got {format!r}.')
     for apart, what in ((key, "key"), (review, "review")):

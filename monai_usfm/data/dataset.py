@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset that survives unreadable files and can keep what it decoded."""
+"""Datasets that survive unreadable files; that of training can keep what it decoded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
@@ -18,33 +18,77 @@ from monai.config import PathLike
 from monai.data import Dataset
 from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
+from torch.utils.data import get_worker_info
+
+from monai_usfm.options import flag
 
 from .formats import UnreadableImageError
 from .store import Uint8Store
 
-__all__ = ["UltrasoundDataset"]
+__all__ = ["InferenceDataset", "UltrasoundDataset"]
 
 logger = logging.getLogger(__name__)
 
 
-class ReadableOrError(torch.utils.data.Dataset):
-    """Items of a dataset; for one whose file cannot be read, its error in its place.
+def _unreadable(error: BaseException | None) -> UnreadableImageError | None:
+    """The error of a file that cannot be read, of which MONAI's Compose has made one about itself."""
+    while error is not None and not isinstance(error, UnreadableImageError):
+        error = error.__cause__
+    return error
+
+
+class InferenceDataset(Dataset):
+    """A dataset that reads ahead in a thread, and hands a file which cannot be read on as its error, if told to.
+
+    It is read in the order of the list. The workers of a loader read for themselves.
 
     Args:
-        dataset: raises :class:`UnreadableImageError` for such a file.
+        data: items.
+        transform: reads them.
+        skip_unreadable: see above; None for the files of a folder, but not of a ``datalist``, which was written.
+        datalist: the list that the items are from, if any.
+        ahead: items that are read beside the network; 0 for none.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Callable | None = None,
+        skip_unreadable: bool | str | None = None,
+        datalist: str | None = None,
+        ahead: int = 0,
+    ) -> None:
+        super().__init__(data, transform)
+        self.skip_unreadable = datalist is None if skip_unreadable is None else flag(skip_unreadable)
+        self.ahead = ahead
+        self._thread: ThreadPoolExecutor | None = None
+        self._started: dict[int, Future] = {}
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __getitem__(self, index: Any) -> Any:
+        if not self.ahead or not isinstance(index, int) or get_worker_info() is not None:
+            return super().__getitem__(index)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1)
+        if index not in self._started:
+            self._started.clear()  # begun anew
+        for number in range(index, min(index + self.ahead + 1, len(self.data))):
+            if number not in self._started:
+                self._started[number] = self._thread.submit(self._transform, number)
+        return self._started.pop(index).result()
 
-    def __getitem__(self, index: int) -> Any:
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_thread": None, "_started": {}}
+
+    def _transform(self, index: int) -> Any:
         try:
-            return self.dataset[index]
-        except UnreadableImageError as error:
-            return error
+            return super()._transform(index)
+        except Exception as error:
+            cause = _unreadable(error)
+            if cause is None:
+                raise
+            if not self.skip_unreadable:
+                raise cause from None
+            return cause
 
 
 class UltrasoundDataset(Dataset):
@@ -168,9 +212,7 @@ class UltrasoundDataset(Dataset):
         try:
             return self.transform(self.data[index], end=end)
         except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UnreadableImageError):
-                cause = cause.__cause__
+            cause = _unreadable(error)
             if cause is None:
                 raise
             raise cause from None

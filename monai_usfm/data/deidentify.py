@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -158,6 +159,16 @@ def check_identity(dataset: Dataset) -> None:
         raise UnreadableImageError(
             dataset_name(dataset), f'may identify a person: {"; ".join(problems)}. De-identify it or use "strip".'
         )
+
+
+def require_strip(deidentify: str | None, **given: Any) -> None:
+    """Refuse options of ``"strip"`` without it: they would do nothing of what they are for.
+
+    Raises:
+        ValueError: naming those that are given (not None or False).
+    """
+    if deidentify != "strip" and (idle := [name for name, value in given.items() if value not in (None, False)]):
+        raise ValueError(f'{", ".join(idle)}: for deidentify="strip" alone, which is what removes names.')
 
 
 def strip_identity(

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 
 from monai_usfm.data.burned_in import require_ocr
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
-from monai_usfm.data.deidentify import Pseudonyms, check_identity, kept_pixels, strip_identity
+from monai_usfm.data.deidentify import Pseudonyms, check_identity, kept_pixels, require_strip, strip_identity
 from monai_usfm.data.dicom_geometry import (
     KINDS,
     UltrasoundRegion,
@@ -102,9 +102,8 @@ class UltrasoundDicomReader(ImageReader):
             raise ValueError(f'no_regions must be "refuse" or "blacken", got {no_regions!r}.')
         if text not in ("keep", "blacken", "refuse"):
             raise ValueError(f'text must be "keep", "blacken" or "refuse", got {text!r}.')
-        given = {"no_regions": no_regions != "refuse", "pseudonyms": pseudonyms, "text": text != "keep", "beam": beam}
-        if deidentify != "strip" and (idle := [name for name, value in given.items() if value]):
-            raise ValueError(f'{", ".join(idle)}: for deidentify="strip" alone, which is what removes names.')
+        given = {"no_regions": no_regions != "refuse", "text": text != "keep", "beam": beam}
+        require_strip(deidentify, pseudonyms=pseudonyms, **given)
         if text != "keep":
             require_ocr()
         self.region, self.crop = region, crop

@@ -57,7 +57,7 @@ def audit(
     ``robustness`` changes margins, scale, gain, texture and burned-in annotations one at a time and scores the
     segmentation or classification again. ``shortcuts`` counts how often a classifier changes its mind when calipers,
     text or the edge of the field of view come or go. Writes ``KIND.csv``, ``KIND.md`` and a figure of the images that
-    suffered most. 2D networks only; the temperature is left out.
+    suffered most. 2D networks only, calibrated as their card says.
 
     Args:
         checkpoint: weights with a card.
@@ -91,7 +91,11 @@ def audit(
     patients = [item["patient"] for item in items]
     marked = all(item.get("label") for item in items)
     labels = [read_label(item["label"], item.get("frame")) for item in items] if marked else []
-    predict = ImagePredictor(network, device)
+    predictor = ImagePredictor(network, device)
+
+    def predict(image: torch.Tensor) -> torch.Tensor:
+        return predictor(image[None])[0]
+
     if card["task"] == "classification":
         changes, classes = CHANGES if kind == "robustness" else SHORTCUTS, [int(item["class"]) for item in items]
         masks = [label[0] for label in convert_to_tensor(labels)] if marked else None

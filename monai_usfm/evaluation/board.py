@@ -209,11 +209,7 @@ def _fill(plan: Mapping[str, Any], base: Path, output: PathLike) -> Path:
         )
         report = partial(print, name, flush=True)
         run_cells(training, cells, training.conditions(), plan["fractions"], plan["seeds"], report)
-    reference, there = plan["reference"], {name for _, _, name in _read(Path(output))[0]}
-    if reference not in there:  # left for another call, which must not cost this one its tables
-        reference = next(name for name in plan["starts"] if name in there)
-        print(f"no cell of the reference {plan['reference']} yet: the starts are compared with {reference}.")
-    return summarize_board(output, reference)
+    return summarize_board(output, plan["reference"], list(plan["starts"]))
 
 
 def _resolved(base: Path, settings: Mapping[str, Any], task: str) -> dict[str, Any]:
@@ -222,7 +218,7 @@ def _resolved(base: Path, settings: Mapping[str, Any], task: str) -> dict[str, A
     return {k: str(base / v) if k in PATHS and isinstance(v, str) else v for k, v in chosen.items()}
 
 
-def summarize_board(output: PathLike, reference: str) -> Path:
+def summarize_board(output: PathLike, reference: str, instead: Sequence[str] = ()) -> Path:
     """Tables and figures of the cells that there are: ``cells.csv``, ``board.csv``, ``board.md`` and ``board.png``.
 
     Each entry is the mean over seeds of the score on the test images, Dice or, of classes, macro-F1, with a bootstrap
@@ -235,17 +231,24 @@ def summarize_board(output: PathLike, reference: str) -> Path:
     Args:
         output: folder with a folder for each task, of ``cells`` by :func:`run_cells` and the ``runs`` of them.
         reference: start that the others are compared with.
+        instead: the first of these that has cells takes its place where it has none yet, and this is said.
 
     Raises:
-        ValueError: when there are no cells, or none of ``reference``.
+        ValueError: when there are no cells, or none of ``reference`` and ``instead``.
     """
     folder = Path(output)
     scores, curves = _read(folder)
     tasks = list(dict.fromkeys(task for task, _, _ in scores))
     fractions = sorted({fraction for _, fraction, _ in scores})
-    names = sorted({name for _, _, name in scores}, key=lambda name: (name != reference, name))
-    if reference not in names:
-        raise ValueError(f"{output}: no cell of the reference {reference!r}; there are {', '.join(names) or 'none'}.")
+    there = {name for _, _, name in scores}
+    if not (references := [name for name in (reference, *instead) if name in there]):
+        raise ValueError(
+            f"{output}: no cell of the reference {reference!r}; there are {', '.join(sorted(there)) or 'none'}."
+        )
+    if references[0] != reference:  # left for another call, which must not cost this one its tables
+        print(f"no cell of the reference {reference} yet: the starts are compared with {references[0]}.")
+        reference = references[0]
+    names = sorted(there, key=lambda name: (name != reference, name))
     metrics = {task: _metric(next(iter(group[1].values()))) for (task, _, _), group in scores.items()}
     masks = [task for task in tasks if metrics[task] == "dice"]
     compared = {task: [task] for task in tasks if task not in masks or len(masks) == 1}

@@ -17,8 +17,7 @@ from monai.data import DataLoader
 from monai.utils import convert_to_tensor
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
-from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, UnreadableImageError, load_datalist
-from monai_usfm.data.dataset import ReadableOrError
+from monai_usfm.data import InferenceDataset, LoadUltrasoundd, UnreadableImageError, load_datalist
 from monai_usfm.data.image_files import save_mask
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.files import write_csv, write_text_atomically
@@ -127,7 +126,7 @@ def pseudo_label(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "failed.csv").unlink(missing_ok=True)
     kept = []
-    readable = ReadableOrError(UltrasoundDataset(items, [LoadUltrasoundd("image")]))
+    readable = InferenceDataset(items, LoadUltrasoundd("image"))
     failed: list[UnreadableImageError] = []
     for start, whole_batch in zip(
         range(0, len(items), BATCH),

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from monai_usfm.bundle import InferenceDataset, class_indices
-from monai_usfm.data import UnreadableImageError
+from monai_usfm.bundle import class_indices
+from monai_usfm.data import InferenceDataset, UnreadableImageError
 
 
 def read(item):
