@@ -1,0 +1,48 @@
+# Copyright (c) monai_usfm contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Two evaluations of the same images, image by image: ``python benchmarks/paired.py OUT_1 OUT_2 [--dataset_dir DATA]``.
+
+OUT are output folders of ``monai-usfm evaluate``. The interval is a bootstrap over patients, who are told by the table
+or by the names of the files below DATA.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from monai_usfm.data import add_patients
+from monai_usfm.evaluation.statistics import PairedTest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outputs", nargs=2, type=Path)
+    parser.add_argument("--dataset_dir", default="/")
+    parser.add_argument("--metric", default="dice")
+    options = parser.parse_args()
+    tables = [pd.read_csv(out / "evaluation" / "cases.csv").set_index("image") for out in options.outputs]
+    first, second = (table[options.metric] for table in tables)
+    if set(first.index) != set(second.index):
+        parser.error("the two evaluations are not of the same images.")
+    second = second.loc[first.index]
+    known = "patient" in tables[0]
+    items = [{"image": n, "patient": tables[0]["patient"][n] if known else None} for n in first.index]
+    patients = [item["patient"] for item in add_patients(items, options.dataset_dir)]
+    place = np.unique(np.array(patients, dtype=str), return_inverse=True)[1]
+    count = place.max() + 1
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=10_000)
+    difference = (first - second).to_numpy()
+    draws = drawn @ np.bincount(place, difference) / (drawn @ np.bincount(place))
+    test = PairedTest.of_draws(float(difference.mean()), draws, count)
+    print(
+        f"{options.metric}: mean {first.mean():.4f} and {second.mean():.4f}, median {first.median():.4f} and "
+        f"{second.median():.4f}, below 0.5 in {(first < 0.5).sum()} and {(second < 0.5).sum()} of {len(first)}\n"
+        f"first minus second {test.difference:+.4f} [{test.low:.4f}, {test.high:.4f}], p = {test.p_value:.4f} over "
+        f"{count} patients; larger in {(difference > 0).sum()}, smaller in {(difference < 0).sum()}"
+    )
+
+
+if __name__ == "__main__":
+    main()
