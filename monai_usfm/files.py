@@ -21,6 +21,7 @@ __all__ = [
     "append_csv",
     "atomic_write",
     "atomic_writer",
+    "keep_apart",
     "read_json",
     "remove_abandoned",
     "save_figure",
@@ -50,6 +51,18 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def keep_apart(output: PathLike, *inputs: PathLike | None) -> Path:
+    """The file that a command is to write.
+
+    Raises:
+        ValueError: where it is one that the command reads, which would be lost.
+    """
+    for name in inputs:
+        if name is not None and os.path.realpath(output) == os.path.realpath(name):
+            raise ValueError(f"{output} is read by this command and would be replaced: name another output.")
+    return Path(output)
 
 
 def read_json(path: PathLike, kind: str, advice: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from monai_usfm.cards import full_scale_of, load_network, read_card, require_classes, save_network, write_card
 from monai_usfm.cards.load import OUTDATED
 from monai_usfm.data import list_images, load_splits
+from monai_usfm.data.folders import mark_results
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.evaluation.pseudo_labels import pseudo_label
 from monai_usfm.files import write_text_atomically
@@ -83,6 +84,7 @@ def adapt(
     if method == "pretraining" and labeled:
         raise ValueError("--method pretraining uses no labels: leave out --labeled, or take self_training or style.")
     output = Path(given.setdefault("output_dir", "output/adapted"))
+    mark_results(output, folder)
     images = [{"image": str(Path(item["image"]).resolve())} for item in list_images(folder)]
     new = _write_list(output / "images.json", {"training": with_full_scale(images, full_scale_of(card))})
     own = load_splits(None, labeled, synthetic_dir="", required=("image", "label")) if labeled else None

@@ -15,7 +15,8 @@ from monai.transforms import SaveImage
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
 from monai_usfm.data import LoadUltrasound, result_name
-from monai_usfm.files import atomic_writer, write_csv
+from monai_usfm.data.folders import mark_results, stem_of
+from monai_usfm.files import atomic_writer, keep_apart, write_csv
 from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics.cine import propagate_label
 
@@ -69,6 +70,7 @@ def stream(
     """
     network: Any = load_network(checkpoint, "segmentation")
     require_classes(network.card, checkpoint, "segmentation", spatial_dims=2)
+    mark_results(output)
     load = LoadUltrasound(3)
     frames = load(cine, full_scale=full_scale_of(network.card))
     segment = FrameSegmenter(network, smoothing, device)
@@ -109,6 +111,7 @@ def propagate(cine: str, label: str, *, frame: int = 0, output: str = "propagate
     mask = np.asarray(drawn[0])
     if not mask.any() or (mask < 0).any() or (mask % 1).any():
         raise ValueError(f"{label}: the mask of frame {frame} must hold class indices, some of them above 0.")
+    keep_apart(Path(output) / f"{stem_of(cine)}_label.nii.gz", cine, label)
     labels = propagate_label(np.asarray(frames[0]), mask.astype(np.min_scalar_type(int(mask.max()))), frame)
     print(f"{len(labels)} frames: {_save(labels, load, frames, output, 'label')}")
 

@@ -112,12 +112,14 @@ def convert_weights(
     import torch
 
     from monai_usfm.cards import save_network
+    from monai_usfm.files import keep_apart
     from monai_usfm.handlers import save_atomically
     from monai_usfm.networks import encoder_arguments, load_pretrained, to_mae_state_dict, to_usfm_state_dict
     from monai_usfm.networks.nets.masked import MaskedAutoencoder
     from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit
     from monai_usfm.networks.weights import decoder_arguments
 
+    keep_apart(output, source)
     settings: dict[str, Any] = encoder_arguments(source)
     if network_size is not None:
         for name in ("hidden_size", "mlp_dim", "num_layers", "num_heads"):

@@ -15,8 +15,8 @@ import torch
 from monai.networks import convert_to_trt
 from monai.utils import convert_to_tensor, optional_import
 
-from monai_usfm.cards import load_network, read_card
-from monai_usfm.files import atomic_write
+from monai_usfm.cards import card_path, load_network, read_card
+from monai_usfm.files import atomic_write, keep_apart
 from monai_usfm.workflow import load_bundle
 
 __all__ = ["export"]
@@ -57,8 +57,7 @@ def export(checkpoint: str, output: str, *, format: Format | None = None, calibr
         raise ValueError(
             f"{output}: the ending must be .ts (TorchScript), .pt2, .onnx or .safetensors; or give format."
         )
-    if target.exists() and target.samefile(checkpoint):
-        raise ValueError(f"{output} is the checkpoint itself; name another file.")
+    keep_apart(target, checkpoint, card_path(checkpoint))
     if calibration is not None and kind != "onnx":
         raise ValueError(f"{output}: 8-bit integers are written as .onnx; name such a file, or leave calibration out.")
     if kind == "trt" and not (torch.cuda.is_available() and optional_import("torch_tensorrt")[1]):

@@ -108,6 +108,8 @@ def own_bundle(bundle: str | os.PathLike, folder: str | os.PathLike, checkpoint:
         checkpoint: weights with their card.
     """
     source, target, card = Path(bundle), Path(folder), read_card(checkpoint)
+    if source.resolve() in target.resolve().parents:
+        raise ValueError(f"{target} lies in the bundle that is copied, {source}: name a folder outside of it.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:  # the copy is there whole or not at all
         part = Path(temporary) / "bundle"

@@ -66,6 +66,7 @@ def convert_dicom(
     pixels = target.name.lower().endswith(".png")
     if not target.name.lower().endswith((".png", ".nii", ".nii.gz", ".dcm")):
         raise ValueError(f"output must end in .png, .nii, .nii.gz or .dcm, got {target.name!r}.")
+    _require_own(target, Path(path).name)
     reader = UltrasoundDicomReader(**options)
     strip = reader.deidentify == "strip"
     require_strip(reader.deidentify, review=review)
@@ -116,6 +117,7 @@ def convert_dicom(
             "frame_rate_hz": meta["frame_rate"] or None,
             "region": meta["region"],
             "regions": [found.describe() for found in reader.regions(dataset)],
+            "spacing_box": meta["spacing_box"].tolist() if meta["spacing_known"] and not reader.crop else None,
         }
         if strip:
             description |= {"patient": str(dataset.PatientID), "deidentified": dataset.identity_report}
@@ -203,6 +205,18 @@ def convert_dicom_folder(
         if review is not None and failed:
             write_csv(Path(review) / "refused.csv", [{"file_and_reason": reason} for reason in failed])
     return failed
+
+
+def _require_own(target: Path, source: str) -> None:
+    """Refuse to replace a file that no earlier conversion of this source made, as a mask of the same name is."""
+    if not target.exists():
+        return
+    try:
+        known = json.loads(Path(f"{target}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict) or ("deidentified" not in known and known.get("source") != source):
+        raise UnreadableImageError(source, f"{target} is there already, and was not made from it: give another output.")
 
 
 def _write_review(path: PathLike, dataset: Dataset, reader: UltrasoundDicomReader) -> None:

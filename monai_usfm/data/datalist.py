@@ -17,7 +17,7 @@ from typing import Any
 
 from monai.config import PathLike
 
-from monai_usfm.files import read_json, write_text_atomically
+from monai_usfm.files import keep_apart, read_json, write_text_atomically
 
 from .formats import SUPPORTED_SUFFIXES
 from .patients import patient_key
@@ -253,9 +253,12 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
     if "image" in wanted:
         raise ValueError("the images of a datalist stay as they are: a table that names others makes a new list.")
     rows = Table(table, list(wanted.values()))
+    keep_apart(output or datalist, table)
     content = read_datalist(datalist)
     count = 0
-    for split in (name for name in SPLITS if content.get(name)):
+    # parts of the training split are lists of items as well
+    lists = [name for name, part in content.items() if name in SPLITS or (isinstance(part, list) and _are_items(part))]
+    for split in (name for name in lists if content.get(name)):
         # a datalist may name an image by its path alone
         items = [{"image": entry} if isinstance(entry, str) else entry for entry in content[split]]
         for item, row in zip(items, rows.rows_of([str(item.get("image")) for item in items]), strict=True):
@@ -270,9 +273,15 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
                     raise ValueError(f"{table}: {column} of {item['image']} must be a number, is {row[column]!r}.")
         content[split] = items
         count += len(items)
+    if not count:
+        raise ValueError(f"{datalist}: no list of items; expected {', '.join(SPLITS)}.")
     file = write_text_atomically(output or datalist, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"{file}: {', '.join(wanted)} for {count} items.")
     return file
+
+
+def _are_items(part: list[Any]) -> bool:
+    return all(isinstance(entry, dict) and "image" in entry for entry in part)
 
 
 def _all_have(items: Sequence[Item], key: str) -> bool:

@@ -104,6 +104,8 @@ class UltrasoundDicomReader(ImageReader):
             raise ValueError(f'text must be "keep", "blacken" or "refuse", got {text!r}.')
         given = {"no_regions": no_regions != "refuse", "text": text != "keep", "beam": beam}
         require_strip(deidentify, pseudonyms=pseudonyms, **given)
+        if crop and region is None:
+            raise ValueError("crop is to an ultrasound region: name one, or leave crop out.")
         if text != "keep":
             require_ocr()
         self.region, self.crop = region, crop
@@ -168,9 +170,8 @@ class UltrasoundDicomReader(ImageReader):
             kept = self.kept(dataset, values if len(values) == count and not stored else None)
             black = stored_range(dataset)[1] if stored and is_inverse(dataset) else 0
             values = np.where(kept[None, :, :, None], values, np.asarray(black, values.dtype))
-        region = self._region(dataset)
-        if self.crop and region is not None and region.box is not None:
-            top, bottom, left, right = region.box
+        if self.crop:
+            top, bottom, left, right = self._crop_box(dataset)
             values = values[:, top:bottom, left:right]
         return values, white
 
@@ -187,7 +188,6 @@ class UltrasoundDicomReader(ImageReader):
         """4x4 matrix from the voxel ``(x, y, frame)`` to mm, and whether the spacing is known for all of the image."""
         region = self._region(dataset)
         measured = functional_group(dataset, 0, "PixelMeasuresSequence")
-        known = True
         if measured is not None and is_spacing(measured.get("PixelSpacing")):
             affine = volume_affine(dataset, measured, self.num_frames(dataset))
         else:
@@ -196,11 +196,13 @@ class UltrasoundDicomReader(ImageReader):
                 row_and_column = None  # seconds or velocities, no lengths
             if not is_spacing(row_and_column):
                 return np.eye(4), False
+            if not (self.crop or self.region != "largest_tissue" or not self._scales_differ(dataset)):
+                return np.eye(4), False
             affine = np.diag([float(row_and_column[1]), float(row_and_column[0]), 1.0, 1.0])
-            known = self.crop or self.region != "largest_tissue" or not self._scales_differ(dataset)
-        if self.crop and region is not None and region.box is not None:
-            affine[:3, 3] += affine[:3, 0] * region.box[2] + affine[:3, 1] * region.box[0]
-        return affine, known
+        if self.crop:
+            top, _, left, _ = self._crop_box(dataset)
+            affine[:3, 3] += affine[:3, 0] * left + affine[:3, 1] * top
+        return affine, True
 
     def metadata(self, dataset: Dataset) -> dict:
         """What the header says, see the class."""
@@ -208,7 +210,7 @@ class UltrasoundDicomReader(ImageReader):
         region = self._region(dataset)
         times = frame_times(dataset)
         step = float(np.diff(times).mean()) if times is not None and len(times) > 1 else 0.0
-        box = region.box if region is not None and region.box is not None and self._scales_differ(dataset) else None
+        box = region.box if region is not None and not self.crop and self._scales_differ(dataset) else None
         return {
             "affine": affine,
             "original_affine": affine.copy(),
@@ -242,6 +244,13 @@ class UltrasoundDicomReader(ImageReader):
                 stacklevel=4,
             )
         return differ
+
+    def _crop_box(self, dataset: Dataset) -> tuple[int, int, int, int]:
+        """Rows and columns of the region to crop to; without one the whole screen with its text would pass."""
+        region = self._region(dataset)
+        if region is None or region.box is None:
+            raise UnreadableImageError(dataset_name(dataset), "has no ultrasound region to crop to; leave crop out.")
+        return region.box
 
     def _region(self, dataset: Dataset) -> UltrasoundRegion | None:
         if self.region is None:

@@ -36,6 +36,10 @@ class FoundFiles:
     others: dict[Path, str] = field(default_factory=dict)  # files that cannot be read as images, and the reason
     skipped: dict[Path, str] = field(default_factory=dict)  # folders that were not searched, and the reason
 
+    def not_searched(self) -> str:
+        """Further sentences of an error about images that lack: folders where they may be."""
+        return "".join(f" Not searched: {path} ({reason})." for path, reason in list(self.skipped.items())[:3])
+
 
 def find_files(folder: PathLike) -> FoundFiles:
     """All files below a folder, told apart.
@@ -66,7 +70,7 @@ def find_files(folder: PathLike) -> FoundFiles:
             path = here / entry.name
             if entry.is_dir():
                 if (path / RESULTS_MARK).exists():
-                    found.skipped[path] = "results of monai_usfm"
+                    found.skipped[path] = f"results of monai_usfm, by the file {RESULTS_MARK}"
                 elif SKIPPED_FOLDERS.match(entry.name):
                     found.skipped[path] = "hidden, or kept by the system"
                 else:
@@ -95,12 +99,14 @@ def mark_results(folder: PathLike, dataset_dir: PathLike | None = None) -> str:
         The folder.
 
     Raises:
-        ValueError: when ``folder`` is ``dataset_dir``: results and images could not be told apart.
+        ValueError: when ``folder`` is ``dataset_dir``, or has images and no mark: they would be taken for results, and
+            no tool would find them again.
     """
-    if dataset_dir and os.path.realpath(folder) == os.path.realpath(dataset_dir):
-        raise ValueError(f"{folder} holds the images: results there would be taken for images; change output_dir.")
-    Path(folder).mkdir(parents=True, exist_ok=True)
     mark = Path(folder) / RESULTS_MARK
+    same = dataset_dir and os.path.realpath(folder) == os.path.realpath(dataset_dir)
+    if same or (not mark.exists() and Path(folder).is_dir() and any(map(_is_image, Path(folder).iterdir()))):
+        raise ValueError(f"{folder} holds images: results there could not be told from them; change the output folder.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
     if not mark.exists():
         mark.write_text("Results of monai_usfm: no tool of it takes files of this folder for images or labels.\n")
     return str(folder)
@@ -111,6 +117,10 @@ def stem_of(path: PathLike) -> str:
     name = unicodedata.normalize("NFC", Path(path).name)
     ending = max((suffix for suffix in SUPPORTED_SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(ending)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() and not SKIPPED_FILES.match(path.name) and not _why_no_image(path)
 
 
 def _why_no_image(path: Path) -> str:

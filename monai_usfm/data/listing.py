@@ -103,6 +103,7 @@ def make_datalist(
     if not entries:
         raise FileNotFoundError(
             f"no image files in {', '.join(folders)}; supported are {', '.join(SUPPORTED_SUFFIXES)}."
+            f"{found.not_searched()}"
         )
     if table:
         _apply_table(entries, table)

@@ -175,6 +175,7 @@ def _metadata(path: str, decoded: Decoded) -> dict[str, Any]:
         "full_scale": white,
         "turn": decoded.turn,
         "place": decoded.place,
+        **({"spacing_box": np.asarray(note["spacing_box"], int)} if "spacing_box" in note else {}),
         **decoded.more,
     }
 
@@ -189,15 +190,20 @@ def _sidecar(path: str) -> dict[str, Any]:
         found = {key: np.atleast_1d(np.asarray(content[key], float)) for key in _NOTED if content.get(key) is not None}
     except (ValueError, TypeError, AttributeError):  # some other program's file
         return {}
-    good = {key: value for key, value in found.items() if np.isfinite(value).all() and (value > 0).all()}
+    good = {
+        key: value
+        for key, value in found.items()
+        if np.isfinite(value).all() and (value >= 0).all() and (key == "spacing_box" or value.all())
+    }
     return {
-        key: value.tolist() if n == 2 else float(value[0])
+        key: value.tolist() if n > 1 else float(value[0])
         for key, value in good.items()
         if (n := _NOTED[key]) == len(value)
     }
 
 
-_NOTED = {"spacing_mm": 2, "full_scale": 1, "frame_rate_hz": 1}  # numbers of each; the two are along rows and columns
+# Numbers of each: mm along rows and columns; top, bottom, left and right of the region whose scale they are.
+_NOTED = {"spacing_mm": 2, "full_scale": 1, "frame_rate_hz": 1, "spacing_box": 4}
 
 
 def _rows_first(meta: dict[str, Any]) -> tuple[int, ...]:

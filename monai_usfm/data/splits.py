@@ -198,6 +198,7 @@ def _images(
     if not found.images:
         raise FileNotFoundError(
             f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); give the folder that holds them."
+            f"{found.not_searched()}"
         )
     left_out = {**found.skipped, **found.others}
     for reason in dict.fromkeys(left_out.values()):

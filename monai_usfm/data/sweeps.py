@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from monai_usfm.data.loading import LoadUltrasound
 from monai_usfm.data.tables import Table
-from monai_usfm.files import atomic_write
+from monai_usfm.files import atomic_write, keep_apart
 
 MATRIX = [f"m{row}{column}" for row in range(3) for column in range(4)]
 COLUMNS = ["pixel_size_x_mm", "pixel_size_y_mm", *MATRIX]
@@ -117,6 +117,7 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
     """
     if not output.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{output}: a volume is written as NIfTI; give a name that ends in .nii.gz.")
+    keep_apart(output, poses)
     rows = Table(poses, COLUMNS).rows.values()
     numbers = np.array([[_number(poses, row, name) for name in COLUMNS] for row in rows])
     if not len(numbers):

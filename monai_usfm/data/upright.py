@@ -152,7 +152,8 @@ class UprightGray(InvertibleTransform):
         out = self._cast(torch.from_numpy(upright))
         if not get_track_meta():
             return out
-        return self._with_meta(out, name, meta, shape, kept, frame, count, spacing, white)
+        given = self.full_scale if full_scale is None else full_scale
+        return self._with_meta(out, name, meta, shape, kept, frame, count, spacing, white or float(given or 0))
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
         """``(K, *S) -> (K, x, y[, z])`` in the file's own shape, see the class."""

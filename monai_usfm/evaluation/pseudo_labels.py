@@ -18,9 +18,10 @@ from monai.utils import convert_to_tensor
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
 from monai_usfm.data import InferenceDataset, LoadUltrasoundd, UnreadableImageError, load_datalist
+from monai_usfm.data.folders import mark_results
 from monai_usfm.data.image_files import save_mask
 from monai_usfm.data.splits import with_full_scale
-from monai_usfm.files import write_csv, write_text_atomically
+from monai_usfm.files import keep_apart, write_csv, write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype
 
 __all__ = ["agreeing_masks", "pseudo_label"]
@@ -123,7 +124,8 @@ def pseudo_label(
         raise ValueError(f"{datalist} has no image{named} in {split!r}: name other organs or another split.")
     items = with_full_scale(items, full_scale_of(whole))
     folder = Path(output).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    target = keep_apart(folder / "datalist.json", datalist)
+    mark_results(folder)
     (folder / "failed.csv").unlink(missing_ok=True)
     kept = []
     readable = InferenceDataset(items, LoadUltrasoundd("image"))
@@ -148,7 +150,6 @@ def pseudo_label(
             file = folder / f"{number:06d}.png"
             save_mask(file, values[mask.cpu().numpy()], int(item["image"].meta.get("turn", 1)))
             kept.append({**items[number], "image": str(items[number]["image"]), "label": str(file)})
-    target = folder / "datalist.json"
     if failed:
         table = write_csv(folder / "failed.csv", [{"file": e.path, "reason": e.reason} for e in failed])
         print(f"{len(failed)} of {len(items)} images cannot be read and are left out: {table}")

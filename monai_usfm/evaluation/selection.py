@@ -18,7 +18,7 @@ from monai_usfm.data import UnreadableImageError, list_images, load_datalist, re
 from monai_usfm.data.datalist import SPLITS
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.evaluation.images import extract_features, load_images
-from monai_usfm.files import write_csv
+from monai_usfm.files import keep_apart, write_csv
 
 __all__ = ["choose", "select"]
 
@@ -112,6 +112,7 @@ def select(
     """
     if number < 1:
         raise ValueError(f"--number must be at least 1; got {number}.")
+    keep_apart(output, checkpoint, labeled)
     network: Any = load_network(checkpoint)
     card = network.card
     require_classes(card, checkpoint)

@@ -130,7 +130,7 @@ class ClassificationReport(EvaluationReport):
             if self.names and len(self.names) != len(probabilities):
                 raise ValueError(f"class_names has {len(self.names)} names for {len(probabilities)} classes.")
             label = item.get("label")
-            row = {"image": self.file_of(given["image"], rows), "patient": given.get("patient")}
+            row = {**self.case_of(given["image"], rows), "patient": given.get("patient")}
             rows.append({**row, "class": None if label is None else int(label), "probabilities": probabilities})
         return rows
 
@@ -159,9 +159,10 @@ class ClassificationReport(EvaluationReport):
 
 def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """Rows as they are shown; the columns of the probabilities are ``p_<class>``."""
-    keys = [key for key in ("image", "patient", "images", "class") if rows[0].get(key) is not None]
+    shown = ("image", "frame", "patient", "images", "class")
+    keys = [key for key in shown if any(row.get(key) is not None for row in rows)]
     return [
-        {key: names[row[key]] if key == "class" else row[key] for key in keys}
+        {key: names[row[key]] if key == "class" else row.get(key) for key in keys}
         | {"prediction": names[int(np.argmax(row["probabilities"]))]}
         | {f"p_{name}": f"{p:.6f}" for name, p in zip(names, row["probabilities"], strict=True)}
         for row in rows

@@ -201,12 +201,12 @@ class EnhancementReport(EvaluationReport):
                 for key in ("roi", "background")
             )
             blurs = matched_blur(before[None], after[None]), best_blur(before[None], target[None])
-            name = self.file_of(source["image"], rows, len(METHODS))
+            case = self.case_of(source["image"], rows, len(METHODS))
             images = (before, after, *(blurred[0] for blurred, _ in blurs))
             sigmas = (0.0, 0.0, *(sigma for _, sigma in blurs))
             for method, image, sigma in zip(METHODS, images, sigmas, strict=True):
                 scores = score_enhancement(image, target, roi, background, self.window, self.dynamic_range_db)
-                rows.append({"image": name, "method": method, "blur_sigma": sigma, **scores})
+                rows.append({**case, "method": method, "blur_sigma": sigma, **scores})
         return rows
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:

@@ -65,12 +65,12 @@ class LandmarkReport(EvaluationReport):
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
-            spacing, file = known_spacing(given["image"]), self.file_of(given["image"], rows, len(self.names))
+            spacing, case = known_spacing(given["image"]), self.case_of(given["image"], rows, len(self.names))
             for name, found, (y, x) in zip(self.names, item["pred"], item["label"].tolist(), strict=True):
                 row = _point_row(name, found.tolist(), spacing)
                 steps = spacing or [1.0, 1.0]
                 error = float(np.hypot((row["y"] - y) * steps[0], (row["x"] - x) * steps[1]))
-                rows.append({"image": file, **row, "label_x": x, "label_y": y, "error": error})
+                rows.append({**case, **row, "label_x": x, "label_y": y, "error": error})
         return rows
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
@@ -130,11 +130,11 @@ class ValueReport(EvaluationReport):
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for given, item in zip(engine.state.batch, engine.state.output, strict=True):
-            file = self.file_of(given["image"], rows, len(self.names))
+            case = self.case_of(given["image"], rows, len(self.names))
             label = item.get("label")
             wanted = [None] * len(self.names) if label is None else label.tolist()
             for name, (value, std), target in zip(self.names, item["pred"].tolist(), wanted, strict=True):
-                row = {"image": file, "name": name, "value": value, "std": std}
+                row = {**case, "name": name, "value": value, "std": std}
                 rows.append(row if target is None else {**row, "label": target, "error": value - target})
         return rows
 

@@ -105,6 +105,12 @@ class EvaluationReport:
         number = (len(self.rows) + len(rows)) // each
         return str(getattr(image, "meta", {}).get("filename_or_obj", f"image_{number:06d}"))
 
+    def case_of(self, image: Any, rows: Sequence[Row] = (), each: int = 1) -> dict[str, Any]:
+        """Columns that name a case: its file, and of one with several frames the number of this one."""
+        meta = getattr(image, "meta", {})
+        alone = int(meta.get("num_frames", 1)) < 2 or int(meta.get("frame", -1)) < 0
+        return {"image": self.file_of(image, rows, each), **({} if alone else {"frame": int(meta["frame"])})}
+
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows as CSV, floats with five decimals."""
         shown = [{k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]

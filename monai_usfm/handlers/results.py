@@ -111,7 +111,8 @@ class CasePreviews:
         stem = self.folder / below / stem_of(path)
         dims = item["image"].dim() - 1
         # A plane of a volume or cine is the one the network saw.
-        loaded = LoadUltrasound(dims)(path, frame=int(meta.get("frame", 0)) if dims == 2 else None)
+        frame, white = int(meta.get("frame", 0)) if dims == 2 else None, float(meta.get("full_scale", 0)) or None
+        loaded = LoadUltrasound(dims)(path, frame=frame, full_scale=white)
         loaded.meta |= {key: meta[key] for key in SPACING if key in meta}  # of the chosen region, or the datalist's
         figure = self.draw({**item, "loaded": loaded}, np.asarray(loaded[0]), stem)
         if figure is not None:

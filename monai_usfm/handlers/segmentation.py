@@ -198,9 +198,9 @@ class SegmentationReport(EvaluationReport):
             spacing = known_spacing(label, grid) or known_spacing(item["image"], grid)  # a PNG mask of a DICOM image
             if spacing:
                 warn_beyond_spacing(np.asarray(label)[0], item["image"].meta)
-            name = self.file_of(item["image"], rows, self.num_classes - 1)
+            case = self.case_of(item["image"], rows, self.num_classes - 1)
             frame = int(item["image"].meta.get("frame", 0))
-            published = self.published.get((name, frame), self.published.get(name))
+            published = self.published.get((case["image"], frame), self.published.get(case["image"]))
             for row in score_case(torch.as_tensor(prediction), torch.as_tensor(label), self.num_classes, spacing):
                 if self.circumference:
                     masks = (torch.as_tensor(x) == row["class"] for x in (prediction, label))
@@ -209,7 +209,7 @@ class SegmentationReport(EvaluationReport):
                     expected = drawn if published is None else published
                     row |= {"circumference": found, "circumference_label": expected}
                     row["circumference_error"] = found - expected
-                rows.append({"image": name, **row, "unit": "px" if spacing is None else "mm"})
+                rows.append({**case, **row, "unit": "px" if spacing is None else "mm"})
         return rows
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:

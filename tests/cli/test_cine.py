@@ -57,6 +57,9 @@ def test_a_label_goes_to_every_frame_of_the_file(cine):
     labels = same_grid(folder, "c_label.nii.gz") > 0
     dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(labels, discs, strict=True)]
     assert min(dice) > 0.9
+    drawn = (folder / "c_label.nii.gz").read_bytes()
+    assert main(["propagate", str(folder / "c.nii.gz"), str(folder / "c_label.nii.gz"), "--output", str(folder)]) == 1
+    assert (folder / "c_label.nii.gz").read_bytes() == drawn
 
 
 @pytest.mark.parametrize(("value", "drawn", "fault"), [(300, 2, None), (300, 0, "frame 2"), (0.5, 2, "class indices")])
@@ -84,14 +87,17 @@ def test_a_stream_has_a_mask_and_a_latency_for_every_frame(cine, capsys):
     tiny = {"network_size": "custom", "hidden_size": 24, "mlp_dim": 48, "num_layers": 4, "num_heads": 3}
     network = build_network("segmentation", spatial_size=[32, 32], **tiny)
     weights = str(save_network(folder / "m.pt", network))
-    assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder), "--device", "cpu"]) == 0
-    assert same_grid(folder, "c_seg.nii.gz").any()
-    with open(folder / "latency.csv", newline="") as file:
+    into = ["stream", weights, str(folder / "c.nii.gz"), "--device", "cpu", "--output"]
+    assert main([*into, str(folder)]) == 1  # results among the images would be taken for masks of theirs
+    assert "holds images" in capsys.readouterr().err
+    assert main([*into, str(folder / "s")]) == 0
+    assert same_grid(folder, "s/c_seg.nii.gz").any()
+    with open(folder / "s" / "latency.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
     assert "frames per second" in capsys.readouterr().out
-    weights = str(save_network(folder / "strict.pt", network, presence_threshold=1000.0))
-    assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder), "--device", "cpu"]) == 0
-    assert not same_grid(folder, "c_seg.nii.gz").any()
+    into[1] = str(save_network(folder / "strict.pt", network, presence_threshold=1000.0))
+    assert main([*into, str(folder / "s")]) == 0
+    assert not same_grid(folder, "s/c_seg.nii.gz").any()
     weights = str(save_network(folder / "points.pt", network, landmarks=["a", "b"]))
     assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder / "points")]) == 1
     assert "points.pt is for segmentation by landmarks" in capsys.readouterr().err

@@ -20,6 +20,12 @@ def test_dicom_files_are_converted_and_failures_named(tmp_path, capsys):
     status = main(["convert-dicom", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--format", "png"])
     assert status == 3 and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.2.3.png", "1.2.3.png.json"]
     printed = capsys.readouterr().out
+    again = ["convert-dicom", str(tmp_path / "in" / "1.2.3"), "--output", str(tmp_path / "out"), "--format", "png"]
+    assert main(again) == 0  # the same file, made anew
+    (tmp_path / "out" / "1.2.3.png.json").unlink()
+    before = (tmp_path / "out" / "1.2.3.png").read_bytes()  # as a mask of that name
+    assert main(again) == 3 and (tmp_path / "out" / "1.2.3.png").read_bytes() == before
+    assert "is there already, and was not made from it" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     assert main(["convert-dicom", str(tmp_path / "empty"), "--output", str(tmp_path / "none")]) == 1
     assert "empty: no DICOM files" in capsys.readouterr().err

@@ -266,7 +266,11 @@ def test_an_export_of_another_kind_is_refused(weights, tmp_path, capsys):
     weight = Path(weights["segmentation"])
     before = weight.read_bytes()
     assert call("export", weight, weight, "--format", "torchscript") == 1
-    assert "is the checkpoint itself" in capsys.readouterr().err
+    assert "is read by this command and would be replaced" in capsys.readouterr().err
+    assert call("export", weight, weight.with_suffix(".json"), "--format", "torchscript") == 1
+    assert "is read by this command and would be replaced" in capsys.readouterr().err
+    assert call("convert-weights", weight, weight, "--to", "mae") == 1
+    assert "is read by this command and would be replaced" in capsys.readouterr().err
     assert weight.read_bytes() == before
 
 

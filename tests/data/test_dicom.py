@@ -143,7 +143,8 @@ def test_the_largest_tissue_region_gives_the_spacing_and_an_index_another(tmp_pa
         reader = UltrasoundDicomReader(choice)
         return np.diag(reader.affine(reader.read(path))[0])[1::-1].tolist()  # row, column
 
-    assert spacing("largest_tissue") == pytest.approx([0.3, 0.2])
+    assert spacing("tissue") == pytest.approx([0.3, 0.2])
+    assert spacing("largest_tissue") == [1, 1]  # regions of other scales: none holds for the whole image
     assert spacing(0) == pytest.approx([0.1, 0.1]) and spacing(2) == pytest.approx([0.5, 0.5])
     assert spacing(None) == [7, 8] and spacing(3) == [1, 1]  # seconds are no lengths
     with pytest.raises(UnreadableImageError, match="has 4 ultrasound regions, so there is no region 4"):

@@ -15,7 +15,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEGBaseline8Bit
 
-from monai_usfm.data import LoadUltrasound, UnreadableImageError
+from monai_usfm.data import LoadUltrasound, UnreadableImageError, convert_dicom
 from tests.dicom_files import region, saved, ultrasound
 
 RAMP = np.array([[0, 50, 100, 120], [150, 200, 220, 255]], dtype=np.uint8)
@@ -162,12 +162,27 @@ def test_a_scale_of_one_of_two_regions_is_not_known_for_the_whole_image(tmp_path
     path = saved(tmp_path, ultrasound(np.zeros((12, 20), np.uint8), SequenceOfUltrasoundRegions=regions))
     with pytest.warns(UserWarning, match=r"different scales: 0\.1 x 0\.1 mm \(region 0\), 0\.3 x 0\.3 mm \(region 1\)"):
         img = LoadUltrasound()(path)
-    assert img.meta["spacing_known"] is False
+    assert img.meta["spacing_known"] is False and img.meta["spacing"].tolist() == [1, 1]
+    with pytest.warns(UserWarning, match="different scales"):
+        convert_dicom(path, tmp_path / "whole.nii.gz")
+    assert LoadUltrasound()(tmp_path / "whole.nii.gz").meta["spacing_known"] is False
+    convert_dicom(path, tmp_path / "one.nii.gz", region=1)
+    one = LoadUltrasound()(tmp_path / "one.nii.gz").meta
+    assert one["spacing"].tolist() == pytest.approx([0.3, 0.3]) and one["spacing_box"].tolist() == [0, 12, 10, 20]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chosen = LoadUltrasound(region=1)(path)
     assert chosen.meta["spacing"].tolist() == pytest.approx([0.3, 0.3]) and chosen.meta["spacing_known"] is True
     assert chosen.meta["spacing_box"].tolist() == [0, 12, 10, 20]
+
+
+def test_what_has_no_region_is_not_cropped(tmp_path):
+    path = saved(tmp_path, ultrasound(np.zeros((12, 20), np.uint8)))
+    with pytest.raises(UnreadableImageError, match="has no ultrasound region to crop to"):
+        convert_dicom(path, tmp_path / "a.png", crop=True)
+    with pytest.raises(ValueError, match="crop is to an ultrasound region"):
+        convert_dicom(path, tmp_path / "a.png", crop=True, region=None)
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_two_regions_of_one_scale_are_one(tmp_path):

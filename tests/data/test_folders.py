@@ -55,14 +55,21 @@ def test_results_are_skipped_wherever_they_lie_and_told(tmp_path, caplog):
     touch(tmp_path / "a.png", tmp_path / "run" / "pred" / "a_seg.png")
     mark_results(tmp_path / "run")
     assert list_images(tmp_path) == [{"image": str(tmp_path / "a.png")}]
-    assert "left out, results of monai_usfm: run" in caplog.text
+    assert "left out, results of monai_usfm, by the file .monai_usfm_results: run" in caplog.text
     assert images(tmp_path / "run") == ["pred/a_seg.png"]  # named by the user
 
 
 def test_results_may_not_lie_among_the_images(tmp_path):
-    with pytest.raises(ValueError, match="change output_dir"):
+    with pytest.raises(ValueError, match="change the output folder"):
         mark_results(tmp_path, tmp_path / "x" / "..")
-    assert mark_results(tmp_path / "new" / "out", tmp_path) == str(tmp_path / "new" / "out")
+    made = mark_results(tmp_path / "new" / "out", tmp_path)
+    touch(tmp_path / "new" / "out" / "result.png", tmp_path / "images" / "a.png")
+    assert made == mark_results(made) == str(tmp_path / "new" / "out")
+    with pytest.raises(ValueError, match="images holds images"):
+        mark_results(tmp_path / "images")
+    assert images(tmp_path) == ["images/a.png"]  # no mark was left
+    with pytest.raises(FileNotFoundError, match=r"no image files.*Not searched: .*out \(results of monai_usfm"):
+        list_images(tmp_path / "new")
 
 
 def test_linked_folders_are_searched_once_and_loops_end(tmp_path):

@@ -375,8 +375,8 @@ def test_results_are_neither_images_nor_labels(make, tmp_path, capsys):
         ("set/p0.png", False),
         ("set/p1.png", False),
     ]
-    assert content["left_out"] == [{"path": "set/pred", "reason": "results of monai_usfm"}]
-    assert "set/pred: results of monai_usfm" in capsys.readouterr().out
+    assert content["left_out"] == [{"path": "set/pred", "reason": "results of monai_usfm, by the file .monai_usfm_results"}]
+    assert "set/pred: results of monai_usfm, by the file" in capsys.readouterr().out
 
 
 def test_composed_and_decomposed_names_pair(make, tmp_path):

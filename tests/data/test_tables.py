@@ -42,6 +42,17 @@ def test_without_another_name_the_list_itself_is_replaced(folder):
     assert made == folder / "dataset.json" and json.loads(made.read_text())["test"][0]["mm"] == 0.5
 
 
+def test_parts_of_a_split_get_them_too_and_a_list_without_items_is_refused(folder):
+    lists = {"numTraining": 1, "training_5pct": [{"image": "a.png"}], "words": ["a.png"]}
+    for content, good in ((lists, True), ({"words": ["a.png"]}, False)):
+        (folder / "dataset.json").write_text(json.dumps(content))
+        if good:
+            assert join(folder, "mm") == {**lists, "training_5pct": [{"image": "a.png", "mm": 0.25}]}
+        else:
+            with pytest.raises(ValueError, match="no list of items"):
+                join(folder, "mm")
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [

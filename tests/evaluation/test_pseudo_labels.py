@@ -84,6 +84,13 @@ def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(everywhere: torch
     assert "broken.png" in (tmp_path / "out" / "failed.csv").read_text()
     with pytest.raises(ValueError, match="agreement is a Dice"):
         pseudo_label(*arguments, agreement=2.0, device="cpu")
+    with pytest.raises(ValueError, match="holds images"):
+        pseudo_label(*arguments[:2], str(tmp_path), device="cpu")
+    (tmp_path / "new").mkdir()
+    again = (tmp_path / "list.json").rename(tmp_path / "new" / "datalist.json")
+    with pytest.raises(ValueError, match=r"datalist\.json is read by this command"):
+        pseudo_label(arguments[0], str(again), str(tmp_path / "new"), dataset_dir=str(tmp_path), device="cpu")
+    again.rename(tmp_path / "list.json")
     with pytest.raises(ValueError, match="has no image of liver in 'training'"):
         pseudo_label(*arguments, organs=["liver"], device="cpu")
 

@@ -48,6 +48,9 @@ def test_the_verb_leaves_labeled_images_out_and_ranks_the_rest(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == ["1", "2", "3"]
     assert not {row["image"] for row in rows} & {str(tmp_path / "0.png"), str(tmp_path / "1.png")}
+    listed = tmp_path / "dataset.json"
+    before = listed.read_bytes()
+    assert main([*arguments, "--output", str(listed), "--device", "cpu"]) == 1 and listed.read_bytes() == before
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
     assert main([*arguments, "--output", str(table), "--device", "cpu"]) == 0
     with open(table, newline="") as file:

@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
+from monai_usfm.data import LoadUltrasound
 from monai_usfm.handlers import results
 from monai_usfm.handlers.drawing import COLORS, INK, draw_overlay, draw_volume, tile
 from monai_usfm.handlers.results import (
@@ -25,12 +26,12 @@ from monai_usfm.handlers.results import (
 )
 
 
-def run(handler, items, frame=0):
+def run(handler, items, frame=0, **known):
     """An engine that gives one item after another, each as (path, prediction in the file's axes, dims of the image)."""
 
     def step(engine, item):
         path, prediction, dims = item
-        image = MetaTensor(torch.zeros(1, *[4] * dims), meta={"filename_or_obj": str(path), "frame": frame})
+        image = MetaTensor(torch.zeros(1, *[4] * dims), meta={"filename_or_obj": str(path), "frame": frame, **known})
         return [{"image": image, "pred": torch.as_tensor(prediction)}]
 
     engine = Engine(step)
@@ -82,6 +83,14 @@ def test_the_frame_that_a_2d_network_saw_is_drawn(tmp_path):
     run(EnhancementPreviews(str(tmp_path)), [(tmp_path / "cine.nii.gz", np.zeros((1, 30, 40)), 2)], frame=2)
     figure = np.asarray(Image.open(tmp_path / "previews" / "cine.jpg").convert("L"))
     assert abs(int(figure[figure.shape[0] // 2, 100]) - 120) < 4
+
+
+def test_a_file_of_ten_bits_is_drawn_as_the_network_saw_it(tmp_path):
+    Image.fromarray(np.full((40, 30), 600, np.uint16)).save(tmp_path / "ten.png")
+    white = LoadUltrasound()(tmp_path / "ten.png", full_scale=1023).meta["full_scale"]
+    run(EnhancementPreviews(str(tmp_path)), [(tmp_path / "ten.png", np.zeros((1, 30, 40)), 2)], full_scale=white)
+    figure = np.asarray(Image.open(tmp_path / "previews" / "ten.jpg").convert("L"))
+    assert abs(int(figure[figure.shape[0] // 2, 100]) - 255 * 600 / 1023) < 4
 
 
 def test_a_volume_is_measured_as_one(tmp_path):
