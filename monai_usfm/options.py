@@ -96,6 +96,12 @@ def check_names(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming every such entry.
     """
+    for group in GROUPS:
+        if isinstance(entries := config.get(group), Mapping) and "dataloader" not in entries:
+            raise ValueError(
+                f"a config that was given later replaced all of {group!r}: write what it changes as one entry, such as "
+                f'"{group}#{next(iter(entries), "dataset")}#NAME".'
+            )
     used = _references(config)
     described = set(config.get(DESCRIPTIONS, {}))
     known = described | {name for name in config if name in used}
@@ -284,5 +290,7 @@ def check_values(options: Mapping[str, Any]) -> None:
     """
     for name, value in options.items():
         fits, wanted = RULES.get(name, (lambda _: True, ""))
+        if value == "null" and name != "pretrained":
+            raise ValueError(f"--{name} null is a word to MONAI's command line: for none write --{name} '$None'.")
         if value is not None and not fits(value):
             raise ValueError(f"--{name} must be {wanted}; got {value!r}.")

@@ -104,8 +104,7 @@ def load_bundle(
     if steps is not None:
         epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")  # where the option is null, the default
         epochs, per_epoch = _parts(int(steps), int(epochs))
-        lengths = {"train#trainer#epoch_length": per_epoch, "steps_per_epoch": per_epoch}
-        flow.parser.update(pairs={**lengths, "train#trainer#max_epochs": epochs})
+        flow.parser.update(pairs={"train#trainer#epoch_length": per_epoch, "train#trainer#max_epochs": epochs})
     return flow
 
 
@@ -125,10 +124,15 @@ def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWo
         The workflow, whose ``parser.get_parsed_content("network_def")`` and the like are what was used. The results
         are the files in its ``output_dir``.
     """
+    from monai_usfm.bundle import root_cause
+
     flow = load_bundle(bundle, workflow, **options)
-    flow.initialize()
-    flow.run()
-    flow.finalize()
+    try:
+        flow.initialize()
+        flow.run()
+        flow.finalize()
+    except RuntimeError as error:  # MONAI's frame around it says where, not what
+        raise root_cause(error) from None
     return flow
 
 

@@ -35,6 +35,17 @@ def test_a_misspelled_option_is_refused_with_the_right_one(option, near, tmp_pat
     assert f"Did you mean --{near}" in describe(failure.value)
 
 
+def test_an_error_in_python_is_the_sentence_itself(tmp_path):
+    with pytest.raises(ValueError, match=r"^There is no option --max_epoch\."):
+        run_bundle("segmentation", "train", output_dir=str(tmp_path), max_epoch=1)
+
+
+def test_an_epoch_of_another_length_is_that_of_the_schedule(tmp_path):
+    flow = load_bundle("classification", output_dir=str(tmp_path), **{"train#trainer#epoch_length": 3}, max_epochs=2)
+    flow.parser.parse(reset=True)
+    assert flow.parser.get_parsed_content("steps_per_epoch") == 3
+
+
 def test_an_unknown_overlay_is_refused_with_those_of_the_bundle():
     with pytest.raises(FileNotFoundError, match="demo"):
         load_bundle("segmentation", overlays=["dem"])
@@ -58,11 +69,11 @@ def test_training_for_steps_takes_so_many_in_equal_epochs(tmp_path):
 def test_parts_of_the_steps_add_up_where_validations_are_not_lost(steps, epochs, found):
     flow = load_bundle("segmentation", steps=steps, max_epochs=epochs, output_dir="none")
     parser = flow.parser
-    assert (parser.get_parsed_content("train#trainer#max_epochs"), parser["steps_per_epoch"]) == found
+    assert (parser.get_parsed_content("train#trainer#max_epochs"), parser["train#trainer#epoch_length"]) == found
 
 
 def test_steps_are_parts_of_the_default_epochs_where_the_option_is_null():
     flow = load_bundle("pretraining", steps=4000)
     assert flow.parser["max_epochs"] is None
     epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")
-    assert flow.parser["steps_per_epoch"] * epochs == 4000
+    assert flow.parser["train#trainer#epoch_length"] * epochs == 4000

@@ -23,6 +23,7 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from matplotlib.figure import Figure
+from monai.handlers import ValidationHandler
 from monai.utils import convert_to_tensor
 from PIL import Image
 
@@ -31,6 +32,7 @@ from monai_usfm.handlers.drawing import label_figure, tile
 from monai_usfm.handlers.gradient import loss_of
 
 __all__ = [
+    "EpochValidation",
     "FigureHandler",
     "MetricsTable",
     "Progress",
@@ -44,6 +46,16 @@ __all__ = [
 
 
 ROWS = 8  # of a figure
+
+
+class EpochValidation(ValidationHandler):
+    """MONAI's, every ``interval`` epochs, and after the last one too: it is mostly the best, and else never scored."""
+
+    def attach(self, engine: Engine) -> None:
+        def due(engine: Engine, epoch: int) -> bool:
+            return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
 
 
 class Progress:

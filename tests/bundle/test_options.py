@@ -105,6 +105,16 @@ def workflow(folder: Path, **options: object) -> ConfigWorkflow:
     return ConfigWorkflow(config_file=str(file), logging_file=False, output_dir=str(folder / "out"), **options)
 
 
+def test_a_group_that_a_later_config_replaced_is_named() -> None:
+    with pytest.raises(ValueError, match=r"replaced all of 'train': .*train#trainer#NAME"):
+        check_names({"a": 1, "train": {"trainer": {"max_epochs": 2}}, "run": ["$print(@a)"]})
+
+
+def test_null_of_a_command_line_is_no_word() -> None:
+    with pytest.raises(ValueError, match=r"--cache_dir null .* write --cache_dir '\$None'"):
+        check_values({"cache_dir": "null"})
+
+
 def test_a_workflow_in_python_is_checked_too_and_keeps_its_configuration(tmp_path: Path) -> None:
     flow = workflow(tmp_path, max_epochs=5)
     flow.initialize()

@@ -368,14 +368,15 @@ def test_classes_keep_their_shares_in_each_split(make, tmp_path, seed):
 
 
 def test_results_are_neither_images_nor_labels(make, tmp_path, capsys):
-    layout(tmp_path / "set", ["p0.png", "p1.png", "pred/p0_seg.png", "pred/masks/p1.png"])
     mark_results(tmp_path / "set" / "pred")
+    layout(tmp_path / "set", ["p0.png", "p1.png", "pred/p0_seg.png", "pred/masks/p1.png"])
     content = make(tmp_path / "set", split="1/0/0")
     assert [(item["image"], "label" in item) for item in content["training"]] == [
         ("set/p0.png", False),
         ("set/p1.png", False),
     ]
-    assert content["left_out"] == [{"path": "set/pred", "reason": "results of monai_usfm, by the file .monai_usfm_results"}]
+    reason = "results of monai_usfm, by the file .monai_usfm_results"
+    assert content["left_out"] == [{"path": "set/pred", "reason": reason}]
     assert "set/pred: results of monai_usfm, by the file" in capsys.readouterr().out
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from monai_usfm.handlers import (
+    EpochValidation,
     FigureHandler,
     MetricsTable,
     Progress,
@@ -197,6 +199,16 @@ def test_panels_take_the_middle_slice_and_survive_values_that_are_no_number(tmp_
     figure = np.array(Image.open(save_panels(tmp_path / "v.png", {"volume": volume})))[21:27, :7]
     assert figure[0, 0].max() == 0
     assert figure[1:].min() == 255
+
+
+@pytest.mark.parametrize("interval, wanted", [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (7, [5])])
+def test_the_last_epoch_is_validated_whatever_the_interval(interval: int, wanted: list[int]) -> None:
+    found: list[int] = []
+    handler, engine = EpochValidation(interval), Engine(lambda engine, item: None)
+    handler.validator = SimpleNamespace(run=found.append)  # type: ignore[assignment]
+    handler.attach(engine)
+    engine.run([0], max_epochs=5)
+    assert found == wanted
 
 
 @pytest.mark.parametrize("interval, wanted", [(1, [1, 2, 3, 4]), (3, [1, 3]), (0, [])])
