@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_usfm import read_card
-from monai_usfm.workflow import run_bundle
+from monai_usfm import build_network, read_card, save_network
+from monai_usfm.bundle import root_cause
+from monai_usfm.workflow import load_bundle, run_bundle
 from tests.tables import rows
 
 NAMES = ["left", "right"]
@@ -89,3 +90,33 @@ def test_a_number_is_learned_by_one_option_with_its_uncertainty(images: Path, tm
     again = rows(tmp_path / "out" / "values.csv")
     assert [float(row["value"]) for row in again] == pytest.approx([float(row["value"]) for row in found], rel=1e-3)
     assert all(float(row["std"]) > 0 for row in again)
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "entry", "workflow"),
+    [
+        ("segmentation", "landmarks", "points", "evaluate"),
+        ("classification", "values", "numbers", "evaluate"),
+        ("classification", "class_names", "validate#handlers", "evaluate"),
+        ("classification", "class_names", "handlers", "predict"),
+    ],
+)
+def test_names_that_contradict_the_card_are_refused(task: str, field: str, entry: str, workflow: str, tmp_path: Path):
+    outputs = 4 if field == "values" else 2
+    network = build_network(task, num_classes=outputs, network_size="custom", spatial_size=[32, 32], **TINY)
+    own = save_network(tmp_path / "own.pt", network, **{field: NAMES})
+    other = save_network(tmp_path / "other.pt", network)
+
+    def parsed(checkpoint: Path, **given: list[str]) -> object:
+        folders = {"output_dir": str(tmp_path), "dataset_dir": str(tmp_path), "device": "cpu"}
+        flow = load_bundle(task, workflow, checkpoint=str(checkpoint), **folders, **given)
+        return flow.parser.get_parsed_content(entry)
+
+    parsed(own, **{field: NAMES})
+    with pytest.raises(RuntimeError) as error:
+        parsed(own, **{field: NAMES[::-1]})
+    assert f"--{field} ['right', 'left'] contradicts the card" in str(root_cause(error.value))
+    if field != "class_names":
+        with pytest.raises(RuntimeError) as error:
+            parsed(other, **{field: NAMES})
+        assert "which has none" in str(root_cause(error.value))

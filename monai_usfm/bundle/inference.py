@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from monai.inferers import Inferer
 
 import monai_usfm
 from monai_usfm.bundle.errors import under_command_line
-from monai_usfm.cards import encoder_options, find_card, full_scale_of
+from monai_usfm.cards import NO_CLASSES, encoder_options, find_card, full_scale_of
 from monai_usfm.data import UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
 from monai_usfm.files import write_csv
@@ -30,6 +30,7 @@ from monai_usfm.workflow import find_bundle
 
 __all__ = [
     "InferenceEvaluator",
+    "agreed",
     "card_of",
     "class_indices",
     "class_inferer",
@@ -95,6 +96,27 @@ def card_of(network: torch.nn.Module, checkpoint: str | None = None) -> dict[str
     if card is None and checkpoint is not None:
         network.load_state_dict(read_checkpoint(checkpoint))
     return dict(card or {})
+
+
+def agreed(card: Mapping[str, Any], field: str, given: Sequence[str] | None = None) -> Sequence[str] | None:
+    """Names of the outputs: those on the card, else those that are given.
+
+    Args:
+        card: see :func:`card_of`.
+        field: ``class_names``, ``landmarks`` or ``values``.
+        given: value of the option of that name; None for none.
+
+    Raises:
+        ValueError: for names that are not those of the card, or in another order, which would be given to other
+            outputs; and for landmarks or values of weights whose card says that they have none.
+    """
+    there = card.get(field)
+    if given and (there or (field in NO_CLASSES and "card_version" in card)) and list(given) != there:
+        raise ValueError(
+            f"--{field} {list(given)} contradicts the card of the weights, which has {there or 'none'}: leave the "
+            "option out, or choose other weights."
+        )
+    return there or given
 
 
 def class_inferer(
