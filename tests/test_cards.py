@@ -393,3 +393,51 @@ def test_networks_that_differ_have_no_mean(tmp_path):
         average_networks([tmp_path / "a.pt", tmp_path / "c.pt"])
     with pytest.raises(ValueError, match="two weight files or more, got 1"):
         average_networks([tmp_path / "a.pt"])
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "other"),
+    [
+        ("segmentation", "landmarks", {}),
+        ("segmentation", "landmarks", {"landmarks": ["b", "a", "c"], "num_classes": 3}),
+        ("classification", "values", {}),
+        ("classification", "values", {"values": ["b"], "num_classes": 2}),
+    ],
+)
+def test_outputs_of_another_meaning_start_anew_in_a_network_of_the_default_classes(tmp_path, task, field, other):
+    count = 2 if "values" in other else 3
+    bias = "head.bias" if task == "classification" else "head.to_pixels.bias"
+    first = build_network(task, num_classes=count, **SMALL)
+    nn.init.ones_(dict(first.named_parameters())[bias])
+    names = {field: ["a", "b", "c"][: count if field == "landmarks" else 1]}
+    file = save_network(tmp_path / "first.pt", first, half=False, **names)
+    kept = build_network(task, file, **names, num_classes=count).state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in first.state_dict().items())
+    network = build_network(task, file, **other)
+    assert network.card["network"]["num_classes"] == other.get("num_classes", 2)
+    differing = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, kept[name])}
+    assert differing == {bias, bias.replace("bias", "weight")}
+
+
+def test_classes_are_not_taken_for_numbers_of_as_many_outputs(tmp_path):
+    file = save_network(tmp_path / "classes.pt", build_network("classification", **SMALL), half=False)
+    kept, numbers = (build_network("classification", file, num_classes=2, values=v) for v in (None, ["length"]))
+    assert torch.equal(kept.head.weight, load_network(file).head.weight)
+    assert not torch.equal(numbers.head.weight, kept.head.weight)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification", "encoder"])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_weights_of_prompts_give_a_gray_network_that_ignores_them(tmp_path, task, channels):
+    wide = build_network("segmentation", in_channels=4, **SMALL).eval()
+    file = save_network(tmp_path / "prompted.pt", wide, half=False, prompts=["foreground", "background", "roi"])
+    network = build_network(task, file, in_channels=channels).eval()
+    encoder = network if task == "encoder" else network.encoder
+    image = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        wanted = wide.encoder.forward_features(torch.cat([image, torch.zeros(2, 3, 32, 32)], 1))
+        found = encoder.forward_features(image.expand(-1, channels or 1, -1, -1))
+        torch.testing.assert_close(found, wanted)
+        if task == "segmentation" and channels is None:
+            torch.testing.assert_close(network(image), wide(torch.cat([image, torch.zeros(2, 3, 32, 32)], 1)))
+    assert encoder.in_channels == (channels or 1)

@@ -23,6 +23,7 @@ from monai_usfm.inferers import WindowInferer
 from monai_usfm.losses import ATMLoss
 from monai_usfm.networks import apply_lora, freeze
 from monai_usfm.networks.blocks import TransformerBlock
+from monai_usfm.transforms import PROMPTS
 from monai_usfm.workflow import find_bundle
 
 __all__ = [
@@ -165,7 +166,9 @@ def prompted_network(pretrained: Any, plan: Mapping[str, Any], **options: Any) -
         plan: options of the network, with the ``in_channels`` of both.
         options: further ones.
     """
-    start = network_options("segmentation", pretrained)["in_channels"] if pretrained else plan["in_channels"]
+    options["prompts"], start = PROMPTS, plan["in_channels"]
+    if pretrained:
+        start = network_options("segmentation", pretrained, prompts=PROMPTS)["in_channels"]
     network: Any = build_network("segmentation", pretrained, **{**plan, "in_channels": start}, **options)
     if start == plan["in_channels"]:
         return network

@@ -12,10 +12,19 @@ from typing import Any, cast
 
 import torch.nn as nn
 
-from monai_usfm.cards.card import find_card
-from monai_usfm.cards.options import ENCODER, NETWORKS, OBJECTIVES, WIDTHS, named_options, network_options
+from monai_usfm.cards.card import NO_CLASSES, find_card
+from monai_usfm.cards.options import (
+    ENCODER,
+    NETWORKS,
+    OBJECTIVES,
+    WIDTHS,
+    named_options,
+    network_options,
+    other_outputs,
+)
 from monai_usfm.networks.nets import RandomBandStop, UltrasoundViT, usfm_vit
-from monai_usfm.networks.weights import decoder_arguments, load_pretrained
+from monai_usfm.networks.weights import LoadReport, decoder_arguments, load_pretrained, read_checkpoint
+from monai_usfm.networks.weights.read import names_file
 
 __all__ = ["assemble", "build_network", "describe_network"]
 
@@ -40,8 +49,11 @@ def build_network(
         options: ``network_size`` (``tiny``, ``small``, ``base``, or ``custom`` with ``hidden_size``, ``mlp_dim``,
             ``num_layers``, ``num_heads``), ``spatial_dims``, ``spatial_size``, ``patch_size``, ``in_channels``,
             ``pos_embed``, ``layer_scale`` (0 builds none), ``num_registers``, ``drop_path_rate``; those of the network
-            of the task and of its head (``num_classes``, ``head``, ``pool``, ``width``, ...); and
-            ``fold_normalization`` of :func:`~monai_usfm.networks.load_pretrained`. None stands for "not given".
+            of the task and of its head (``num_classes``, ``head``, ``pool``, ``width``, ...);
+            ``fold_normalization`` of :func:`~monai_usfm.networks.load_pretrained`; and ``landmarks``, ``values`` or
+            ``prompts``, as the card shall have them: an output layer of another meaning than that on the card of
+            ``pretrained`` starts anew, and without ``prompts`` the image's channel is taken alone. None stands for
+            "not given".
 
     Returns:
         The network, with ``card`` (see :func:`describe_network`) and ``load_report``, what was loaded of
@@ -55,12 +67,34 @@ def build_network(
     network.load_report = None
     fields: dict[str, Any] = {}
     if pretrained:
-        fold = options.get("fold_normalization")
-        network.load_report = load_pretrained(network, pretrained, fold_normalization=fold)
+        network.load_report = _load(network, pretrained, task, resolved, **options)
         logger.info("weights to start from:\n%s", network.load_report)
         fields["start"] = _provenance(pretrained, network.load_report.layout)
     network.card = {**describe_network(network), **fields}
     return network
+
+
+@names_file("pretrained")
+def _load(network: nn.Module, pretrained: Any, task: str, resolved: Mapping[str, Any], **options: Any) -> LoadReport:
+    """Fill a network with what has the same meaning in weights to start from, by their card."""
+    card = None if isinstance(pretrained, Mapping) else find_card(pretrained)
+    source, notes = pretrained, list[str]()
+    if card and card.get("prompts") and not options.get("prompts"):
+        plan = network_options(card["task"], **{**card["network"], "in_channels": 1})
+        gray = assemble(card["task"], plan).state_dict()
+        # The image comes before the prompts, so what it goes through is the first part of each tensor.
+        source = {k: t[tuple(map(slice, gray[k].shape))] for k, t in read_checkpoint(source).items()}
+        notes.append(f"the channels of prompts ({', '.join(card['prompts'])}) were left out.")
+    if card and "num_classes" in resolved and other_outputs(card, **{n: options.get(n) for n in NO_CLASSES}):
+        wider = assemble(task, {**resolved, "num_classes": resolved["num_classes"] + 1}).state_dict()
+        outputs = {name for name, tensor in network.state_dict().items() if tensor.shape != wider[name].shape}
+        tensors = read_checkpoint(source)
+        if other := [name for name in tensors if name in outputs]:
+            source = {name: tensor for name, tensor in tensors.items() if name not in outputs}
+            notes.append(f"the outputs of the source have another meaning: {', '.join(other)} started anew.")
+    report = load_pretrained(network, source, fold_normalization=options.get("fold_normalization"))
+    report.notes += notes
+    return report
 
 
 def _provenance(pretrained: Any, layout: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 
-from monai_usfm.cards.card import TASKS, find_card
+from monai_usfm.cards.card import NO_CLASSES, TASKS, find_card
 from monai_usfm.networks.nets import (
     FeatureExtractor,
     MaskedAutoencoder,
@@ -80,7 +80,8 @@ def network_options(
     Args:
         task: see :func:`build_network`.
         pretrained: see :func:`build_network`.
-        options: see :func:`build_network`; None stands for "not given".
+        options: see :func:`build_network`; None stands for "not given". ``fold_normalization``, ``landmarks``,
+            ``values`` and ``prompts`` are no options of the network and are not returned.
 
     Returns:
         Options with ``spatial_dims``, ``spatial_size`` and ``patch_size`` (lists with a number for each axis) and all
@@ -94,13 +95,18 @@ def network_options(
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
     given = {name: value for name, value in options.items() if value is not None}
     given.pop("fold_normalization", None)
+    meaning = {name: given.pop(name, None) for name in NO_CLASSES}
     source, theirs = _source_options(pretrained)
+    if theirs and theirs.get("prompts") and not meaning["prompts"]:
+        source = {**source, "in_channels": 1}
     merged = _encoder_options(given, source, pretrained)
     extra = {name: value for name, value in given.items() if name not in merged and name not in WIDTHS}
     same = theirs if theirs and theirs.get("task") == task else {}
     kept = dict(same.get("network", {}))
     for name in encoder_options(kept):
         del kept[name]
+    if theirs and other_outputs(theirs, **meaning):
+        kept.pop("num_classes", None)
     if any(name in given and given[name] != kept.get(name) for name in ("head", "pool")):
         kept = {name: value for name, value in kept.items() if name == "num_classes"}
     merged |= {**DEFAULTS[task], **kept, **extra}
@@ -109,6 +115,11 @@ def network_options(
         merged["pos_embed"] = given.get("pos_embed", "sincos")
         merged["layer_scale"] = given.get("layer_scale", 0)
     return merged
+
+
+def other_outputs(card: Mapping[str, Any], **meaning: Any) -> bool:
+    """Whether outputs of this ``meaning`` (landmarks, values; neither for classes) are others than those of a card."""
+    return any(list(meaning.get(name) or ()) != list(card.get(name) or ()) for name in ("landmarks", "values"))
 
 
 def encoder_options(network: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from monai.data import MetaTensor
 from monai.engines import default_prepare_batch
 
 from monai_usfm.bundle import prompted_network
-from monai_usfm.cards import build_network, network_options
+from monai_usfm.cards import build_network, network_options, save_network
 from monai_usfm.inferers import PromptedSlices
-from monai_usfm.transforms import Promptsd, PromptSimulation, next_click
+from monai_usfm.transforms import PROMPTS, Promptsd, PromptSimulation, next_click
 
 TINY = {"network_size": "custom", "num_layers": 4, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
 
@@ -141,6 +141,13 @@ def test_a_network_with_prompts_begins_as_the_one_without(tmp_path):
     ).eval()
     with torch.no_grad():
         torch.testing.assert_close(again(torch.cat([image, prompts], 1)), narrow(image))
+
+
+def test_training_goes_on_from_a_network_with_prompts_as_it_is(tmp_path):
+    network = build_network("segmentation", in_channels=4, spatial_size=[32, 32], **TINY)
+    file = save_network(tmp_path / "model.pt", network, half=False, prompts=list(PROMPTS))
+    again = prompted_network(file, network_options("segmentation", file, in_channels=4)).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_slices_without_a_prompt_are_background_and_not_computed():
