@@ -18,7 +18,7 @@ import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import, str2bool
 
-__all__ = ["check_names", "check_values", "flag", "set_options"]
+__all__ = ["check_names", "check_together", "check_values", "flag", "set_options"]
 
 DESCRIPTIONS = "_options_"  # entry of a config that says in a sentence what each option means
 # Entries that MONAI and its clients look for by name, whether or not another entry refers to them.
@@ -294,3 +294,52 @@ def check_values(options: Mapping[str, Any]) -> None:
             raise ValueError(f"--{name} null is a word to MONAI's command line: for none write --{name} '$None'.")
         if value is not None and not fits(value):
             raise ValueError(f"--{name} must be {wanted}; got {value!r}.")
+
+
+# Options that would do nothing beside another entry of a config: the entry, whether it must hold, the options, and what
+# the error says of them.
+_TOGETHER: tuple[tuple[str, bool, str, str], ...] = (
+    (
+        "points",
+        False,
+        "num_classes label_values class_names background_crops circumference presence_threshold uncertainty components "
+        "muscle",
+        "is not for landmarks, only for masks: leave it out",
+    ),
+    (
+        "numbers",
+        False,
+        "num_classes class_names class_balance temperature uncertainty",
+        "is not for numbers (values), only for classes: leave it out",
+    ),
+    ("volume", False, "background_crops frames muscle", "is only for a network of 2D images: leave it out"),
+    ("freeze_encoder", False, "lora_rank", "does not go with --freeze_encoder true: leave one out"),
+    ("cine", False, "components", "is not for the frames of cines: leave it out"),
+    ("cine", True, "temporal_sigma", "is only for cines: give --frames true too"),
+    ("statistics", True, "components muscle", "is for the table of measurements: give --statistics true too"),
+    ("paired", True, "input_key target_key", "is only for recorded pairs: give --pairs true too"),
+    ("uncertainty", True, "dropout", "is only for the mean over dropout masks: give --uncertainty true too"),
+    ("roi_key", True, "background_key", "is only for the contrast of a structure: give --roi_key too"),
+    ("prompts", True, "box", "is only for weights that take prompts: leave it out"),
+)
+
+
+def _asked(name: str, value: Any) -> bool:
+    return flag(value) if RULES.get(name) is RULES["resume"] and value is not None else value not in (None, 0, [])
+
+
+def check_together(options: Mapping[str, Any], parser: ConfigParser) -> None:
+    """Refuse options that would do nothing beside others, or beside what the card of the weights says.
+
+    Args:
+        options: resolved options by name.
+        parser: of the config that has them, whose further entries say what is done.
+
+    Raises:
+        ValueError: naming the option and what to do.
+    """
+    config: Any = parser.config
+    for entry, wanted, names, sentence in _TOGETHER:
+        given = [name for name in names.split() if _asked(name, options.get(name))]
+        if given and entry in config and _asked(entry, parser.get_parsed_content(entry)) is not wanted:
+            raise ValueError(f"--{given[0]} {sentence}.")

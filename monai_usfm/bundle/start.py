@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 from monai_usfm.bundle.errors import install_hook
 from monai_usfm.data import mark_results
 from monai_usfm.files import atomic_write
-from monai_usfm.options import DESCRIPTIONS, check_names, check_values, flag
+from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_values, flag
 
 __all__ = ["options", "require_writable", "start", "stop"]
 
@@ -54,22 +54,25 @@ def checked_options(parser: ConfigParser) -> dict[str, Any]:
     """Values of the options that a config describes.
 
     Raises:
-        ValueError: for names that nothing reads (:func:`check_names`) and values out of range (:func:`check_values`).
+        ValueError: for names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`) and
+            options that would do nothing (:func:`check_together`).
     """
     config: Any = parser.config
     check_names(config)
     values = _values(parser, config)
     check_values(values)
+    check_together(values, parser)
     return values
 
 
 def start(output_dir: str | os.PathLike | None = None, export_path: str | os.PathLike | None = None) -> None:
     """First entry of ``initialize``: refuse what cannot work, in one sentence, before anything is read or computed.
 
-    Names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`) and places that cannot
-    be written are refused. Under torchrun the processes are joined, see :func:`stop`. Under MONAI's command line the
-    root cause of any later failure becomes the last line that is printed. The configuration as it is run, command line
-    included, is kept as ``config.json`` in ``output_dir``, which is marked as a folder of results.
+    Names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`), options that would do
+    nothing (:func:`check_together`) and places that cannot be written are refused. Under torchrun the processes are
+    joined, see :func:`stop`. Under MONAI's command line the root cause of any later failure becomes the last line that
+    is printed. The configuration as it is run, command line included, is kept as ``config.json`` in ``output_dir``,
+    which is marked as a folder of results.
 
     Args:
         output_dir: folder of the results.

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from monai_usfm import build_network, save_network
 from monai_usfm.bundle import check_names, check_values, describe, flag
+from monai_usfm.bundle.start import checked_options
 from monai_usfm.options import set_options
+from monai_usfm.workflow import load_bundle
 
 CONFIG = {
     "imports": ["$import monai_usfm.bundle as bundle"],
@@ -163,3 +166,68 @@ def test_an_overlay_with_a_misspelt_parent_is_told_the_nearest_right_one(tmp_pat
     with pytest.raises(KeyError) as error:
         ConfigParser.load_config_files([tmp_path / "train.json", tmp_path / "over.json"])
     assert describe(error.value) == "there is no such entry in the config. By 'trianer', did you mean 'trainer'?"
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (
+            "segmentation",
+            {"freeze_encoder": True, "lora_rank": 4},
+            "--lora_rank .* --freeze_encoder true",
+        ),
+        ("segmentation", {"spatial_dims": 3, "background_crops": 0.5}, "--background_crops is only .* 2D images"),
+        ("segmentation", {"landmarks": ["a", "b"], "background_crops": 0.5}, "--background_crops is not for landmarks"),
+        ("segmentation", {"landmarks": ["a", "b"], "num_classes": 5}, "--num_classes is not for landmarks"),
+        ("segmentation", {"landmarks": ["a", "b"], "label_values": [0, 1]}, "--label_values is not for landmarks"),
+        ("segmentation", {"landmarks": ["a", "b"], "class_names": ["a", "b"]}, "--class_names is not for landmarks"),
+        ("classification", {"values": ["a"], "num_classes": 2}, "--num_classes is not for numbers"),
+        ("classification", {"values": ["a"], "class_balance": "true"}, "--class_balance is not for numbers"),
+        ("enhancement", {"input_key": "low"}, "--input_key is only for recorded pairs: give --pairs true"),
+        ("enhancement", {"target_key": "high", "pairs": "false"}, "--target_key is only for recorded pairs"),
+    ],
+)
+def test_an_option_of_a_training_that_would_do_nothing_beside_another_is_refused(
+    task: str, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        checked_options(load_bundle(task, pretrained=None, **options).parser)
+
+
+@pytest.mark.parametrize(
+    ("task", "workflow", "card", "options", "message"),
+    [
+        ("segmentation", "predict", {"landmarks": ["a", "b"]}, {"uncertainty": True}, "--uncertainty is not for land"),
+        ("segmentation", "predict", {"landmarks": ["a", "b"]}, {"muscle": True}, "--muscle is not for landmarks"),
+        ("segmentation", "evaluate", {"landmarks": ["a", "b"]}, {"presence_threshold": 0.5}, "--presence_threshold is"),
+        (
+            "segmentation",
+            "predict",
+            {},
+            {"temporal_sigma": 2},
+            "--temporal_sigma .* give --frames true",
+        ),
+        ("segmentation", "predict", {}, {"frames": True, "components": True}, "--components is not for the frames"),
+        ("segmentation", "predict", {}, {"components": True, "statistics": "False"}, "give --statistics true"),
+        ("segmentation", "evaluate", {}, {"box": True}, "--box is only for weights that take prompts"),
+        ("classification", "predict", {"values": ["a"]}, {"uncertainty": True}, "--uncertainty is not for numbers"),
+        ("classification", "evaluate", {"values": ["a"]}, {"temperature": 2}, "--temperature is not for numbers"),
+        ("classification", "predict", {}, {"dropout": 0.1}, "give --uncertainty true"),
+        ("enhancement", "evaluate", {}, {"background_key": "mask"}, "give --roi_key too"),
+    ],
+)
+def test_an_option_that_would_do_nothing_beside_the_card_or_another_is_refused(
+    task: str, workflow: str, card: dict, options: dict, message: str, tmp_path: Path
+) -> None:
+    tiny = {"network_size": "custom", "num_layers": 4, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
+    file = save_network(tmp_path / "x.pt", build_network(task, **tiny, spatial_size=32), **card)
+    files = {"checkpoint": str(file), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    checked_options(load_bundle(task, workflow, **files).parser)
+    with pytest.raises(ValueError, match=message):
+        checked_options(load_bundle(task, workflow, **files, **options).parser)
+
+
+def test_options_that_go_together_pass() -> None:
+    pairs = {"pairs": "true", "input_key": "low", "target_key": "high"}
+    for task, options in (("enhancement", pairs), ("segmentation", {"landmarks": ["a"], "lora_rank": 4})):
+        checked_options(load_bundle(task, pretrained=None, **options).parser)
