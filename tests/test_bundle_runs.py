@@ -53,10 +53,12 @@ def assert_equal_runs(first: Any, second: Any) -> None:
     assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
-def test_a_run_that_crashed_in_mid_epoch_resumes_to_the_same_scores_and_weights(task, options, tmp_path):
+@pytest.mark.parametrize("save_interval", [None, 1])
+def test_a_run_that_crashed_in_mid_epoch_resumes_to_the_same_scores_and_weights(task, save_interval, options, tmp_path):
     def crash() -> None:
         raise ZeroDivisionError
 
+    options["save_interval"] = save_interval
     run_bundle(task, **options)
     broken = {**options, "output_dir": str(tmp_path / "broken")}
     flow = load_bundle(task, **broken)

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from monai_usfm.bundle.training import rank
 from monai_usfm.handlers import (
     BestCheckpoint,
+    EpochLoss,
     EpochSeed,
     ExportWeights,
     FiniteLoss,
@@ -127,10 +128,11 @@ class TrainingRecords:
         objects = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "best": best}
         plain = self.options = readable(options)
         self.export_path = Path(export_path)
+        loss = EpochLoss()
         self.handlers: list[Any] = [
             RunLock(output_dir),
             RunRecord(output_dir, plain),
-            MetricsTable(output_dir, optimizer, evaluator),
+            MetricsTable(output_dir, optimizer, evaluator, loss),
             ResumableCheckpoint(
                 f"{ckpt_dir}/last.pt",
                 objects,
@@ -138,9 +140,10 @@ class TrainingRecords:
                 options=plain,
                 resume_anyway=resume_anyway,
                 interval=save_interval,
+                loss=loss,
             ),
             ValidateStart(evaluator, best),
-            Progress(name),
+            Progress(name, loss=loss),
             ExportWeights(export_path, network if exported is None else exported, best, last, half=True, card=card),
         ]
 

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from monai_usfm.cards import card_path, check_card, describe_network, save_network
 from monai_usfm.files import atomic_write
 from monai_usfm.handlers.gradient import require_finite
+from monai_usfm.handlers.records import EpochLoss
 from monai_usfm.handlers.sharding import gather, scatter
 from monai_usfm.networks import UltrasoundViT
 from monai_usfm.networks.weights.load import bare
@@ -162,6 +163,8 @@ class ResumableCheckpoint:
         interval: also save after so many steps of an epoch, which a resumed run then goes on with instead of repeating
             it. For a loader with an :class:`~monai_usfm.data.OrganBalancedSampler`, items whose draws depend on their
             place in the list alone, and an :class:`EpochSeed` of this interval. None for none.
+        loss: the :class:`~monai_usfm.handlers.EpochLoss` whose sum a resumed run goes on with; None for none. Files of
+            earlier versions have none.
 
     Raises:
         RuntimeError: when the file does not fit the objects, with the name of the file.
@@ -177,9 +180,11 @@ class ResumableCheckpoint:
         options: Mapping[str, Any] | None = None,
         resume_anyway: bool = False,
         interval: int | None = None,
+        loss: EpochLoss | None = None,
     ) -> None:
         self.path = Path(path)
         self.interval = interval
+        self.loss = loss
         self.objects = dict(objects)
         self.resume = resume
         self.options = {name: value for name, value in (options or {}).items() if name not in FREE_OPTIONS}
@@ -201,6 +206,7 @@ class ResumableCheckpoint:
             return
         self.written = engine.state.iteration
         state = {name: gather(bare(thing).state_dict()) for name, thing in self.objects.items()}
+        loss = {} if self.loss is None else {"loss": self.loss.state_dict()}
         if idist.get_rank() > 0:
             return
         try:
@@ -214,7 +220,7 @@ class ResumableCheckpoint:
             ) from None
         steps = engine.state.iteration % engine.state.epoch_length  # of an epoch that is not over
         epoch = engine.state.epoch - (steps > 0)
-        state["engine"] = {"epoch": epoch, "iteration": engine.state.iteration, "steps": steps}
+        state["engine"] = {"epoch": epoch, "iteration": engine.state.iteration, "steps": steps, **loss}
         state["options"] = self._signed(engine)
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:
@@ -268,6 +274,8 @@ class ResumableCheckpoint:
         engine.state.iteration = self.written = progress["epoch"] * length + steps
         if steps:
             engine.state.dataloader.sampler.skip = steps * engine.state.dataloader.batch_size
+        if self.loss is not None and "loss" in progress:
+            self.loss.load_state_dict(progress["loss"])
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and "scaler" in state:
             scaler.load_state_dict(state["scaler"])

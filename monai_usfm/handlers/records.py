@@ -32,6 +32,7 @@ from monai_usfm.handlers.drawing import label_figure, tile
 from monai_usfm.handlers.gradient import loss_of
 
 __all__ = [
+    "EpochLoss",
     "EpochValidation",
     "FigureHandler",
     "MetricsTable",
@@ -58,51 +59,90 @@ class EpochValidation(ValidationHandler):
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
 
 
+class EpochLoss:
+    """Mean training loss of an epoch; of one that is taken up again over all of its steps.
+
+    Attach it before the :class:`~monai_usfm.handlers.ResumableCheckpoint` that keeps it.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.steps = 0.0, 0
+
+    def attach(self, engine: Engine) -> None:
+        if not engine.has_event_handler(self._step):  # several handlers may tell the same one
+            engine.add_event_handler(Events.STARTED, self._reset)
+            engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.steps, 1)
+
+    def _reset(self) -> None:
+        self.total, self.steps = 0.0, 0
+
+    def _start(self, engine: Engine) -> None:
+        if engine.state.iteration % engine.state.epoch_length == 0:  # else a checkpoint restored what was done of it
+            self._reset()
+
+    def _step(self, engine: Engine) -> None:
+        self.total += loss_of(engine)
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, float]:
+        """Sum, of several processes their mean, and number; all processes must call it."""
+        total = self.total
+        if idist.get_world_size() > 1:
+            total = float(idist.all_reduce(total)) / idist.get_world_size()
+        return {"total": total, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.total, self.steps = float(state["total"]), int(state["steps"])
+
+
 class Progress:
     """Ignite's bar with the time left in a terminal, plain lines in a log; silent in all processes but the first.
 
     Args:
         name: printed in front.
         stream: where to print; default standard error.
+        loss: what is told of the loss; default one of its own.
     """
 
-    def __init__(self, name: str = "train", stream: Any = None) -> None:
+    def __init__(self, name: str = "train", stream: Any = None, loss: EpochLoss | None = None) -> None:
         self.name = name
         self.stream = stream
+        self.loss = loss or EpochLoss()
         self.begun = self.started = 0.0
         self.first = self.images = 0
-        self.total = 0.0
 
     def attach(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
+        self.loss.attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         if self._out().isatty():
             bar = ProgressBar(desc=self.name, file=self._out())
-            bar.attach(engine, output_transform=lambda _: {"loss": self.total / self._done(engine)})
+            bar.attach(engine, output_transform=lambda _: {"loss": self.loss.mean})
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _out(self) -> Any:
         return sys.stderr if self.stream is None else self.stream
 
     def _start(self, engine: Engine) -> None:
-        self.started, self.images, self.total = time.perf_counter(), 0, 0.0
+        self.started, self.images = time.perf_counter(), 0
         if not self.begun:
             self.begun, self.first = self.started, engine.state.epoch
 
-    def _done(self, engine: Engine) -> int:
-        return (engine.state.iteration - 1) % engine.state.epoch_length + 1
-
     def _step(self, engine: Engine) -> None:
-        self.total += loss_of(engine)
         self.images += len(engine.state.batch["image"]) if isinstance(engine.state.batch, Mapping) else 0
 
     def _finish(self, engine: Engine) -> None:
         now, epoch, epochs = time.perf_counter(), engine.state.epoch, engine.state.max_epochs
         left = (now - self.begun) / (epoch - self.first + 1) * (epochs - epoch)
         self._out().write(
-            f"{self.name} epoch {epoch}/{epochs} loss {self.total / max(self._done(engine), 1):.5f} "
+            f"{self.name} epoch {epoch}/{epochs} loss {self.loss.mean:.5f} "
             f"({self.images / max(now - self.started, 1e-9):.1f} images/s, {timedelta(seconds=round(left))} left)\n"
         )
         self._out().flush()
@@ -119,22 +159,29 @@ class MetricsTable:
         output_dir: folder of the files.
         optimizer: whose learning rates are noted.
         evaluator: whose metrics are noted; None for none.
+        loss: what is noted of the loss; default one of its own.
     """
 
-    def __init__(self, output_dir: str, optimizer: torch.optim.Optimizer, evaluator: Engine | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        optimizer: torch.optim.Optimizer,
+        evaluator: Engine | None = None,
+        loss: EpochLoss | None = None,
+    ) -> None:
         self.path = Path(output_dir) / "metrics.csv"
         self.optimizer = optimizer
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
         self.opened = False
-        self.losses: list[float] = []
+        self.loss = loss or EpochLoss()
         self.started = 0.0
         self.validated = False
 
     def attach(self, engine: Engine) -> None:
+        self.loss.attach(engine)
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._note)
@@ -152,13 +199,10 @@ class MetricsTable:
             rows = [{**row, **{key: int(row[key]) for key in ("epoch", "iteration")}} for row in rows]
             self.rows = [row for row in rows if row["epoch"] < engine.state.epoch]
         self.opened = True
-        self.losses, self.started, self.validated = [], time.perf_counter(), False
-
-    def _step(self, engine: Engine) -> None:
-        self.losses.append(loss_of(engine))
+        self.started, self.validated = time.perf_counter(), False
 
     def _write(self, engine: Engine) -> None:
-        loss = sum(self.losses) / max(len(self.losses), 1)
+        loss = self.loss.mean
         if idist.get_world_size() > 1:
             loss = float(idist.all_reduce(loss)) / idist.get_world_size()
         row: dict[str, Any] = {

@@ -16,13 +16,17 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import DataLoader
 from PIL import Image
 
+from monai_usfm.data import OrganBalancedSampler
 from monai_usfm.handlers import (
+    EpochLoss,
     EpochValidation,
     FigureHandler,
     MetricsTable,
     Progress,
+    ResumableCheckpoint,
     RunLock,
     RunRecord,
     learning_rates,
@@ -98,6 +102,32 @@ def test_new_run_starts_a_new_table(tmp_path: Path) -> None:
     train(tmp_path, [1.0] * 6, 3)
     train(tmp_path, [9.0] * 2, 1)
     assert [row["train_loss"] for row in rows(tmp_path / "metrics.csv")] == ["9"]
+
+
+def test_progress_and_table_tell_the_mean_of_an_epoch_that_was_cut_over_all_of_its_steps(tmp_path: Path) -> None:
+    def run(cut: bool, file: str = "last.pt") -> str:
+        def stop() -> None:
+            raise KeyboardInterrupt
+
+        out, loss = io.StringIO(), EpochLoss()
+        engine = Engine(lambda engine, _: {"loss": [1.0, 2.0, 4.0, 8.0][engine.state.iteration - 1]})
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        MetricsTable(str(tmp_path), optimizer, loss=loss).attach(engine)
+        ResumableCheckpoint(str(tmp_path / file), {}, resume=not cut, interval=3, loss=loss).attach(engine)
+        Progress(stream=out, loss=loss).attach(engine)
+        if cut:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), stop)
+        engine.run(DataLoader(range(4), sampler=OrganBalancedSampler(["any"] * 4)), max_epochs=1)
+        return out.getvalue()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cut=True)
+    state = torch.load(tmp_path / "last.pt")
+    del state["engine"]["loss"]
+    torch.save(state, tmp_path / "earlier.pt")  # of an earlier version
+    assert "loss 3.75000" in run(cut=False)
+    assert rows(tmp_path / "metrics.csv")[0]["train_loss"] == "3.75"
+    assert "loss 8.00000" in run(cut=False, file="earlier.pt")
 
 
 def test_progress_prints_one_plain_line_an_epoch_into_a_log() -> None:
