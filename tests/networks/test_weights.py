@@ -1066,3 +1066,9 @@ def test_the_verb_fails_with_one_line_and_keeps_the_old_output(tmp_path, capsys)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "other.pth: unknown checkpoint layout" in error and error.count("\n") == 1
     assert (tmp_path / "out.pt").read_bytes() == b"old"
+
+
+def test_the_error_for_a_torchscript_file_says_what_can_be_done_on_a_command_line(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt is a TorchScript program: give the \.pt .* exported from, or save"):
+        load_pretrained(UltrasoundViT(img_size=32), tmp_path / "x.pt")

@@ -78,7 +78,10 @@ def read_checkpoint(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[st
         raise ValueError(f"{path} is no PyTorch checkpoint, or it is damaged.") from error
     except Exception as error:  # a damaged archive raises almost anything, from OSError to KeyError
         if "TorchScript" in str(error):
-            raise ValueError(f"{path} is a TorchScript program: pass torch.jit.load(path).state_dict().") from error
+            raise ValueError(
+                f"{path} is a TorchScript program: give the .pt that it was exported from, or save "
+                "torch.jit.load(path).state_dict() as a .pt."
+            ) from error
         raise ValueError(f"{path} is no PyTorch checkpoint, or it is truncated: download or copy it again.") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict.")
