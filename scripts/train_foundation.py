@@ -153,7 +153,7 @@ def main() -> None:
         "learning_rate": 0.0015,
     }
     encoder = run(out / "tokens", JOINT, {**tiny, **tokens}, options)
-    begin = ["$bundle.start(@output_dir, @export_path)", "$bundle.prepare_network(@network_def)"]
+    begin = ["$bundle.start(@output_dir, @export_path)"]
     # What maps tokens to the teacher's is in no exported file.
     state = f"torch.load('{out}/tokens/checkpoints/last.pt', weights_only=True)['network']"
     joint = {

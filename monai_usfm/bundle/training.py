@@ -147,10 +147,7 @@ def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = 
 
 
 def prepare_network(network: torch.nn.Module, freeze_encoder: bool = False, lora_rank: int = 0) -> torch.nn.Module:
-    """Tell what was loaded; freeze the encoder, or let it learn low-rank updates alone."""
-    report = getattr(network, "load_report", None)
-    if report is not None and rank() == 0:
-        print(report)
+    """Freeze the encoder, or let it learn low-rank updates alone."""
     if freeze_encoder:
         freeze(network)
     if lora_rank:

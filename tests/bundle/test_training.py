@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.transforms import Compose, RandGaussianNoised
 
-from monai_usfm.bundle import TrainingRecords, fingerprint, on_device, start_weights, warmup_cosine
+from monai_usfm.bundle import TrainingRecords, fingerprint, on_device, prepare_network, start_weights, warmup_cosine
 from monai_usfm.cards import build_network, save_network
 from monai_usfm.data import OrganBalancedSampler, UltrasoundDataset
 from monai_usfm.handlers import EpochSeed
@@ -158,3 +158,10 @@ def test_blocks_that_are_computed_again_give_the_same_loss_and_gradients() -> No
         found.append([loss.detach(), *(p.grad for p in network.parameters() if p.grad is not None)])
     assert len(found[0]) > 100
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_was_loaded_is_told_once(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
+    tiny = {"network_size": "custom", "num_layers": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 3}
+    caplog.set_level("INFO")
+    prepare_network(build_network("classification", build_network("encoder", **tiny).state_dict(), **tiny))
+    assert (caplog.text + capsys.readouterr().out).count("layout: monai_usfm") == 1
