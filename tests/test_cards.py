@@ -441,3 +441,16 @@ def test_weights_of_prompts_give_a_gray_network_that_ignores_them(tmp_path, task
         if task == "segmentation" and channels is None:
             torch.testing.assert_close(network(image), wide(torch.cat([image, torch.zeros(2, 3, 32, 32)], 1)))
     assert encoder.in_channels == (channels or 1)
+
+
+@pytest.mark.parametrize("task", ["features", "encoder"])
+def test_features_of_weights_of_prompts_are_those_of_the_image_without_any(tmp_path, task):
+    wide = build_network("segmentation", in_channels=4, **SMALL).eval()
+    file = save_network(tmp_path / "prompted.pt", wide, half=False, prompts=["foreground", "background", "roi"])
+    network = load_network(file, task)
+    encoder = network if task == "encoder" else network.encoder
+    image = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        wanted = wide.encoder.forward_features(torch.cat([image, torch.zeros(2, 3, 32, 32)], 1))
+        torch.testing.assert_close(encoder.forward_features(image), wanted)
+    assert network.card["network"]["in_channels"] == 1 and "prompts" not in network.card

@@ -80,10 +80,7 @@ def _load(network: nn.Module, pretrained: Any, task: str, resolved: Mapping[str,
     card = None if isinstance(pretrained, Mapping) else find_card(pretrained)
     source, notes = pretrained, list[str]()
     if card and card.get("prompts") and not options.get("prompts"):
-        plan = network_options(card["task"], **{**card["network"], "in_channels": 1})
-        gray = assemble(card["task"], plan).state_dict()
-        # The image comes before the prompts, so what it goes through is the first part of each tensor.
-        source = {k: t[tuple(map(slice, gray[k].shape))] for k, t in read_checkpoint(source).items()}
+        source = without_prompts(read_checkpoint(source), card)
         notes.append(f"the channels of prompts ({', '.join(card['prompts'])}) were left out.")
     if card and "num_classes" in resolved and other_outputs(card, **{n: options.get(n) for n in NO_CLASSES}):
         wider = assemble(task, {**resolved, "num_classes": resolved["num_classes"] + 1}).state_dict()
@@ -95,6 +92,15 @@ def _load(network: nn.Module, pretrained: Any, task: str, resolved: Mapping[str,
     report = load_pretrained(network, source, fold_normalization=options.get("fold_normalization"))
     report.notes += notes
     return report
+
+
+def without_prompts(state: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of a network with channels of prompts -> those of the gray network that it is where no prompt is given.
+
+    The image comes before the prompts, so what it goes through is the first part of each tensor.
+    """
+    gray = assemble(card["task"], network_options(card["task"], **{**card["network"], "in_channels": 1})).state_dict()
+    return {n: t[tuple(map(slice, gray[n].shape))] if n in gray else t for n, t in state.items()}
 
 
 def _provenance(pretrained: Any, layout: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from monai_usfm.cards.build import assemble, describe_network
+from monai_usfm.cards.build import assemble, describe_network, without_prompts
 from monai_usfm.cards.card import NO_CLASSES, TASKS, card_path, card_text, find_card, full_scale_of, sha256_of
 from monai_usfm.cards.options import encoder_options, network_options
 from monai_usfm.files import atomic_write
@@ -80,6 +80,9 @@ def load_network(path: str | os.PathLike, task: str | None = None, **options: An
         if kind == "pretraining":  # a decoder beside the encoder is of no use here
             described = encoder_options(described)
         if kind != card["task"]:
+            if card.get("prompts"):  # an image alone has none
+                state, described = without_prompts(state, card), {**described, "in_channels": 1}
+                card = {name: value for name, value in card.items() if name != "prompts"}
             card = {**card, "task": task, "network": described}
         resolved = network_options(task, **{**described, **_agree(path, card, options)})
     network: Any = assemble(task, resolved)
