@@ -3,7 +3,7 @@
 """The boards of docs/results/foundation.md and volumes.md: ``python benchmarks/board.py DATA OUTPUT``.
 
 Writes the lists of the tasks, with the validation and test images that were scored, and ``images.json``,
-``volumes.json`` and ``folds.json`` (volumes by cross-validation: each of 24 is trained on once and scored once) for
+``volumes.json`` and ``folds.json`` (volumes by cross-validation with one to four labels: each of 24 is scored once) for
 ``monai-usfm transfer-board OUTPUT/images.json OUTPUT/images``. To save time, whole patients are left out of the
 validation and test lists of the breast tasks, in the order of a hash of their names.
 """
@@ -101,7 +101,9 @@ def main() -> None:
     board |= {"options": VOLUMES, "tasks": {"prostate": {"datalist": "prostate.json"}}, "starts": starts}
     (options.output / "volumes.json").write_text(json.dumps({**board, "fractions": [0.25]}, indent=1))
     board["tasks"] = {f"prostate{k}": {"datalist": f"prostate{k}.json"} for k in range(FOLDS)}
-    (options.output / "folds.json").write_text(json.dumps({**board, "fractions": [1.0], "seeds": [0, 1]}, indent=1))
+    (options.output / "folds.json").write_text(
+        json.dumps({**board, "fractions": [0.25, 0.5, 0.75, 1.0], "seeds": [0, 1]}, indent=1)
+    )
 
 
 if __name__ == "__main__":
