@@ -19,6 +19,7 @@ from pathlib import Path
 import monai.bundle
 import pytest
 
+import monai_usfm
 from monai_usfm.cli import app
 from monai_usfm.cli.bundles import Bundle
 
@@ -105,6 +106,10 @@ def test_every_command_of_a_page_has_a_verb_options_and_files_of_ours_that_exist
         assert [file for file in files if not (ROOT / file).is_file()] == written, shlex.join(words)
         given = {re.split("[=#]", word[2:])[0].replace("-", "_") for word in words if re.match(r"--\w", word)}
         assert given <= options_of(words, bundle_options, page), shlex.join(words)
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {monai_usfm.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
