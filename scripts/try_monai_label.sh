@@ -17,7 +17,7 @@ if [ ! -x "$env/bin/pytest" ]; then
     $pip torch==2.13.0 monai==1.6.1 numpy
     $pip --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
     $pip pydicom pynetdicom dicomweb-client SimpleITK jsonschema fastapi uvicorn pydantic-settings \
-        python-dotenv python-multipart httpx schedule timeloop expiringdict expiring_dict cachetools watchdog numpymaxflow \
+        python-dotenv python-multipart httpx psutil schedule timeloop expiringdict expiring_dict cachetools watchdog numpymaxflow \
         girder-client passlib pyjwt bcrypt shapely requests requests-toolbelt google-auth scikit-image setuptools pytest
     $pip -e "$root"
     site="$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
