@@ -249,7 +249,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number from 0",
     ),
     "spatial_size patch_size": (_each(_whole(1)), "whole numbers from 1, one for each axis"),
-    "learning_rate clip_norm temperature dynamic_range_db teacher_scale pair_temperature": (
+    "learning_rate clip_norm full_scale temperature dynamic_range_db teacher_scale pair_temperature": (
         _number(0, open_low=True),
         "a number above 0",
     ),

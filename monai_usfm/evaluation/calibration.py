@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 
 from monai_usfm.bundle.start import checked_options
-from monai_usfm.cards import load_network, read_card, require_classes, write_card
+from monai_usfm.cards import full_scale_of, load_network, read_card, require_classes, write_card
 from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.networks import TemperatureScaling
 from monai_usfm.transforms import presence_score
@@ -55,6 +55,7 @@ def calibrate(
     options = {**options, "pretrained": checkpoint, "cache_dir": None}  # a byte a pixel is not what inference reads
     if card.get("label_values"):  # the files hold what the network was trained on
         options.setdefault("label_values", card["label_values"])
+    options.setdefault("full_scale", full_scale_of(card))
     flow = load_bundle(card["task"], "train", bundle_root=bundle_root, **options)
     flow.parser.parse(reset=True)
     checked_options(flow.parser)

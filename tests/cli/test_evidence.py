@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,21 @@ def test_the_presence_threshold_keeps_the_wanted_share_of_the_images(dataset, we
             logits = network(torch.as_tensor(pixels)[None])[0]
         scores.append((logits[1] - logits[0]).flatten().sort().values[-5:].mean().item())  # 0.5 % of 1024 pixels
     assert read_card(tmp_path / "model.pt")["presence_threshold"] == pytest.approx(sorted(scores)[1], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_calibration_reads_images_with_the_white_of_the_card(dataset, weights, tmp_path):
+    shutil.copytree(dataset, tmp_path / "ten")
+    for file in (tmp_path / "ten").glob("*.png"):
+        if "mask" not in file.name:  # in ten bits, of which no file tells
+            Image.fromarray(np.asarray(Image.open(file)).astype(np.uint16) * 4).save(file)
+    fitted = []
+    for folder, known in ((dataset, {}), (tmp_path / "ten", {"preprocessing": {"full_scale": 1020}})):
+        save_network(tmp_path / "model.pt", load_network(weights["segmentation"]), half=False, **known)
+        options = ["--dataset_dir", folder, "--device", "cpu", "--amp", "fp32"]
+        assert call("calibrate", "--checkpoint", tmp_path / "model.pt", *options) == 0
+        fitted.append(read_card(tmp_path / "model.pt")["temperature"])
+    assert fitted[0] == pytest.approx(fitted[1], abs=2e-4)
 
 
 @pytest.mark.parametrize("ending", ["ts", "pt2", "onnx", "safetensors"])
