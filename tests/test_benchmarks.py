@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from monai_usfm.data import write_synthetic_dataset
 
@@ -72,3 +73,27 @@ def test_what_is_restored_is_scored_where_it_was_hidden_and_everywhere():
     hidden[:2] = True
     image = np.where(hidden, 0.1, 0.01)
     assert script("restoration").psnr(image, clean, hidden) == pytest.approx((20.0, -10 * np.log10(0.00505)))
+
+
+def test_two_evaluations_are_compared_image_by_image(tmp_path, monkeypatch, capsys):
+    scores = {"a": [0.9, 0.8, 0.4], "b": [0.8, 0.8, 0.9]}
+    for name, dice in scores.items():
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        table = pd.DataFrame({"image": ["1.png", "2.png", "3.png"], "patient": ["x", "x", "y"], "dice": dice})
+        table = table if name == "a" else table[::-1]
+        table.to_csv(tmp_path / name / "evaluation" / "cases.csv", index=False)
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "a"), str(tmp_path / "b")])
+    script("paired").main()
+    text = capsys.readouterr().out
+    assert "mean 0.7000 and 0.8333, median 0.8000 and 0.8000, below 0.5 in 1 and 0 of 3" in text
+    assert "first minus second -0.1333 [-0.5000, 0.0500]" in text  # all of y, all of x
+    assert "over 2 patients; larger in 1, smaller in 1" in text
+
+
+def test_parts_without_a_lesion_lie_beside_its_box():
+    image, label = torch.arange(200.0).reshape(1, 10, 20), torch.zeros(10, 20)
+    label[4:6, 8:10] = 1
+    found = script("presence").free_parts(image, label)
+    assert [tuple(part.shape[1:]) for part in found] == [(4, 20), (4, 20), (10, 8), (10, 10)]
+    label[1:8, 2:18] = 1  # leaves less than 0.3 of a side everywhere
+    assert script("presence").free_parts(image, label) == []
