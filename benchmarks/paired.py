@@ -22,13 +22,14 @@ def main() -> None:
     parser.add_argument("--dataset_dir", default="/")
     parser.add_argument("--metric", default="dice")
     options = parser.parse_args()
-    tables = [pd.read_csv(out / "evaluation" / "cases.csv").set_index("image") for out in options.outputs]
-    first, second = (table[options.metric] for table in tables)
+    tables = [pd.read_csv(out / "evaluation" / "cases.csv").groupby("image", sort=False) for out in options.outputs]
+    first, second = (table[options.metric].mean() for table in tables)  # over classes and frames
     if set(first.index) != set(second.index):
         parser.error("the two evaluations are not of the same images.")
     second = second.loc[first.index]
-    known = "patient" in tables[0]
-    items = [{"image": n, "patient": tables[0]["patient"][n] if known else None} for n in first.index]
+    named = tables[0].first()
+    known = "patient" in named
+    items = [{"image": n, "patient": named["patient"][n] if known else None} for n in first.index]
     patients = [item["patient"] for item in add_patients(items, options.dataset_dir)]
     place = np.unique(np.array(patients, dtype=str), return_inverse=True)[1]
     count = place.max() + 1

@@ -193,11 +193,14 @@ def save_figure(path: PathLike, figure: Any, dpi: int = 120) -> Path:
 
 
 def append_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], anew: bool = False) -> Path:
-    """Add rows with the columns of the first one to a CSV; ``anew`` starts the file with their names."""
-    path = Path(path)
+    """Add rows to a CSV that has the columns of its first one; ``anew`` starts the file with their names."""
+    path, columns = Path(path), list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not anew:
+        with path.open(newline="", encoding="utf-8") as stream:
+            columns = next(csv.reader(stream))
     with path.open("w" if anew else "a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n", extrasaction="ignore")
+        writer = csv.DictWriter(stream, columns, lineterminator="\n", extrasaction="ignore")
         if anew:
             writer.writeheader()
         writer.writerows(rows)

@@ -96,13 +96,14 @@ def check_names(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming every such entry.
     """
+    used = _references(config)
     for group in GROUPS:
-        if isinstance(entries := config.get(group), Mapping) and "dataloader" not in entries:
+        entries = config.get(group)
+        if isinstance(entries, Mapping) and "dataloader" not in entries and f"{group}::dataloader" in used:
             raise ValueError(
                 f"a config that was given later replaced all of {group!r}: write what it changes as one entry, such as "
                 f'"{group}#{next(iter(entries), "dataset")}#NAME".'
             )
-    used = _references(config)
     described = set(config.get(DESCRIPTIONS, {}))
     known = described | {name for name in config if name in used}
     wrong: list[tuple[str, str, Iterable[str]]] = [
@@ -290,7 +291,7 @@ def check_values(options: Mapping[str, Any]) -> None:
     """
     for name, value in options.items():
         fits, wanted = RULES.get(name, (lambda _: True, ""))
-        if value == "null" and name != "pretrained":
+        if isinstance(value, str) and value == "null" and name != "pretrained":
             raise ValueError(f"--{name} null is a word to MONAI's command line: for none write --{name} '$None'.")
         if value is not None and not fits(value):
             raise ValueError(f"--{name} must be {wanted}; got {value!r}.")
@@ -325,7 +326,9 @@ _TOGETHER: tuple[tuple[str, bool, str, str], ...] = (
 
 
 def _asked(name: str, value: Any) -> bool:
-    return flag(value) if RULES.get(name) is RULES["resume"] and value is not None else value not in (None, 0, [])
+    if value is None or RULES.get(name) is RULES["resume"]:
+        return value is not None and flag(value)
+    return len(value) > 0 if hasattr(value, "__len__") else value != 0
 
 
 def check_together(options: Mapping[str, Any], parser: ConfigParser) -> None:

@@ -104,7 +104,8 @@ def load_bundle(
     if steps is not None:
         epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")  # where the option is null, the default
         epochs, per_epoch = _parts(int(steps), int(epochs))
-        flow.parser.update(pairs={"train#trainer#epoch_length": per_epoch, "train#trainer#max_epochs": epochs})
+        lengths = {"train#trainer#epoch_length": per_epoch, "steps_per_epoch": per_epoch}  # the second before 0.16
+        flow.parser.update(pairs={**lengths, "train#trainer#max_epochs": epochs})
     return flow
 
 
@@ -132,7 +133,8 @@ def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWo
         flow.run()
         flow.finalize()
     except RuntimeError as error:  # MONAI's frame around it says where, not what
-        raise root_cause(error) from None
+        cause = root_cause(error)
+        raise cause from cause.__cause__
     return flow
 
 

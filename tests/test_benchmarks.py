@@ -80,7 +80,7 @@ def test_two_evaluations_are_compared_image_by_image(tmp_path, monkeypatch, caps
     for name, dice in scores.items():
         (tmp_path / name / "evaluation").mkdir(parents=True)
         table = pd.DataFrame({"image": ["1.png", "2.png", "3.png"], "patient": ["x", "x", "y"], "dice": dice})
-        table = table if name == "a" else table[::-1]
+        table = pd.concat([table, table]) if name == "a" else table[::-1]  # two classes of each
         table.to_csv(tmp_path / name / "evaluation" / "cases.csv", index=False)
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "a"), str(tmp_path / "b")])
     script("paired").main()

@@ -16,7 +16,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from monai_usfm.files import atomic_write, atomic_writer, write_csv, write_text_atomically
+from monai_usfm.files import append_csv, atomic_write, atomic_writer, write_csv, write_text_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -100,3 +100,9 @@ def test_an_image_broken_off_has_no_name(
 def test_formats_of_two_files_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\.mhd stands for two files"):
         atomic_writer(".mhd")
+
+
+def test_rows_added_to_a_table_keep_its_columns(tmp_path: Path) -> None:
+    for rows, anew in (([{"a": 1, "b": 2}], True), ([{"a": 3, "c": 9, "b": 4}], False), ([{"b": 5}], False)):
+        append_csv(tmp_path / "t.csv", rows, anew)
+    assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b", "1,2", "3,4", ",5"]

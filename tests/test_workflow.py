@@ -8,6 +8,7 @@ import csv
 
 import pytest
 
+import monai_usfm.data
 from monai_usfm.bundle import describe
 from monai_usfm.workflow import TASKS, find_bundle, load_bundle, run_bundle
 
@@ -77,3 +78,7 @@ def test_steps_are_parts_of_the_default_epochs_where_the_option_is_null():
     assert flow.parser["max_epochs"] is None
     epochs = flow.parser.get_parsed_content("train#trainer#max_epochs")
     assert flow.parser["train#trainer#epoch_length"] * epochs == 4000
+
+
+def test_a_bundle_packed_before_finds_its_dataset():
+    assert monai_usfm.bundle.InferenceDataset is monai_usfm.data.InferenceDataset

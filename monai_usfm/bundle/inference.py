@@ -19,7 +19,7 @@ from monai.inferers import Inferer
 import monai_usfm
 from monai_usfm.bundle.errors import under_command_line
 from monai_usfm.cards import NO_CLASSES, encoder_options, find_card, full_scale_of
-from monai_usfm.data import UnreadableImageError, list_images
+from monai_usfm.data import InferenceDataset, UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
 from monai_usfm.files import write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer, probabilities
@@ -29,6 +29,7 @@ from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.workflow import find_bundle
 
 __all__ = [
+    "InferenceDataset",  # where bundles that were packed before 0.16 look for it
     "InferenceEvaluator",
     "agreed",
     "card_of",

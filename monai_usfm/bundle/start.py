@@ -79,7 +79,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         export_path: file that training writes its weights to.
 
     Raises:
-        ValueError: see above, and where ``output_dir`` is ``dataset_dir`` itself.
+        ValueError: see above, and where ``output_dir`` is ``dataset_dir`` itself or holds images.
         PermissionError: for a place that cannot be written.
     """
     install_hook()

@@ -75,7 +75,7 @@ def network_options(
 
     The encoder's options come from the card or the tensors of ``pretrained``; those of the head only from a card of the
     same task. ``build_network(task, pretrained, **network_options(task, pretrained, ...))`` is
-    ``build_network(task, pretrained, ...)``.
+    ``build_network(task, pretrained, ...)``, with the same ``landmarks``, ``values`` and ``prompts`` in each.
 
     Args:
         task: see :func:`build_network`.

@@ -60,7 +60,8 @@ def convert_dicom(
 
     Raises:
         ValueError: when the output's ending is none of these, or DICOM or options of ``"strip"`` without it.
-        UnreadableImageError: see :class:`UltrasoundDicomReader`, and where there is no such frame.
+        UnreadableImageError: see :class:`UltrasoundDicomReader`, where there is no such frame, and where the output is
+            there and was not made from this file.
     """
     target = Path(output)
     pixels = target.name.lower().endswith(".png")
@@ -209,7 +210,7 @@ def convert_dicom_folder(
 
 def _require_own(target: Path, source: str) -> None:
     """Refuse to replace a file that no earlier conversion of this source made, as a mask of the same name is."""
-    if not target.exists():
+    if not target.exists() or not target.stat().st_size:
         return
     try:
         known = json.loads(Path(f"{target}.json").read_text(encoding="utf-8"))

@@ -105,7 +105,10 @@ def mark_results(folder: PathLike, dataset_dir: PathLike | None = None) -> str:
     mark = Path(folder) / RESULTS_MARK
     same = dataset_dir and os.path.realpath(folder) == os.path.realpath(dataset_dir)
     if same or (not mark.exists() and Path(folder).is_dir() and any(map(_is_image, Path(folder).iterdir()))):
-        raise ValueError(f"{folder} holds images: results there could not be told from them; change the output folder.")
+        raise ValueError(
+            f"{folder} holds images: results there could not be told from them; change the output folder, or, if these "
+            f"are results, put an empty file {RESULTS_MARK} into it."
+        )
     Path(folder).mkdir(parents=True, exist_ok=True)
     if not mark.exists():
         mark.write_text("Results of monai_usfm: no tool of it takes files of this folder for images or labels.\n")

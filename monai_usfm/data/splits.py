@@ -124,7 +124,7 @@ def common_full_scale(items: Sequence[dict[str, Any]]) -> float | None:
     if white:
         logger.warning(
             "the files do not tell their value of white: %g is taken for the whole data set, by the brightest of 16. "
-            "Another one: the option full_scale of a training, or full_scale of the items in the datalist.",
+            "Another one: full_scale of the items in the datalist, or that option of a training with labels.",
             white,
         )
     return white

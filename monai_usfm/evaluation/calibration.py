@@ -55,8 +55,10 @@ def calibrate(
     options = {**options, "pretrained": checkpoint, "cache_dir": None}  # a byte a pixel is not what inference reads
     if card.get("label_values"):  # the files hold what the network was trained on
         options.setdefault("label_values", card["label_values"])
-    options.setdefault("full_scale", full_scale_of(card))
     flow = load_bundle(card["task"], "train", bundle_root=bundle_root, **options)
+    config: Any = flow.parser.config
+    if "full_scale" in config and "full_scale" not in options:  # bundles before 0.16 have no such option
+        config["full_scale"] = full_scale_of(card)
     flow.parser.parse(reset=True)
     checked_options(flow.parser)
     logits, labels, presence, shown = _collect(flow.parser, load_network(checkpoint))

@@ -125,6 +125,8 @@ def pseudo_label(
     items = with_full_scale(items, full_scale_of(whole))
     folder = Path(output).resolve()
     target = keep_apart(folder / "datalist.json", datalist)
+    if any(folder in Path(str(item["image"])).resolve().parents for item in items):
+        raise ValueError(f"{output} holds images of {datalist}: no tool would find them among results; name another.")
     mark_results(folder)
     (folder / "failed.csv").unlink(missing_ok=True)
     kept = []

@@ -23,6 +23,7 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from matplotlib.figure import Figure
+from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 from monai.utils import convert_to_tensor
 from PIL import Image
@@ -51,6 +52,9 @@ ROWS = 8  # of a figure
 
 class EpochValidation(ValidationHandler):
     """MONAI's, every ``interval`` epochs, and after the last one too: it is mostly the best, and else never scored."""
+
+    def __init__(self, interval: int, validator: Evaluator | None = None) -> None:
+        super().__init__(interval, validator)
 
     def attach(self, engine: Engine) -> None:
         def due(engine: Engine, epoch: int) -> bool:

@@ -86,6 +86,11 @@ def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(everywhere: torch
         pseudo_label(*arguments, agreement=2.0, device="cpu")
     with pytest.raises(ValueError, match="holds images"):
         pseudo_label(*arguments[:2], str(tmp_path), device="cpu")
+    (tmp_path / "root" / "images").mkdir(parents=True)
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(tmp_path / "root" / "images" / "a.png")
+    (tmp_path / "below.json").write_text(json.dumps({"training": [{"image": "root/images/a.png", "patient": "p"}]}))
+    with pytest.raises(ValueError, match="no tool would find them among results"):
+        pseudo_label(arguments[0], str(tmp_path / "below.json"), str(tmp_path / "root"), device="cpu")
     (tmp_path / "new").mkdir()
     again = (tmp_path / "list.json").rename(tmp_path / "new" / "datalist.json")
     with pytest.raises(ValueError, match=r"datalist\.json is read by this command"):
