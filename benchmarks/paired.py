@@ -9,11 +9,10 @@ or by the names of the files below DATA.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from monai_usfm.data import add_patients
-from monai_usfm.evaluation.statistics import PairedTest
+from monai_usfm.evaluation.statistics import bootstrap_interval
 
 
 def main() -> None:
@@ -31,17 +30,13 @@ def main() -> None:
     known = "patient" in named
     items = [{"image": n, "patient": named["patient"][n] if known else None} for n in first.index]
     patients = [item["patient"] for item in add_patients(items, options.dataset_dir)]
-    place = np.unique(np.array(patients, dtype=str), return_inverse=True)[1]
-    count = place.max() + 1
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=10_000)
     difference = (first - second).to_numpy()
-    draws = drawn @ np.bincount(place, difference) / (drawn @ np.bincount(place))
-    test = PairedTest.of_draws(float(difference.mean()), draws, count)
+    found = bootstrap_interval(lambda chosen: difference[chosen].mean(), patients, resamples=10_000)
     print(
         f"{options.metric}: mean {first.mean():.4f} and {second.mean():.4f}, median {first.median():.4f} and "
         f"{second.median():.4f}, below 0.5 in {(first < 0.5).sum()} and {(second < 0.5).sum()} of {len(first)}\n"
-        f"first minus second {test.difference:+.4f} [{test.low:.4f}, {test.high:.4f}], p = {test.p_value:.4f} over "
-        f"{count} patients; larger in {(difference > 0).sum()}, smaller in {(difference < 0).sum()}"
+        f"first minus second {found.value:+.4f} [{found.low:.4f}, {found.high:.4f}] over "
+        f"{found.count} patients; larger in {(difference > 0).sum()}, smaller in {(difference < 0).sum()}"
     )
 
 

@@ -21,6 +21,7 @@ from monai.utils import convert_to_tensor
 
 from monai_usfm import load_network
 from monai_usfm.data import LoadUltrasoundd, SyntheticUltrasound
+from monai_usfm.evaluation.calibration import threshold_at
 from monai_usfm.evaluation.images import read_items
 from monai_usfm.evaluation.report import markdown_table
 from monai_usfm.inferers import autocast, autocast_dtype
@@ -86,8 +87,8 @@ def main() -> None:
         if options.test:
             lesions["test"] = scores(network, *test)
         marks = {name: scores(network, images) for name, images in free.items()}
-        ranked = np.sort(lesions["validation"][0])
-        fitted = {f"{s:g}": float(ranked[int((1 - s) * len(ranked) + 1e-6)]) for s in SENSITIVITIES}
+        present = torch.from_numpy(lesions["validation"][0])
+        fitted = {f"{s:g}": threshold_at(present, s) for s in SENSITIVITIES}
         for name, threshold in {"none": -np.inf, **fitted}.items():
             row = [Path(file).stem, name, f"{threshold:.2f}"]
             for present, _, dices in lesions.values():

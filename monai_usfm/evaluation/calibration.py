@@ -67,8 +67,7 @@ def calibrate(
     if sensitivity is not None:
         if not shown.any():
             raise ValueError("no validation image shows a structure: a presence threshold cannot be fitted.")
-        scores = presence[shown].sort().values
-        threshold = float(scores[int((1 - sensitivity) * len(scores) + 1e-6)])
+        threshold = threshold_at(presence[shown], sensitivity)
         fitted["presence_threshold"] = result["presence_threshold"] = threshold
         if not shown.all():
             result["false_positive_rate"] = float((presence[~shown] >= threshold).float().mean())
@@ -81,6 +80,11 @@ def calibrate(
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
     return result
+
+
+def threshold_at(scores: torch.Tensor, sensitivity: float) -> float:
+    """The largest threshold that this share of the presence scores ``(N,)`` reaches."""
+    return float(scores.sort().values[int((1 - sensitivity) * len(scores) + 1e-6)])
 
 
 @torch.no_grad()
