@@ -5,10 +5,12 @@
 #
 #   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [OPTION...]
 #
-# About four hours on one core of a CPU with bf16 instructions, and one more with DINOV2=dinov2_vits14.pt, which trains
-# the pretrained start on. Finished steps are kept; an interrupted one goes on. Options go to every training:
-# "--max_epochs 1" tries the whole chain in a copy of the repository, in 15 minutes, 33 with DINOV2.
+# Two trainings at a time: about two hours on two cores of a CPU with bf16 instructions, and one more of one core with
+# DINOV2=dinov2_vits14.pt, which trains the pretrained start on. Finished steps are kept; an interrupted one goes on.
+# Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in 10 minutes, 28
+# with DINOV2.
 set -euo pipefail
+trap 'kill 0' INT # what runs in the background does not hear of it otherwise
 data=$(cd "$1" && pwd)
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
@@ -29,6 +31,7 @@ if [ -n "${DINOV2:-}" ]; then # the start: simulated labels, unlabeled images an
     python "$here/scripts/train_foundation.py" "$data/pretraining_all.json" "$DINOV2" "$out/starts" ${options[@]+"${options[@]}"}
     start="$out/starts/foundation/model.pt"
 fi
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(python -c "import os; print((os.cpu_count() + 1) // 2)")}"
 # Breast lesions: the mean of trainings that differ in their seed. Dark depths are taken for lesions; a wide shadow from
 # half the depth on, in three images of ten, is what such depths look like.
 intensity=$(python - "$here/bundles/usfm_segmentation/configs/train.json" <<'PY'
@@ -38,18 +41,11 @@ shadow |= {"loss_db": [15, 60], "start": [0.45, 0.9], "width": [0.3, 3.0]}
 print([*json.load(open(sys.argv[1]))["intensity_augmentation"], shadow])
 PY
 )
-lesions=()
-for seed in 0 1; do
-    bundle usfm_segmentation "lesions_$seed" --dataset_dir "$data/busbra" --spatial_size "[256,256]" --max_epochs 44 \
-        --warmup_epochs 2 --val_interval 5 --background_crops 0.1 --intensity_augmentation "$intensity" --seed "$seed" \
+breasts() {
+    bundle usfm_segmentation "lesions_$1" --dataset_dir "$data/busbra" --spatial_size "[256,256]" --max_epochs 44 \
+        --warmup_epochs 2 --val_interval 5 --background_crops 0.1 --intensity_augmentation "$intensity" --seed "$1" \
         --class_names "['background','lesion']"
-    lesions+=("$out/lesions_$seed/model.pt")
-done
-[ -f "$out/lesions/model.pt" ] || python -W ignore -m monai_usfm average "$out/lesions/model.pt" "${lesions[@]}"
-# Benign or malignant: from the masks of the same images.
-bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/lesions_0/model.pt" \
-    --spatial_size "[192,192]" --max_epochs 16 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0003 \
-    --class_names "['benign','malignant']"
+}
 # HC18: pixel sizes and published circumferences are in its table; 377 more training images in another folder.
 python - "$data" "$out/fetal_head.json" <<'PY'
 import json, pathlib, sys
@@ -64,14 +60,32 @@ for folder, taken in columns.items():
         splits[split] += load_datalist(listed, data / folder, split)
 output.write_text(json.dumps(splits, indent=1))
 PY
-bundle usfm_segmentation fetal_head --datalist "$out/fetal_head.json" --spatial_size "[256,256]" --max_epochs 20 \
-    --warmup_epochs 1 --val_interval 4 --class_names "['background','fetal head']"
-# Volumes: the start, inflated.
-bundle usfm_segmentation prostate --dataset_dir "$data/prostate_trus_3d" --spatial_dims 3 --spatial_size "[48,64,48]" \
-    --batch_size 2 --max_epochs 60 --warmup_epochs 3 --val_interval 5 --class_names "['background','prostate']"
-bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
-    --spatial_size "[192,192]" --max_epochs 5 --warmup_epochs 1 --val_interval 1
+(
+    breasts 0
+    # Benign or malignant: from the masks of the same images.
+    bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/lesions_0/model.pt" \
+        --spatial_size "[192,192]" --max_epochs 16 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0003 \
+        --class_names "['benign','malignant']"
+) &
+first=$!
+(
+    breasts 1
+    bundle usfm_segmentation fetal_head --datalist "$out/fetal_head.json" --spatial_size "[256,256]" --max_epochs 20 \
+        --warmup_epochs 1 --val_interval 4 --class_names "['background','fetal head']"
+    # Volumes: the start, inflated.
+    bundle usfm_segmentation prostate --dataset_dir "$data/prostate_trus_3d" --spatial_dims 3 --batch_size 2 \
+        --spatial_size "[48,64,48]" --max_epochs 60 --warmup_epochs 3 --val_interval 5 \
+        --class_names "['background','prostate']"
+    bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
+        --spatial_size "[192,192]" --max_epochs 5 --warmup_epochs 1 --val_interval 1
+) &
+failed=0 # each goes on where the other one fails
+wait "$first" || failed=1
+wait $! || failed=1
+[ "$failed" = 0 ]
 
+lesions=("$out/lesions_0/model.pt" "$out/lesions_1/model.pt")
+[ -f "$out/lesions/model.pt" ] || python -W ignore -m monai_usfm average "$out/lesions/model.pt" "${lesions[@]}"
 # Temperatures and the presence threshold, on the validation split.
 python -W ignore -m monai_usfm calibrate --checkpoint "$out/lesions/model.pt" --dataset_dir "$data/busbra" --sensitivity 0.995
 python -W ignore -m monai_usfm calibrate --checkpoint "$out/classification/model.pt" --dataset_dir "$data/busbra"

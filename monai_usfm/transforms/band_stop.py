@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from monai.config import NdarrayOrTensor
+from monai.data import get_track_meta
 from monai.transforms import RandomizableTransform, Transform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from monai_usfm.physics.spectrum import (
     Rings,
@@ -22,8 +22,8 @@ from monai_usfm.physics.spectrum import (
     ring_candidates,
     ring_mask,
 )
-from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
-from monai_usfm.transforms.effect import as_tensor, check_image
+from monai_usfm.transforms.dictionary import TORCH, dictionary_form
+from monai_usfm.transforms.effect import check_image
 
 __all__ = ["FourierBandStop", "FourierBandStopd", "RandFourierBandStop", "RandFourierBandStopd"]
 
@@ -55,7 +55,7 @@ class FourierBandStop(Transform):
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Apply to ``img`` (C, *S); integers become float32."""
-        image = as_tensor(img)
+        image: torch.Tensor = convert_to_tensor(img, track_meta=get_track_meta())
         plain = image.as_subclass(torch.Tensor)
         check_image(plain, None, fewest=1)
         shape, device = plain.shape[1:], plain.device
@@ -113,17 +113,5 @@ class RandFourierBandStop(RandomizableTransform, FourierBandStop):
         return FourierBandStop.__call__(self, img)
 
 
-class _BandForm(DictionaryForm):
-    options: ClassVar = {
-        "keep_band": (False, "store the factors of the half spectrum, ``(1, *half)``, as ``{key}_band``.")
-    }
-    keep_band: bool
-
-    def store(self, d: MutableMapping[Hashable, Any], key: Hashable, result: Any) -> None:
-        d[key] = result
-        if self.keep_band:
-            d[f"{key}_band"] = self.transform.keep  # type: ignore[attr-defined]
-
-
 FourierBandStopd = dictionary_form(FourierBandStop)
-RandFourierBandStopd = dictionary_form(RandFourierBandStop, _BandForm)
+RandFourierBandStopd = dictionary_form(RandFourierBandStop)

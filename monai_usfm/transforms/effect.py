@@ -95,11 +95,6 @@ def blend(
     return convert_to_dst_type(result, img, dtype=dtype)[0]
 
 
-def as_tensor(img: NdarrayOrTensor) -> torch.Tensor:
-    """A tensor as it is, with or without metadata; anything else as MONAI converts it."""
-    return img if isinstance(img, torch.Tensor) else convert_to_tensor(img, track_meta=get_track_meta())
-
-
 def check_range(
     name: str, values: float | Sequence[float], above: float | None = None, symmetric: bool = False
 ) -> Range:

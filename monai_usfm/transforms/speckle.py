@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from monai.config import NdarrayOrTensor
+from monai.data import get_track_meta
 from monai.transforms import RandomizableTransform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from monai_usfm.physics.speckle import (
     add_speckle,
@@ -22,7 +23,7 @@ from monai_usfm.physics.speckle import (
     whole_looks,
 )
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
-from monai_usfm.transforms.effect import Range, as_tensor, check_image, check_range, given_region
+from monai_usfm.transforms.effect import Range, check_image, check_range, given_region
 
 __all__ = ["RandSpeckleNoise", "RandSpeckleNoised", "SpeckleNoise", "SpeckleNoised"]
 
@@ -98,7 +99,7 @@ class RandSpeckleNoise(RandomizableTransform):
         """
         if randomize:
             self.randomize()
-        image = as_tensor(img)
+        image: torch.Tensor = convert_to_tensor(img, track_meta=get_track_meta())
         plain, display = image.as_subclass(torch.Tensor), self.dynamic_range_db
         # a log-compressed image may overshoot by interpolation, but integers are not scaled
         work = check_image(image, None if display is None else 0.5 if plain.is_floating_point() else 0.0, fewest=1)

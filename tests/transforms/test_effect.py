@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
+from monai.data import MetaTensor, set_track_meta
 
 import monai_usfm.transforms as transforms
 from monai_usfm.physics.beam import sample_pixels
@@ -41,6 +41,18 @@ def sector(seed: int = 0) -> torch.Tensor:
     """Random tissue inside CONVEX, black outside, (1, 64, 64)."""
     tissue = 0.2 + 0.6 * torch.rand((1, 64, 64), generator=torch.Generator().manual_seed(seed))
     return torch.where(CONVEX.mask((64, 64)), tissue, 0)
+
+
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+@pytest.mark.parametrize("name", [*EFFECTS, "RandSpeckleNoise", "RandFourierBandStop"])
+def test_plain_images_come_back_with_metadata_while_monai_tracks_them(name, prob):
+    image, transform = torch.rand(1, 16, 16), build(name, prob)
+    assert isinstance(transform(image), MetaTensor)
+    set_track_meta(False)
+    try:
+        assert not isinstance(transform(image), MetaTensor)
+    finally:
+        set_track_meta(True)
 
 
 @pytest.mark.parametrize("name", EFFECTS)
