@@ -12,10 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_usfm.bundle import describe, on_device
+from monai_usfm import network_options, save_network
+from monai_usfm.bundle import describe, on_device, prompted_network
 from monai_usfm.networks import FoundationModel, UltrasoundSegmenter, load_pretrained, usfm_vit
+from monai_usfm.networks.heads.pyramid import ImageCorrection
+from monai_usfm.transforms.prompts import PROMPTS
 from monai_usfm.workflow import run_bundle
 
+EMBEDDING = "encoder.patch_embed.proj.weight"
 TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
 QUICK = {
     "spatial_size": [32, 32],
@@ -51,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(overlay: str, data: Path, output: Path, **options: object) -> None:
     paths = {"output_dir": str(output), "export_path": str(output / "model.pt"), "teacher": str(data / "teacher.pt")}
-    run_bundle("pretraining", overlays=[overlay], **QUICK, **paths, **options)
+    run_bundle("pretraining", overlays=[overlay], **{**QUICK, **paths, **options})
 
 
 def test_distillation_exports_an_encoder(data: Path, tmp_path: Path) -> None:
@@ -71,6 +75,23 @@ def test_joint_pretraining_exports_a_segmenter_with_its_decoder(data: Path, tmp_
     report = load_pretrained(network, tmp_path / "model.pt")
     assert not report.missing
     assert sorted(path.name for path in tmp_path.glob("figures/*.png"))
+
+
+def test_joint_pretraining_goes_on_from_all_of_a_start_but_its_prompts(data: Path, tmp_path: Path) -> None:
+    plan = {"spatial_size": [32, 32], **TINY}
+    wide = prompted_network(None, network_options("segmentation", in_channels=4, **plan))
+    wide.to_image = ImageCorrection(wide.head.decoder, 1)
+    torch.nn.init.normal_(wide.to_image.correction.weight)
+    start = save_network(tmp_path / "prompted.pt", wide, half=False, prompts=PROMPTS)
+    parts = {"breast": {"dataset_dir": str(data), "num_classes": 2}}
+    run("foundation", data, tmp_path / "out", parts=parts, pretrained=str(start), learning_rate=1e-12)
+    before, after = (
+        {name: value.float() for name, value in torch.load(file, weights_only=True).items()}
+        for file in (start, tmp_path / "out" / "model.pt")
+    )
+    for name in ("to_image.correction.weight", "head.to_pixels.weight", "encoder.blocks.0.attn.proj.weight"):
+        torch.testing.assert_close(after[name], before[name], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after[EMBEDDING], before[EMBEDDING][:, :1], rtol=1e-3, atol=1e-4)
 
 
 def test_a_student_without_a_teacher_is_refused(data: Path, tmp_path: Path) -> None:

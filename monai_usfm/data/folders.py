@@ -99,14 +99,15 @@ def mark_results(folder: PathLike, dataset_dir: PathLike | None = None) -> str:
         The folder.
 
     Raises:
-        ValueError: when ``folder`` is ``dataset_dir``, or has images and no mark: they would be taken for results, and
-            no tool would find them again.
+        ValueError: when ``folder`` is ``dataset_dir``, or has images, at any depth, and no mark: they would be taken for
+            results, and no tool would find them again.
     """
     mark = Path(folder) / RESULTS_MARK
     same = dataset_dir and os.path.realpath(folder) == os.path.realpath(dataset_dir)
-    if same or (not mark.exists() and Path(folder).is_dir() and any(map(_is_image, Path(folder).iterdir()))):
+    held = [] if same or mark.exists() or not Path(folder).is_dir() else find_files(folder).images
+    if same or held:
         raise ValueError(
-            f"{folder} holds images: results there could not be told from them; change the output folder, or, if these "
+            f"{folder} holds images{f', such as {held[0].relative_to(folder)}' if held else ''}: results there could not be told from them; change the output folder, or, if these "
             f"are results, put an empty file {RESULTS_MARK} into it."
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -120,10 +121,6 @@ def stem_of(path: PathLike) -> str:
     name = unicodedata.normalize("NFC", Path(path).name)
     ending = max((suffix for suffix in SUPPORTED_SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(ending)]
-
-
-def _is_image(path: Path) -> bool:
-    return path.is_file() and not SKIPPED_FILES.match(path.name) and not _why_no_image(path)
 
 
 def _why_no_image(path: Path) -> str:
