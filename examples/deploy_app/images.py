@@ -16,7 +16,7 @@ import torch
 from pydicom.dataset import Dataset
 
 from monai_usfm import load_network
-from monai_usfm.cards import read_card, require_classes
+from monai_usfm.cards import require_classes
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.inferers import ImagePredictor
 from monai_usfm.metrics import measure
@@ -72,7 +72,8 @@ def load_model(path: str | Path) -> Model:
         network: torch.nn.Module = torch.jit.load(str(file), map_location="cpu", _extra_files=held)
         card = json.loads(held["card.json"]) if held["card.json"] else _card_of(json.loads(held["metadata.json"]))
     else:
-        network, card = load_network(file), read_card(file)
+        network = load_network(file)
+        card = network.card
     options = card["network"]
     card = {**card, "network": {"spatial_dims": len(options["spatial_size"]), **options}}
     require_classes(card, file, spatial_dims=2)

@@ -99,16 +99,17 @@ def mark_results(folder: PathLike, dataset_dir: PathLike | None = None) -> str:
         The folder.
 
     Raises:
-        ValueError: when ``folder`` is ``dataset_dir``, or has images, at any depth, and no mark: they would be taken for
+        ValueError: when ``folder`` is ``dataset_dir``, or has images at any depth and no mark: they would be taken for
             results, and no tool would find them again.
     """
     mark = Path(folder) / RESULTS_MARK
     same = dataset_dir and os.path.realpath(folder) == os.path.realpath(dataset_dir)
     held = [] if same or mark.exists() or not Path(folder).is_dir() else find_files(folder).images
     if same or held:
+        such = f", such as {held[0].relative_to(folder)}" if held else ""
         raise ValueError(
-            f"{folder} holds images{f', such as {held[0].relative_to(folder)}' if held else ''}: results there could not be told from them; change the output folder, or, if these "
-            f"are results, put an empty file {RESULTS_MARK} into it."
+            f"{folder} holds images{such}: results there could not be told from them; change the output folder, or, if "
+            f"these are results, put an empty file {RESULTS_MARK} into it."
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
     if not mark.exists():

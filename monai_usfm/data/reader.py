@@ -190,20 +190,16 @@ def _sidecar(path: str) -> dict[str, Any]:
         found = {key: np.atleast_1d(np.asarray(content[key], float)) for key in _NOTED if content.get(key) is not None}
     except (ValueError, TypeError, AttributeError):  # some other program's file
         return {}
-    good = {
-        key: value
-        for key, value in found.items()
-        if np.isfinite(value).all() and (value >= 0).all() and (key == "spacing_box" or value.all())
-    }
-    return {
-        key: value.tolist() if n > 1 else float(value[0])
-        for key, value in good.items()
-        if (n := _NOTED[key]) == len(value)
-    }
+    usable: dict[str, Any] = {}
+    for key, values in found.items():
+        count, zero = _NOTED[key]
+        if len(values) == count and np.isfinite(values).all() and ((values > 0) | (zero & (values == 0))).all():
+            usable[key] = values.tolist() if count > 1 else float(values[0])
+    return usable
 
 
-# Numbers of each: mm along rows and columns; top, bottom, left and right of the region whose scale they are.
-_NOTED = {"spacing_mm": 2, "full_scale": 1, "frame_rate_hz": 1, "spacing_box": 4}
+# Numbers of each, and whether 0 may be one: mm along rows and columns; rows and columns of the region that they are of.
+_NOTED = {"spacing_mm": (2, False), "full_scale": (1, False), "frame_rate_hz": (1, False), "spacing_box": (4, True)}
 
 
 def _rows_first(meta: dict[str, Any]) -> tuple[int, ...]:
