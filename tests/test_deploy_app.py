@@ -147,6 +147,14 @@ def test_labels_are_those_of_the_bundle_and_measured_in_mm(modules, repository, 
 def test_files_that_are_no_ultrasound_images_are_refused_by_name(modules, model):
     with pytest.raises(ValueError, match=r"CT_small.*CT Image Storage; only ultrasound stills and cines"):
         modules[0].analyze(get_testdata_file("CT_small.dcm"), model)
+
+
+def test_a_damaged_image_is_one_that_the_application_leaves_out(modules, model, tmp_path):
+    source = pydicom.dcmread(get_testdata_file(STILL))
+    source.PixelData = source.PixelData[:1000]
+    source.save_as(tmp_path / "cut.dcm")
+    with pytest.raises(ValueError, match=r"cut\.dcm: cannot be decoded"):
+        modules[0].analyze(tmp_path / "cut.dcm", model)
     with pytest.raises(ValueError, match="is for enhancement of images; here a segmentation or classification"):
         modules[0].load_model(APP.parents[1] / "bundles" / "usfm_enhancement")
 

@@ -20,7 +20,7 @@ from monai.config import PathLike
 from monai_usfm.files import keep_apart, read_json, write_text_atomically
 
 from .formats import SUPPORTED_SUFFIXES
-from .patients import patient_key
+from .patients import patient_key, written_alike
 from .tables import Table, path_key, value_of
 
 __all__ = ["check_patient_leak", "join_table", "label_fraction", "load_datalist", "read_datalist"]
@@ -110,6 +110,9 @@ def load_datalist(
                 f"{file}: {len(missing)} files of {split!r} do not exist below {base}: {', '.join(missing[:5])}"
                 f"{' ...' if len(missing) > 5 else ''}. Correct dataset_dir, or take them out of the list."
             )
+    for item, patient in zip(items, written_alike(items), strict=True):
+        if patient is not None:
+            item["patient"] = patient
     return items
 
 
@@ -148,7 +151,7 @@ def label_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> lis
     known = _all_have(items, "patient")
     if not known and fraction < 1:
         warnings.warn("no item has the key 'patient', so single images are drawn, not patients.", stacklevel=2)
-    groups = [item["patient"] if known else item.get("image", index) for index, item in enumerate(items)]
+    groups = written_alike(items) if known else [item.get("image", index) for index, item in enumerate(items)]
     classes = [item["class"] for item in items] if _all_have(items, "class") else [None] * len(items)
     votes: dict[Hashable, Counter] = defaultdict(Counter)
     for name, one_class in zip(groups, classes, strict=True):

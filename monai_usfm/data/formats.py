@@ -39,7 +39,7 @@ MAX_PIXELS = int(os.environ.get("MONAI_USFM_MAX_PIXELS", 50_000_000))
 _MAX_VALUES_PER_PIXEL = 40  # values of a whole file: 2e9 by default, so that no header asks for more than the memory
 
 
-class UnreadableImageError(RuntimeError):
+class UnreadableImageError(ValueError):
     """A file that cannot be used.
 
     ``reason`` says what is wrong and how to put it right.

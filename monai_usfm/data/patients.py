@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,16 @@ def patient_key(patient: Any) -> str | None:
     return re.sub(r"(?<![\d.])0+(?=\d)", "", text) if text and text not in ("nan", "none", "null") else None
 
 
+def written_alike(items: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The ``patient`` of each item, one that is written in several ways (:func:`patient_key`) in the smallest."""
+    named = [(patient_key(item.get("patient")), item.get("patient")) for item in items]
+    smallest: dict[str, Any] = {}
+    for key, patient in named:
+        if key is not None:
+            smallest[key] = min(smallest.get(key, patient), patient, key=str)
+    return [patient if key is None else smallest[key] for key, patient in named]
+
+
 def add_patients(items: Sequence[Item], dataset_dir: PathLike) -> list[Item]:
     """Give each item its ``patient``, for datalists that do not name them, by its name (:func:`patient_by_rule`).
 
@@ -96,4 +106,5 @@ def add_patients(items: Sequence[Item], dataset_dir: PathLike) -> list[Item]:
             stacklevel=2,
         )
         found = paths
-    return [{**item, "patient": found.get(str(item["image"]), item.get("patient"))} for item in items]
+    told = [{**item, "patient": found.get(str(item["image"]), item.get("patient"))} for item in items]
+    return [{**item, "patient": patient} for item, patient in zip(told, written_alike(told), strict=True)]

@@ -25,7 +25,7 @@ from monai_usfm.data.datalist import (
 )
 from monai_usfm.data.folders import find_files
 from monai_usfm.data.formats import SUPPORTED_SUFFIXES
-from monai_usfm.data.patients import patient_key
+from monai_usfm.data.patients import patient_key, written_alike
 from monai_usfm.data.reader import dataset_full_scale
 from monai_usfm.simulation import write_synthetic_dataset
 
@@ -287,10 +287,8 @@ def _held_out(items: Sequence[dict[str, Any]], shares: Sequence[float], holdout:
 
 def _shares(items: Sequence[dict[str, Any]]) -> list[float]:
     """For each item a number in [0, 1) that depends on its patient, or else its file name, alone."""
-    written: dict[str, str] = {}  # a patient who is written in two ways has one number
-    for item in items:
-        if (key := patient_key(item.get("patient"))) is not None:
-            written[key] = min(written.get(key, str(item["patient"])), str(item["patient"]))
-    keys = [patient_key(item.get("patient")) for item in items]
-    names = [Path(str(i["image"])).name if k is None else written[k] for i, k in zip(items, keys, strict=True)]
+    names = [
+        Path(str(item["image"])).name if patient_key(patient) is None else str(patient)
+        for item, patient in zip(items, written_alike(items), strict=True)
+    ]
     return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48 for name in names]

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
-from monai.utils import optional_import
 
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 from monai_usfm.data.upright import gray_from_rgb
-
-av, _has_av = optional_import("av")
 
 _FULL_RANGE_GRAY = {"gray", "gray8", "pal8", "monow", "monob"}
 
@@ -22,8 +20,6 @@ def decode_video(path: str, pick: FramePicker | None) -> Decoded:
     A video that a phone marks as turned is turned. Gray is the luma of the decoded RGB frame, as for images, so that
     limited range (16 to 235) comes out in 0 to 255 as a player shows it.
     """
-    if not _has_av:
-        raise UnreadableImageError(path, "reading videos needs PyAV: pip install av (or monai_usfm[video]).")
     with av.open(path) as container:
         if not container.streams.video:
             raise UnreadableImageError(path, "has no video stream.")

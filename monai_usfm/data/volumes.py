@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import nrrd
 import numpy as np
 from monai.data import ITKReader, NibabelReader
 from monai.data.utils import affine_to_spacing, to_affine_nd
@@ -16,7 +17,6 @@ from monai.utils import optional_import
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 
-nrrd, _ = optional_import("nrrd")
 itk, _ = optional_import("itk")  # as MONAI does: importing it takes long, and most lists need none of it
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 from monai.networks import eval_mode
@@ -65,7 +66,7 @@ def read_items(
     folder = Path(dataset_dir) if dataset_dir else Path(datalist).parent
     items = load_datalist(datalist, folder, split)
     if limit and limit < len(items):
-        items = items[:: -(-len(items) // limit)]
+        items = [items[n] for n in np.linspace(0, len(items) - 1, limit).round().astype(int)]
     return with_full_scale(add_patients(items, folder), full_scale)
 
 

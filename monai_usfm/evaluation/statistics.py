@@ -68,6 +68,11 @@ class PairedTest:
         return cls(difference, float(low), float(high), float(min(1.0, 2 * tail)), count)
 
 
+def _codes(patients: Sequence[Hashable]) -> np.ndarray:
+    """A number for each patient, in order of appearance; the cases of an unknown one (None, NaN) are of one patient."""
+    return pd.factorize(pd.Series(list(patients), dtype=object), use_na_sentinel=False)[0]
+
+
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float],
     patients: Sequence[Hashable],
@@ -85,8 +90,7 @@ def bootstrap_interval(
     Returns:
         The interval; its ends are NaN where there are fewer than two patients.
     """
-    cases = pd.Series(range(len(patients)))
-    members = [part.to_numpy() for _, part in cases.groupby(list(patients), sort=False)]
+    members = list(pd.Series(range(len(patients))).groupby(_codes(patients)).indices.values())
     value, count = float(statistic(np.arange(len(patients)))), len(members)
     if count < 2:
         return Interval(value, np.nan, np.nan, count)
@@ -113,8 +117,7 @@ def paired_test(
     a, b = np.ravel(first), np.ravel(second)
     if len(a) != len(b) or (patients is not None and len(patients) != len(a)):
         raise ValueError(f"the scores do not pair up: {len(a)} and {len(b)} cases, with a patient each.")
-    owners = list(patients) if patients is not None else list(range(len(a)))
-    means = pd.Series(a - b).groupby(owners, sort=False).mean().to_numpy()
+    means = pd.Series(a - b).groupby(_codes(range(len(a)) if patients is None else patients)).mean().to_numpy()
     if len(means) < 2:
         raise ValueError("a paired test needs at least two patients.")
     p_value = float(stats.wilcoxon(means, zero_method="pratt").pvalue) if means.any() else 1.0

@@ -88,8 +88,8 @@ class GradientClip:
 
     def __call__(self, engine: Engine) -> None:
         length, every = engine.state.epoch_length, engine.accumulation_steps
-        done = (engine.state.iteration - 1) % length + 1
-        if done % every != 0 and done != length:
+        done = engine.state.iteration if length is None else (engine.state.iteration - 1) % length + 1
+        if done % every != 0 and done != length:  # as MONAI's trainer steps, with a loader without a length too
             return  # gradients are still being summed
         scaled = engine.amp and engine.scaler is not None and engine.scaler.is_enabled()
         if scaled:

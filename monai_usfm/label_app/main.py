@@ -28,9 +28,8 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monai_usfm import __version__
 from monai_usfm.bundle import describe, probabilities, root_cause
 from monai_usfm.cards import NO_CLASSES
-from monai_usfm.data import UnreadableImageError
 
-REFUSED = (ValueError, OSError, UnreadableImageError)  # the fault is in what was asked
+REFUSED = (ValueError, OSError)  # the fault is in what was asked
 UNTRAINABLE = {
     "classification": "MONAI Label sends masks, no classes; train it by monai-usfm train --task classification",
     "enhancement": "it learns from images without masks; train it by monai-usfm train --task enhancement",

@@ -129,7 +129,7 @@ def _widths(mask: np.ndarray, spacing: float | Sequence[float], discs: int) -> t
     if not (mask > 0).any():
         return np.zeros(discs), 0.0
     points = np.argwhere(mask > 0) * steps
-    axis = np.linalg.eigh(np.cov(points.T) + np.diag(steps**2) / 12)[1][:, 1]
+    axis = np.linalg.eigh(np.cov(points.T, bias=True) + np.diag(steps**2) / 12)[1][:, 1]
     axis = axis if axis[0] > 0 else -axis
     # A pixel reaches half its extent along the axis beyond its center.
     along, reach = points @ axis, np.abs(axis) @ steps / 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from monai_usfm.data import add_patients
+from monai_usfm.data.datalist import label_fraction
 from monai_usfm.data.patients import patient_by_pattern, patient_by_rule, patient_key
 
 NAMES = {
@@ -72,6 +73,9 @@ def test_other_patients_and_nobody_have_other_keys():
 def test_names_tell_the_patient_or_each_image_is_one(tmp_path):
     named = {"image": str(tmp_path / "p7.png"), "patient": "x"}
     assert [i["patient"] for i in add_patients([named], tmp_path)] == ["x"]
+    ways = [{"image": str(tmp_path / f"{n}.png"), "patient": way} for n, way in enumerate(("p1", "P01", 2, "02"))]
+    assert [i["patient"] for i in add_patients(ways, tmp_path)] == ["P01", "P01", "02", "02"]
+    assert len(label_fraction([*ways, {"image": "x", "patient": "p3"}, {"image": "y", "patient": "P3"}], 0.34)) == 2
     items = [{"image": str(tmp_path / name)} for name in ("p1_a.png", "p1_b.png")]
     assert [i["patient"] for i in add_patients(items, tmp_path)] == ["p1", "p1"]
     with pytest.warns(UserWarning, match="each image counts as a patient: intervals are too narrow"):

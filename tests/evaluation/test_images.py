@@ -46,6 +46,7 @@ def test_images_are_those_that_the_bundles_see(folder):
 def test_a_limit_takes_images_evenly(folder):
     items = read_items(str(folder / "dataset.json"), "training", limit=3)
     assert [item["image"].rpartition("/")[2] for item in items] == ["0.png", "2.png", "4.png"]
+    assert len(read_items(str(folder / "dataset.json"), "training", limit=4)) == 4
 
 
 def test_volumes_go_through_the_same_code(tmp_path):

@@ -30,6 +30,13 @@ def test_repeated_images_of_a_patient_do_not_narrow_the_interval():
     assert repeated.count == 100
 
 
+def test_cases_of_an_unknown_patient_are_kept_as_those_of_one():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    found = bootstrap_interval(lambda i: values[i].mean(), ["a", None, "b", "b"])
+    assert (found.count, found.value) == (3, 2.5)
+    assert bootstrap_interval(lambda i: values[i].mean(), [None] * 4).count == 1
+
+
 def test_wilcoxon_equals_scipy_on_patient_means():
     generator = np.random.default_rng(0)
     first, second = generator.normal(0.3, 1, 60), generator.normal(size=60)

@@ -60,6 +60,23 @@ def test_flush_at_the_end_of_an_epoch_is_clipped_too() -> None:
     assert weight.norm().item() == pytest.approx(0.0, abs=1e-5)
 
 
+def test_a_loader_without_a_length_is_clipped_as_the_trainer_steps() -> None:
+    network = torch.nn.Linear(1, 3, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    batches = ({"image": torch.ones(1, 1), "label": torch.full((1, 3), t)} for t in (30.0, 30.0))
+    SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=batches,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        loss_function=torch.nn.MSELoss(),
+        decollate=False,
+        train_handlers=[GradientClip(network, 0.5)],
+    ).run()
+    assert network.weight.norm().item() == pytest.approx(1.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("norm", [0.0, -1.0])
 def test_norm_that_is_not_positive_is_refused(norm: float) -> None:
     with pytest.raises(ValueError, match=str(norm)):

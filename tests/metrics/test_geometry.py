@@ -41,6 +41,12 @@ def test_one_aponeurosis_gives_no_muscle():
     assert set(muscle_architecture(mask, mask.astype(float)).values()) == {None}
 
 
+def test_simpson_of_one_pixel_is_the_disc_of_that_pixel():
+    mask = np.zeros((5, 5))
+    mask[2, 2] = 1
+    assert simpson_volume(mask, mask, 2.0) == pytest.approx(math.pi / 4 * 8, rel=1e-6)
+
+
 @pytest.mark.parametrize("tilt", [0, 20])
 def test_simpson_gives_the_volume_of_an_ellipsoid_also_where_the_base_cuts_it(tilt: float):
     y, x = np.indices((200, 160)) * 0.5
