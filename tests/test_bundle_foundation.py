@@ -115,7 +115,7 @@ def test_damaged_images_are_left_out_and_several_teachers_taught_from(
     run_bundle("pretraining", overlays=["foundation"], teacher=[str(data / "teacher.pt")] * 2, **options)
     assert (tmp_path / "model.pt").is_file()
     options |= {"output_dir": str(tmp_path / "strict"), "skip_unreadable": False, "epoch_length": 64}
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(ValueError) as caught:
         run_bundle("pretraining", overlays=["foundation"], **options)
     assert "broken.png" in describe(caught.value)
 

@@ -66,7 +66,9 @@ def pretrain(*options: Options, bundle: Bundle = DEFAULT) -> None:
     _run("pretraining", "train", options, bundle)
 
 
-def evaluate(*options: Options, task: Task, bundle: Bundle = DEFAULT) -> None:
+def evaluate(
+    *options: Options, task: Task | None = None, checkpoint: str | None = None, bundle: Bundle = DEFAULT
+) -> None:
     """Score trained weights on a split of a datalist.
 
     Takes the weights that ``train`` left in ``--output_dir`` (or ``--checkpoint FILE``), and writes tables and figures
@@ -75,9 +77,10 @@ def evaluate(*options: Options, task: Task, bundle: Bundle = DEFAULT) -> None:
         monai-usfm evaluate --task segmentation --dataset_dir DATA --split test
 
     Args:
-        task: what the network is for.
+        task: what the network is for; default: what the card of ``checkpoint`` says.
+        checkpoint: weights; default: those in ``--output_dir``.
     """
-    _run(task, "evaluate", options, bundle)
+    _run_weights(task, checkpoint, "evaluate", options, bundle)
 
 
 def predict(
@@ -97,14 +100,7 @@ def predict(
     Returns:
         The exit status: 3 where files could not be read, which ``failed.csv`` lists.
     """
-    name = task or ""
-    if task is None and bundle.bundle_root is None:
-        card = find_card(checkpoint) if checkpoint else None
-        if card is None:
-            raise ValueError(f"{checkpoint or 'without --checkpoint'}: no card tells the task; give --task.")
-        name = "pretraining" if card["task"] in ("features", "encoder") else card["task"]
-    given = () if checkpoint is None else ("--checkpoint", checkpoint)
-    flow = _run(name, "predict", (*options, *given), bundle)
+    flow = _run_weights(task, checkpoint, "predict", options, bundle)
     return FAILED if flow is not None and flow.parser.get_parsed_content("evaluator").failures else 0
 
 
@@ -127,6 +123,20 @@ def calibrate(
     from monai_usfm.evaluation import calibrate
 
     calibrate(checkpoint, bundle_root=bundle_root, sensitivity=sensitivity, **parse_options(options))
+
+
+def _run_weights(
+    task: str | None, checkpoint: str | None, workflow: str, options: tuple[str, ...], bundle: Bundle
+) -> ConfigWorkflow | None:
+    """Run the workflow of a task, or of what the card of the weights says."""
+    name = task or ""
+    if task is None and (bundle.bundle_root is None or workflow == "evaluate"):
+        card = find_card(checkpoint) if checkpoint else None
+        if card is None:
+            raise ValueError(f"{checkpoint or 'without --checkpoint'}: no card tells the task; give --task.")
+        name = "pretraining" if card["task"] in ("features", "encoder") else card["task"]
+    given = () if checkpoint is None else ("--checkpoint", checkpoint)
+    return _run(name, workflow, (*options, *given), bundle)
 
 
 def _run(name: str, workflow: str, tokens: tuple[str, ...], bundle: Bundle) -> ConfigWorkflow | None:

@@ -66,7 +66,7 @@ def test_the_robustness_of_weights_is_that_of_their_network(dataset, weights, tm
     assert call("audit", "--checkpoint", weights["segmentation"], *arguments) == 0
     found = {row["change"]: row for row in rows(tmp_path / "robustness.csv")}
     network, scores = load_network(weights["segmentation"]), []
-    for i in (0, 3, 6):  # evenly chosen of eight
+    for i in (0, 4, 7):  # evenly chosen of eight
         image = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}.png"))) / 255
         label = torch.from_numpy(np.array(Image.open(dataset / f"test_{i}_mask.png"))) > 0
         with torch.no_grad():
