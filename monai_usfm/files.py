@@ -144,6 +144,8 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
                 self.data_obj = values[..., 0]
 
         def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
+            if not issubclass(base, PILWriter) and self.data_obj.ndim == 2:  # type: ignore[has-type]
+                self.data_obj = self.data_obj[..., None]  # a plane may lie across the first two axes of the world
             super().set_metadata(meta_dict, *args, **kwargs)
             self.frame_time = float((meta_dict or {}).get("frame_time", 0))
             shape = tuple(int(n) for n in (meta_dict or {}).get("file_shape", ()))

@@ -99,6 +99,7 @@ def load_bundle(
         logging_file=str(folder / "configs" / "logging.conf"),
         workflow_type=WORKFLOWS[workflow],
         bundle_root=str(folder),
+        tracking=options.pop("tracking", None),  # MONAI's own switch, no entry of the config
     )
     set_options(flow.parser, options)
     if steps is not None:

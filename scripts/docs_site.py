@@ -11,7 +11,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*", "bundles/*/docs/*", "examples/*/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*", "bundles/*/docs/*", "examples/*/*.md"]
 LINKED = ["LICENSE", "CITATION.cff", "examples/*/LICENSE.txt", "monai_usfm/simulation/organs/lesions.py"]
 
 

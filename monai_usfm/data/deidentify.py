@@ -20,7 +20,7 @@ import torch
 from monai.config import PathLike
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, UltrasoundMultiFrameImageStorage, generate_uid
 
 from monai_usfm.data.burned_in import find_text
 from monai_usfm.data.dicom_geometry import dataset_name, inside_regions, ultrasound_regions
@@ -196,8 +196,8 @@ def strip_identity(
             name,
             f"{'declares burned-in annotation, and ' if burned_in else ''}"
             f"{'its ultrasound regions cover all of it' if covered else 'no ultrasound region tells what is image'}"
-            ', so names in the pixels would stay; mask it, or use no_regions="blacken", which keeps the field of view '
-            'alone, beam=True or text="blacken", and look at the result.',
+            ", so names in the pixels would stay; mask it, or use --no_regions blacken, which keeps the field of view "
+            "alone, --beam true or --text blacken, and look at the result.",
         )
     named = identifying_attributes(dataset, technical=True)
     patient = str(dataset.get("PatientID") or dataset.get("PatientName") or "")
@@ -353,8 +353,10 @@ def with_pixels(dataset: Dataset, values: np.ndarray) -> Dataset:
     made.add_new("PixelData", "OB" if made.BitsAllocated == 8 else "OW", data + b"\0" * (len(data) % 2))
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    made.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    made.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    kind = UltrasoundMultiFrameImageStorage if len(values) > 1 else UltrasoundImageStorage
+    for name, missing in {"SOPClassUID": kind, "SOPInstanceUID": generate_uid()}.items():
+        setattr(made, name, dataset.get(name) or missing)  # some research devices write neither
+        setattr(made.file_meta, f"MediaStorage{name}", getattr(made, name))
     return made
 
 

@@ -289,7 +289,7 @@ class UprightGray(InvertibleTransform):
                 "spatial_shape": np.asarray(img.shape[:0:-1]),
                 "original_channel_dim": "no_channel",
                 "space": "RAS",
-                "spacing": affine_to_spacing(affine[:, order], r=self.spatial_dims).astype(np.float32),
+                "spacing": affine_to_spacing(affine[:, order])[: self.spatial_dims].astype(np.float32),
                 # other readers than ours say so by an affine that is no identity
                 "spacing_known": bool(meta.get("spacing_known", not np.allclose(size_in, 1)) or wanted),
                 "frame": frame,
@@ -301,11 +301,10 @@ class UprightGray(InvertibleTransform):
                 "full_scale": float(white),
             },
         )
-        picked = frame if self.spatial_dims == 2 and len(kept) == 3 else -1  # of the file's third axis
-        dropped = [axis for axis in range(len(shape)) if axis not in kept] if picked < 0 else []
-        size = affine_to_spacing(affine)
-        if picked >= 0 and abs(np.linalg.det(affine[:2, :2])) < 1e-6 * size[0] * size[1]:
-            affine = np.diag([size[0], size[1], 1, 1])  # a plane across the first two axes of the world: no place in 2D
+        picked = self.spatial_dims == 2 and len(kept) == 3  # a frame of the file's third axis
+        dropped = [] if picked else [axis for axis in range(len(shape)) if axis not in kept]
+        if picked:  # the result has the axes of the frame alone, first
+            affine = affine[:, [*columns[::-1], *order[2:]]]
         self.push_transform(
             out,
             extra_info={
