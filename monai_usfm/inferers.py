@@ -21,6 +21,7 @@ from monai_usfm.losses import ValueLoss
 from monai_usfm.networks import TemperatureScaling
 from monai_usfm.networks.uncertainty import to_logits, to_probabilities
 from monai_usfm.transforms import PresenceThresholdd, resize_linear, spatial_softmax
+from monai_usfm.transforms.effect import check_image
 
 __all__ = [
     "AutocastInferer",
@@ -286,6 +287,12 @@ def probabilities(
     return Compose(steps)
 
 
+def each_calibrated(calibrated: Compose, logits: torch.Tensor) -> torch.Tensor:
+    """A batch of logits through the transforms of :func:`probabilities`, which are those of one image."""
+    found = torch.stack([torch.as_tensor(calibrated({"pred": one})["pred"]) for one in logits])
+    return found.as_subclass(torch.Tensor)
+
+
 class ImagePredictor:
     """Class probabilities of images of any size by a 2D network, as ``inference.json`` has them.
 
@@ -308,12 +315,18 @@ class ImagePredictor:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """``(N, 1, H, W)`` in [0, 1] -> ``(N, K, H, W)`` of a segmentation, ``(N, K)`` of classes, on the CPU."""
+        """``(N, 1, H, W)`` in [0, 1] -> ``(N, K, H, W)`` of a segmentation, ``(N, K)`` of classes, on the CPU.
+
+        Raises:
+            ValueError: for images of another shape, not in [0, 1], or not finite.
+        """
+        if images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
+            raise ValueError(f"the images must be (N, 1, H, W), none empty, got shape {tuple(images.shape)}.")
+        plain = check_image(images[:, 0])[:, None]  # 8-bit frames would be taken for white ones
         options = self.card["network"]
-        seen = resize_linear(images.as_subclass(torch.Tensor).to(self.device), options["spatial_size"])
+        seen = resize_linear(plain.to(self.device), options["spatial_size"])
         logits = self.network(seen.expand(-1, options.get("in_channels", 1), -1, -1).contiguous()).float()
-        scores = torch.stack([torch.as_tensor(self.calibrated({"pred": one})["pred"]) for one in logits])
-        scores = scores.as_subclass(torch.Tensor)
+        scores = each_calibrated(self.calibrated, logits)
         return (F.interpolate(scores, images.shape[2:], mode="bilinear") if scores.dim() > 2 else scores).cpu()
 
 

@@ -127,7 +127,7 @@ def test_a_file_of_two_channels_is_refused_by_name(repository, tmp_path):
 
 def test_a_still_for_a_network_of_volumes_is_refused_by_name(repository, tmp_path):
     path = write(tmp_path / "deep.png")
-    with pytest.raises(RuntimeError, match=r"deep\.png: a still image, but spatial_dims=3 needs a volume"):
+    with pytest.raises(ValueError, match=r"deep\.png: a still image, but spatial_dims=3 needs a volume"):
         reading(repository, "segmentation", 3)(path)
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 
@@ -82,3 +83,29 @@ def test_steps_are_parts_of_the_default_epochs_where_the_option_is_null():
 
 def test_a_bundle_packed_before_finds_its_dataset():
     assert monai_usfm.bundle.InferenceDataset is monai_usfm.data.InferenceDataset
+
+
+def records(folder):
+    return {name: (folder / name).read_bytes() for name in ("config.json", "run.json", "metrics.csv", "model.json")}
+
+
+def test_records_of_a_training_are_not_those_of_what_came_after(simulated_images, tiny_training, tmp_path):
+    options = {**tiny_training, "dataset_dir": str(simulated_images), "output_dir": str(tmp_path)}
+    run_bundle("segmentation", **options)
+    kept = records(tmp_path)
+    with pytest.raises(ValueError, match="batch_size is 2, was 4"):
+        run_bundle("segmentation", **{**options, "batch_size": 2, "resume": True})
+    run_bundle("segmentation", "evaluate", **options)
+    found = json.loads((tmp_path / "evaluation" / "run.json").read_text())["options"]
+    assert found["checkpoint"] == str(tmp_path / "model.pt")
+    assert found["sha256"] == json.loads(kept["model.json"])["sha256"]
+    run_bundle("segmentation", "predict", **{k: options[k] for k in ("dataset_dir", "output_dir", "device")})
+    assert (tmp_path / "inference_run.json").is_file() and records(tmp_path) == kept
+
+
+def test_checkpoints_that_are_not_resumed_are_kept(simulated_images, tiny_training, tmp_path):
+    options = {**tiny_training, "dataset_dir": str(simulated_images), "output_dir": str(tmp_path)}
+    run_bundle("segmentation", **options)
+    last = (tmp_path / "checkpoints" / "last.pt").read_bytes()
+    run_bundle("segmentation", **{**options, "max_epochs": 1})
+    assert (tmp_path / "checkpoints" / "former_last.pt").read_bytes() == last

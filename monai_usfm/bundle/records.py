@@ -17,6 +17,7 @@ from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHan
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from monai_usfm.bundle.start import record
 from monai_usfm.bundle.training import rank
 from monai_usfm.handlers import (
     BestCheckpoint,
@@ -29,7 +30,6 @@ from monai_usfm.handlers import (
     Progress,
     ResumableCheckpoint,
     RunLock,
-    RunRecord,
     ValidateStart,
     learning_rates,
     validate_whole,
@@ -84,6 +84,37 @@ def _as_list(engine: Engine) -> None:
     engine.state.output = [engine.state.output]  # type: ignore[assignment, list-item]
 
 
+class _Former:
+    """Keeps the checkpoints that a training finds in its folder and does not resume from, under other names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if rank() > 0 or not (self.folder / "last.pt").is_file():
+            return
+        for name in ("last.pt", "best.pt"):
+            if (self.folder / name).is_file():
+                (self.folder / name).replace(self.folder / f"former_{name}")
+        engine.logger.warning(
+            f"{self.folder} held checkpoints of another training, which --resume true would have gone on with: they "
+            "are kept as former_last.pt and former_best.pt."
+        )
+
+
+class _Accepted:
+    """Records a training in ``config.json`` and ``run.json`` once no other handler refuses it."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self.folder, self.options = folder, options
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda: record(self.folder, self.options, training=True))
+
+
 class TrainingRecords:
     """Handlers of each epoch and of the whole run, after the validation: lock, table, checkpoint, progress, export.
 
@@ -131,7 +162,7 @@ class TrainingRecords:
         loss = EpochLoss()
         self.handlers: list[Any] = [
             RunLock(output_dir),
-            RunRecord(output_dir, plain),
+            *([] if resume else [_Former(Path(ckpt_dir))]),
             MetricsTable(output_dir, optimizer, evaluator, loss),
             ResumableCheckpoint(
                 f"{ckpt_dir}/last.pt",
@@ -142,6 +173,7 @@ class TrainingRecords:
                 interval=save_interval,
                 loss=loss,
             ),
+            _Accepted(self.folder, plain),
             ValidateStart(evaluator, best),
             Progress(name, loss=loss),
             ExportWeights(export_path, network if exported is None else exported, best, last, half=True, card=card),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from monai_usfm.bundle.errors import install_hook
+from monai_usfm.cards.card import sha256_of
 from monai_usfm.data import mark_results
 from monai_usfm.files import atomic_write
+from monai_usfm.handlers import RunRecord
 from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_values, flag
 
 __all__ = ["options", "require_writable", "start", "stop"]
@@ -71,8 +74,8 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     Names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`), options that would do
     nothing (:func:`check_together`) and places that cannot be written are refused. Under torchrun the processes are
     joined, see :func:`stop`. Under MONAI's command line the root cause of any later failure becomes the last line that
-    is printed. The configuration as it is run, command line included, is kept as ``config.json`` in ``output_dir``,
-    which is marked as a folder of results.
+    is printed. ``output_dir`` is marked as a folder of results. An evaluation or inference is recorded there
+    (:func:`record`); a training records itself once nothing refuses it any more.
 
     Args:
         output_dir: folder of the results.
@@ -101,11 +104,30 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     if output_dir is not None:
         require_writable(Path(str(output_dir)), "output_dir")
         mark_results(str(output_dir), values.get("dataset_dir"))
-        if parser is not None and int(os.environ.get("RANK", 0)) == 0:
-            config: Any = parser.config
-            kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
-            with atomic_write(Path(str(output_dir)) / "config.json") as part:
-                ConfigParser.export_config_file(kept, part, indent=1, default=str)
+        if export_path is None:
+            weights = Path(str(values.get("checkpoint")))
+            record(output_dir, {**values, **({"sha256": sha256_of(weights)} if weights.is_file() else {})})
+
+
+def record(output_dir: str | os.PathLike, options: Mapping[str, Any], training: bool = False) -> None:
+    """Keep what is run: ``config.json``, the configuration with the command line, and ``run.json``, see
+    :class:`~monai_usfm.handlers.RunRecord`. Beside the records of a training those of an inference are called
+    ``inference_config.json`` and so on.
+
+    Args:
+        output_dir: folder of the files.
+        options: resolved values.
+        training: what is run is one.
+    """
+    folder, parser = Path(str(output_dir)), _parser()
+    if parser is None or int(os.environ.get("RANK", 0)) > 0:
+        return
+    config: Any = parser.config
+    prefix = "inference_" if not training and (folder / "checkpoints").is_dir() else ""
+    kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
+    with atomic_write(folder / f"{prefix}config.json") as part:
+        ConfigParser.export_config_file(kept, part, indent=1, default=str)
+    RunRecord(str(folder), options, f"{prefix}run.json")()
 
 
 def stop() -> None:

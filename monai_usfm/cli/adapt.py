@@ -120,7 +120,9 @@ def adapt(
         settings = {"epoch_length": 1600, "max_epochs": 2, "warmup_epochs": 0.2, "learning_rate": 0.0003}
         run(parts=parts, shares={"labeled": 0.75, "new": 0.25}, restoration_weight=0.0, **settings)
         write_card(output / "model.pt", {**read_card(output / "model.pt"), **names})
-    print(f"{output}/model.pt: {checkpoint}, fitted to {used} of {len(images)} images without labels.")
+    left = [name for name in ("temperature", "presence_threshold") if card.get(name) is not None]
+    anew = f" Calibrate it anew: {' and '.join(left)} of {checkpoint} are not its own." if left else ""
+    print(f"{output}/model.pt: {checkpoint}, fitted to {used} of {len(images)} images without labels.{anew}")
 
 
 def _write_list(path: Path, lists: Mapping[str, Items]) -> str:

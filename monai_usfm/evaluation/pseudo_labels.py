@@ -22,7 +22,7 @@ from monai_usfm.data.folders import mark_results
 from monai_usfm.data.image_files import save_mask
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.files import keep_apart, write_csv, write_text_atomically
-from monai_usfm.inferers import autocast, autocast_dtype
+from monai_usfm.inferers import autocast, autocast_dtype, each_calibrated, probabilities
 
 __all__ = ["agreeing_masks", "pseudo_label"]
 
@@ -37,10 +37,10 @@ def agreeing_masks(
     """Of each image the mask of the mean of three views, and how well the views agree with it.
 
     The views are the image at ``size``, mirrored along its last axis, and a quarter larger; the images of a view are
-    one batch.
+    one batch. Each is calibrated as ``inference.json`` does it, by temperature and presence threshold of the card.
 
     Args:
-        network: a 2D segmentation, ``(B, C, *S) -> (B, K, *S)`` logits.
+        network: a 2D segmentation, ``(B, C, *S) -> (B, K, *S)`` logits; its ``card`` calibrates.
         images: each ``(C, H, W)`` in [0, 1], of any size.
         size: pixels (H, W) of the first view, a multiple of the patch size.
 
@@ -50,24 +50,24 @@ def agreeing_masks(
     """
     patch = getattr(network, "patch_size", (1, 1))
     larger = [round(LARGER * n / p) * p for n, p in zip(size, patch, strict=True)]
-    views = []
+    views, calibrated = [], probabilities(getattr(network, "card", {}))
     for shape, mirrored in ((size, False), (size, True), (larger, False)):
         resized = [F.interpolate(image[None], list(shape), mode="bilinear", antialias=True) for image in images]
         x = torch.cat(resized)
         output = network(x.flip(-1) if mirrored else x)
         logits = output[0] if isinstance(output, list | tuple) else output
-        probabilities = logits.float().softmax(1)
-        views.append(probabilities.flip(-1) if mirrored else probabilities)
+        scores = each_calibrated(calibrated, logits.float())
+        views.append(scores.flip(-1) if mirrored else scores)
     result = []
     for number, image in enumerate(images):
         seen = [F.interpolate(view[[number]], list(image.shape[1:]), mode="bilinear")[0] for view in views]
         mask = torch.stack(seen).mean(0).argmax(0)
-        scores = []
+        alike = []
         for view in seen:
             found = view.argmax(0)
             both = ((found == mask) & (mask > 0)).sum()
-            scores.append(2 * both / ((found > 0).sum() + (mask > 0).sum()).clamp(min=1))
-        result.append((mask, torch.stack(scores).min().item()))
+            alike.append(2 * both / ((found > 0).sum() + (mask > 0).sum()).clamp(min=1))
+        result.append((mask, torch.stack(alike).min().item()))
     return result
 
 

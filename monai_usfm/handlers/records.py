@@ -307,10 +307,12 @@ class RunRecord:
     Args:
         output_dir: folder of the file.
         options: resolved values worth keeping, by name.
+        name: of the file.
     """
 
     output_dir: str
     options: Mapping[str, Any]
+    name: str = "run.json"
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -327,7 +329,7 @@ class RunRecord:
             "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_text_atomically(Path(self.output_dir, "run.json"), json.dumps(record, indent=1) + "\n")
+        write_text_atomically(Path(self.output_dir, self.name), json.dumps(record, indent=1) + "\n")
 
 
 def readable(value: Any) -> Any:

@@ -98,6 +98,11 @@ def test_a_stream_has_a_mask_and_a_latency_for_every_frame(cine, capsys):
     into[1] = str(save_network(folder / "strict.pt", network, presence_threshold=1000.0))
     assert main([*into, str(folder / "s")]) == 0
     assert not same_grid(folder, "s/c_seg.nii.gz").any()
+    segment = FrameSegmenter(network)
+    assert segment(np.zeros((20, 24))).shape == (20, 24)
+    for frame in (np.full((20, 24), 200, np.uint8), np.full((20, 24), np.nan), np.zeros((0, 24)), np.zeros(24)):
+        with pytest.raises(ValueError, match=r"images? (must be|holds NaN)"):
+            segment(frame)
     weights = str(save_network(folder / "points.pt", network, landmarks=["a", "b"]))
     assert main(["stream", weights, str(folder / "c.nii.gz"), "--output", str(folder / "points")]) == 1
     assert "points.pt is for segmentation by landmarks" in capsys.readouterr().err

@@ -67,6 +67,13 @@ def test_an_empty_mask_is_no_agreement() -> None:
     assert agreeing_masks(Bright(), [torch.zeros(1, 32, 32)], (32, 32))[0][1] == 0
 
 
+def test_what_the_card_says_is_nothing_is_no_label(everywhere: torch.nn.Module, square: torch.Tensor) -> None:
+    assert agreeing_masks(everywhere, [square], (32, 32))[0][1] == 1
+    everywhere.card["presence_threshold"] = 1000.0
+    mask, agreement = agreeing_masks(everywhere, [square], (32, 32))[0]
+    assert not mask.any() and agreement == 0
+
+
 def test_kept_masks_lie_on_the_images_and_the_rest_is_left_out(everywhere: torch.nn.Module, tmp_path: Path) -> None:
     save_network(tmp_path / "model.pt", everywhere)
     items = []
