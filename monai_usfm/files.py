@@ -16,6 +16,7 @@ from typing import Any
 
 from monai.config import PathLike
 from monai.data import ImageWriter, NibabelWriter, PILWriter, resolve_writer
+from PIL import ExifTags, Image
 
 __all__ = [
     "append_csv",
@@ -30,6 +31,16 @@ __all__ = [
 ]
 
 PART = re.compile(r"^\.(\d+)\..+")  # names of unfinished files: the process that writes, the name it will have
+UNTURN = {  # EXIF orientation: what undoes the turn that shows an image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+WITH_EXIF = (".png", ".tif", ".tiff", ".webp")
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
 
 
@@ -123,7 +134,8 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
     """MONAI's writer of images with this ending, which writes each one as :func:`atomic_write` does.
 
     For the ``writer`` of :class:`monai.transforms.SaveImaged`, which otherwise writes to the final name and loses axes
-    of size 1: the file has the ``file_shape`` of its metadata, if they give one, and a NIfTI cine its ``frame_time``.
+    of size 1: the file has the ``file_shape`` of its metadata, if they give one, a NIfTI cine its ``frame_time``, and a
+    photo the EXIF orientation (``turn``) of its image, on whose stored pixels it lies then.
 
     Raises:
         ValueError: for formats of two files, which no single renaming replaces.
@@ -148,13 +160,17 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
                 self.data_obj = self.data_obj[..., None]  # a plane may lie across the first two axes of the world
             super().set_metadata(meta_dict, *args, **kwargs)
             self.frame_time = float((meta_dict or {}).get("frame_time", 0))
+            self.turn = int((meta_dict or {}).get("turn", 1))
             shape = tuple(int(n) for n in (meta_dict or {}).get("file_shape", ()))
             held: Any = self.data_obj  # type: ignore[has-type]
             if not issubclass(base, PILWriter) and [n for n in shape if n > 1] == [n for n in held.shape if n > 1]:
                 self.data_obj = held.reshape(shape)
 
-        def create_backend_obj(self, data_array: Any, **kwargs: Any) -> Any:  # no class method: it knows the time
+        def create_backend_obj(self, data_array: Any, **kwargs: Any) -> Any:  # no class method: it knows the header
+            exif = kwargs.pop("exif", None)
             made = super().create_backend_obj(data_array, **kwargs)
+            if exif is not None:
+                return made.transpose(UNTURN[self.turn])
             if base is NibabelWriter and made.ndim == 4 and self.frame_time:
                 made.header.set_zooms((*made.header.get_zooms()[:3], self.frame_time))
                 made.header.set_xyzt_units("mm", "sec")
@@ -162,9 +178,18 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
 
         def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
             with atomic_write(filename) as part:
+                if self.turn in UNTURN and output_ext.lower() in WITH_EXIF:
+                    kwargs["exif"] = orientation(self.turn)
                 super().write(part, verbose=verbose, **kwargs)
 
     return AtomicWriter
+
+
+def orientation(turn: int) -> Image.Exif:
+    """The EXIF of an image that is shown upright by this turn, 1 to 8."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    return exif
 
 
 def _as_image(data: Any, output_ext: str) -> Any:

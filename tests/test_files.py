@@ -14,9 +14,19 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import SaveImage
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, SaveImage, SaveImaged
+from PIL import Image
 
-from monai_usfm.files import append_csv, atomic_write, atomic_writer, write_csv, write_text_atomically
+from monai_usfm.data import LoadUltrasound, UltrasoundReader, UprightGrayd
+from monai_usfm.files import (
+    UNTURN,
+    append_csv,
+    atomic_write,
+    atomic_writer,
+    orientation,
+    write_csv,
+    write_text_atomically,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -106,3 +116,24 @@ def test_rows_added_to_a_table_keep_its_columns(tmp_path: Path) -> None:
     for rows, anew in (([{"a": 1, "b": 2}], True), ([{"a": 3, "c": 9, "b": 4}], False), ([{"b": 5}], False)):
         append_csv(tmp_path / "t.csv", rows, anew)
     assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b", "1,2", "3,4", ",5"]
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_results_lie_on_the_stored_pixels_of_a_turned_photo(tmp_path, ending, turn):
+    upright = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8)
+    stored = Image.fromarray(upright)
+    stored = stored.transpose(UNTURN[turn]) if turn in UNTURN else stored
+    stored.save(tmp_path / "photo.png", exif=orientation(turn))
+    steps = Compose([LoadImaged("image", reader=UltrasoundReader), EnsureChannelFirstd("image"), UprightGrayd("image")])
+    item = steps({"image": str(tmp_path / "photo.png")})
+    np.testing.assert_array_equal((item["image"][0] * 255).round(), upright)
+    item["pred"] = (item["image"] * 255).round()
+    item = Invertd("pred", steps, orig_keys="image")(item)
+    options = {"separate_folder": False, "resample": False, "print_log": False, "output_dtype": "uint8"}
+    SaveImaged("pred", output_dir=tmp_path, output_ext=ending, writer=atomic_writer(ending), **options)(item)
+    with Image.open(tmp_path / f"photo_trans{ending}") as result:
+        assert result.getexif().get(0x0112, 1) == turn
+        if ending == ".png":  # Pillow turns a TIFF by itself
+            np.testing.assert_array_equal(result, stored)
+    np.testing.assert_array_equal((LoadUltrasound()(tmp_path / f"photo_trans{ending}")[0] * 255).round(), upright)

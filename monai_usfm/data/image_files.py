@@ -12,16 +12,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
+from monai_usfm.files import UNTURN, orientation
 
-UNTURN = {  # EXIF orientation: what undoes the turn that shows an image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 EIGHT_BIT_MODES = {"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 """Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
@@ -83,11 +75,9 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
 def save_mask(file: PathLike, mask: np.ndarray, turn: int = 1) -> None:
     """Write class values ``(rows, columns)``, upright, as PNG with the EXIF orientation of their image: the two lie on
     one grid then, whoever reads them."""
-    stored, exif = Image.fromarray(mask), Image.Exif()
-    if turn in UNTURN:
-        stored = stored.transpose(UNTURN[turn])
-        exif[ExifTags.Base.Orientation] = turn
-    stored.save(file, exif=exif)
+    stored = Image.fromarray(mask)
+    stored = stored.transpose(UNTURN[turn]) if turn in UNTURN else stored
+    stored.save(file, exif=orientation(turn))
 
 
 def _whole_pages(path: str, img: Any) -> list[int]:
