@@ -127,7 +127,7 @@ def check_names(config: Mapping[str, Any]) -> None:
     if wrong:
         raise ValueError(
             " ".join(f"There is no option --{place}.{_nearest(place, name, names)}" for place, name, names in wrong)
-            + " Its options are described in docs/README.md of the bundle."
+            + " --list_options of the command, or `_options_` of the config, has them all."
         )
 
 

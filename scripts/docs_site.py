@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def on_files(files: Files, config: Any) -> Files:
             page = name.removesuffix(".ipynb") + ".md"
             found.append(File.generated(config, page, content=as_page(path)))
     return found
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to notebooks, which serve in the repository, lead to their pages here."""
+    return re.sub(r"(?<!Download this notebook\])\(([^()\s]+)\.ipynb\)", r"(\1.md)", markdown)
 
 
 def as_page(notebook: Path) -> str:

@@ -25,6 +25,7 @@ import torch
 
 from monai_usfm import build_network, read_card, save_network, write_card
 from monai_usfm.cards import average_networks
+from monai_usfm.data import load_datalist
 from monai_usfm.evaluation.pseudo_labels import pseudo_label
 from monai_usfm.files import atomic_write, write_text_atomically
 from monai_usfm.settings import parse_options
@@ -32,6 +33,7 @@ from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import find_bundle, run_bundle
 
 JOINT = ("foundation",)
+PSEUDO = ("breast", "fetal head")  # organs of real images whose structures small knows from simulated ones
 # Breasts and heads more often: lesions are what varies most.
 ORGANS = ("breast", "fetal_head", "muscle", "breast", "thyroid", "breast", "nerve", "breast", "prostate", "fetal_head")
 ORGANS += ("breast", "kidney", "muscle", "gallbladder", "breast", "bladder", "liver")
@@ -93,6 +95,9 @@ def main() -> None:
     chosen, rest = parser.parse_known_args()
     options = parse_options(rest)
     out, unlabeled = chosen.output.resolve(), str(chosen.unlabeled.resolve())
+    seen = {item.get("organ") for item in load_datalist(unlabeled, None, "training")}
+    if not seen & set(PSEUDO):  # before the trainings that come first
+        raise SystemExit(f"{unlabeled}: no item of 'training' has the organ {' or '.join(PSEUDO)}; name organs there.")
     simulate(out / "simulated", chosen.simulated)
     parts: dict[str, dict[str, Any]] = {
         "target": {"datalist": f"{out}/simulated/targets.json", "num_classes": 2},
@@ -124,12 +129,11 @@ def main() -> None:
 
     # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
     if not (out / "pseudo" / "datalist.json").is_file():
-        organs = ("breast", "fetal head")
         pseudo_label(
             str(teacher),
             unlabeled,
             str(out / "pseudo"),
-            organs=organs,
+            organs=PSEUDO,
             agreement=chosen.agreement,
             num_workers=int(options.get("num_workers", 0)),
         )

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import monai.bundle
+import numpy as np
 import pytest
 
 import monai_usfm
@@ -122,6 +123,15 @@ def test_every_name_of_the_package_on_a_page_exists(page):
     names = {f"{module}.{name.strip()}" for module, found in imports for name in found.split(",")}
     names |= set(re.findall(r"\bmonai_usfm(?:\.[A-Za-z_]\w*)+", text)) - {"monai_usfm.git"}
     assert [name for name in names if pydoc.locate(name) is None] == []
+
+
+def test_the_table_of_image_quality_is_what_its_command_prints(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "metrics")
+    text = (ROOT / "docs" / "image_quality.md").read_text(encoding="utf-8")
+    exec(re.search(r"<<'PY'\n(.*?)\nPY\n", text, re.DOTALL)[1], {})
+    printed = [[float(n) for n in line.split()] for line in capsys.readouterr().out.splitlines()]
+    table = [[float(n) for n in row.split("|")[1:-1]] for row in re.findall(r"^\| [\d.]+ \|.*$", text, re.MULTILINE)]
+    np.testing.assert_allclose(printed, table, atol=0.011)
 
 
 @pytest.fixture(scope="module")

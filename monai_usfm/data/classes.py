@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,13 @@ def load_class_splits(
         for index, item in enumerate(items):  # 1 and "1" in one list would not collate, nor would null
             patient = {} if unnamed else {"patient": str(item["patient"])}
             items[index] = {**{key: value for key, value in item.items() if key != "patient"}, **patient}
+    found = {item["class"] for item in lists.get("training", ())} if not values else set()
+    if found and (absent := sorted(set(range(num_classes)) - found)):
+        warnings.warn(
+            f"no item of 'training' has class {', '.join(map(str, absent))}: the network cannot learn it. Correct the "
+            "datalist, or num_classes.",
+            stacklevel=2,
+        )
     return lists
 
 

@@ -136,6 +136,8 @@ def make_datalist(
         print(f"Value of white of files that do not tell theirs: {white:g}, from the largest; in the list full_scale.")
     report.left_out("look like masks and belong to no image", dict.fromkeys(unpaired, ""))
     report.left_out("are unreadable", {entry.path: entry.unreadable for entry in entries if entry.unreadable})
+    ours = {os.path.realpath(path) for path in (file, table) if path}
+    found.others = {path: why for path, why in found.others.items() if os.path.realpath(path) not in ours}
     report.left_out("are no images", found.others)
     report.left_out("are folders that are not searched", found.skipped)
     left_out = found.others | found.skipped | dict.fromkeys(unpaired, "looks like a mask and belongs to no image")

@@ -55,10 +55,10 @@ class LeakError(ValueError):
         self.table = table
 
     def __str__(self) -> str:
-        shown = "\n".join(f"  {leak}" for leak in self.leaks[:20])
-        rest = f"\n  and {len(self.leaks) - 20} more" if len(self.leaks) > 20 else ""
+        shown = "; ".join(map(str, self.leaks[:20]))  # an error is one line
+        rest = f"; and {len(self.leaks) - 20} more" if len(self.leaks) > 20 else ""
         head = f"{len(self.leaks)} leaks between training and test data; take one side out ({self.table} has all):"
-        return f"{head}\n{shown}{rest}"
+        return f"{head} {shown}{rest}."
 
 
 def find_leaks(train: Sequence[Item], test: Sequence[Item], max_bits: int = MAX_BITS) -> list[Leak]:

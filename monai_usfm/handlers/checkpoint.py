@@ -379,7 +379,7 @@ class ValidateStart:
         if self.best.start is not None and not self.best.best > self.best.start:
             engine.logger.warning(
                 f"no epoch was better than the untouched start ({self.best.sign * self.best.start:.4f}, best epoch "
-                f"{self.best.sign * self.best.best:.4f}): the exported weights are worse than those training began "
+                f"{self.best.sign * self.best.best:.4f}): the exported weights are no better than those training began "
                 "with. Train longer, or change learning_rate."
             )
 

@@ -65,10 +65,9 @@ def test_results_may_not_lie_among_the_images(tmp_path):
     made = mark_results(tmp_path / "new" / "out", tmp_path)
     touch(tmp_path / "new" / "out" / "result.png", tmp_path / "images" / "a.png")
     assert made == mark_results(made) == str(tmp_path / "new" / "out")
-    with pytest.raises(ValueError, match=r"images holds images, such as a\.png: results"):
+    with pytest.raises(ValueError, match="images holds images: results"):
         mark_results(tmp_path / "images")
-    with pytest.raises(ValueError, match=r"holds images, such as images/a\.png: results"):
-        mark_results(tmp_path)
+    mark_results(tmp_path)  # the parent of images
     assert images(tmp_path) == ["images/a.png"]  # no mark was left
     with pytest.raises(FileNotFoundError, match=r"no image files.*Not searched: .*out \(results of monai_usfm"):
         list_images(tmp_path / "new")
