@@ -5,7 +5,7 @@
 
 Segments test images with the shipped network, compares fine-tuning from the shipped start with training from scratch on
 few labels, adapts the shipped start to the images without labels, and writes report.html. Images are found as by
-`monai-usfm datalist`: masks beside them, in images/ and masks/ or as NAME_mask.
+`monai-usfm datalist`: masks beside them, in images/ and masks/ or as NAME_mask; a dataset.json with splits is taken.
 """
 
 from __future__ import annotations
@@ -142,6 +142,16 @@ def adapt(plan: dict[str, Any], output: Path, options: argparse.Namespace, data:
         save_reconstructions(networks, items, output)
 
 
+def has_splits(datalist: Path) -> bool:
+    """Whether it is a list with the three splits, as ``monai-usfm datalist`` writes it."""
+    try:
+        content = json.loads(datalist.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    lists = [content.get(name) for name in ("training", "validation", "test")] if isinstance(content, dict) else [None]
+    return all(isinstance(items, list) and items and all(isinstance(i, dict) for i in items) for items in lists)
+
+
 def choose_images(options: argparse.Namespace, output: Path) -> dict[str, Any]:
     """Where the images are, what is known of their labels, and what the report must say about them."""
     if options.synthetic:
@@ -151,6 +161,9 @@ def choose_images(options: argparse.Namespace, output: Path) -> dict[str, Any]:
         datalist = write_synthetic_dataset(output / "simulated", *counts, image_size=(128, 128), seed=0)
         words = "simulated images"
         notes = ["All images are simulated: the scores say nothing about patients."]
+    elif options.data and has_splits(options.data / "dataset.json"):
+        datalist, words = options.data / "dataset.json", "of your images"
+        notes = ["The splits are those of dataset.json in the folder."]
     elif options.data:
         from monai_usfm.data import UnknownPatientsError, make_datalist
 

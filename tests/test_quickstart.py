@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from monai_usfm.data import make_datalist
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 EXAMPLE = SCRIPTS.parent / "examples" / "breast"
 
@@ -320,6 +322,15 @@ def test_labels_of_the_user_are_used_with_their_values(quickstart, tmp_path):
     plan = choose(quickstart, tmp_path / "out put", "--data", str(folder))
     assert plan["labeled"] and plan["own"]
     assert plan["label_values"] == [0, 7] and plan["num_classes"] == 2
+
+
+def test_splits_of_the_user_are_kept(quickstart, tmp_path):
+    folder = write_user_images(tmp_path / "mine", 40, label=7)
+    make_datalist([str(folder)], split="0.5/0.2/0.3")
+    written = (folder / "dataset.json").read_bytes()
+    plan = choose(quickstart, tmp_path / "out", "--data", str(folder))
+    assert Path(plan["datalist"]) == folder / "dataset.json" and plan["labeled"]
+    assert (plan["training"], plan["test"]) == (20, 12) and (folder / "dataset.json").read_bytes() == written
 
 
 def test_without_labels_of_the_user_the_report_is_told(quickstart, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from monai_usfm.workflow import TASKS
+from monai_usfm.workflow import TASKS, load_bundle, run_bundle
 
 METRICS = {
     "pretraining": "val_loss",
@@ -23,18 +23,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture
-def train(repository, simulated_images, tiny_training) -> Callable[..., None]:
+def train(simulated_images, tiny_training) -> Callable[..., None]:
     """Two short epochs of a bundle."""
 
     def run(task: str, output: Path, **options) -> None:
-        root = repository / "bundles" / f"usfm_{task}"
-        places = {"bundle_root": str(root), "dataset_dir": str(simulated_images), "output_dir": str(output)}
-        options |= {**places, **tiny_training, "val_interval": 1}
-        file = str(root / "configs" / "train.json")
-        workflow = ConfigWorkflow(file, workflow_type="train", logging_file=False, **options)
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
+        places = {"dataset_dir": str(simulated_images), "output_dir": str(output)}
+        run_bundle(task, **{**tiny_training, **places, "val_interval": 1, **options})
 
     return run
 
@@ -55,6 +49,15 @@ def test_tensorboard_has_the_confusion_of_each_validation_of_a_classification(tr
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("confusion")] == [1, 2]
+
+
+def test_the_switch_of_monai_reaches_its_workflow(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(
+        ConfigWorkflow, "patch_bundle_tracking", staticmethod(lambda parser, settings: seen.update(settings))
+    )
+    load_bundle("segmentation", tracking="mlflow", output_dir=str(tmp_path))
+    assert "handlers_id" in seen
 
 
 @pytest.mark.parametrize("task", TASKS)

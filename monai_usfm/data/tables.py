@@ -47,7 +47,7 @@ class Table:
         except FileNotFoundError:
             raise FileNotFoundError(f"{file}: no such table.") from None
         except ValueError as error:  # what pandas raises too
-            raise ValueError(f"{file} is no CSV table in UTF-8: {error}.") from None
+            raise ValueError(f"{file} is no CSV table in UTF-8: {error}. Save it as CSV UTF-8.") from None
         frame.columns = [str(name).strip() for name in frame.columns]
         missing = {"image", *columns} - set(frame.columns)
         if missing:
