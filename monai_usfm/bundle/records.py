@@ -85,16 +85,20 @@ def _as_list(engine: Engine) -> None:
 
 
 class _Former:
-    """Keeps the checkpoints that a training finds in its folder and does not resume from, under other names."""
+    """Keeps the checkpoints that a training finds in its folder and does not resume from, under other names.
+
+    Those of an earlier run of the same trainer, such as a round of federated training, are its own.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.asked = folder, False
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if rank() > 0 or not (self.folder / "last.pt").is_file():
+        first, self.asked = not self.asked, True
+        if rank() > 0 or not first or not (self.folder / "last.pt").is_file():
             return
         for name in ("last.pt", "best.pt"):
             if (self.folder / name).is_file():

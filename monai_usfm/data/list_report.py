@@ -149,11 +149,7 @@ class ListReport:
 
     def left_out(self, what: str, found: dict[Path, str]) -> None:
         if found:
-            print(
-                f"{len(found)} file{'s' * (len(found) > 1)} {what}: left out."
-                if "folders" not in what
-                else f"{len(found)} {what[4:]}:"
-            )
+            print(f"{len(found)} files {what}: left out." if "folders" not in what else f"{len(found)} {what[4:]}:")
             for path in list(found)[:SHOWN]:
                 print(f"  {self.name(path)}{': ' if found[path] else ''}{found[path]}")
             if len(found) > SHOWN:
