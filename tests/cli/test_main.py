@@ -47,6 +47,7 @@ def test_a_value_without_an_option_is_refused():
         (["train", "--task", "segmentation", "--max_epoch", "3"], 1, "max_epochs"),
         (["train", "--task", "segmentation", "--overlays", "dem"], 1, "demo"),
         (["predict", "--dataset_dir", "here"], 1, "--checkpoint"),
+        (["evaluate", "--dataset_dir", "here"], 1, "give --task"),
         (["evaluate", "--task", "segmentation", "--bundle_root", "nowhere"], 1, "nowhere is no bundle"),
     ],
 )

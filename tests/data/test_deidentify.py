@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, RLELossless, UltrasoundImageStorage, UltrasoundMultiFrameImageStorage
 
 from monai_usfm.data import Pseudonyms, UltrasoundDicomReader, UnreadableImageError, convert_dicom_folder
 from monai_usfm.data import deidentify as module
@@ -154,6 +154,22 @@ def test_names_in_compressed_cines_headers_and_file_meta_go(tmp_path, syntax):
     assert convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options) == []
     (file,) = (tmp_path / "out").rglob("*.dcm")
     assert b"DOE" not in file.read_bytes() and (pydicom.dcmread(file).pixel_array[:, 2:] == 90).all()
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_file_without_a_name_of_its_own_is_given_one(tmp_path, frames):
+    values = np.full((frames, 12, 20) if frames > 1 else (12, 20), 90, np.uint8)
+    ds = ultrasound(values, SequenceOfUltrasoundRegions=Sequence([region((4, 2, 15, 9))]))
+    del ds.SOPInstanceUID, ds.SOPClassUID
+    (tmp_path / "in").mkdir()
+    saved(tmp_path / "in", ds)
+    options = {"format": "dcm", "key": tmp_path / "key", "deidentify": "strip"}
+    assert convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options) == []
+    (file,) = (tmp_path / "out").rglob("*.dcm")
+    made = pydicom.dcmread(file)
+    assert made.SOPInstanceUID == made.file_meta.MediaStorageSOPInstanceUID
+    kind = UltrasoundMultiFrameImageStorage if frames > 1 else UltrasoundImageStorage
+    assert made.SOPClassUID == made.file_meta.MediaStorageSOPClassUID == kind
 
 
 def test_a_region_that_covers_all_of_the_image_tells_nothing(tmp_path):

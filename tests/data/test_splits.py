@@ -242,6 +242,15 @@ def test_results_of_images_outside_the_folder_stay_in_the_output_folder(tmp_path
     assert written == {"out/data/images/x_seg.png", "out/other/x_seg.png"}
 
 
+def test_a_class_without_a_training_image_is_told(tmp_path: Path) -> None:
+    items = [{"image": f"{n}.png", "class": 2 * (n % 2), "patient": str(n)} for n in range(4)]
+    for item in items:
+        (tmp_path / item["image"]).touch()
+    path = write(tmp_path, {"training": items})
+    with pytest.warns(UserWarning, match="no item of 'training' has class 1, 3"):
+        load_class_splits(tmp_path, path, num_classes=4, synthetic_dir="", splits=("training",))
+
+
 def test_each_class_gives_a_patient_to_validation(tmp_path: Path) -> None:
     items = [{"image": f"{p}.png", "patient": str(p), "class": int(p < 3)} for p in range(40)]
     write(tmp_path, {"training": items}, files=False)
