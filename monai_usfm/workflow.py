@@ -93,13 +93,15 @@ def load_bundle(
     steps = options.pop("steps", None)
     if steps is not None and (workflow != "train" or int(steps) < 1):
         raise ValueError(f"steps are for training, and at least 1; got {steps!r} for {workflow!r}.")
+    tracking = options.pop("tracking", None)  # MONAI's own switch, no entry; it keeps the configuration at once
     flow = ConfigWorkflow(
         config_file=[str(file) for file in files],
         meta_file=str(folder / "configs" / "metadata.json"),
         logging_file=str(folder / "configs" / "logging.conf"),
         workflow_type=WORKFLOWS[workflow],
         bundle_root=str(folder),
-        tracking=options.pop("tracking", None),  # MONAI's own switch, no entry of the config
+        tracking=tracking,
+        **(options if tracking else {}),
     )
     set_options(flow.parser, options)
     if steps is not None:

@@ -17,7 +17,7 @@ from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHan
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_usfm.bundle.start import record
+from monai_usfm.bundle.start import parser_on_stack, record
 from monai_usfm.bundle.training import rank
 from monai_usfm.handlers import (
     BestCheckpoint,
@@ -100,12 +100,12 @@ class _Former:
         first, self.asked = not self.asked, True
         if rank() > 0 or not first or not (self.folder / "last.pt").is_file():
             return
-        for name in ("last.pt", "best.pt"):
+        for name in ("last.pt", "previous.pt", "best.pt"):
             if (self.folder / name).is_file():
                 (self.folder / name).replace(self.folder / f"former_{name}")
         engine.logger.warning(
             f"{self.folder} held checkpoints of another training, which --resume true would have gone on with: they "
-            "are kept as former_last.pt and former_best.pt."
+            "are kept as former_last.pt and so on."
         )
 
 
@@ -113,10 +113,10 @@ class _Accepted:
     """Records a training in ``config.json`` and ``run.json`` once no other handler refuses it."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
-        self.folder, self.options = folder, options
+        self.folder, self.options, self.parser = folder, options, parser_on_stack()
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, lambda: record(self.folder, self.options, training=True))
+        engine.add_event_handler(Events.STARTED, lambda: record(self.folder, self.options, self.parser))
 
 
 class TrainingRecords:
@@ -166,7 +166,6 @@ class TrainingRecords:
         loss = EpochLoss()
         self.handlers: list[Any] = [
             RunLock(output_dir),
-            *([] if resume else [_Former(Path(ckpt_dir))]),
             MetricsTable(output_dir, optimizer, evaluator, loss),
             ResumableCheckpoint(
                 f"{ckpt_dir}/last.pt",
@@ -177,10 +176,11 @@ class TrainingRecords:
                 interval=save_interval,
                 loss=loss,
             ),
-            _Accepted(self.folder, plain),
             ValidateStart(evaluator, best),
             Progress(name, loss=loss),
             ExportWeights(export_path, network if exported is None else exported, best, last, half=True, card=card),
+            *([] if resume else [_Former(Path(ckpt_dir))]),  # behind all that may refuse the training
+            _Accepted(self.folder, plain),
         ]
 
     def attach(self, engine: Engine) -> None:

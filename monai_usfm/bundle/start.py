@@ -26,7 +26,7 @@ from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_
 __all__ = ["options", "require_writable", "start", "stop"]
 
 
-def _parser() -> ConfigParser | None:
+def parser_on_stack() -> ConfigParser | None:
     """The parser that is evaluating the expression from which this is called.
 
     MONAI hands an expression the entries it refers to, and no way to see the others; but the parser is on the stack,
@@ -43,7 +43,7 @@ def _parser() -> ConfigParser | None:
 
 def options() -> dict[str, Any]:
     """Values of the options that the config at hand describes, for a record and for a resumed run to compare."""
-    parser = _parser()
+    parser = parser_on_stack()
     if parser is None:
         raise RuntimeError("options() is for an expression of a bundle's configuration.")
     return _values(parser, parser.config)
@@ -90,7 +90,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    parser, values = _parser(), dict[str, Any]()
+    parser, values = parser_on_stack(), dict[str, Any]()
     if parser is not None:
         values = checked_options(parser)
         if "seed" in values:
@@ -109,7 +109,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
             record(output_dir, {**values, **({"sha256": sha256_of(weights)} if weights.is_file() else {})})
 
 
-def record(output_dir: str | os.PathLike, options: Mapping[str, Any], training: bool = False) -> None:
+def record(output_dir: str | os.PathLike, options: Mapping[str, Any], training: ConfigParser | None = None) -> None:
     """Keep what is run: ``config.json``, the configuration with the command line, and ``run.json``, see
     :class:`~monai_usfm.handlers.RunRecord`. Beside the records of a training those of an inference are called
     ``inference_config.json`` and so on.
@@ -117,13 +117,13 @@ def record(output_dir: str | os.PathLike, options: Mapping[str, Any], training: 
     Args:
         output_dir: folder of the files.
         options: resolved values.
-        training: what is run is one.
+        training: the parser of the configuration, if what is run is a training.
     """
-    folder, parser = Path(str(output_dir)), _parser()
+    folder, parser = Path(str(output_dir)), training or parser_on_stack()
     if parser is None or int(os.environ.get("RANK", 0)) > 0:
         return
     config: Any = parser.config
-    prefix = "inference_" if not training and (folder / "checkpoints").is_dir() else ""
+    prefix = "inference_" if training is None and (folder / "checkpoints").is_dir() else ""
     kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
     with atomic_write(folder / f"{prefix}config.json") as part:
         ConfigParser.export_config_file(kept, part, indent=1, default=str)

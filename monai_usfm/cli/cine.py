@@ -70,9 +70,9 @@ def stream(
     """
     network: Any = load_network(checkpoint, "segmentation")
     require_classes(network.card, checkpoint, "segmentation", spatial_dims=2)
-    mark_results(output)
     load = LoadUltrasound(3)
     frames = load(cine, full_scale=full_scale_of(network.card))
+    mark_results(output)
     segment = FrameSegmenter(network, smoothing, device)
     masks, seconds = [], []
     for frame in np.asarray(frames[0]):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import unicodedata
@@ -18,8 +17,6 @@ from pydicom.filereader import read_file_meta_info
 from .formats import SUPPORTED_SUFFIXES, unreadable_reason
 
 __all__ = ["mark_results"]
-
-logger = logging.getLogger(__name__)
 
 RESULTS_MARK = ".monai_usfm_results"
 """A file of this name says that a folder holds results, which are never inputs or labels."""
@@ -94,8 +91,6 @@ def find_files(folder: PathLike) -> FoundFiles:
 def mark_results(folder: PathLike, dataset_dir: PathLike | None = None) -> str:
     """Mark a folder, which is made where it lacks, as one of results: :func:`find_files` leaves it out.
 
-    One with images in folders below it is not marked, or no tool would find these again; this is said.
-
     Args:
         folder: the ``output_dir`` of a run.
         dataset_dir: the images of the run.
@@ -104,25 +99,18 @@ def mark_results(folder: PathLike, dataset_dir: PathLike | None = None) -> str:
         The folder.
 
     Raises:
-        ValueError: when ``folder`` is ``dataset_dir``, or has images itself and no mark: results could not be told from
-            them.
+        ValueError: when ``folder`` is ``dataset_dir``, or has images and no mark: they would be taken for results, and
+            no tool would find them again.
     """
-    root, mark = Path(folder), Path(folder) / RESULTS_MARK
+    mark = Path(folder) / RESULTS_MARK
     same = dataset_dir and os.path.realpath(folder) == os.path.realpath(dataset_dir)
-    held = [] if mark.exists() or not root.is_dir() else find_files(folder).images
-    if same or any(image.parent == root for image in held):
+    if same or (not mark.exists() and Path(folder).is_dir() and any(map(_is_image, Path(folder).iterdir()))):
         raise ValueError(
             f"{folder} holds images: results there could not be told from them; change the output folder, or, if these "
             f"are results, put an empty file {RESULTS_MARK} into it."
         )
-    root.mkdir(parents=True, exist_ok=True)
-    if held:
-        logger.warning(
-            "%s holds images, such as %s, beside the results: give a tool that searches for images a folder below it.",
-            folder,
-            held[0].relative_to(root),
-        )
-    elif not mark.exists():
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if not mark.exists():
         mark.write_text("Results of monai_usfm: no tool of it takes files of this folder for images or labels.\n")
     return str(folder)
 
@@ -132,6 +120,10 @@ def stem_of(path: PathLike) -> str:
     name = unicodedata.normalize("NFC", Path(path).name)
     ending = max((suffix for suffix in SUPPORTED_SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(ending)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() and not SKIPPED_FILES.match(path.name) and not _why_no_image(path)
 
 
 def _why_no_image(path: Path) -> str:

@@ -108,7 +108,10 @@ def test_a_stream_has_a_mask_and_a_latency_for_every_frame(cine, capsys):
     assert "points.pt is for segmentation by landmarks" in capsys.readouterr().err
     assert not (folder / "points").exists()
     (folder / "cut.nii.gz").write_bytes((folder / "c.nii.gz").read_bytes()[:200])
-    assert main(["stream", weights.replace("points", "strict"), str(folder / "cut.nii.gz"), "--output", "x"]) == 1
+    assert (
+        main(["stream", weights.replace("points", "strict"), str(folder / "cut.nii.gz"), "--output", str(folder / "x")])
+        == 1
+    )
     told = capsys.readouterr().err
     assert "cut.nii.gz: " in told and "Traceback" not in told
 
