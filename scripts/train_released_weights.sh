@@ -5,10 +5,10 @@
 #
 #   bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [OPTION...]
 #
-# Two trainings at a time: about two hours on two cores of a CPU with bf16 instructions, and one more of one core with
+# About four hours of one core of a CPU with bf16 instructions, two trainings at a time on more, and one more hour with
 # DINOV2=dinov2_vits14.pt, which trains the pretrained start on. Finished steps are kept; an interrupted one goes on.
-# Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in 10 minutes, 28
-# with DINOV2.
+# Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in 15 minutes of a
+# core, 33 with DINOV2.
 set -euo pipefail
 trap 'kill 0' INT # what runs in the background does not hear of it otherwise
 data=$(cd "$1" && pwd)

@@ -95,6 +95,9 @@ def test_records_of_a_training_are_not_those_of_what_came_after(simulated_images
     kept = records(tmp_path)
     with pytest.raises(ValueError, match="batch_size is 2, was 4"):
         run_bundle("segmentation", **{**options, "batch_size": 2, "resume": True})
+    with pytest.raises(ValueError, match="unusable"):
+        run_bundle("segmentation", **options, class_names=["a", "b", "c", "d"])
+    assert (tmp_path / "checkpoints" / "last.pt").is_file()
     run_bundle("segmentation", "evaluate", **options)
     found = json.loads((tmp_path / "evaluation" / "run.json").read_text())["options"]
     assert found["checkpoint"] == str(tmp_path / "model.pt")

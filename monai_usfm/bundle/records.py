@@ -17,7 +17,7 @@ from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHan
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from monai_usfm.bundle.start import parser_on_stack, record
+from monai_usfm.bundle.start import configuration
 from monai_usfm.bundle.training import rank
 from monai_usfm.handlers import (
     BestCheckpoint,
@@ -30,6 +30,7 @@ from monai_usfm.handlers import (
     Progress,
     ResumableCheckpoint,
     RunLock,
+    RunRecord,
     ValidateStart,
     learning_rates,
     validate_whole,
@@ -109,16 +110,6 @@ class _Former:
         )
 
 
-class _Accepted:
-    """Records a training in ``config.json`` and ``run.json`` once no other handler refuses it."""
-
-    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
-        self.folder, self.options, self.parser = folder, options, parser_on_stack()
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, lambda: record(self.folder, self.options, self.parser))
-
-
 class TrainingRecords:
     """Handlers of each epoch and of the whole run, after the validation: lock, table, checkpoint, progress, export.
 
@@ -180,7 +171,7 @@ class TrainingRecords:
             Progress(name, loss=loss),
             ExportWeights(export_path, network if exported is None else exported, best, last, half=True, card=card),
             *([] if resume else [_Former(Path(ckpt_dir))]),  # behind all that may refuse the training
-            _Accepted(self.folder, plain),
+            RunRecord(output_dir, plain, configuration()),
         ]
 
     def attach(self, engine: Engine) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ from monai.utils import set_determinism
 from monai_usfm.bundle.errors import install_hook
 from monai_usfm.cards.card import sha256_of
 from monai_usfm.data import mark_results
-from monai_usfm.files import atomic_write
 from monai_usfm.handlers import RunRecord
 from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_values, flag
 
 __all__ = ["options", "require_writable", "start", "stop"]
 
 
-def parser_on_stack() -> ConfigParser | None:
+def _parser() -> ConfigParser | None:
     """The parser that is evaluating the expression from which this is called.
 
     MONAI hands an expression the entries it refers to, and no way to see the others; but the parser is on the stack,
@@ -43,10 +41,17 @@ def parser_on_stack() -> ConfigParser | None:
 
 def options() -> dict[str, Any]:
     """Values of the options that the config at hand describes, for a record and for a resumed run to compare."""
-    parser = parser_on_stack()
+    parser = _parser()
     if parser is None:
         raise RuntimeError("options() is for an expression of a bundle's configuration.")
     return _values(parser, parser.config)
+
+
+def configuration() -> dict[str, Any] | None:
+    """The configuration at hand, command line included, for a record; None where there is none."""
+    parser = _parser()
+    config: Any = {} if parser is None else parser.config
+    return {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)} or None
 
 
 def _values(parser: ConfigParser, config: Any) -> dict[str, Any]:
@@ -75,7 +80,8 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     nothing (:func:`check_together`) and places that cannot be written are refused. Under torchrun the processes are
     joined, see :func:`stop`. Under MONAI's command line the root cause of any later failure becomes the last line that
     is printed. ``output_dir`` is marked as a folder of results. An evaluation or inference is recorded there
-    (:func:`record`); a training records itself once nothing refuses it any more.
+    (:class:`~monai_usfm.handlers.RunRecord`), in the folder of a training as ``inference_config.json`` and so on; a
+    training records itself once nothing refuses it any more.
 
     Args:
         output_dir: folder of the results.
@@ -90,7 +96,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    parser, values = parser_on_stack(), dict[str, Any]()
+    parser, values = _parser(), dict[str, Any]()
     if parser is not None:
         values = checked_options(parser)
         if "seed" in values:
@@ -104,30 +110,11 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     if output_dir is not None:
         require_writable(Path(str(output_dir)), "output_dir")
         mark_results(str(output_dir), values.get("dataset_dir"))
-        if export_path is None:
+        if export_path is None and parser is not None and int(os.environ.get("RANK", 0)) == 0:
             weights = Path(str(values.get("checkpoint")))
-            record(output_dir, {**values, **({"sha256": sha256_of(weights)} if weights.is_file() else {})})
-
-
-def record(output_dir: str | os.PathLike, options: Mapping[str, Any], training: ConfigParser | None = None) -> None:
-    """Keep what is run: ``config.json``, the configuration with the command line, and ``run.json``, see
-    :class:`~monai_usfm.handlers.RunRecord`. Beside the records of a training those of an inference are called
-    ``inference_config.json`` and so on.
-
-    Args:
-        output_dir: folder of the files.
-        options: resolved values.
-        training: the parser of the configuration, if what is run is a training.
-    """
-    folder, parser = Path(str(output_dir)), training or parser_on_stack()
-    if parser is None or int(os.environ.get("RANK", 0)) > 0:
-        return
-    config: Any = parser.config
-    prefix = "inference_" if training is None and (folder / "checkpoints").is_dir() else ""
-    kept = {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)}
-    with atomic_write(folder / f"{prefix}config.json") as part:
-        ConfigParser.export_config_file(kept, part, indent=1, default=str)
-    RunRecord(str(folder), options, f"{prefix}run.json")()
+            scored = {"sha256": sha256_of(weights)} if weights.is_file() else {}
+            prefix = "inference_" if (Path(str(output_dir)) / "checkpoints").is_dir() else ""
+            RunRecord(str(output_dir), {**values, **scored}, configuration(), prefix)()
 
 
 def stop() -> None:

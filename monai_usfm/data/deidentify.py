@@ -197,7 +197,7 @@ def strip_identity(
             f"{'declares burned-in annotation, and ' if burned_in else ''}"
             f"{'its ultrasound regions cover all of it' if covered else 'no ultrasound region tells what is image'}"
             ", so names in the pixels would stay; mask it, or use --no_regions blacken, which keeps the field of view "
-            "alone, --beam true or --text blacken, and look at the result.",
+            "alone, --beam or --text blacken, and look at the result.",
         )
     named = identifying_attributes(dataset, technical=True)
     patient = str(dataset.get("PatientID") or dataset.get("PatientName") or "")

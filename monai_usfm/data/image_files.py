@@ -75,9 +75,10 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
 def save_mask(file: PathLike, mask: np.ndarray, turn: int = 1) -> None:
     """Write class values ``(rows, columns)``, upright, as PNG with the EXIF orientation of their image: the two lie on
     one grid then, whoever reads them."""
-    stored = Image.fromarray(mask)
-    stored = stored.transpose(UNTURN[turn]) if turn in UNTURN else stored
-    stored.save(file, exif=orientation(turn))
+    stored, exif = Image.fromarray(mask), dict[str, Any]()
+    if turn in UNTURN:
+        stored, exif = stored.transpose(UNTURN[turn]), {"exif": orientation(turn)}
+    stored.save(file, **exif)
 
 
 def _whole_pages(path: str, img: Any) -> list[int]:

@@ -302,17 +302,20 @@ class RunLock:
 class RunRecord:
     """Writes ``run.json`` at the start: the command, the options as they were resolved, versions and device.
 
-    Of several processes the first writes.
+    Beside it ``config.json``, the configuration. Of several processes the first writes. Attach it last, so that what
+    another handler refuses is not recorded.
 
     Args:
-        output_dir: folder of the file.
+        output_dir: folder of the files.
         options: resolved values worth keeping, by name.
-        name: of the file.
+        config: the configuration with the command line; None writes none.
+        prefix: of the names of the files.
     """
 
     output_dir: str
     options: Mapping[str, Any]
-    name: str = "run.json"
+    config: Mapping[str, Any] | None = None
+    prefix: str = ""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -329,7 +332,10 @@ class RunRecord:
             "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_text_atomically(Path(self.output_dir, self.name), json.dumps(record, indent=1) + "\n")
+        for name, content in {"config": self.config, "run": record}.items():
+            if content is not None:
+                text = json.dumps(content, indent=1, default=str) + "\n"
+                write_text_atomically(Path(self.output_dir, f"{self.prefix}{name}.json"), text)
 
 
 def readable(value: Any) -> Any:
