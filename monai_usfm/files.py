@@ -40,7 +40,7 @@ UNTURN = {  # EXIF orientation: what undoes the turn that shows an image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-WITH_EXIF = (".png", ".tif", ".tiff")
+WITH_EXIF = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import shutil
@@ -18,6 +19,7 @@ from monai.bundle import ConfigWorkflow
 from monai.transforms import Resize
 from PIL import Image
 
+from monai_usfm.bundle import root_cause
 from monai_usfm.data import LoadUltrasound, UltrasoundDataset, load_splits
 from monai_usfm.networks import DistillationModel, FeatureExtractor, FramePairs, load_pretrained, usfm_vit
 
@@ -209,6 +211,17 @@ def test_evaluation_writes_the_loss_of_the_best_checkpoint(bundle: Path, images:
     text = (folder / "metrics.csv").read_text()
     best = min(float(row[2]) for row in losses(trained))
     assert float(text.replace(",", " ").split()[-1]) == pytest.approx(best, rel=1e-5)
+    weights = trained / "checkpoints" / "best.pt"
+    scored = json.loads((folder / "run.json").read_text())["options"]
+    assert scored["checkpoint"] == str(weights) and scored["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    last = workflow(bundle, "train", files, dataset_dir=str(images), output_dir=str(trained), **options)
+    last.parser["checkpoint"] = str(trained / "checkpoints" / "last.pt")
+    last.initialize()
+    exported = workflow(bundle, "train", files, dataset_dir=str(images), output_dir=str(trained), **options)
+    exported.parser["checkpoint"] = str(trained / "model.pt")
+    with pytest.raises(RuntimeError) as error:
+        exported.initialize()
+    assert "exported weights hold no layers of their pretraining" in str(root_cause(error.value))
 
 
 @pytest.mark.parametrize("objective", ["mae", "sparse"])

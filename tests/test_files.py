@@ -118,7 +118,7 @@ def test_rows_added_to_a_table_keep_its_columns(tmp_path: Path) -> None:
     assert (tmp_path / "t.csv").read_text().splitlines() == ["a,b", "1,2", "3,4", ",5"]
 
 
-@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("ending", [".png", ".tif", ".jpg"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_results_lie_on_the_stored_pixels_of_a_turned_photo(tmp_path, ending, turn):
     upright = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8)
@@ -136,4 +136,5 @@ def test_results_lie_on_the_stored_pixels_of_a_turned_photo(tmp_path, ending, tu
         assert result.getexif().get(0x0112, 1) == turn
         if ending == ".png":  # Pillow turns a TIFF by itself
             np.testing.assert_array_equal(result, stored)
-    np.testing.assert_array_equal((LoadUltrasound()(tmp_path / f"photo_trans{ending}")[0] * 255).round(), upright)
+    again = (LoadUltrasound()(tmp_path / f"photo_trans{ending}")[0] * 255).round()
+    np.testing.assert_allclose(again, upright, atol=3 if ending == ".jpg" else 0)

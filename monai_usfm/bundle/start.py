@@ -113,7 +113,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         if export_path is None and parser is not None and int(os.environ.get("RANK", 0)) == 0:
             weights = Path(str(values.get("checkpoint")))
             scored = {"sha256": sha256_of(weights)} if weights.is_file() else {}
-            prefix = "inference_" if (Path(str(output_dir)) / "checkpoints").is_dir() else ""
+            prefix = "inference_" if (Path(str(output_dir)) / "tensorboard").is_dir() else ""
             RunRecord(str(output_dir), {**values, **scored}, configuration(), prefix)()
 
 

@@ -17,18 +17,20 @@ from monai.losses import DeepSupervisionLoss
 from monai.optimizers import WarmupCosineSchedule
 from torch.nn.utils import parametrize
 
-from monai_usfm.cards import build_network, network_options, read_card
+from monai_usfm.cards import build_network, find_card, network_options, read_card
 from monai_usfm.handlers import shard
 from monai_usfm.inferers import WindowInferer
 from monai_usfm.losses import ATMLoss
 from monai_usfm.networks import apply_lora, freeze
 from monai_usfm.networks.blocks import TransformerBlock
+from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.transforms import PROMPTS
 from monai_usfm.workflow import find_bundle
 
 __all__ = [
     "default_device",
     "first_channel_loss",
+    "load_whole",
     "loss_of_head",
     "lower_is_better",
     "network_loss",
@@ -128,6 +130,21 @@ def start_file(bundle_root: str | os.PathLike) -> Path:
             return file
     package = find_bundle("pretraining") / "models" / "model.pt"
     return package if package.is_file() else beside
+
+
+def load_whole(network: torch.nn.Module, checkpoint: str | os.PathLike) -> None:
+    """Load a checkpoint of pretraining, which holds more than the encoder.
+
+    Raises:
+        ValueError: for exported weights, which lack the layers that reconstruct.
+    """
+    if find_card(checkpoint) is not None:
+        raise ValueError(
+            f"{checkpoint}: exported weights hold no layers of their pretraining; name best.pt in the folder checkpoints "
+            "of the training. What the encoder is worth, monai-usfm probe tells."
+        )
+    state = read_checkpoint(checkpoint)
+    network.load_state_dict(state.get("network", state))
 
 
 def plan(task: str, pretrained: Any = None, options: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
