@@ -140,8 +140,8 @@ def load_whole(network: torch.nn.Module, checkpoint: str | os.PathLike) -> None:
     """
     if find_card(checkpoint) is not None:
         raise ValueError(
-            f"{checkpoint}: exported weights hold no layers of their pretraining; name best.pt in the folder checkpoints "
-            "of the training. What the encoder is worth, monai-usfm probe tells."
+            f"{checkpoint}: exported weights hold no layers of their pretraining; name best.pt in the folder "
+            "checkpoints of the training. What the encoder is worth, monai-usfm probe tells."
         )
     state = read_checkpoint(checkpoint)
     network.load_state_dict(state.get("network", state))
