@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Inference under mixed precision and over dropout masks."""
+"""Inference under mixed precision, over dropout masks, flips and scales."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from monai_usfm.bundle import class_inferer
-from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer, WindowInferer
+from monai_usfm.inferers import AutocastInferer, DropoutInferer, FlipInferer, ScaleInferer, WindowInferer
+from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, UltrasoundViT
 
 
 def coin(width: float) -> nn.Module:
@@ -132,3 +133,84 @@ def test_views_that_are_no_size_are_refused():
         ScaleInferer([1.0])(torch.zeros(1, 1, 4, 4, 4), lambda x: x)
     with pytest.raises(ValueError, match="would swap landmarks"):
         class_inferer("fp32", "cpu", views=[1.0], landmarks=True)
+
+
+def encoder():
+    return UltrasoundViT(32, hidden_size=32, mlp_dim=32, num_layers=4, num_heads=2)
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "classifier"])
+def test_networks_of_classes_have_dropout_to_draw(kind):
+    torch.manual_seed(0)
+    net = {
+        "segmenter": lambda: UltrasoundSegmenter(encoder(), 3, dropout=0.5),
+        "classifier": lambda: UltrasoundClassifier(encoder(), 3, dropout=0.5),
+    }[kind]()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x = torch.rand(2, 1, 40, 32)
+    with torch.no_grad():
+        plain = net.eval()(x)
+    mean = DropoutInferer(3)(x, net)
+    assert mean.shape == plain.shape and torch.isfinite(mean).all()
+    assert not torch.allclose(mean.softmax(1), plain.softmax(1), atol=1e-3)
+
+
+def test_modes_and_global_random_state_are_kept_and_the_seed_decides():
+    net = UltrasoundSegmenter(encoder(), 2, dropout=0.5).train()
+    net.head.decoder.eval()
+    modes = [m.training for m in net.modules()]
+    x = torch.rand(1, 1, 32, 32)
+    state = torch.get_rng_state()
+    first, second, other = (DropoutInferer(3, seed)(x, net) for seed in (0, 0, 1))
+    assert torch.equal(state, torch.get_rng_state()) and modes == [m.training for m in net.modules()]
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 6, 5), (1, 1, 4, 6, 5)])
+def test_flips_of_an_equivariant_network_change_nothing_and_else_give_the_mean_probability(shape):
+    x = torch.rand(shape)
+    axes = tuple(range(len(shape) - 2))
+
+    def equivariant(image):
+        return torch.cat([image, 1 - 2 * image], dim=1)
+
+    torch.testing.assert_close(FlipInferer(axes)(x, equivariant).softmax(1), equivariant(x).softmax(1))
+
+    def ramp(image):  # reads the position, so that each flip counts
+        weight = torch.linspace(-1, 1, image.shape[-1])
+        return torch.cat([image * weight, image * 0], dim=1)
+
+    last = len(shape) - 3
+    mirrored = ramp(x.flip(-1)).flip(-1)
+    expected = (ramp(x).softmax(1) + mirrored.softmax(1)) / 2
+    torch.testing.assert_close(FlipInferer((last,))(x, ramp).softmax(1), expected)
+    torch.testing.assert_close(FlipInferer((last,), classes=False)(x, ramp), (ramp(x) + mirrored) / 2)
+
+
+def test_flips_of_a_classifier_average_probabilities():
+    x = torch.rand(3, 1, 4, 4)
+
+    def network(image):  # the first column decides
+        return image[:, :, :, 0].flatten(1)[:, :2] * 5
+
+    expected = (network(x).softmax(1) + network(x.flip(-1)).softmax(1)) / 2
+    torch.testing.assert_close(FlipInferer((1,), spatial=False)(x, network).softmax(1), expected)
+    single = FlipInferer((1,), spatial=False)(x, lambda image: network(image)[:, :1])
+    torch.testing.assert_close(
+        single.sigmoid(), (network(x)[:, :1].sigmoid() + network(x.flip(-1))[:, :1].sigmoid()) / 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DropoutInferer(samples=1), "samples"),
+        (lambda: FlipInferer(()), "spatial_axes"),
+        (lambda: FlipInferer((0, 0)), "spatial_axes"),
+        (lambda: FlipInferer((2,))(torch.rand(1, 1, 4, 4), nn.Identity()), "spatial axes"),
+    ],
+)
+def test_bad_input_gives_one_clear_error(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -22,8 +22,7 @@ from monai_usfm.cards import NO_CLASSES, encoder_options, find_card, full_scale_
 from monai_usfm.data import InferenceDataset, UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
 from monai_usfm.files import write_csv
-from monai_usfm.inferers import AutocastInferer, DropoutInferer, ScaleInferer, probabilities
-from monai_usfm.networks import FlipInferer
+from monai_usfm.inferers import AutocastInferer, DropoutInferer, FlipInferer, ScaleInferer, probabilities
 from monai_usfm.networks.uncertainty import predictive_entropy
 from monai_usfm.networks.weights import read_checkpoint
 from monai_usfm.workflow import find_bundle

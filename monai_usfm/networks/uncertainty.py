@@ -1,19 +1,15 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How sure is a network: entropy, flips at test time, temperature scaling."""
+"""How sure is a network: entropy, temperature scaling."""
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import chain, combinations
-from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from monai.inferers import Inferer, SimpleInferer
 from scipy.optimize import minimize_scalar
 
-__all__ = ["FlipInferer", "TemperatureScaling", "predictive_entropy", "to_probabilities"]
+__all__ = ["TemperatureScaling", "predictive_entropy", "to_probabilities"]
 
 
 def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -35,59 +31,6 @@ def predictive_entropy(probabilities: torch.Tensor) -> torch.Tensor:
         probabilities = torch.cat([probabilities, 1 - probabilities], dim=1)
     entropy = torch.special.entr(probabilities).sum(1, keepdim=True)
     return (entropy / math.log(probabilities.shape[1])).clamp(0.0, 1.0)
-
-
-class FlipInferer(Inferer):
-    """Mean over all combinations of flips of the image, each prediction flipped back.
-
-    For random transforms, other than these few fixed ones, MONAI has ``TestTimeAugmentation``.
-
-    Args:
-        spatial_axes: axes that may be flipped, counted without batch and channel; ``k`` axes make ``2 ** k`` passes.
-            Leave out what has a meaning, such as the depth axis of most ultrasound.
-        inferer: runs the network on one batch; None is one call.
-        classes: outputs are logits: probabilities are averaged and turned into logits again. False averages as it is.
-        spatial: outputs have the spatial axes of the input. False for logits of a classifier, which are not flipped.
-
-    Raises:
-        ValueError: for no axis, a negative one or one named twice.
-    """
-
-    def __init__(
-        self,
-        spatial_axes: Sequence[int] = (1,),
-        inferer: Inferer | None = None,
-        classes: bool = True,
-        spatial: bool = True,
-    ) -> None:
-        super().__init__()
-        self.spatial_axes = [int(axis) for axis in spatial_axes]
-        if not self.spatial_axes or min(self.spatial_axes) < 0 or len(set(self.spatial_axes)) < len(self.spatial_axes):
-            raise ValueError(f"spatial_axes must be different numbers from 0 on, got {tuple(spatial_axes)}.")
-        self.inferer = SimpleInferer() if inferer is None else inferer
-        self.classes = classes
-        self.spatial = spatial
-
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """``(B, C, *S)`` -> what the network returns, averaged."""
-        if max(self.spatial_axes) > inputs.dim() - 3:
-            raise ValueError(
-                f"spatial axes {self.spatial_axes} are not all in an image of shape {tuple(inputs.shape)}."
-            )
-        flips = list(chain.from_iterable(combinations(self.spatial_axes, n) for n in range(len(self.spatial_axes) + 1)))
-        total = torch.zeros((), device=inputs.device)
-        for flip in flips:
-            axes = [axis + 2 for axis in flip]
-            output = self.inferer(torch.flip(inputs, axes) if axes else inputs, network, *args, **kwargs)
-            if self.classes:
-                output = to_probabilities(output)
-            if axes and self.spatial:
-                output = torch.flip(output, axes)
-            total = total + output
-        mean = total / len(flips)
-        return to_logits(mean) if self.classes else mean
 
 
 class TemperatureScaling(nn.Module):
