@@ -240,7 +240,7 @@ class ScaleInferer(Inferer):
         super().__init__()
         self.scales = [float(scale) for scale in scales]
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"views must be one positive number or more, got {list(scales)}.")
+            raise ValueError(f"scales must be one positive number or more (--views), got {list(scales)}.")
         self.multiple = multiple
         self.inferer = SimpleInferer() if inferer is None else inferer
 
@@ -391,5 +391,6 @@ def _to_float32(output: Any) -> Any:
     if isinstance(output, dict):
         return {key: _to_float32(value) for key, value in output.items()}
     if isinstance(output, list | tuple):
-        return type(output)(_to_float32(value) for value in output)
+        values = [_to_float32(value) for value in output]
+        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
     return output

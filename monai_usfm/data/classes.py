@@ -110,10 +110,13 @@ def class_weights(items: Sequence[Item], num_classes: int) -> torch.Tensor:
         ``(num_classes,)`` float32.
 
     Raises:
-        ValueError: for no items.
+        ValueError: for no items, or a class outside ``[0, num_classes)``.
     """
     if not items:
         raise ValueError("there are no items to weigh the classes of.")
-    counts = torch.bincount(torch.tensor([int(item["class"]) for item in items]), minlength=num_classes).float()
+    classes = torch.tensor([int(item["class"]) for item in items])
+    if not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise ValueError(f"classes run from {classes.min()} to {classes.max()}, outside the {num_classes} that count.")
+    counts = torch.bincount(classes, minlength=num_classes).float()
     weights = len(items) / ((counts > 0).sum() * counts)
     return torch.where(counts > 0, weights, torch.zeros(()))

@@ -58,7 +58,7 @@ class WeightedSampler(Sampler[int]):
         num_replicas: number of processes, likewise.
 
     Raises:
-        ValueError: when ``num_samples`` or ``rank`` is out of range.
+        ValueError: for other weights, or when ``num_samples`` or ``rank`` is out of range.
     """
 
     together = 1  # entries that stay side by side
@@ -71,7 +71,9 @@ class WeightedSampler(Sampler[int]):
         rank: int | None = None,
         num_replicas: int | None = None,
     ) -> None:
-        self.weights = weights
+        self.weights = torch.as_tensor(weights)
+        if self.weights.numel() == 0 or not bool((self.weights >= 0).all()) or not 0 < self.weights.sum() < math.inf:
+            raise ValueError("weights must be finite and not negative, with a positive sum.")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         here = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
         self.rank = here[0] if rank is None else rank

@@ -149,7 +149,7 @@ class UprightGray(InvertibleTransform):
         else:
             frame = -1
         upright = np.ascontiguousarray(values.transpose(0, *range(self.spatial_dims, 0, -1)))
-        out = self._cast(torch.from_numpy(upright))
+        out = self._cast(name, torch.from_numpy(upright))
         if not get_track_meta():
             return out
         given = self.full_scale if full_scale is None else full_scale
@@ -248,12 +248,19 @@ class UprightGray(InvertibleTransform):
             self._warned.add(kind)
             warnings.warn(message, stacklevel=6)
 
-    def _cast(self, img: torch.Tensor) -> torch.Tensor:
+    def _cast(self, name: str, img: torch.Tensor) -> torch.Tensor:
         """Last step to the dtype asked for; 8-bit images arrive here as uint8."""
         if self.scale is not None and self.dtype.is_floating_point and img.dtype == torch.uint8:
             return img.to(self.dtype).div_(255)
         if self.scale is not None and not self.dtype.is_floating_point and img.is_floating_point():
             img = img.mul(255).round_()
+        if self.scale is None and not self.dtype.is_floating_point and img.dtype != self.dtype:
+            whole = img.round() if img.is_floating_point() else img
+            kept = torch.where((img - whole).abs() <= 1e-3, whole, img).to(torch.float64)  # as scaled NIfTI leaves them
+            if not torch.equal(kept.to(self.dtype).to(torch.float64), kept):
+                low, high = (float(v) for v in kept.aminmax())
+                raise UnreadableImageError(name, f"its values, {low:g} to {high:g}, do not fit into {self.dtype}.")
+            img = kept
         return img.to(self.dtype)
 
     def _with_meta(

@@ -112,11 +112,14 @@ def paired_test(
         seed: of the bootstrap interval.
 
     Raises:
-        ValueError: for scores that do not pair up, or fewer than two patients.
+        ValueError: for scores that do not pair up or are not finite, or fewer than two patients.
     """
     a, b = np.ravel(first), np.ravel(second)
     if len(a) != len(b) or (patients is not None and len(patients) != len(a)):
         raise ValueError(f"the scores do not pair up: {len(a)} and {len(b)} cases, with a patient each.")
+    unknown = int((~np.isfinite(a - b)).sum())
+    if unknown:  # pandas would leave them out of the means in silence
+        raise ValueError(f"{unknown} of {len(a)} pairs of scores are not finite; leave these cases out of both.")
     means = pd.Series(a - b).groupby(_codes(range(len(a)) if patients is None else patients)).mean().to_numpy()
     if len(means) < 2:
         raise ValueError("a paired test needs at least two patients.")

@@ -22,6 +22,7 @@ from monai_usfm.handlers.records import stacked
 from monai_usfm.handlers.report import EvaluationReport, known_spacing, moments, unit_of
 from monai_usfm.handlers.results import warn_beyond_spacing
 from monai_usfm.metrics.ellipse import fit_ellipse
+from monai_usfm.metrics.scores import check_classes
 
 __all__ = ["DiceScore", "SegmentationReport", "published_circumferences", "score_case", "segmentation_panels"]
 
@@ -44,7 +45,11 @@ def score_case(
 
     Returns:
         One dictionary per class with ``class, dice, iou, hd95, asd, labeled, false_negative, false_positive``.
+
+    Raises:
+        ValueError: for values that are no class.
     """
+    check_classes(prediction, label, num_classes)
     predicted = one_hot(prediction[None].float(), num_classes)
     wanted = one_hot(label[None].float(), num_classes)
     dice = compute_dice(predicted, wanted, include_background=False, ignore_empty=False)[0]
@@ -116,6 +121,7 @@ class _Dice(CumulativeIterationMetric):
         self.labeled_only = labeled_only
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        check_classes(y_pred, y, self.num_classes)
         predicted, wanted = (one_hot(torch.as_tensor(x).float(), self.num_classes) for x in (y_pred, y))
         dice = compute_dice(predicted, wanted, include_background=False, ignore_empty=False)
         there = wanted[:, 1:].flatten(2).any(2)

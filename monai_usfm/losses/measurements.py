@@ -15,16 +15,20 @@ __all__ = ["HeatmapLoss", "ValueLoss"]
 class HeatmapLoss(nn.Module):
     """Cross-entropy between heatmaps and the network's distribution over the pixels, less the entropy of the former.
 
-    That is the Kullback-Leibler divergence; 0 for a perfect prediction. Heatmaps without any mass, of points that an
-    image does not show, do not count.
+    That is the Kullback-Leibler divergence; 0 for a perfect prediction. Heatmaps without a maximum above one half, of
+    points that an image does not show or a crop has cut away, do not count.
+
+    Raises:
+        ValueError: for heatmaps of another shape than the logits.
     """
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """``(B, K, *S)`` logits and heatmaps that are not negative -> a scalar."""
+        if input.shape != target.shape:
+            raise ValueError(f"logits {tuple(input.shape)} and heatmaps {tuple(target.shape)} must have one shape.")
         heat = target.flatten(2).float()
-        mass = heat.sum(2)
-        shown = mass > 1e-3
-        share = heat / mass.clamp(min=1e-3)[..., None]
+        shown = heat.amax(2) > 0.5
+        share = heat / heat.sum(2, keepdim=True).clamp(min=0.5)
         terms = torch.xlogy(share, share) - share * input.flatten(2).float().log_softmax(2)
         return (terms.sum(2) * shown).sum() / shown.sum().clamp(min=1)
 
@@ -38,6 +42,9 @@ class ValueLoss(nn.Module):
     Args:
         mean: of each number over the training images.
         std: standard deviation of each.
+
+    Raises:
+        ValueError: for an output that is not ``(B, 2K)`` or numbers that are not ``(B, K)``.
     """
 
     mean: torch.Tensor
@@ -49,6 +56,12 @@ class ValueLoss(nn.Module):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """``(B, 2K)``, the means and then the logarithms of the variances, and ``(B, K)`` -> a scalar."""
+        size = (len(input), len(self.mean))
+        if input.shape != (size[0], 2 * size[1]) or target.shape != size:
+            raise ValueError(
+                f"of {size[1]} numbers the output must be (B, {2 * size[1]}) and the target (B, {size[1]}), got "
+                f"{tuple(input.shape)} and {tuple(target.shape)}."
+            )
         mean, log_variance = input.float().chunk(2, 1)
         wanted = (target.float() - self.mean.to(mean)) / self.std.to(mean)
         known = wanted.isfinite()

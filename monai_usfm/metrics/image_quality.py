@@ -91,17 +91,18 @@ class CNRMetric(_RegionMetric):
 class GeneralizedCNRMetric(_RegionMetric):
     """Generalized CNR: ``1 - `` the common area of the two gray-level histograms; 0 = inseparable, 1 = separable.
 
-    Unlike CNR it cannot be raised by a change of the gray scale. The bins here hold equal shares of the pooled pixels
-    (edges are pixel values, not interpolated), which makes this exact: every strictly increasing map of the image
-    leaves the value unchanged. Rodriguez-Molares et al. 2020, https://doi.org/10.1109/TUFFC.2019.2956855. Number and
-    kind of bins as advised by Schlunk and Byram, IEEE TUFFC 70, 2023: too many bins for the region size pretend a
-    contrast that is not there.
+    Unlike CNR it cannot be raised by a change of the gray scale. The bins here hold equal shares of both regions, each
+    of which counts as one half whatever its size. Their edges are pixel values, not interpolated, which makes this
+    exact: every strictly increasing map of the image leaves the value unchanged. Rodriguez-Molares et al. 2020,
+    https://doi.org/10.1109/TUFFC.2019.2956855. Number and kind of bins as advised by Schlunk and Byram, IEEE TUFFC 70,
+    2023: too many bins for the region size pretend a contrast that is not there.
 
     Call with ``y_pred`` (B, C, *S) and ``y`` (B, 2, *S): masks of the region and of the background. Returns (B, C), NaN
     where a region has fewer than two pixels.
 
     Args:
-        num_bins: number of bins; ``None`` takes ``ceil(2 * N ** 0.4)`` with ``N`` the pixels of the smaller region.
+        num_bins: number of bins, an odd one is raised by one; ``None`` takes ``ceil(2 * N ** 0.4)`` with ``N`` the
+            pixels of the smaller region.
         kwargs: ``reduction`` and ``get_not_nans`` of :class:`monai.metrics.RMSEMetric`.
 
     Raises:
@@ -116,8 +117,11 @@ class GeneralizedCNRMetric(_RegionMetric):
 
     def _from_values(self, *values: torch.Tensor) -> torch.Tensor:
         bins = self.num_bins or math.ceil(2 * min(v.numel() for v in values) ** 0.4)
-        pooled = torch.cat(values).sort().values
-        edges = pooled[torch.arange(1, bins, device=pooled.device) * pooled.numel() // bins].contiguous()
+        bins += bins % 2  # so that regions without a common gray level have an edge between them
+        pooled, order = torch.cat(values).sort()
+        share = torch.cat([torch.full_like(v, 1 / v.numel()) for v in values])[order].cumsum(0)
+        steps = 2 * torch.arange(1, bins, device=share.device) / bins + 0.5 / pooled.numel()  # half a pixel: rounding
+        edges = pooled[torch.searchsorted(share, steps.to(share)).clamp(max=pooled.numel() - 1)].contiguous()
         shares = [torch.bincount(torch.bucketize(v, edges, right=True), minlength=bins) / v.numel() for v in values]
         return 1.0 - torch.minimum(shares[0], shares[1]).sum()
 
@@ -246,7 +250,7 @@ class EnhancementQualityMetric(RegressionMetric):
         speckle, speckle_reference = (self.speckle._compute_metric(x, background) for x in (y_pred, reference))
         ratio = torch.where(speckle == speckle_reference, 1.0, speckle / speckle_reference)  # also of two flat ones
         terms = (
-            (contrast / contrast_reference).clamp(max=1),
+            torch.where(contrast == contrast_reference, 1.0, contrast / contrast_reference).clamp(max=1),  # also both 0
             torch.minimum(ratio, 1 / ratio),
             self.structure._compute_metric(y_pred, reference).clamp(min=0),
         )

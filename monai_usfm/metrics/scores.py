@@ -27,12 +27,14 @@ def classification_scores(probabilities: torch.Tensor, labels: torch.Tensor, bin
         bins: confidence bins of the calibration error; None leaves it out, for a bootstrap of another score.
 
     Raises:
-        ValueError: unless there is one label in ``[0, K)`` for each row.
+        ValueError: unless there is one label in ``[0, K)`` for each row, and all rows hold numbers in [0, 1].
     """
     p = np.asarray(torch.as_tensor(probabilities).double().cpu())
     y = np.asarray(torch.as_tensor(labels).long().cpu())
     if p.ndim != 2 or y.shape != p.shape[:1] or len(y) == 0:
         raise ValueError(f"need probabilities (M, K) and labels (M,), got {p.shape} and {y.shape}.")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("probabilities must be in [0, 1]; of logits take the softmax first.")
     num_classes = p.shape[1]
     if y.min() < 0 or y.max() >= num_classes:
         raise ValueError(f"labels run from {y.min()} to {y.max()}, outside the {num_classes} classes predicted.")
@@ -85,6 +87,15 @@ def _auc(probabilities: np.ndarray, labels: np.ndarray, actual: np.ndarray) -> f
     return float(np.mean(areas))
 
 
+def check_classes(prediction: torch.Tensor, label: torch.Tensor, num_classes: int) -> None:
+    """Refuse label maps with values that are no class."""
+    for name, found in (("prediction", prediction), ("label", label)):
+        if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < num_classes:
+            raise ValueError(
+                f"the {name} holds {int(found.min())} to {int(found.max())}, outside the {num_classes} classes."
+            )
+
+
 def overlap_scores(prediction: torch.Tensor, label: torch.Tensor, num_classes: int) -> dict[str, float]:
     """Dice and intersection over union of one label map, each the mean over the foreground classes.
 
@@ -94,12 +105,13 @@ def overlap_scores(prediction: torch.Tensor, label: torch.Tensor, num_classes: i
         prediction: class indices ``(*S)``.
         label: class indices ``(*S)``.
         num_classes: classes including background 0.
+
+    Raises:
+        ValueError: for maps of different shapes, or with values that are no class.
     """
-    for name, found in (("prediction", prediction), ("label", label)):
-        if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < num_classes:
-            raise ValueError(
-                f"the {name} holds {int(found.min())} to {int(found.max())}, outside the {num_classes} classes."
-            )
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} must have one shape.")
+    check_classes(prediction, label, num_classes)
     pairs = torch.bincount(label.flatten().long() * num_classes + prediction.flatten().long(), minlength=num_classes**2)
     confusion = pairs.reshape(num_classes, num_classes).double()
     hits = confusion.diagonal()[1:]

@@ -48,8 +48,8 @@ class TemperatureScaling(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}.")
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ class TemperatureScaling(nn.Module):
             ignore_index: label to leave out.
 
         Raises:
-            ValueError: if shapes do not match or no label is left.
+            ValueError: if shapes do not match, logits are not finite, or no label is left.
         """
         classes = logits.shape[1]
         scores = logits.detach().movedim(1, -1).reshape(-1, classes).double()
@@ -76,6 +76,8 @@ class TemperatureScaling(nn.Module):
         scores, truth = scores[truth != ignore_index], truth[truth != ignore_index]
         if len(truth) == 0:
             raise ValueError(f"no label is left without {ignore_index}: nothing to fit.")
+        if not bool(scores.isfinite().all()):
+            raise ValueError("the logits hold NaN or infinite values: no temperature fits them.")
         if classes == 1:  # a sigmoid is a softmax against zero
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
 

@@ -152,6 +152,14 @@ def add_haze(
     return blend(img, image, from_power(to_power(image, dynamic_range_db) + haze, dynamic_range_db), fov, geometry)
 
 
+def _add_speckled_haze(img: torch.Tensor, seed: int, **given: Any) -> torch.Tensor:
+    """:func:`add_haze` with a texture of the image's own size."""
+    generator = torch.Generator(img.device).manual_seed(seed)
+    sigma = (1.0,) * (img.ndim - 3) + (1.0, 2.5)  # clutter is smeared across beams
+    texture = speckle_intensity((1, *img.shape[1:]), psf_sigma=sigma, generator=generator, device=img.device)
+    return add_haze(img, texture=texture, **given)
+
+
 def _smoothstep(x: torch.Tensor) -> torch.Tensor:
     """0 below 0, 1 above 1, a smooth rise between."""
     x = x.clamp(0, 1)
@@ -234,7 +242,7 @@ class RandHaze(RandEffect):
         prob, dynamic_range_db: see :class:`~monai_usfm.transforms.effect.RandEffect`.
     """
 
-    effect, positive = staticmethod(add_haze), ("extent",)
+    effect, positive = staticmethod(_add_speckled_haze), ("extent",)
 
     def __init__(
         self,
@@ -247,10 +255,8 @@ class RandHaze(RandEffect):
         super().__init__(prob, dynamic_range_db, level_db=level_db, center=center, extent=extent)
 
     def draw(self, img: torch.Tensor) -> dict[str, Any]:
-        generator = torch.Generator(img.device).manual_seed(int(self.R.randint(2**31)))
-        sigma = (1.0,) * (img.ndim - 3) + (1.0, 2.5)  # clutter is smeared across beams
-        texture = speckle_intensity((1, *img.shape[1:]), psf_sigma=sigma, generator=generator, device=img.device)
-        return super().draw(img) | {"texture": texture}
+        seed = int(self.R.randint(2**31))
+        return super().draw(img) | {"seed": seed}
 
 
 RandAcousticShadowd = dictionary_form(RandAcousticShadow, RandEffectForm)

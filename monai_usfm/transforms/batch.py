@@ -16,8 +16,16 @@ __all__ = ["BatchAppearance", "BatchAugmentation"]
 
 
 def unit_range(image: torch.Tensor) -> torch.Tensor:
-    """Bytes to [0, 1]; floats stay as they are."""
-    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    """Bytes to [0, 1]; floats stay as they are.
+
+    Raises:
+        ValueError: for other types, whose white is not known.
+    """
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    if not image.is_floating_point():
+        raise ValueError(f"images must be uint8 or floats in [0, 1], got {image.dtype}; scale them first.")
+    return image.float()
 
 
 class BatchAugmentation:
@@ -101,11 +109,13 @@ class BatchAugmentation:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``(B, C, *S) -> (B, C, *spatial_size)``, float in [0, 1]; uint8 input is scaled from 0..255.
 
-        A label ``(B, L, *S)`` keeps its dtype, and takes the background value 0 where the image was left.
+        A label ``(B, L, *S)`` keeps its dtype, and takes the background value 0 where the image was left; a continuous
+        one is scaled like the image.
         """
         dims = image.dim() - 2
         size = ensure_tuple_rep(self.spatial_size, dims)
         image = unit_range(image)
+        label = unit_range(label) if label is not None and self.continuous_label else label
         batch, device = image.shape[0], image.device
 
         def uniform(low: float, high: float) -> torch.Tensor:
@@ -234,4 +244,4 @@ class BatchAppearance:
         grain = torch.randn_like(image[:, :1])
         pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
         grain = pool(grain, 3, stride=1, padding=1) * 3 ** (dims / 2)
-        return (image * (1 + chosen() * uniform(0, 0.25) * grain)).clamp(0, 1)
+        return (image * (1 + chosen() * uniform(0, 0.25) * grain)).clamp(0, 1) * lit  # resampling spreads over black

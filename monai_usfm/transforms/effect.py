@@ -164,6 +164,8 @@ class RandEffect(RandomizableTransform):
             return image
         if isinstance(geometry, Mapping):  # of BeamGeometry.to_dict
             geometry = BeamGeometry.from_dict(dict(geometry))
+        if not isinstance(geometry, BeamGeometry | None):
+            raise TypeError(f"geometry must be a BeamGeometry or what its to_dict gives, got {geometry!r}.")
         return self.effect(image, **self.params, dynamic_range_db=self.dynamic_range_db, fov=fov, geometry=geometry)
 
 

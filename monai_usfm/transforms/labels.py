@@ -133,6 +133,8 @@ class _LabelForm(DictionaryForm):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Check the sizes, then map."""
         for key in self.key_iterator(dict(data)) if self.image_key is not None else ():
+            if self.image_key not in data:
+                raise KeyError(f"LabelIndicesd: there is no item {self.image_key!r}, which image_key names.")
             size, wanted = (tuple(data[name].shape[1:]) for name in (key, self.image_key))
             if size != wanted:
                 raise ValueError(

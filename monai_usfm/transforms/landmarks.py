@@ -38,11 +38,12 @@ def soft_argmax(heatmaps: torch.Tensor, window: float = 0.1) -> torch.Tensor:
 
     The mean of a heatmap around its maximum is a point below a pixel, and exact for a symmetric one. Far values, which
     would draw a mean of the whole towards the center, do not count (Luvizon et al. 2019,
-    https://arxiv.org/abs/1710.02322, use the whole).
+    https://arxiv.org/abs/1710.02322, use the whole), nor do those that have no counterpart because the image ends.
 
     Args:
         heatmaps: channels first.
-        window: half the side of the window around the maximum, as a share of the longer side of the image.
+        window: half the side of the window around the maximum, as a share of the longer side of the image; along an
+            axis no more than fits between the maximum and the border.
 
     Returns:
         Row, column and standard deviation (the root mean of both variances) in pixels; NaN for an empty heatmap.
@@ -52,11 +53,13 @@ def soft_argmax(heatmaps: torch.Tensor, window: float = 0.1) -> torch.Tensor:
     radius = max(1, round(window * max(height, width)))
     peak = plain.flatten(1).argmax(1)
     grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).to(plain)
-    offsets = grid[None] - torch.stack([peak // width, peak % width], 1)[:, :, None, None].to(plain)
-    weights = plain * (offsets.abs() <= radius).all(1)
-    total = weights.flatten(1).sum(1)
-    mean = (weights[:, None] * grid).flatten(2).sum(2) / total[:, None]
-    variance = (weights[:, None] * (grid[None] - mean[:, :, None, None]).square()).flatten(2).sum(2) / total[:, None]
+    center = torch.stack([peak // width, peak % width], 1).to(plain)
+    reach = torch.minimum(center, torch.tensor([height - 1, width - 1]).to(plain) - center).clamp(max=radius)
+    offsets = (grid[None] - center[:, :, None, None]).abs()
+    near, even = (plain * (offsets <= limit).all(1) for limit in (radius, reach[:, :, None, None]))
+    mean = (even[:, None] * grid).flatten(2).sum(2) / even.flatten(1).sum(1, keepdim=True)
+    square = (grid[None] - mean[:, :, None, None]).square()
+    variance = (near[:, None] * square).flatten(2).sum(2) / near.flatten(1).sum(1, keepdim=True)
     return torch.cat([mean, variance.mean(1, keepdim=True).sqrt()], 1).float()
 
 

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Randomizable, Resize
-from monai.utils import convert_to_dst_type
+from monai.transforms import MapTransform, Randomizable, Resize, SpatialCrop
+from monai.utils import convert_to_dst_type, ensure_tuple_rep
 
 from monai_usfm.transforms.dictionary import TORCH
 
@@ -77,7 +77,7 @@ class RandBackgroundCropd(Randomizable, MapTransform):
         prob: of a crop.
         label_key: class indices, 0 is background.
         smallest: share of its axis that a part must have.
-        mode: of the resampling, one for each key.
+        mode: of the resampling, one for all or one for each key; None is bilinear, of the label nearest.
         allow_missing_keys: see :class:`monai.transforms.MapTransform`.
     """
 
@@ -89,11 +89,13 @@ class RandBackgroundCropd(Randomizable, MapTransform):
         prob: float = 0.1,
         label_key: str = "label",
         smallest: float = 0.3,
-        mode: tuple[str, ...] = ("bilinear", "nearest"),
+        mode: Sequence[str] | str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.prob, self.label_key, self.smallest, self.mode = prob, label_key, smallest, mode
+        self.prob, self.label_key, self.smallest = prob, label_key, smallest
+        modes = mode or ["nearest" if key == label_key else "bilinear" for key in self.keys]
+        self.mode = ensure_tuple_rep(modes, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -110,9 +112,9 @@ class RandBackgroundCropd(Randomizable, MapTransform):
         if not parts:
             return d
         axis, part = parts[self.R.randint(len(parts))]
-        window = (slice(None), *[part if i == axis else slice(None) for i in range(len(size))])
+        window = [part if i == axis else slice(0, length) for i, length in enumerate(size)]
         for key, mode in self.key_iterator(d, self.mode):
-            resized = Resize(size, mode=mode)(d[key][window])
+            resized = Resize(size, mode=mode)(SpatialCrop(roi_slices=window)(d[key]))
             # Images out of a store are plain tensors, and a batch of both kinds cannot be collated.
             d[key] = convert_to_dst_type(resized, d[key])[0]
         return d

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
@@ -94,6 +95,8 @@ class Promptsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
+            if not isinstance(d[key], MetaTensor):
+                raise ValueError(f"the item {key!r} must be a MetaTensor that knows its file, see LoadUltrasoundd.")
             image, shape = d[key].clone(), [int(n) for n in d[key].meta["spatial_shape"]][: d[key].dim() - 1]
             file, roi = image.meta["filename_or_obj"], d.get("roi") or []
             corners: Any = [roi]

@@ -15,7 +15,7 @@ from monai.networks.layers import gaussian_1d
 from monai.transforms import Resize, Resized
 from monai.transforms.inverse import TraceableTransform
 from monai.transforms.utils import scale_affine
-from monai.utils import TraceKeys, fall_back_tuple
+from monai.utils import TraceKeys, convert_to_tensor, fall_back_tuple
 
 __all__ = ["SeparableResize", "SeparableResized", "resize_linear"]
 
@@ -74,7 +74,10 @@ def _bands(source: int, target: int) -> list[tuple[int, int, torch.Tensor]]:
 
 
 class SeparableResize(Resize):
-    """MONAI's ``Resize``, about ten times as fast where it smooths and interpolates linearly; the rest is MONAI's."""
+    """MONAI's ``Resize``, about ten times as fast where it smooths and interpolates linearly; the rest is MONAI's.
+
+    A plain tensor stays one, and so has no inverse: metadata would cost time in every step after it.
+    """
 
     def __call__(  # type: ignore[override]
         self,
@@ -84,6 +87,8 @@ class SeparableResize(Resize):
         anti_aliasing: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        if not isinstance(img, torch.Tensor):
+            img = convert_to_tensor(img, track_meta=get_track_meta())
         chosen, lazy = str(mode or self.mode), kwargs.get("lazy")
         smooths = self.anti_aliasing if anti_aliasing is None else anti_aliasing
         special = (align_corners, self.align_corners, kwargs.get("anti_aliasing_sigma"), self.anti_aliasing_sigma)

@@ -114,6 +114,12 @@ def test_options_out_of_range_are_refused(options, message):
         OrganBalancedSampler(ORGANS, **options)
 
 
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [], [1.0, float("nan")]])
+def test_weights_that_draw_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match="with a positive sum"):
+        WeightedSampler(weights)
+
+
 def test_pairs_are_two_frames_of_one_sequence_in_every_process():
     sequences = [i // 3 for i in range(60)] + list(range(100, 140))
     whole = list(OrganBalancedSampler(ORGANS, num_samples=101, seed=4, sequences=sequences))

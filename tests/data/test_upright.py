@@ -241,5 +241,14 @@ def test_the_array_form_takes_any_tensor_in_memory():
     assert UprightGray(dtype=torch.uint8)(plain).tolist() == [[[0, 102, 204], [51, 153, 255]]]
 
 
+def test_stored_numbers_are_kept_or_refused_in_another_type():
+    plain = torch.tensor([[[0.0, 0.9999], [255.0, 7.0]]])
+    labels = UprightGray(scale=None, dtype=torch.uint8)
+    assert labels(plain).tolist() == [[[0, 255], [1, 7]]]
+    for value in (300.0, -1.0, 0.5):
+        with pytest.raises(ValueError, match=r"do not fit into torch\.uint8"):
+            labels(torch.where(plain == 7, value, plain))
+
+
 def test_a_cine_has_its_frame_time(tmp_path):
     assert LoadUltrasound(3)(write(tmp_path / "cine.avi")).meta["frame_time"] == pytest.approx(1 / 20)

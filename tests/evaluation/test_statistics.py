@@ -75,3 +75,5 @@ def test_holm_correction_of_a_textbook_example():
 def test_scores_that_do_not_pair_up_are_refused():
     with pytest.raises(ValueError, match="3 and 2 cases"):
         paired_test([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="1 of 3 pairs of scores are not finite"):
+        paired_test([1, 2, float("nan")], [1, 2, 3])

@@ -68,6 +68,16 @@ def test_gcnr_of_separable_regions_is_one():
     assert float(GeneralizedCNRMetric()(image, halves((16, 16)))) == 1.0
 
 
+@pytest.mark.parametrize("inside", [0.8, 0.2])
+@pytest.mark.parametrize("size", [30, 100, 200, 2000])
+def test_gcnr_does_not_depend_on_the_sizes_of_the_regions(size, inside):
+    masks = torch.zeros(1, 2, 10000)
+    masks[0, 0, :size], masks[0, 1, size:] = 1, 1
+    image = torch.where(masks[:, :1] > 0, inside, 0.5)
+    noisy = image + 0.1 * torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+    assert [float(GeneralizedCNRMetric()(x, masks)) for x in (image, noisy)] == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("looks", [1, 4])
 def test_speckle_snr_is_that_of_theory(looks):
     generator = torch.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ import torch
 from monai.metrics import compute_dice, compute_iou
 from torch.nn.functional import one_hot
 
+from monai_usfm.handlers import score_case
 from monai_usfm.metrics.scores import classification_scores, overlap_scores
 
 
@@ -66,6 +67,12 @@ def test_labels_outside_the_classes_are_refused():
         classification_scores(torch.full((2, 2), 0.5), torch.tensor([0, 2]))
 
 
+@pytest.mark.parametrize("value", [float("nan"), -1.0, 3.0])
+def test_what_is_no_probability_is_refused(value):
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        classification_scores(torch.tensor([[0.5, 0.5], [0.5, value]]), torch.tensor([0, 1]))
+
+
 @pytest.mark.parametrize("shape", [(9, 11), (4, 5, 6)])
 def test_overlap_equals_that_of_monai(shape):
     generator = torch.Generator().manual_seed(0)
@@ -81,3 +88,7 @@ def test_overlap_of_empty_maps():
     assert overlap_scores(empty, empty, 2) == {"dice": 1.0, "iou": 1.0}
     assert overlap_scores(empty, one, 2) == {"dice": 0.0, "iou": 0.0}
     assert overlap_scores(one, empty, 3) == {"dice": 0.0, "iou": 0.0}
+    with pytest.raises(ValueError, match="one shape"):
+        overlap_scores(one[:2], one[:, :2], 2)
+    with pytest.raises(ValueError, match="the label holds 0 to 255"):
+        score_case(one[None], 255 * one[None], 2)

@@ -203,8 +203,16 @@ def test_every_objective_overfits_one_image(dims, size, patch, make):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_network_may_be_of_another_precision(dtype):
-    model = MaskedImageModel(tiny()).to(dtype)
+@pytest.mark.parametrize(
+    "build",
+    [
+        MaskedImageModel,
+        lambda encoder: MaskedImageModel(encoder, decoder="pyramid"),
+        lambda encoder: MaskedAutoencoder(encoder, 32, 1, 2, band_stop=RandomBandStop()),
+    ],
+)
+def test_the_network_may_be_of_another_precision(build, dtype):
+    model = build(tiny()).to(dtype)
     out = model(torch.rand(2, 1, 32, 48, dtype=dtype))
     assert out["loss"].isfinite() and out["prediction"].isfinite().all()
 

@@ -51,6 +51,19 @@ def test_tube_masks_are_the_same_at_all_times():
     assert (drawn[:, 0].mean(0) - 0.75).abs().max() < 0.08
 
 
+@pytest.mark.parametrize("ratio", [0.6, 0.75])
+def test_tubes_stay_whole_in_a_field_of_view(ratio):
+    image = torch.zeros(2, 1, 64, 64, 64)
+    image[:, :, 16:, 8:50, 10:60] = 0.4  # nothing yet in the first frames
+    image[1, :, :, 34:] = 0
+    mask = TokenMask("tube", ratio, fov_aware=True)
+    keep, hidden, counts = mask(image, (16, 8, 8))
+    visible = torch.zeros(2, 4 * 64).scatter(1, keep, 1.0).view(2, 4, 64)
+    assert torch.equal(visible, visible[:, :1].expand_as(visible)) and keep.shape[1] >= 4
+    inside = F.max_pool3d(image, (16, 8, 8)).flatten(1) > 0
+    assert torch.equal(counts > 0, torch.gather(inside, 1, hidden))
+
+
 def test_texture_masks_keep_textured_patches_more_often():
     """A published implementation ranks the wrong array and keeps textured patches at chance, 0.5."""
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from monai_usfm.transforms import (
     BeamGeometry,
     RandAcousticShadow,
     RandHaze,
+    RandHazed,
     acoustic_shadow,
     add_haze,
     reverberate,
@@ -108,6 +109,12 @@ def test_random_haze_is_speckle_of_the_drawn_mean_power():
     power = from_db(effect(torch.zeros(1, 256, 256), fov=torch.ones(1, 256, 256)))
     assert 10 * np.log10(float(power.mean())) == pytest.approx(-20.0, abs=0.2)
     assert float(power.std() / power.mean()) == pytest.approx(1.0, abs=0.08)
+
+
+def test_random_haze_is_drawn_for_images_of_different_sizes():
+    images = {"image": torch.full((1, 40, 50), 0.1), "other": torch.full((1, 60, 40), 0.1)}
+    item = RandHazed(("image", "other"), prob=1.0)(images)
+    assert all(item[key].shape == images[key].shape and item[key].max() > 0.2 for key in images)
 
 
 def test_random_shadow_stays_within_its_ranges_and_draws_an_elevation_for_volumes_only():

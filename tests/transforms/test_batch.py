@@ -142,6 +142,15 @@ def test_bytes_are_scaled_and_the_batch_is_not_edited() -> None:
     assert (image == 51).all() and image.dtype == torch.uint8
 
 
+def test_a_continuous_label_is_scaled_as_its_image_and_other_types_are_refused() -> None:
+    image = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    augment = BatchAugmentation((8, 8), label_key="label", continuous_label=True)
+    out, label = augment({"image": image, "label": image})
+    assert torch.equal(out, label) and out.max() <= 1
+    with pytest.raises(ValueError, match="uint8 or floats"):
+        augment({"image": image.int(), "label": image})
+
+
 def test_label_that_is_no_image_is_passed_on() -> None:
     batch = {"image": torch.rand(3, 1, 8, 8), "class": torch.tensor([2, 0, 1])}
     _, label = BatchAugmentation((8, 8), label_key="class")(batch)
@@ -206,7 +215,7 @@ def test_appearance_keeps_black_and_range() -> None:
     image = torch.rand(6, 1, 32, 32)
     image[..., :8] = 0
     changed = BatchAppearance(prob=1.0)(image)
-    assert changed[..., :5].max() == 0  # but for what a coarser resolution spreads over the border
+    assert changed[..., :8].max() == 0
     assert changed.min() >= 0 and changed.max() <= 1 and not torch.equal(changed, image)
 
 

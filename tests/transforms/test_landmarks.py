@@ -20,6 +20,13 @@ def test_soft_argmax_finds_points_below_a_pixel_and_their_spread():
     assert torch.allclose(found[:, 2], torch.full((2,), 1.5), atol=0.01)
 
 
+def test_the_border_draws_no_point_inwards():
+    points = torch.tensor([[0.0, 40.0], [2.0, 79.0], [63.0, 0.0]])
+    found = soft_argmax(draw_heatmaps(points, (64, 80), 1.5))
+    assert torch.allclose(found[:, :2], points, atol=1e-3)
+    assert torch.allclose(found[:, 2], torch.full((3,), 1.5), atol=0.2)
+
+
 def test_points_keep_their_place_when_the_image_is_resized():
     item = {"image": torch.zeros(1, 60, 90), "landmarks": {"a": [30.0, 14.5], "b": None}}
     target = Landmarksd("landmarks", ["a", "b"], spatial_size=[120, 45], sigma=None)(item)["label"]
@@ -48,6 +55,8 @@ def test_heatmap_loss_is_the_divergence_and_leaves_absent_points_out():
     uniform = torch.zeros(1, 2, 16, 16)
     expected = math.log(256) - torch.special.entr(share).sum().item()
     assert HeatmapLoss()(uniform, heat).item() == pytest.approx(expected, rel=1e-4)
+    cut_away = draw_heatmaps(torch.tensor([[5.0, 6.0], [-3.0, 6.0]]), (16, 16), 2.0)[None]  # of the second a tail
+    assert HeatmapLoss()(uniform, cut_away).item() == pytest.approx(expected, rel=1e-4)
     assert spatial_softmax(uniform[0]).flatten(1).sum(1).tolist() == pytest.approx([1, 1])
 
 
@@ -60,3 +69,17 @@ def test_value_loss_is_the_negative_log_likelihood_up_to_a_constant():
     assert loss(output, target).item() == pytest.approx(expected.item(), abs=1e-5)
     value, std = loss.estimate(output[0])[0].tolist()
     assert (value, std) == (pytest.approx(11.0), pytest.approx(2 * math.exp(0.1)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "output", "target"),
+    [
+        (ValueLoss([0.0], [1.0]), (5, 2), (5,)),
+        (ValueLoss([0.0, 1.0], [1.0, 1.0]), (5, 4), (5, 1)),
+        (HeatmapLoss(), (2, 3, 8, 8), (2, 1, 8, 8)),
+        (HeatmapLoss(), (2, 1, 4, 16), (2, 1, 8, 8)),
+    ],
+)
+def test_losses_refuse_targets_of_another_shape(loss, output, target):
+    with pytest.raises(ValueError, match="must"):
+        loss(torch.zeros(output), torch.ones(target))

@@ -56,6 +56,23 @@ def test_background_crop_is_the_drawn_part_at_the_old_size() -> None:
     assert crop["image"].max() == pytest.approx(5.0) and crop["image"].min() == pytest.approx(0.0)
 
 
+def test_a_background_crop_knows_where_it_lies_and_takes_every_key_along() -> None:
+    affine = torch.diag(torch.tensor([0.5, 0.25, 1.0, 1.0]))
+    image = MetaTensor(torch.arange(20.0).repeat(20, 1)[None], affine=affine)
+    label = MetaTensor(torch.zeros(1, 20, 20), affine=affine)
+    label[:, :, :10] = 1  # the right half is shown
+    crop = RandBackgroundCropd(("image", "label", "fov"), prob=1.0)({"image": image, "label": label, "fov": image})
+    for key, first in {"image": 9.75, "label": 9.75, "fov": 9.75}.items():  # twice as wide: half a pixel before 10
+        assert (crop[key].affine @ torch.tensor([3.0, 0.0, 0.0, 1.0], dtype=torch.float64))[:2].tolist() == [
+            pytest.approx(1.5),
+            pytest.approx(0.25 * first),
+        ]
+        assert crop[key].shape == (1, 20, 20)
+    assert not crop["label"].any() and torch.equal(crop["fov"], crop["image"])
+    with pytest.raises(ValueError, match="3"):
+        RandBackgroundCropd(("image", "label", "fov"), mode=("bilinear", "nearest"))
+
+
 def test_image_stays_where_no_part_is_large_enough() -> None:
     data = {"image": torch.rand(1, 8, 8), "label": torch.ones(1, 8, 8)}
     assert torch.equal(RandBackgroundCropd(("image", "label"), prob=1.0)(data)["image"], data["image"])

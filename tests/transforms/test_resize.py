@@ -31,3 +31,6 @@ def test_labels_and_plain_tensors_are_resized_as_by_monai():
     assert torch.equal(torch.Tensor(got["label"]), torch.Tensor(wanted["label"]))
     torch.testing.assert_close(torch.Tensor(got["image"]), torch.Tensor(wanted["image"]), atol=3e-5, rtol=0)
     assert type(got["image"]) is torch.Tensor
+    resize = SeparableResize([24, 32], mode="bilinear", anti_aliasing=True)
+    array = resize(item["image"].numpy())
+    assert torch.equal(torch.Tensor(array), got["image"]) and resize.inverse(array).shape == (1, 40, 50)

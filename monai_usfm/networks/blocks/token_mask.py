@@ -120,12 +120,16 @@ class TokenMask(nn.Module):
         if self.fov_aware:
             # a patch that is black throughout lies outside the field of view
             inside = _pool((image.float().amax(dim=1, keepdim=True) > 1.5 / 255).float(), patch_size) > 0
-            noise = torch.where(inside, noise, torch.inf)
+            unit, usable = 1, inside
+            if self.kind == "tube":  # whole ones, wherever they are inside at any time
+                unit = grid[0]
+                usable = inside.unflatten(1, (unit, -1)).any(1, keepdim=True).expand(-1, unit, -1).flatten(1)
+            noise = torch.where(usable, noise, torch.inf)
             # All samples of a batch keep equally many tokens: what the smallest field of view affords. A black image
             # has none and teaches nothing; it is no reason to hide the others.
-            sizes = inside.sum(1)
+            sizes = usable.sum(1)
             smallest = int(torch.where(sizes > 0, sizes, total).min().item())
-            visible = max(1, min(visible, int(smallest * (1 - self.ratio))))
+            visible = max(unit, min(visible, int(smallest // unit * (1 - self.ratio)) * unit))
         order = torch.argsort(noise, dim=1, stable=True)
         keep, hidden = order[:, :visible], order[:, visible:]
         return keep, hidden, torch.gather(inside, 1, hidden).float()

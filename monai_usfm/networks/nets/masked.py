@@ -215,7 +215,8 @@ class MaskedImageModel(nn.Module):
         maps = self.encoder.run(tokens, grid, None, self.indices, max(self.indices))[1]
         features = self.decoder(corrupted.to(dtype), maps)
         with _float32(corrupted):
-            return self.to_image(features.float(), corrupted)
+            weights = next(self.to_image.parameters())  # float32 but where the whole network is not
+            return self.to_image(features.to(weights.dtype), corrupted.to(weights.dtype)).float()
 
     @torch.no_grad()
     def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -328,7 +329,7 @@ class MaskedAutoencoder(nn.Module):
         source = image
         if self.band_stop is not None:
             with _float32(image), torch.no_grad():
-                source = self.band_stop(image.float())
+                source = self.band_stop(image.float()).to(image.dtype)
         latent = self.encoder.forward_features(source, keep)
         order = torch.cat([keep, hidden], dim=1)
         decoded = self.forward_decoder(latent, order, grid).float()

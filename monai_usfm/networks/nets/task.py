@@ -59,8 +59,9 @@ def crop_to(x: torch.Tensor, size: list[int]) -> torch.Tensor:
 class TaskNetwork(nn.Module):
     """An encoder and what is built on it.
 
-    In evaluation under autocast what is built on the encoder runs in float32, of a segmentation's pyramid the stem and
-    the last layer, see :func:`~monai_usfm.networks.blocks.in_float32`.
+    In evaluation under autocast what is built on the encoder runs in float32, see
+    :func:`~monai_usfm.networks.blocks.in_float32`: of a segmentation's pyramid the stem and the last layer, of a
+    classifier the pooling of several maps.
 
     Parts of the encoder in which nothing is trainable stay in evaluation mode (no drop path), whatever ``train`` says.
 

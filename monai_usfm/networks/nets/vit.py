@@ -193,8 +193,10 @@ class UltrasoundViT(nn.Module):
         The class token is dropped and the final norm not applied.
 
         Raises:
-            ValueError: if an index is not a block of this network.
+            ValueError: for no index, or one that is not a block of this network.
         """
+        if len(indices) == 0:
+            raise ValueError("forward_intermediates needs the index of one block or more.")
         for index in indices:
             if index < 0 or index >= self.num_layers:
                 raise ValueError(f"block index {index} (feature_blocks, indices) is outside 0..{self.num_layers - 1}.")
