@@ -9,9 +9,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from monai.config import PathLike
@@ -22,6 +24,7 @@ __all__ = [
     "append_csv",
     "atomic_write",
     "atomic_writer",
+    "import_itk",
     "keep_apart",
     "read_json",
     "remove_abandoned",
@@ -42,6 +45,28 @@ UNTURN = {  # EXIF orientation: what undoes the turn that shows an image upright
 }
 WITH_EXIF = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
+
+
+def import_itk(files: Iterable[Any]) -> None:
+    """Import what reads and writes MetaImage, if one of the files is such: before threads are started.
+
+    ITK imports its parts when they are first used, and changes the working directory of the whole process meanwhile:
+    what another thread reads or writes by a relative path then lies elsewhere.
+    """
+    if any(str(file).lower().endswith((".mha", ".mhd")) for file in files):
+        _import_itk()
+
+
+@cache
+def _import_itk() -> None:
+    import itk
+
+    with TemporaryDirectory() as folder:
+        pixel = Path(folder, "pixel.mha")
+        pixel.write_bytes(
+            b"ObjectType = Image\nNDims = 2\nDimSize = 1 1\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n\0"
+        )
+        itk.imwrite(itk.GetImageFromArray(itk.GetArrayFromImage(itk.imread(str(pixel)))), str(pixel))
 
 
 @contextmanager
@@ -143,6 +168,7 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
     if output_ext.lower().removesuffix(".gz") in TWO_FILES:
         raise ValueError(f"{output_ext} stands for two files, which cannot be replaced as one; use .nii.gz or .mha.")
     base: type[ImageWriter] = resolve_writer(output_ext)[0]
+    import_itk([output_ext])
 
     class AtomicWriter(base):  # type: ignore[misc, valid-type]
         def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:

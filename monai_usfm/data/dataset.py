@@ -20,6 +20,7 @@ from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
 from torch.utils.data import get_worker_info
 
+from monai_usfm.files import import_itk
 from monai_usfm.options import flag
 
 from .formats import UnreadableImageError
@@ -59,6 +60,7 @@ class InferenceDataset(Dataset):
         ahead: int = 0,
     ) -> None:
         super().__init__(data, transform)
+        import_itk(value for item in data for value in item.values())
         self.skip_unreadable = datalist is None if skip_unreadable is None else flag(skip_unreadable)
         self.ahead = ahead
         self._thread: ThreadPoolExecutor | None = None
@@ -162,6 +164,7 @@ class UltrasoundDataset(Dataset):
         part = [] if self.skip_unreadable else range(rank, len(self.data), world_size)
         wanted = [index for index in part if self._store is None or self.data[index] not in self._store]
         lock = Lock()
+        import_itk(value for index in wanted for value in self.data[index].values())
 
         def read(index: int) -> None:
             item = self._run(index, end=self._split)

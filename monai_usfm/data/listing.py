@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 import torch
 
-from monai_usfm.files import write_text_atomically
+from monai_usfm.files import import_itk, write_text_atomically
 from monai_usfm.settings import split_named_path
 
 from .datalist import DATALIST_NAME, SPLITS, read_datalist
@@ -107,6 +107,7 @@ def make_datalist(
         )
     if table:
         _apply_table(entries, table)
+    import_itk(entry.path for entry in entries)
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
         list(pool.map(_inspect, entries))
     readable = [entry for entry in entries if not entry.unreadable]

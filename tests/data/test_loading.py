@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -515,3 +517,21 @@ def test_an_impossible_spacing_names_the_file(tmp_path, spacing):
     path = write(tmp_path / "a.png", asymmetric())
     with pytest.raises(UnreadableImageError, match=r"a\.png: spacing must be positive mm per axis of 2"):
         LoadUltrasoundd("image")({"image": path, "spacing": spacing})
+
+
+def test_itk_is_imported_before_threads_read(tmp_path):
+    """It changes the working directory while it is imported, which moves the relative paths of other threads."""
+    program = """if True:
+        import os, threading
+        from pathlib import Path
+        from monai_usfm.data import InferenceDataset, LoadUltrasoundd
+        from monai_usfm.files import atomic_writer
+        head = "ObjectType = Image\\nNDims = 2\\nDimSize = 4 5\\nElementType = MET_UCHAR\\nElementDataFile = LOCAL\\n"
+        Path("a.mha").write_bytes(head.encode() + bytes(20))
+        moved, change = [], os.chdir
+        os.chdir = lambda place: (moved.append(threading.current_thread().name), change(place))
+        data = InferenceDataset([{"image": "a.mha"}] * 2, LoadUltrasoundd("image"), ahead=1)
+        assert data[0]["image"].shape == data[1]["image"].shape == (1, 5, 4)
+        assert set(moved) == {"MainThread"}, moved
+    """
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
