@@ -238,7 +238,12 @@ def _accepted(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
 EXACT_TYPES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".nii.gz", ".mha", ".nrrd")
 """Types of one file that keep the values of a result: JPEG would spread the classes of a mask."""
 
-# What options of these names must be in every bundle that has them, and how that is said. None is left to the default.
+# Options without which nothing runs; of others None stands for the default.
+_NEEDED = (
+    "seed learning_rate weight_decay layer_decay warmup_epochs clip_norm num_workers figure_interval device amp "
+    "output_dir ckpt_dir export_path label_fraction accumulation_steps"
+)
+# What options of these names must be in every bundle that has them, and how that is said.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_epochs batch_size accumulation_steps val_interval save_interval in_channels crops_per_volume epoch_length "
     "frames_per_cine": (
@@ -262,6 +267,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "values landmarks class_names": (
         lambda value: isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value),
         "a list of names, such as \"['length']\"",
+    ),
+    "noise_strength noise_looks noise_psf_sigma noise_blur_sigma": (
+        lambda value: isinstance(value, list | tuple) and len(value) == 2 and 0 <= value[0] <= value[1],
+        "two numbers, low and high, from 0",
     ),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),
     "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
@@ -293,6 +302,8 @@ def check_values(options: Mapping[str, Any]) -> None:
         fits, wanted = RULES.get(name, (lambda _: True, ""))
         if isinstance(value, str) and value == "null" and name != "pretrained":
             raise ValueError(f"--{name} null is a word to MONAI's command line: for none write --{name} '$None'.")
+        if value is None and name in _NEEDED.split():
+            raise ValueError(f"--{name} must have a value: leave it out for its default.")
         if value is not None and not fits(value):
             raise ValueError(f"--{name} must be {wanted}; got {value!r}.")
 

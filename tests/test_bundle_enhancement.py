@@ -16,6 +16,7 @@ from monai.inferers import SlidingWindowInferer
 from PIL import Image
 
 from monai_usfm import save_network
+from monai_usfm.bundle import root_cause
 from monai_usfm.networks import UltrasoundEnhancer, usfm_vit
 from tests.tables import rows as table
 
@@ -34,7 +35,7 @@ def write_images(folder: Path) -> None:
             shape = ((40, 72), (56, 50))[number % 2]
             rows, columns = np.indices(shape)
             mask = (rows - 18) ** 2 + (columns - 24) ** 2 < 64
-            better = 90.0 + 60 * mask + 20 * np.sin(columns / 3)
+            better = 90.0 + 60 * mask + 20 * np.sin(columns / 3 + number)  # no file is in two splits
             better[:, -6:] = 0
             worse = np.where(better > 0, better + rng.normal(0, 15, shape), 0)
             entry = {}
@@ -203,6 +204,34 @@ def test_pairs_are_learnt_from_the_named_files(root, tmp_path):
     row = table(tmp_path / "evaluation" / "cases.csv")[0]
     low, high = (np.array(Image.open(root / "data" / f"{key}_6.png")) / 255 for key in ("image", "label"))
     assert float(row["psnr"]) == pytest.approx(-10 * np.log10(np.mean((low - high) ** 2)), abs=1e-3)
+
+
+def test_what_a_pair_is_is_told_once(root, tmp_path):
+    lists = json.loads((root / "data" / "dataset.json").read_text())
+    renamed = {s: [{"low": i["image"], "image": i["label"]} for i in items] for s, items in lists.items()}
+    (tmp_path / "list.json").write_text(json.dumps(renamed))
+    paths = {"dataset_dir": str(root / "data"), "datalist": str(tmp_path / "list.json"), "output_dir": str(tmp_path)}
+    train(root, **paths, pairs=True, input_key="low", target_key="image")
+    options = SETTINGS | {"bundle_root": str(root), "amp": "fp32"} | paths
+    run(config_file=files(root, "train", "evaluate"), **options)
+    row = table(tmp_path / "evaluation" / "cases.csv")[0]
+    low, high = (np.array(Image.open(root / "data" / renamed["test"][0][k])) / 255 for k in ("low", "image"))
+    assert float(row["psnr"]) == pytest.approx(-10 * np.log10(np.mean((low - high) ** 2)), abs=1e-3)
+    where = {"checkpoint": str(tmp_path / "model.pt"), "output_dir": str(tmp_path / "out")}
+    run(config_file=files(root, "inference"), **{**options, **where, "amp": "auto"})
+    names = {Path(item["low"]).stem + "_enhanced.png" for item in renamed["test"]}
+    assert {file.name for file in (tmp_path / "out").glob("*_enhanced.png")} == names
+    for key in ("low", "image"):  # one file of a pair in two splits
+        leak = json.loads(json.dumps(renamed))
+        leak["test"][0][key] = leak["training"][0][key]
+        (tmp_path / "list.json").write_text(json.dumps(leak))
+        with pytest.raises(RuntimeError) as error:
+            train(root, **paths, pairs=True, input_key="low", target_key="image")
+        assert "stand in two splits" in str(root_cause(error.value))
+    with pytest.raises(RuntimeError) as error:
+        (tmp_path / "list.json").write_text(json.dumps(renamed))
+        run(config_file=files(root, "train", "evaluate"), **options, roi_key="mask")
+    assert "has no 'mask'" in str(root_cause(error.value)) and "--roi_key" in str(root_cause(error.value))
 
 
 def test_volumes_train_are_evaluated_and_enhanced_on_their_grid(root, tmp_path):

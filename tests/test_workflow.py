@@ -11,6 +11,7 @@ import pytest
 
 import monai_usfm.data
 from monai_usfm.bundle import describe
+from monai_usfm.cli import main
 from monai_usfm.workflow import TASKS, find_bundle, load_bundle, run_bundle
 
 
@@ -104,6 +105,7 @@ def test_records_of_a_training_are_not_those_of_what_came_after(simulated_images
     assert found["sha256"] == json.loads(kept["model.json"])["sha256"]
     run_bundle("segmentation", "predict", **{k: options[k] for k in ("dataset_dir", "output_dir", "device")})
     assert (tmp_path / "inference_run.json").is_file() and records(tmp_path) == kept
+    assert main(["evaluate", "--dataset_dir", str(simulated_images), "--output_dir", str(tmp_path)]) == 0  # by the card
 
 
 def test_checkpoints_that_are_not_resumed_are_kept(simulated_images, tiny_training, tmp_path):

@@ -184,7 +184,11 @@ class _Items(list):
 
 
 def inference_items(
-    dataset_dir: str, datalist: str | None = None, split: str = "test", full_scale: float | None = None
+    dataset_dir: str,
+    datalist: str | None = None,
+    split: str = "test",
+    full_scale: float | None = None,
+    image_key: str = "image",
 ) -> list[dict[str, Any]]:
     """See :func:`monai_usfm.data.list_images`; where that fails, an empty list that fails when it is run.
 
@@ -192,7 +196,7 @@ def inference_items(
     network was trained on, one is decided for all (:func:`~monai_usfm.data.splits.common_full_scale`).
     """
     try:
-        items = list_images(dataset_dir, datalist, split)
+        items = list_images(dataset_dir, datalist, split, image_key)
     except (FileNotFoundError, ValueError) as error:
         failed = _Items()
         failed.error = error

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -25,6 +26,7 @@ __all__ = [
     "fingerprint",
     "labeled_batch",
     "mixed_batch",
+    "pair_keys",
     "preprocessing_of",
     "record",
     "simulated",
@@ -58,10 +60,18 @@ def training_items(items: Sequence[dict[str, Any]], fraction: float = 1.0, seed:
 
 
 def fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
-    """Hash of the names of the images, wherever their folder lies: two runs on the same data have the same."""
+    """Hash of the images and what they are labeled with, wherever their folder lies: two runs on the same data have the
+    same."""
     names = [os.path.abspath(str(item["image"])) for item in items]
     root = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
-    text = "\n".join(os.path.relpath(name, root) for name in names)
+
+    def line(item: Mapping[str, Any], name: str) -> str:
+        labels = {key: item[key] for key in ("class", "label", "landmarks", "values") if item.get(key) is not None}
+        if isinstance(labels.get("label"), str):
+            labels["label"] = os.path.relpath(labels["label"], root)
+        return os.path.relpath(name, root) + (json.dumps(labels, sort_keys=True, default=str) if labels else "")
+
+    text = "\n".join(map(line, items, names))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -73,9 +83,9 @@ def preprocessing_of(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def record(training: Dataset, validation: Dataset) -> dict[str, Any]:
     """What ``run.json`` tells of a run, and a resumed one compares: its options and its data."""
-    data: Any = training
-    sizes = {"training_items": len(data), "validation_items": len(validation)}  # type: ignore[arg-type]
-    return {**options(), **sizes, "data": fingerprint(data.data)}
+    lists = {"training": training.data, "validation": validation.data}  # type: ignore[attr-defined]
+    sizes = {f"{split}_items": len(items) for split, items in lists.items()}
+    return {**options(), **sizes, **{f"{split}_data": fingerprint(items) for split, items in lists.items()}}
 
 
 def check_data(*datasets: UltrasoundDataset) -> None:
@@ -185,6 +195,21 @@ def enhancement_items(
     source, target = ("image", "label") if dataset_dir or datalist else ("low", "image")
     names = {"image": input_key or source, "label": target_key or target} if pairs else {"image": "image"}
     required = tuple(dict.fromkeys(("image", *names.values())))
-    found = load_splits(dataset_dir, datalist, splits=(split,), required=required, **options)[split]
+    found = load_splits(dataset_dir, datalist, splits=(split,), required=required, apart=required, **options)[split]
+    for option, key in (("roi_key", roi), ("background_key", background)):
+        lacking = [str(item["image"]) for item in found if key and not item.get(key)]
+        if lacking:
+            raise ValueError(
+                f"{lacking[0]}: has no {key!r}, as {len(lacking)} of {len(found)} items of {split!r}; name the mask of "
+                f"each in the datalist, or leave --{option} out."
+            )
     names |= {name: key for name, key in (("roi", roi), ("background", background)) if key}
     return [{**item, **{name: item[key] for name, key in names.items()}} for item in found]
+
+
+def pair_keys(
+    card: Mapping[str, Any], input_key: str | None = None, target_key: str | None = None
+) -> dict[str, str | None]:
+    """The entries that name the files of a pair: as given, else as on the card of weights that learned from pairs."""
+    known = card.get("pairs") or {}
+    return {"input_key": input_key or known.get("input_key"), "target_key": target_key or known.get("target_key")}

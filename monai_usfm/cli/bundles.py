@@ -131,9 +131,11 @@ def _run_weights(
     """Run the workflow of a task, or of what the card of the weights says."""
     name = task or ""
     if task is None and (bundle.bundle_root is None or workflow == "evaluate"):
-        card = find_card(checkpoint) if checkpoint else None
+        folder = parse_options(options).get("output_dir") if workflow == "evaluate" else None
+        weights = checkpoint or (f"{folder}/model.pt" if folder else None)
+        card = find_card(weights) if weights else None
         if card is None:
-            raise ValueError(f"{checkpoint or 'without --checkpoint'}: no card tells the task; give --task.")
+            raise ValueError(f"{weights or 'without --checkpoint'}: no card tells the task; give --task.")
         name = "pretraining" if card["task"] in ("features", "encoder") else card["task"]
     given = () if checkpoint is None else ("--checkpoint", checkpoint)
     return _run(name, workflow, (*options, *given), bundle)

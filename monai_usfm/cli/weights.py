@@ -44,8 +44,10 @@ def average(output: str, checkpoints: Sequence[str]) -> Path:
 
     Raises:
         FileExistsError: if it is there already.
-        ValueError: for networks that differ.
+        ValueError: for networks that differ, or one that is given twice.
     """
+    if len({os.path.realpath(file) for file in checkpoints}) < len(checkpoints):
+        raise ValueError(f"{', '.join(map(str, checkpoints))}: a file stands there twice; name each training once.")
     if Path(output).exists():
         raise FileExistsError(f"{output} is there already: name a new file.")
     saved = save_network(output, average_networks(checkpoints))

@@ -118,7 +118,8 @@ class ListReport:
         if names:
             counts = Counter(entry.extra.get("class") for entry in entries)
             shown = ", ".join(f"{number} {name}: {counts[number]}" for number, name in enumerate(names))
-            print(f"Classes by folder: {shown}; {counts[None]} images lie in none of these folders.")
+            rest = len(entries) - sum(counts[number] for number in range(len(names)))
+            print(f"Classes: {shown}; {rest} images have none of them.")
 
     def empty(self, splits: dict[str, list[Entry]], shares: Sequence[float] | None) -> None:
         for name, share in zip(SPLITS, shares or (1, 1, 1), strict=True):

@@ -106,7 +106,7 @@ def make_datalist(
             f"{found.not_searched()}"
         )
     if table:
-        _apply_table(entries, table)
+        _apply_table(entries, table, names)
     import_itk(entry.path for entry in entries)
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
         list(pool.map(_inspect, entries))
@@ -218,8 +218,9 @@ def _find_images(
     return entries, left_out, unpaired
 
 
-def _apply_table(entries: Sequence[Entry], file: str) -> None:
-    """Organ, patient and further columns of a table."""
+def _apply_table(entries: Sequence[Entry], file: str, classes: Sequence[str] = ()) -> None:
+    """Organ, patient and further columns of a table; a ``class`` that is one of the names becomes its number."""
+    number_of = {name.lower(): number for number, name in enumerate(classes)}
     table = Table(file)
     rows = table.rows_of([entry.path for entry in entries])
     for entry, row in zip(entries, rows, strict=True):
@@ -230,7 +231,8 @@ def _apply_table(entries: Sequence[Entry], file: str) -> None:
         entry.rule = f"the table {file}"
         for key, value in row.items():
             if key and key not in ("image", "organ", "patient", "patient_id", "label") and value != "":
-                entry.extra[key] = value_of(value)
+                number = number_of.get(value.lower()) if key == "class" else None
+                entry.extra[key] = value_of(value) if number is None else number
     lacking = rows.count(None)
     print(f"{file}: {len(table.rows)} rows; {len(rows) - lacking} images have one, {lacking} have none.")
 

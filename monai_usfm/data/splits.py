@@ -48,6 +48,7 @@ def load_splits(
     holdout: float = 0.05,
     check_files: bool = True,
     full_scale: float | None = None,
+    apart: Sequence[str] = ("image",),
 ) -> dict[str, list[dict[str, Any]]]:
     """Lists of items with absolute paths, by split; no patient and no file is in two splits of the datalist.
 
@@ -68,6 +69,7 @@ def load_splits(
         check_files: see :func:`~monai_usfm.data.load_datalist`.
         full_scale: value of white of items that do not tell theirs; None decides by the training images, see
             :func:`common_full_scale`.
+        apart: keys of files of which none may stand in two splits, ``"image"`` first.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
@@ -84,8 +86,10 @@ def load_splits(
     elif not datalist:
         datalist = Path(str(dataset_dir)) / DATALIST_NAME
 
-    present = _splits(datalist, Path(dataset_dir or Path(datalist).parent))
+    present = _splits(datalist, Path(dataset_dir or Path(datalist).parent), apart)
     check_patient_leak(present)
+    for key in apart[1:]:
+        check_patient_leak({s: [{"image": i[key]} for i in items if i.get(key)] for s, items in present.items()})
     sample = next((present[split] for split in (*SPLITS, *splits) if present.get(split)), [])
     full_scale = common_full_scale(sample) if full_scale is None else full_scale
 
@@ -164,31 +168,39 @@ def spread_frames(items: Sequence[dict[str, Any]], count: int) -> list[dict[str,
 
 
 def list_images(
-    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test"
+    dataset_dir: str | os.PathLike,
+    datalist: str | os.PathLike | None = None,
+    split: str = "test",
+    image_key: str = "image",
 ) -> list[dict[str, Any]]:
     """Items to run inference on: a split of a datalist, or every image file below a folder.
 
-    Of a datalist each image once, with what is needed to read it (``spacing``, ``full_scale``) and its patient where
-    all have one: what else its items have need not collate. Below a folder what is no image, and what is left out
-    (:func:`~monai_usfm.data.folders.find_files`: results of our tools, hidden files and such), is named in a warning.
+    Of a datalist each image once (of recorded pairs ``image_key`` names the entry), with what is needed to read it
+    (``spacing``, ``full_scale``) and its patient where all have one: what else its items have need not collate. Below
+    a folder what is no image, and what is left out (:func:`~monai_usfm.data.folders.find_files`: results of our tools,
+    hidden files and such), is named in a warning.
 
     Raises:
         FileNotFoundError: when the folder does not exist or holds no image.
     """
-    return _images(dataset_dir, datalist, split, logger.warning)
+    return _images(dataset_dir, datalist, split, logger.warning, image_key)
 
 
 def _images(
-    dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None, split: str, warn: Callable[..., None]
+    dataset_dir: str | os.PathLike,
+    datalist: str | os.PathLike | None,
+    split: str,
+    warn: Callable[..., None],
+    image_key: str = "image",
 ) -> list[dict[str, Any]]:
     if datalist:
-        items = load_datalist(datalist, dataset_dir or None, split)
+        items = load_datalist(datalist, dataset_dir or None, split, required=(image_key,))
         if any(item.get("frame") is not None for item in items):
             warn("%s names frames, as training reads them; inference takes the middle frame of every cine.", datalist)
         patients = all(item.get("patient") is not None for item in items)
-        once = {str(item["image"]): item for item in reversed(items)}  # several frames of one cine are one result
+        once = {str(item[image_key]): item for item in reversed(items)}  # several frames of one cine are one result
         return [
-            {"image": str(item["image"])}
+            {"image": str(item[image_key])}
             | ({"patient": str(item["patient"])} if patients else {})
             | {key: item[key] for key in READING if item.get(key) is not None}
             for item in reversed(once.values())
@@ -207,7 +219,12 @@ def _images(
     return [{"image": str(file)} for file in found.images]
 
 
-def results_root(dataset_dir: str | os.PathLike, datalist: str | os.PathLike | None = None, split: str = "test") -> str:
+def results_root(
+    dataset_dir: str | os.PathLike,
+    datalist: str | os.PathLike | None = None,
+    split: str = "test",
+    image_key: str = "image",
+) -> str:
     """The ``data_root_dir`` of :class:`monai.transforms.SaveImaged` for the results of :func:`list_images`.
 
     Empty, which puts all results into one folder, where every image has a name of its own; where names repeat, the
@@ -217,7 +234,7 @@ def results_root(dataset_dir: str | os.PathLike, datalist: str | os.PathLike | N
         ValueError: for two images of one folder whose results would have one name.
     """
     try:
-        items = _images(dataset_dir, datalist, split, lambda *_: None)
+        items = _images(dataset_dir, datalist, split, lambda *_: None, image_key)
     except (FileNotFoundError, ValueError):
         return ""  # who lists them to read them is told what is wrong
     files = [Path(str(item["image"])) for item in items]
@@ -246,7 +263,7 @@ def _with_ending(name: str) -> str:
     return name if name.lower().endswith(SUPPORTED_SUFFIXES) else f"{name}.dcm"
 
 
-def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str, Any]]]:
+def _splits(datalist: str | os.PathLike, base: Path, apart: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
     """The splits of a datalist; of a file that the reader will refuse, what there is.
 
     Images by their path below ``base``: one may stand in one split by its whole path and in another by its name.
@@ -259,8 +276,8 @@ def _splits(datalist: str | os.PathLike, base: Path) -> dict[str, list[dict[str,
 
     def known(entry: str | dict[str, Any]) -> dict[str, Any]:
         item = with_patient({"image": entry} if isinstance(entry, str) else entry)
-        image = item.get("image")
-        return {**item, "image": os.path.normpath(base / image)} if isinstance(image, str) and image else item
+        files = {key: item[key] for key in ("image", *apart) if isinstance(item.get(key), str) and item[key]}
+        return {**item, **{key: os.path.normpath(base / file) for key, file in files.items()}}
 
     return {
         name: [known(entry) for entry in entries]

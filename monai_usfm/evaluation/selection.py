@@ -164,7 +164,7 @@ def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.n
         batch = torch.cat(loaded).repeat_interleave(options["in_channels"], 1)
         features.append(extract_features(network.encoder, batch, device=device))
         probabilities = network(batch.to(device)).float().softmax(1)
-        entropies.append(torch.special.entr(probabilities).sum(1).flatten(1).mean(1).cpu())
+        entropies.append(torch.special.entr(probabilities).sum(1).reshape(len(batch), -1).mean(1).cpu())
     if not readable:
         return np.zeros((0, 1)), np.zeros(0), readable
     vectors = torch.nn.functional.normalize(torch.cat(features), dim=1)

@@ -85,6 +85,8 @@ class CasePreviews:
     def _start(self, engine: Engine) -> None:
         self.page, self.pages, self.rows = [], 0, []
         self.waiting.clear()
+        for old in self.folder.parent.glob("contact_sheet*.jpg"):  # of another run, which may have had more
+            old.unlink()
         self.beside = ThreadPoolExecutor(1)  # one, so that cases keep their order
 
     def record(self, item: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -54,6 +54,15 @@ def test_the_fingerprint_of_the_data_is_that_of_the_names_wherever_they_lie() ->
     assert first != fingerprint(items("/data", "a/1.png", "b/3.png"))
 
 
+@pytest.mark.parametrize(("key", "value", "other"), [("class", 0, 1), ("label", "m/1.png", "m/2.png")])
+def test_the_fingerprint_of_the_data_is_that_of_the_labels_too(key: str, value: object, other: object) -> None:
+    def of(root: str, value: object) -> str:
+        value = f"{root}/{value}" if key == "label" else value
+        return fingerprint([{"image": f"{root}/a/1.png", key: value}, {"image": f"{root}/b/2.png", key: value}])
+
+    assert of("/data", value) == of("/mnt/other", value) != of("/data", other)
+
+
 def test_an_item_draws_by_seed_epoch_and_place_alone() -> None:
     noise = Compose([RandGaussianNoised("image", prob=1.0)])
     data = UltrasoundDataset([{"image": torch.zeros(4)}] * 3, noise, seed=1)

@@ -48,6 +48,9 @@ def test_a_value_without_an_option_is_refused():
         (["train", "--task", "segmentation", "--overlays", "dem"], 1, "demo"),
         (["predict", "--dataset_dir", "here"], 1, "--checkpoint"),
         (["evaluate", "--dataset_dir", "here"], 1, "give --task"),
+        (["average", "mean.pt", "a.pt", "./a.pt"], 1, "stands there twice"),
+        (["train", "--task", "segmentation", "--seed", "$None"], 1, "--seed must have a value"),
+        (["train", "--task", "enhancement", "--noise_strength", "0.5"], 1, "--noise_strength must be two numbers"),
         (["evaluate", "--task", "segmentation", "--bundle_root", "nowhere"], 1, "nowhere is no bundle"),
     ],
 )

@@ -255,7 +255,7 @@ def test_splits_and_classes_of_folders_are_kept(make, tmp_path, capsys):
     make(tmp_path / "set", split="folders", classes=["b\u00f6s", "malignant"], patient_pattern="(.*)")
     assert {item["organ"] for s in SPLITS for item in content[s]} == {"set", "other"}
     printed = capsys.readouterr().out
-    assert "0 b\u00f6s: 12, 1 malignant: 12; 1 images lie in none" in printed
+    assert "0 b\u00f6s: 12, 1 malignant: 12; 1 images have none of them" in printed
     assert "2 training files are held out" in printed
 
 
@@ -453,6 +453,15 @@ def test_the_command_takes_folders_and_options(tmp_path, capsys):
     assert [(item["organ"], item["patient"]) for item in items] == [("a", "a/1"), ("liver", "b/2")]
     assert main(["datalist", str(tmp_path / "none")]) == 1
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_class_names_in_a_table_become_numbers(tmp_path, capsys):
+    layout(tmp_path, ["p1.png", "p2.png", "p3.png"])
+    (tmp_path / "t.csv").write_text("image,class\np1.png,Benign\np2.png,malignant\np3.png,malignant\n")
+    options = ["--table", str(tmp_path / "t.csv"), "--classes", "benign,malignant", "--split", "1/0/0"]
+    assert main(["datalist", str(tmp_path), "--output", str(tmp_path / "l.json"), *options]) == 0
+    assert [item["class"] for item in json.loads((tmp_path / "l.json").read_text())["training"]] == [0, 1, 1]
+    assert "Classes: 0 benign: 1, 1 malignant: 2; 0 images have none of them." in capsys.readouterr().out
 
 
 def test_files_that_do_not_tell_white_share_the_largest_of_the_data_set(make, tmp_path, capsys):
