@@ -47,6 +47,14 @@ WITH_EXIF = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 TWO_FILES = (".hdr", ".img", ".mhd", ".nhdr")
 
 
+FAILED = 3
+"""Exit status of a command that was done but for some inputs, which could not be read."""
+
+
+class Failures(list[str]):
+    """What a function could not read, each with the reason; its command ends with the exit status :data:`FAILED`."""
+
+
 def import_itk(files: Iterable[Any]) -> None:
     """Import what reads and writes MetaImage, if one of the files is such: before threads are started.
 

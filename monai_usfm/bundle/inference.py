@@ -21,7 +21,7 @@ from monai_usfm.bundle.errors import under_command_line
 from monai_usfm.cards import NO_CLASSES, encoder_options, find_card, full_scale_of
 from monai_usfm.data import InferenceDataset, UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
-from monai_usfm.files import write_csv
+from monai_usfm.files import FAILED, write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer, FlipInferer, ScaleInferer, probabilities
 from monai_usfm.networks.uncertainty import predictive_entropy
 from monai_usfm.networks.weights import read_checkpoint
@@ -46,7 +46,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-FAILED = 3  # exit status of an inference that left files out
 
 
 def default_checkpoint(export_path: str, bundle_root: str) -> str:

@@ -20,7 +20,7 @@ from monai_usfm.files import atomic_write
 from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
 from monai_usfm.networks.nets import UltrasoundViT
 from monai_usfm.networks.nets.task import module_path
-from monai_usfm.networks.weights import read_checkpoint
+from monai_usfm.networks.weights import halved, read_checkpoint
 from monai_usfm.networks.weights.adapt import fit_grid
 from monai_usfm.networks.weights.layouts import RESTORED
 from monai_usfm.networks.weights.read import names_file
@@ -194,7 +194,7 @@ def save_network(
     if any(".parametrizations." in name for name in state):
         raise ValueError("the network has low-rank updates: call merge_lora before it is saved.")
     if half:
-        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+        state = halved(state)
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ValueError(

@@ -31,7 +31,7 @@ app = App(
 
 VERBS = {
     "Data": {
-        "convert-dicom": ("cli.convert:convert_dicom", "Convert DICOM to NIfTI or PNG, also de-identified."),
+        "convert-dicom": ("data.convert:convert_dicom_folder", "Convert DICOM to NIfTI or PNG, also de-identified."),
         "datalist": ("data:make_datalist", "Make a datalist from folders of files, split by patient."),
         "join-table": ("data:join_table", "Give the items of a datalist what a table knows of them."),
         "compound": ("data.sweeps:compound_sweep", "Make a volume from a freehand sweep and its poses."),
@@ -96,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not told and not (isinstance(root, OSError | ValueError | ImportError) and _is_own(root)):
             traceback.print_exception(error)
         return _fail(describe(error), 1)
+    if isinstance(result, list):
+        from monai_usfm.files import FAILED, Failures
+
+        return FAILED if result and isinstance(result, Failures) else 0
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 

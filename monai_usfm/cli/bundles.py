@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from monai.bundle import ConfigWorkflow
 
-from monai_usfm.bundle.inference import FAILED
 from monai_usfm.cards import find_card
+from monai_usfm.files import FAILED
 from monai_usfm.settings import parse_options
 from monai_usfm.workflow import load_bundle, run_bundle
 

@@ -1,77 +1,13 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs that convert files: DICOM to NIfTI or PNG, weights between layouts."""
+"""The verb that converts weights between layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from monai_usfm.bundle.inference import FAILED
-
-__all__ = ["convert_dicom", "convert_weights"]
-
-
-def convert_dicom(
-    inputs: Sequence[str],
-    *,
-    output: str,
-    format: Literal["nii.gz", "nii", "png", "dcm"] = "nii.gz",
-    region: str = "largest_tissue",
-    crop: bool = False,
-    frame: int | None = None,
-    color: bool = False,
-    deidentify: Literal["check", "strip"] | None = None,
-    key: str | None = None,
-    no_regions: Literal["refuse", "blacken"] = "refuse",
-    text: Literal["keep", "blacken", "refuse"] = "keep",
-    beam: bool = False,
-    review: str | None = None,
-) -> int:
-    """Convert ultrasound DICOM files to NIfTI or PNG with their spacing in mm, or to DICOM without names.
-
-    Folders are searched. Outputs lie below ``output`` as the inputs did, with ``strip`` under pseudonyms. A file that
-    cannot be converted is named with the reason, the others go on, and the exit status is 3.
-
-    Args:
-        inputs: files or folders.
-        output: folder.
-        format: type of the files.
-        region: ``largest_tissue``, an index, a kind (``tissue``, ``color_flow``, ``m_mode``, ``doppler``, ``trace``) or
-            ``none``. A file without a region of that kind is not converted.
-        crop: cut to the region.
-        frame: write this frame; default: all (NIfTI) or the middle one (PNG).
-        color: keep RGB instead of luma.
-        deidentify: refuse or strip what names a person.
-        key: file with the key of the pseudonyms, made if missing, for ``strip``; keep it.
-        no_regions: with ``strip``, a file whose ultrasound regions do not tell image from screen: refuse it, or keep
-            its field of view alone.
-        text: with ``strip``, text in the pixels that stay: keep it, blacken what is recognized, or refuse the file.
-        beam: with ``strip``, blacken all outside the fitted beam.
-        review: with ``strip``, a folder for a person's eyes: images before and after, and what was refused.
-
-    Returns:
-        The exit status.
-    """
-    from monai_usfm.data import convert_dicom_folder
-
-    failed = convert_dicom_folder(
-        inputs,
-        output,
-        format=format,
-        key=key,
-        deidentify=deidentify,
-        no_regions=no_regions,
-        text=text,
-        beam=beam,
-        review=review,
-        region=None if region == "none" else int(region) if region.lstrip("-").isdigit() else region,
-        crop=crop,
-        frame=frame,
-        gray=not color,
-    )
-    return FAILED if failed else 0
+__all__ = ["convert_weights"]
 
 
 def convert_weights(
@@ -79,7 +15,6 @@ def convert_weights(
     output: Path,
     *,
     to: Literal["ours", "usfm", "mae"],
-    network_size: Literal["tiny", "small", "base"] | None = None,
     spatial_dims: Literal[2, 3] | None = None,
     spatial_size: tuple[int, ...] | None = None,
     patch_size: tuple[int, ...] | None = None,
@@ -100,7 +35,6 @@ def convert_weights(
         source: weights in any layout that ``load_pretrained`` reads.
         output: file to write, replaced only when everything has worked; ``ours`` has a card beside it.
         to: layout to write.
-        network_size: named size of the encoder.
         spatial_dims: 3 turns an encoder of images into one of volumes.
         spatial_size: native size of the images in pixels, one number or one for each axis.
         patch_size: patch in pixels, one number or one for each axis.
@@ -116,14 +50,11 @@ def convert_weights(
     from monai_usfm.handlers import save_atomically
     from monai_usfm.networks import encoder_arguments, load_pretrained, to_mae_state_dict, to_usfm_state_dict
     from monai_usfm.networks.nets.masked import MaskedAutoencoder
-    from monai_usfm.networks.nets.vit import UltrasoundViT, usfm_vit
+    from monai_usfm.networks.nets.vit import UltrasoundViT
     from monai_usfm.networks.weights import decoder_arguments
 
     keep_apart(output, source)
     settings: dict[str, Any] = encoder_arguments(source)
-    if network_size is not None:
-        for name in ("hidden_size", "mlp_dim", "num_layers", "num_heads"):
-            del settings[name]
     if spatial_dims == 3 and settings["spatial_dims"] == 2:
         # an encoder of volumes is as deep as it is wide unless told otherwise, with cubic patches
         settings["img_size"] = (settings["img_size"][0], *settings["img_size"])
@@ -135,7 +66,7 @@ def convert_weights(
     if in_channels is not None:
         settings["in_channels"] = in_channels
     network: torch.nn.Module
-    network = encoder = UltrasoundViT(**settings) if network_size is None else usfm_vit(network_size, **settings)
+    network = encoder = UltrasoundViT(**settings)
     decoder = decoder_arguments(source)
     if decoder is not None and to != "usfm":
         network = MaskedAutoencoder(encoder, **decoder)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +22,7 @@ from monai_usfm.data.dicom_geometry import slice_geometry
 from monai_usfm.data.dicom_pixels import PYDICOM3, display_values, stored_values
 from monai_usfm.data.formats import UnreadableImageError
 from monai_usfm.data.upright import gray_from_rgb
-from monai_usfm.files import atomic_write, write_csv
+from monai_usfm.files import Failures, atomic_write, write_csv
 
 __all__ = ["convert_dicom", "convert_dicom_folder"]
 
@@ -127,29 +127,43 @@ def convert_dicom(
 
 
 def convert_dicom_folder(
-    inputs: Sequence[PathLike],
-    output: PathLike,
+    inputs: Sequence[Path],
     *,
-    format: str = "nii.gz",
-    key: PathLike | None = None,
-    deidentify: str | None = None,
-    review: PathLike | None = None,
-    **options: Any,
-) -> list[str]:
-    """Convert files and folders by :func:`convert_dicom`; a file that fails is reported and the others go on.
+    output: Path,
+    format: Literal["nii.gz", "nii", "png", "dcm"] = "nii.gz",
+    region: int | str | None = "largest_tissue",
+    crop: bool = False,
+    frame: int | None = None,
+    color: bool = False,
+    deidentify: Literal["check", "strip"] | None = None,
+    key: Path | None = None,
+    no_regions: Literal["refuse", "blacken"] = "refuse",
+    text: Literal["keep", "blacken", "refuse"] = "keep",
+    beam: bool = False,
+    review: Path | None = None,
+) -> Failures:
+    """Convert ultrasound DICOM files to NIfTI or PNG with their spacing in mm, or to DICOM without names.
 
-    Folders are searched. Outputs lie below ``output`` as the inputs did, or, with ``deidentify="strip"``, every folder
-    and file under its pseudonym.
+    Folders are searched. Outputs lie below ``output`` as the inputs did, with ``strip`` under pseudonyms. A file that
+    cannot be converted is named with the reason, the others go on, and the exit status of the command is 3.
 
     Args:
         inputs: files or folders.
         output: folder.
-        format: ``"png"``, ``"nii"``, ``"nii.gz"`` or ``"dcm"``.
-        key: file with the key of the pseudonyms, made where it is missing; needed for ``"strip"``.
-        deidentify: see :func:`convert_dicom`.
-        review: with ``"strip"``, a folder for a person's eyes: each image before and after, and ``refused.csv``, the
-            files that were refused with the reasons. It names patients; keep it apart from ``output``.
-        options: more of :func:`convert_dicom`.
+        format: type of the files.
+        region: ``largest_tissue``, an index, a kind (``tissue``, ``color_flow``, ``m_mode``, ``doppler``, ``trace``) or
+            ``none``. A file without a region of that kind is not converted.
+        crop: cut to the region.
+        frame: write this frame; default: all (NIfTI) or the middle one (PNG).
+        color: keep RGB instead of luma.
+        deidentify: refuse or strip what names a person.
+        key: file with the key of the pseudonyms, made if missing, for ``strip``; keep it.
+        no_regions: with ``strip``, a file whose ultrasound regions do not tell image from screen: refuse it, or keep
+            its field of view alone.
+        text: with ``strip``, text in the pixels that stay: keep it, blacken what is recognized, or refuse the file.
+        beam: with ``strip``, blacken all outside the fitted beam.
+        review: with ``strip``, a folder for a person's eyes: images before and after, and ``refused.csv``, what was
+            refused with the reasons. It names patients; keep it apart from ``output``.
 
     Returns:
         The files that were not converted, each with the reason.
@@ -167,10 +181,11 @@ def convert_dicom_folder(
     for apart, what in ((key, "key"), (review, "review")):
         if apart is not None and Path(output).resolve() in (Path(apart).resolve(), *Path(apart).resolve().parents):
             raise ValueError(f"{what} {apart} lies in {output}, with the data whose names it tells; put it apart.")
-    own = {name: value for name, value in options.items() if name not in ("frame", "gray")}
-    UltrasoundDicomReader(deidentify=deidentify, **own)  # refuses what it does not know before a file is read
+    options: dict[str, Any] = {"region": None if region == "none" else region, "crop": crop, "deidentify": deidentify}
+    options |= {"no_regions": no_regions, "text": text, "beam": beam}
+    UltrasoundDicomReader(**options)  # refuses what it does not know before a file is read
     pseudonyms = Pseudonyms(key) if deidentify == "strip" and key is not None else None
-    failed, done, taken = [], 0, set()
+    failed, done, taken = Failures(), 0, set()
     for argument in map(Path, inputs):
         if not argument.exists():
             failed.append(f"{argument}: no such file or folder")
@@ -188,7 +203,7 @@ def convert_dicom_folder(
                 if target in taken:
                     raise UnreadableImageError(file, f"{target} was already written from another input.")
                 sheet = None if review is None else Path(review) / named.with_name(f"{named.name}.jpg")
-                convert_dicom(file, target, deidentify=deidentify, pseudonyms=pseudonyms, review=sheet, **options)
+                convert_dicom(file, target, frame=frame, gray=not color, review=sheet, pseudonyms=pseudonyms, **options)
                 taken.add(target)
                 done += 1
             except Exception as error:  # a damaged file must not end a long conversion
@@ -198,7 +213,7 @@ def convert_dicom_folder(
         raise FileNotFoundError(f"{', '.join(map(str, inputs))}: no DICOM files; nothing was converted.")
     print(f"{done} converted, {len(failed)} not.")
     if deidentify == "strip":
-        read = "is not read" if options.get("text", "keep") == "keep" else "is found by recognition, which can fail"
+        read = "is not read" if text == "keep" else "is found by recognition, which can fail"
         print(
             f"Names of folders, files and patients are pseudonyms under the key in {key}. Text in the pixels that stay "
             f"{read}: look at the images before sharing them{f', side by side in {review}' if review else ''}."

@@ -96,6 +96,8 @@ class UltrasoundDicomReader(ImageReader):
         super().__init__()
         if isinstance(region, str) and region not in ("largest_tissue", *KINDS):
             raise ValueError(f"region must be largest_tissue, an index, {', '.join(KINDS)} or None, got {region!r}.")
+        if isinstance(region, int) and region < 0:
+            raise ValueError(f"region must be an index from 0, got {region}.")
         if deidentify not in ("check", "strip", None):
             raise ValueError(f'deidentify must be "check", "strip" or None, got {deidentify!r}.')
         if no_regions not in ("refuse", "blacken"):

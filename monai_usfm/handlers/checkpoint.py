@@ -28,6 +28,7 @@ from monai_usfm.handlers.records import EpochLoss
 from monai_usfm.handlers.sharding import gather, scatter
 from monai_usfm.networks import UltrasoundViT
 from monai_usfm.networks.weights.load import bare
+from monai_usfm.networks.weights.read import halved
 
 __all__ = ["BestCheckpoint", "EpochSeed", "ExportWeights", "ResumableCheckpoint", "ValidateStart", "save_atomically"]
 
@@ -443,7 +444,5 @@ class ExportWeights:
         if self._has_card():
             save_network(self.path, network, state_dict=state, half=self.half, **(self.card or {}))
         else:
-            if self.half:
-                state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-            save_atomically(state, self.path)
+            save_atomically(halved(state) if self.half else state, self.path)
         engine.logger.info(f"weights written to {self.path}.")

@@ -34,7 +34,7 @@ def test_names_of_files_and_folders_are_pseudonyms_of_a_key(tmp_path):
     for run, key in enumerate(("key.txt", "key.txt", "other.txt")):
         output = tmp_path / f"out{run}"
         options = {"format": "png", "deidentify": "strip", "key": tmp_path / key}
-        assert convert_dicom_folder([tmp_path / "scans"], output, **options) == []
+        assert convert_dicom_folder([tmp_path / "scans"], output=output, **options) == []
         found = sorted(str(p.relative_to(output)) for p in output.rglob("*.png"))
         text = " ".join(str(p) for p in output.rglob("*")) + " ".join(p.read_text() for p in output.rglob("*.json"))
         assert len(found) == 2 and "DOE" not in text and "PID" not in text and "SECRET" not in text
@@ -56,7 +56,7 @@ def test_a_pseudonym_is_no_plain_hash(tmp_path):
 
 def test_strip_without_a_key_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs key"):
-        convert_dicom_folder([tmp_path], tmp_path / "out", deidentify="strip")
+        convert_dicom_folder([tmp_path], output=tmp_path / "out", deidentify="strip")
 
 
 @pytest.mark.parametrize("deidentify", [None, "check"])
@@ -65,7 +65,7 @@ def test_what_removes_names_is_not_taken_without_strip(tmp_path, deidentify, opt
     (name,) = option
     with pytest.raises(ValueError, match=f"{name}.*strip"):
         convert_dicom_folder(
-            [get_testdata_file("examples_palette.dcm")], tmp_path / "out", deidentify=deidentify, **option
+            [get_testdata_file("examples_palette.dcm")], output=tmp_path / "out", deidentify=deidentify, **option
         )
     assert not (tmp_path / "out").exists()
 
@@ -130,7 +130,7 @@ def test_check_refuses_overlays_documents_and_private_blocks(tmp_path, tag):
 def test_what_leads_back_to_names_is_refused_among_the_data(tmp_path, apart):
     options = {"key": tmp_path / "key", "deidentify": "strip"} | {apart: tmp_path / "out" / "in" / apart}
     with pytest.raises(ValueError, match=f"{apart} .* put it apart"):
-        convert_dicom_folder([tmp_path], tmp_path / "out", **options)
+        convert_dicom_folder([tmp_path], output=tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize("syntax", ["RLE", "JPEG 2000"])
@@ -151,7 +151,7 @@ def test_names_in_compressed_cines_headers_and_file_meta_go(tmp_path, syntax):
     (tmp_path / "in").mkdir()
     assert b"DOE" in saved(tmp_path / "in", ds).read_bytes()
     options = {"format": "dcm", "key": tmp_path / "key", "deidentify": "strip"}
-    assert convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options) == []
+    assert convert_dicom_folder([tmp_path / "in"], output=tmp_path / "out", **options) == []
     (file,) = (tmp_path / "out").rglob("*.dcm")
     assert b"DOE" not in file.read_bytes() and (pydicom.dcmread(file).pixel_array[:, 2:] == 90).all()
 
@@ -164,7 +164,7 @@ def test_a_file_without_a_name_of_its_own_is_given_one(tmp_path, frames):
     (tmp_path / "in").mkdir()
     saved(tmp_path / "in", ds)
     options = {"format": "dcm", "key": tmp_path / "key", "deidentify": "strip"}
-    assert convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options) == []
+    assert convert_dicom_folder([tmp_path / "in"], output=tmp_path / "out", **options) == []
     (file,) = (tmp_path / "out").rglob("*.dcm")
     made = pydicom.dcmread(file)
     assert made.SOPInstanceUID == made.file_meta.MediaStorageSOPInstanceUID
@@ -263,7 +263,7 @@ def test_dicom_comes_out_without_names_overlays_and_previews(tmp_path, photometr
     (tmp_path / "in").mkdir()
     saved(tmp_path / "in", ds)
     options = {"format": "dcm", "key": tmp_path / "key", "deidentify": "strip", "review": tmp_path / "review"}
-    assert convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options) == []
+    assert convert_dicom_folder([tmp_path / "in"], output=tmp_path / "out", **options) == []
     (file,) = (tmp_path / "out").rglob("*.dcm")
     found = pydicom.dcmread(file)
     content = file.read_bytes()
@@ -280,5 +280,5 @@ def test_what_is_refused_is_listed_for_a_person(tmp_path):
     (tmp_path / "in").mkdir()
     saved(tmp_path / "in", ultrasound(np.full((12, 20), 90, np.uint8)))
     options = {"key": tmp_path / "key", "deidentify": "strip", "review": tmp_path / "review"}
-    failed = convert_dicom_folder([tmp_path / "in"], tmp_path / "out", **options)
+    failed = convert_dicom_folder([tmp_path / "in"], output=tmp_path / "out", **options)
     assert len(failed) == 1 and "made.dcm" in (tmp_path / "review" / "refused.csv").read_text()

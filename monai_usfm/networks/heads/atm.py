@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from monai_usfm.networks.heads.upernet import finer_by_four, finer_by_two, linear_mode, resize
+from monai_usfm.networks.heads.upernet import finer_by_four, finer_by_two
 
 __all__ = ["ATMHead"]
 
@@ -118,7 +118,7 @@ class ATMHead(nn.Module):
         self.decoder = nn.ModuleList(_Decoder(width, width // HEAD_WIDTH, dropout) for _ in range(STAGES))
         self.q = nn.Embedding(num_classes, width)
         self.class_embed = nn.Linear(width, num_classes + 1)
-        self.mode = linear_mode(len(patch_size))
+        self.mode = "bilinear" if len(patch_size) == 2 else "trilinear"
 
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Three maps ``(B, E, *grid)`` by depth, image ``(B, C, *S)`` -> log-probabilities ``(B, num_classes, *S)``.
@@ -136,16 +136,16 @@ class ATMHead(nn.Module):
         ):
             level = levels[stage]
             queries, scores = decoder(queries, norm(project(level.flatten(2).transpose(1, 2))))
-            mask = resize(scores.reshape(list(scores.shape[:2]) + list(level.shape[2:])), finest, self.mode)
+            mask = F.interpolate(scores.reshape(list(scores.shape[:2]) + list(level.shape[2:])), finest, mode=self.mode)
             masks.append(mask if stage == 0 else masks[stage - 1] + mask)
             states.append(queries)
         outputs: list[torch.Tensor] = []
-        last = resize(masks[2], list(image.shape[2:]), self.mode)
+        last = F.interpolate(masks[2], list(image.shape[2:]), mode=self.mode)
         outputs.append(self._predict(self.class_embed(states[2]), last))
         if self.training:
             for stage in range(2):
                 outputs.append(self.class_embed(states[stage]))
-                outputs.append(resize(masks[stage], list(image.shape[2:]), self.mode))
+                outputs.append(F.interpolate(masks[stage], list(image.shape[2:]), mode=self.mode))
             outputs.append(self.class_embed(states[2]))
             outputs.append(last)
         return outputs

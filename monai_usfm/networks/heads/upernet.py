@@ -9,22 +9,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Dropout, Pool
 from monai.networks.layers.utils import get_norm_layer
-from monai.utils import InterpolateMode
 
 __all__ = ["UPerNetHead"]
 
 POOL_SIZES = (1, 2, 3, 6)
 AUXILIARY_WIDTH = 256
-
-
-def linear_mode(spatial_dims: int) -> str:
-    """The interpolation mode that is linear along each axis."""
-    return str(InterpolateMode.BILINEAR if spatial_dims == 2 else InterpolateMode.TRILINEAR)
-
-
-def resize(x: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
-    """Linear interpolation to another size, without corner alignment."""
-    return F.interpolate(x, size=size, mode=mode, align_corners=False)
 
 
 def _double(hidden_size: int, patch_size: Sequence[int], at_least: int) -> nn.Module:
@@ -144,7 +133,7 @@ class UPerNetHead(nn.Module):
         self.dropout = Dropout[Dropout.DROPOUT, dims](dropout)
         self.conv_seg = Conv[Conv.CONV, dims](width, num_classes, kernel_size=1)
         self.auxiliary_head = _FCNHead(dims, hidden_size, num_classes, norm, dropout) if auxiliary else None
-        self.mode = linear_mode(dims)
+        self.mode = "bilinear" if dims == 2 else "trilinear"
         self.needs_two = isinstance(self.bottleneck.bn, nn.BatchNorm2d | nn.BatchNorm3d)  # one pooled cell per image
 
     def forward(self, image: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -163,20 +152,21 @@ class UPerNetHead(nn.Module):
         deepest = self.fpn4(maps[3])
         context = [deepest]
         for pool in self.psp_modules:
-            context.append(resize(pool(deepest), list(deepest.shape[2:]), self.mode))
+            context.append(F.interpolate(pool(deepest), list(deepest.shape[2:]), mode=self.mode))
         levels = [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2]]
         laterals: list[torch.Tensor] = []
         for i, lateral in enumerate(self.lateral_convs):
             laterals.append(lateral(levels[i]))
         laterals.append(self.bottleneck(torch.cat(context, dim=1)))
         for i in range(3, 0, -1):
-            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], list(laterals[i - 1].shape[2:]), self.mode)
+            finer = laterals[i - 1]
+            laterals[i - 1] = finer + F.interpolate(laterals[i], list(finer.shape[2:]), mode=self.mode)
         fused = [laterals[3]]
         for i, convolution in enumerate(self.fpn_convs):
             fused.insert(i, convolution(laterals[i]))
-        fused = [fused[0]] + [resize(x, list(fused[0].shape[2:]), self.mode) for x in fused[1:]]
+        fused = [fused[0]] + [F.interpolate(x, list(fused[0].shape[2:]), mode=self.mode) for x in fused[1:]]
         features = self.fpn_bottleneck(torch.cat(fused, dim=1))
-        outputs = [resize(self.conv_seg(self.dropout(features)), list(image.shape[2:]), self.mode)]
+        outputs = [F.interpolate(self.conv_seg(self.dropout(features)), list(image.shape[2:]), mode=self.mode)]
         if self.auxiliary_head is not None and self.training:
-            outputs.append(resize(self.auxiliary_head(maps[2]), list(image.shape[2:]), self.mode))
+            outputs.append(F.interpolate(self.auxiliary_head(maps[2]), list(image.shape[2:]), mode=self.mode))
         return outputs

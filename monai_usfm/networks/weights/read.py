@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from monai.utils import optional_import
 
-__all__ = ["read_checkpoint"]
+__all__ = ["halved", "read_checkpoint"]
 
 safetensors_torch, has_safetensors = optional_import("safetensors.torch")
 
@@ -44,6 +44,16 @@ def names_file(argument: str) -> Callable[[F], F]:
         return cast(F, call)
 
     return decorate
+
+
+def halved(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The floating tensors of a state dict as float16, but for those with values beyond its range."""
+
+    def half(value: torch.Tensor) -> torch.Tensor:
+        small = value.half()
+        return value if bool((small.isinf() & value.isfinite()).any()) else small
+
+    return {name: half(value) if value.is_floating_point() else value for name, value in state.items()}
 
 
 def read_checkpoint(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
