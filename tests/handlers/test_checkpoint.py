@@ -431,6 +431,6 @@ def test_export_merges_low_rank_updates_and_leaves_the_network_as_it_was(tmp_pat
 def test_weights_beyond_float16_are_exported_as_they_are(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 1)
     torch.nn.init.constant_(network.weight, 1e6)
-    ExportWeights(tmp_path / "a.pt", network)(Engine(lambda engine, batch: None))
+    ExportWeights(tmp_path / "a.pt", network, half=True)(Engine(lambda engine, batch: None))
     state = torch.load(tmp_path / "a.pt", weights_only=True)
     assert state["weight"].tolist() == [[1e6, 1e6]] and state["bias"].dtype == torch.float16
