@@ -255,12 +255,12 @@ class UprightGray(InvertibleTransform):
         if self.scale is not None and not self.dtype.is_floating_point and img.is_floating_point():
             img = img.mul(255).round_()
         if self.scale is None and not self.dtype.is_floating_point and img.dtype != self.dtype:
-            whole = img.round() if img.is_floating_point() else img
-            kept = torch.where((img - whole).abs() <= 1e-3, whole, img).to(torch.float64)  # as scaled NIfTI leaves them
-            if not torch.equal(kept.to(self.dtype).to(torch.float64), kept):
-                low, high = (float(v) for v in kept.aminmax())
+            exact = img.double()
+            whole = exact.round()
+            img = torch.where((exact - whole).abs() <= 1e-3, whole, exact)  # as scaled NIfTI leaves them
+            if not torch.equal(img.to(self.dtype).double(), img):
+                low, high = (float(v) for v in img.aminmax())
                 raise UnreadableImageError(name, f"its values, {low:g} to {high:g}, do not fit into {self.dtype}.")
-            img = kept
         return img.to(self.dtype)
 
     def _with_meta(

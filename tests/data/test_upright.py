@@ -245,6 +245,7 @@ def test_stored_numbers_are_kept_or_refused_in_another_type():
     plain = torch.tensor([[[0.0, 0.9999], [255.0, 7.0]]])
     labels = UprightGray(scale=None, dtype=torch.uint8)
     assert labels(plain).tolist() == [[[0, 255], [1, 7]]]
+    assert labels(torch.tensor([[[3, 250]]], dtype=torch.uint16)).tolist() == [[[3], [250]]]
     for value in (300.0, -1.0, 0.5):
         with pytest.raises(ValueError, match=r"do not fit into torch\.uint8"):
             labels(torch.where(plain == 7, value, plain))
