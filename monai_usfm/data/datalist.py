@@ -166,7 +166,7 @@ def label_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> lis
     return [item for item, name in zip(items, groups, strict=True) if name in chosen]
 
 
-def check_patient_leak(splits: Mapping[str, Sequence[Item]]) -> None:
+def check_patient_leak(splits: Mapping[str, Sequence[Item]], keys: Sequence[str] = ("image",)) -> None:
     """Refuse splits that share a patient or a file.
 
     A patient is the same however it is written (:func:`~monai_usfm.data.patients.patient_key`: ``P01``, `` p1``), a
@@ -175,19 +175,21 @@ def check_patient_leak(splits: Mapping[str, Sequence[Item]]) -> None:
 
     Args:
         splits: name of the split -> items; those without a patient are compared by file only.
+        keys: of an item's files of which none may stand in two splits; each is compared with those of its own key.
 
     Raises:
         ValueError: naming up to ten patients and files that stand in two splits, and the number of them.
     """
-    twins = equal_files({str(item["image"]) for items in splits.values() for item in items if item.get("image")})
+    twins = equal_files({str(i[key]) for items in splits.values() for i in items for key in keys if i.get(key)})
     places: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # patient or file -> split -> as it is written
     for split, items in splits.items():
         for item in items:
             name = item.get("patient")
-            if (key := patient_key(name)) is not None:
-                places["patient", key].setdefault(split, str(name))
-            if image := item.get("image"):
-                places["image", twins[str(image)]].setdefault(split, str(image))
+            if (patient := patient_key(name)) is not None:
+                places["patient", patient].setdefault(split, str(name))
+            for key in keys:
+                if file := item.get(key):
+                    places[key, twins[str(file)]].setdefault(split, str(file))
     leaks = [
         f"{kind} {' = '.join(dict.fromkeys(where.values()))} ({', '.join(where)})"
         for (kind, _), where in sorted(places.items())

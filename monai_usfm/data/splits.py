@@ -69,7 +69,7 @@ def load_splits(
         check_files: see :func:`~monai_usfm.data.load_datalist`.
         full_scale: value of white of items that do not tell theirs; None decides by the training images, see
             :func:`common_full_scale`.
-        apart: keys of files of which none may stand in two splits, ``"image"`` first.
+        apart: keys of files of which none may stand in two splits.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
@@ -87,9 +87,7 @@ def load_splits(
         datalist = Path(str(dataset_dir)) / DATALIST_NAME
 
     present = _splits(datalist, Path(dataset_dir or Path(datalist).parent), apart)
-    check_patient_leak(present)
-    for key in apart[1:]:
-        check_patient_leak({s: [{"image": i[key]} for i in items if i.get(key)] for s, items in present.items()})
+    check_patient_leak(present, apart)
     sample = next((present[split] for split in (*SPLITS, *splits) if present.get(split)), [])
     full_scale = common_full_scale(sample) if full_scale is None else full_scale
 
@@ -263,7 +261,7 @@ def _with_ending(name: str) -> str:
     return name if name.lower().endswith(SUPPORTED_SUFFIXES) else f"{name}.dcm"
 
 
-def _splits(datalist: str | os.PathLike, base: Path, apart: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
+def _splits(datalist: str | os.PathLike, base: Path, apart: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The splits of a datalist; of a file that the reader will refuse, what there is.
 
     Images by their path below ``base``: one may stand in one split by its whole path and in another by its name.
@@ -276,7 +274,7 @@ def _splits(datalist: str | os.PathLike, base: Path, apart: Sequence[str] = ()) 
 
     def known(entry: str | dict[str, Any]) -> dict[str, Any]:
         item = with_patient({"image": entry} if isinstance(entry, str) else entry)
-        files = {key: item[key] for key in ("image", *apart) if isinstance(item.get(key), str) and item[key]}
+        files = {key: item[key] for key in apart if isinstance(item.get(key), str) and item[key]}
         return {**item, **{key: os.path.normpath(base / file) for key, file in files.items()}}
 
     return {
