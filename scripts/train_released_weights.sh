@@ -7,6 +7,7 @@
 #
 # About four hours of one core of a CPU with bf16 instructions, two trainings at a time on more, and one more hour with
 # DINOV2=dinov2_vits14.pt, which trains the pretrained start on. Finished steps are kept; an interrupted one goes on.
+# GPU=1 takes larger batches, which fill one, and trains what it can at once.
 # Options go to every training: "--max_epochs 1" tries the whole chain in a copy of the repository, in 15 minutes of a
 # core, 33 with DINOV2.
 set -euo pipefail
@@ -16,6 +17,12 @@ mkdir -p "$2"
 out=$(cd "$2" && pwd)
 shift 2
 options=("$@")
+wide=() larger=()
+if [ -n "${GPU:-}" ]; then
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+    wide=(--resident true --batch_size 512 --epoch_length 24576 --rate 2 --num_workers 15)
+    larger=(--batch_size 64 --num_workers 4)
+fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 start="$here/bundles/usfm_pretraining/models/model.pt"
 
@@ -28,7 +35,8 @@ bundle() { # bundle, name, then options
 }
 
 if [ -n "${DINOV2:-}" ]; then # the start: simulated labels, unlabeled images and teachers
-    python "$here/scripts/train_foundation.py" "$data/pretraining_all.json" "$DINOV2" "$out/starts" ${options[@]+"${options[@]}"}
+    python "$here/scripts/train_foundation.py" "$data/pretraining_all.json" "$DINOV2" "$out/starts" ${wide[@]+"${wide[@]}"} \
+        ${options[@]+"${options[@]}"}
     start="$out/starts/foundation/model.pt"
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(python -c "import os; print((os.cpu_count() + 1) // 2)")}"
@@ -44,7 +52,8 @@ PY
 breasts() {
     bundle usfm_segmentation "lesions_$1" --dataset_dir "$data/busbra" --spatial_size "[256,256]" --max_epochs 44 \
         --warmup_epochs 2 --val_interval 5 --background_crops 0.1 --intensity_augmentation "$intensity" --seed "$1" \
-        --class_names "['background','lesion']"
+        --class_names "['background','lesion']" \
+        ${larger[@]+"${larger[@]}" --learning_rate 0.002 --num_workers 5 --val_interval 11}
 }
 # HC18: pixel sizes and published circumferences are in its table; 377 more training images in another folder.
 python - "$data" "$out/fetal_head.json" <<'PY'
@@ -60,28 +69,33 @@ for folder, taken in columns.items():
         splits[split] += load_datalist(listed, data / folder, split)
 output.write_text(json.dumps(splits, indent=1))
 PY
-(
-    breasts 0
-    # Benign or malignant: from the masks of the same images.
+classes() { # benign or malignant: from the masks of the same images
     bundle usfm_classification classification --dataset_dir "$data/busbra" --pretrained "$out/lesions_0/model.pt" \
         --spatial_size "[192,192]" --max_epochs 16 --warmup_epochs 1 --val_interval 2 --learning_rate 0.0003 \
-        --class_names "['benign','malignant']"
-) &
-first=$!
-(
-    breasts 1
+        --class_names "['benign','malignant']" ${larger[@]+"${larger[@]}" --learning_rate 0.0006}
+}
+heads() {
     bundle usfm_segmentation fetal_head --datalist "$out/fetal_head.json" --spatial_size "[256,256]" --max_epochs 20 \
-        --warmup_epochs 1 --val_interval 4 --class_names "['background','fetal head']"
-    # Volumes: the start, inflated.
+        --warmup_epochs 1 --val_interval 4 --class_names "['background','fetal head']" \
+        ${larger[@]+"${larger[@]}" --learning_rate 0.002}
+}
+volumes() { # the start, inflated
     bundle usfm_segmentation prostate --dataset_dir "$data/prostate_trus_3d" --spatial_dims 3 --batch_size 2 \
         --spatial_size "[48,64,48]" --max_epochs 60 --warmup_epochs 3 --val_interval 5 \
         --class_names "['background','prostate']"
+}
+enhancement() {
     bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
-        --spatial_size "[192,192]" --max_epochs 5 --warmup_epochs 1 --val_interval 1
-) &
-failed=0 # each goes on where the other one fails
-wait "$first" || failed=1
-wait $! || failed=1
+        --spatial_size "[192,192]" --max_epochs 5 --warmup_epochs 1 --val_interval 1 ${larger[@]+--num_workers 4}
+}
+chains=("breasts 0; classes" "breasts 1; heads; volumes; enhancement") # at once; each goes on where another one fails
+[ -z "${GPU:-}" ] || chains=("breasts 0; classes" "breasts 1" "heads" "volumes; enhancement")
+running=() failed=0
+for chain in "${chains[@]}"; do
+    (eval "$chain") &
+    running+=($!)
+done
+for process in "${running[@]}"; do wait "$process" || failed=1; done
 [ "$failed" = 0 ]
 
 lesions=("$out/lesions_0/model.pt" "$out/lesions_1/model.pt")
