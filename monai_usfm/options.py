@@ -18,7 +18,7 @@ import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import, str2bool
 
-__all__ = ["check_names", "check_together", "check_values", "flag", "set_options"]
+__all__ = ["check_names", "check_together", "check_values", "flag", "set_options", "without_effect"]
 
 DESCRIPTIONS = "_options_"  # entry of a config that says in a sentence what each option means
 # Entries that MONAI and its clients look for by name, whether or not another entry refers to them.
@@ -32,6 +32,8 @@ GROUP_IDS = (
     "preprocessing postprocessing dataset dataloader sampler inferer handlers trainer evaluator key_metric "
     "additional_metrics prepare_batch"
 )
+STEPS = ("imports", "initialize", "run", "finalize")  # what MONAI evaluates of a config; all else by their references
+READ_AT_START = ("seed", "deterministic")  # by monai_usfm.bundle.start, of whatever config
 READ_BY_CLIENTS, READ_IN_GROUPS = frozenset(CLIENT_IDS.split()), frozenset(GROUP_IDS.split())
 # What users of other tools type.
 SYNONYMS = {
@@ -156,14 +158,41 @@ def _leaves(config: Any) -> Iterator[str]:
             yield from _leaves(value)
 
 
+def _ids(config: Any) -> set[str]:
+    """Ids that entries refer to, such as ``train::trainer::max_epochs``."""
+    return {name for text in _leaves(config) for name in ReferenceResolver.match_refs_pattern(text)}
+
+
 def _references(config: Mapping[str, Any]) -> set[str]:
     """Ids that entries refer to, with the ids around them: ``train::trainer`` of ``@train::trainer::max_epochs``."""
-    found: set[str] = set()
-    for text in _leaves(config):
-        for name in ReferenceResolver.match_refs_pattern(text):
-            parts = name.split("::")
-            found.update("::".join(parts[:end]) for end in range(1, len(parts) + 1))
-    return found
+    split = [name.split("::") for name in _ids(config)]
+    return {"::".join(parts[:end]) for parts in split for end in range(1, len(parts) + 1)}
+
+
+def without_effect(config: Mapping[str, Any], options: Iterable[str]) -> list[str]:
+    """Those options that change nothing, because no entry that a run comes to refers to them, such as
+    ``learning_rate`` in an evaluation, whose config lies over that of the training.
+
+    Args:
+        config: a merged configuration, command line included.
+        options: ids of its entries.
+    """
+    reached, waiting = set(READ_AT_START), [name for name in STEPS if name in config]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            entry: Any = config
+            for part in name.split("::"):
+                there = isinstance(entry, Mapping) and part in entry
+                entry = entry[part] if there else entry[int(part)] if isinstance(entry, list) else None
+            waiting.extend(_ids(entry))
+
+    def read(option: str) -> bool:
+        place = "::".join(ReferenceResolver.split_id(option))
+        return any(f"{place}::".startswith(f"{name}::") or name.startswith(f"{place}::") for name in reached)
+
+    return [option for option in options if not read(option)]
 
 
 def _components(config: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

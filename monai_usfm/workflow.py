@@ -8,6 +8,7 @@ Each is a thin form of :class:`monai.bundle.ConfigWorkflow`, so that a number me
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,12 +17,14 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, ReferenceResolver
 from monai.config import PathLike
 
-from monai_usfm.options import set_options
+from monai_usfm.options import DESCRIPTIONS, set_options, without_effect
 
 __all__ = ["TASKS", "find_bundle", "load_bundle", "run_bundle", "steps_within"]
+
+logger = logging.getLogger(__name__)
 
 TASKS = ("pretraining", "segmentation", "classification", "enhancement")
 WORKFLOWS = {"train": "train", "evaluate": "inference", "predict": "inference"}
@@ -122,7 +125,8 @@ def _parts(steps: int, epochs: int) -> tuple[int, int]:
 def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWorkflow:
     """Run a bundle's workflow in this process, from its initialization to its end.
 
-    The arguments are those of :func:`load_bundle`.
+    The arguments are those of :func:`load_bundle`. Options that change nothing in this workflow are told in a warning:
+    one list of them may serve a training and its evaluation.
 
     Returns:
         The workflow, whose ``parser.get_parsed_content("network_def")`` and the like are what was used. The results
@@ -131,6 +135,11 @@ def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWo
     from monai_usfm.bundle import root_cause
 
     flow = load_bundle(bundle, workflow, **options)
+    config: Any = flow.parser.config
+    # others are arguments of load_bundle, or names that the first step of the run refuses
+    given = [name for name in options if name in config[DESCRIPTIONS] or len(ReferenceResolver.split_id(name)) > 1]
+    if idle := without_effect(config, given):
+        logger.warning("%s: these options change nothing: %s.", workflow, ", ".join(f"--{name}" for name in idle))
     try:
         flow.initialize()
         flow.run()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,10 +59,19 @@ def run(overlay: str, data: Path, output: Path, **options: object) -> None:
     run_bundle("pretraining", overlays=[overlay], **{**QUICK, **paths, **options})
 
 
-def test_distillation_exports_an_encoder(data: Path, tmp_path: Path) -> None:
-    run("distill", data, tmp_path, dataset_dir=str(data))
+def test_distillation_exports_an_encoder_and_has_no_other_objective(data: Path, tmp_path: Path, capsys: Any) -> None:
+    run("distill", data, tmp_path, dataset_dir=str(data), objective="pyramid")
+    assert "train: these options change nothing: --objective." in capsys.readouterr().out
     report = load_pretrained(usfm_vit("tiny", img_size=32, in_channels=1, **TINY), tmp_path / "model.pt")
     assert not report.missing
+    assert all(name.startswith("encoder.") for name in torch.load(tmp_path / "model.pt", weights_only=True))
+    card = json.loads((tmp_path / "model.json").read_text())
+    assert card["objective"] == "distillation" and card["task"] == "pretraining"
+
+
+def test_an_option_that_only_another_objective_has_is_refused_in_distillation(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a network for encoder has no option 'mask_ratio'"):
+        run("distill", data, tmp_path, dataset_dir=str(data), **{"plan#mask_ratio": 0.5})
 
 
 def test_joint_pretraining_exports_a_segmenter_with_its_decoder(data: Path, tmp_path: Path) -> None:

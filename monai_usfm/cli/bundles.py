@@ -13,6 +13,7 @@ from monai.bundle import ConfigWorkflow
 
 from monai_usfm.cards import find_card
 from monai_usfm.files import FAILED
+from monai_usfm.options import DESCRIPTIONS, without_effect
 from monai_usfm.settings import parse_options
 from monai_usfm.workflow import load_bundle, run_bundle
 
@@ -30,7 +31,7 @@ class Bundle:
     Args:
         overlays: names of further configs of the bundle, for example ``demo``; of an evaluation those of the training.
         bundle_root: folder of the bundle; default: that of the package.
-        list_options: only list the options and their values.
+        list_options: only list the options that this verb reads, and their values.
     """
 
     overlays: tuple[str, ...] = ()
@@ -149,6 +150,8 @@ def _run(name: str, workflow: str, tokens: tuple[str, ...], bundle: Bundle) -> C
     if not bundle.list_options:
         return run_bundle(name, workflow, **places, **options)
     config = load_bundle(name, workflow, **places, **options).parser.get()
-    for option, meaning in config["_options_"].items():
-        print(f"--{option} {json.dumps(config.get(option), default=str)}\n    {meaning}")
+    idle = without_effect(config, config[DESCRIPTIONS])  # of an evaluation those of its training
+    for option, meaning in config[DESCRIPTIONS].items():
+        if option not in idle:
+            print(f"--{option} {json.dumps(config.get(option), default=str)}\n    {meaning}")
     return None

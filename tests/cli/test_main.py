@@ -80,6 +80,9 @@ def test_the_options_of_a_bundle_are_listed_as_they_would_be(capsys):
     assert "--max_epochs 7" in lines
     assert '--output_dir "output/segmentation"' in lines
     assert "Passes" in lines[lines.index("--max_epochs 7") + 1]
+    assert main(["evaluate", "--task", "segmentation", "--list_options"]) == 0
+    told = capsys.readouterr().out
+    assert "--split" in told and "--max_epochs" not in told
 
 
 def test_a_prediction_that_left_files_out_ends_with_status_3(repository, tmp_path, capfd):
