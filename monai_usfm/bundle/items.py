@@ -191,9 +191,18 @@ def enhancement_items(
         target_key: entry that names the high-quality file; None is ``label``, of simulated pairs ``image``.
         roi, background: entries that name masks, which become ``roi`` and ``background``; None for none.
         options: further ones of :func:`~monai_usfm.data.load_splits`.
+
+    Raises:
+        ValueError: for one entry that is both files of a pair, or items without the mask that ``roi`` or
+            ``background`` names; and see :func:`~monai_usfm.data.load_splits`.
     """
     source, target = ("image", "label") if dataset_dir or datalist else ("low", "image")
     names = {"image": input_key or source, "label": target_key or target} if pairs else {"image": "image"}
+    if names["image"] == names.get("label"):
+        raise ValueError(
+            f"the low- and the high-quality file of a pair are both {names['image']!r}: name two entries by --input_key "
+            "and --target_key."
+        )
     required = tuple(dict.fromkeys(("image", *names.values())))
     found = load_splits(dataset_dir, datalist, splits=(split,), required=required, apart=required, **options)[split]
     for option, key in (("roi_key", roi), ("background_key", background)):

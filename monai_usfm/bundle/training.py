@@ -215,12 +215,14 @@ def warmup_cosine(
     """A linear rise to the peak and a cosine down to ``end_lr``.
 
     The first step already has a small positive rate, ``1 / (warmup_steps + 1)`` of the peak; a warm-up longer than half
-    of the training is cut to that, so that a training of one epoch learns too.
+    of the training is cut to that, so that a training of one epoch learns too, and the log says so.
     """
-    warmup_steps = int(min(warmup_steps, steps // 2))
+    if warmup_steps > steps // 2:
+        logger.info("a warm-up of %d of %d steps is cut to half of the training.", warmup_steps, steps)
+        warmup_steps = steps // 2
     return WarmupCosineSchedule(
         optimizer,
-        warmup_steps=warmup_steps,
+        warmup_steps=int(warmup_steps),
         t_total=int(steps),
         end_lr=end_lr,
         warmup_multiplier=1 / (warmup_steps + 1),

@@ -48,7 +48,8 @@ class CasePreviews:
 
     Attach it to an evaluator that decollates: ``pred`` has the axes of the file, ``image`` the metadata that
     tells which file it was. The file is read again, so that the preview has its full resolution. After every 24 cases
-    another sheet begins, ``contact_sheet_2.jpg`` and so on. All this is done in a thread beside the network.
+    another sheet begins, ``contact_sheet_2.jpg`` and so on. All this is done in a thread beside the network. Figures of
+    an earlier run in the same folder are removed.
 
     Args:
         output_dir: folder of the results.
@@ -85,8 +86,9 @@ class CasePreviews:
     def _start(self, engine: Engine) -> None:
         self.page, self.pages, self.rows = [], 0, []
         self.waiting.clear()
-        for old in self.folder.parent.glob("contact_sheet*.jpg"):  # of another run, which may have had more
-            old.unlink()
+        sheets = self.folder.parent.glob("contact_sheet*.jpg")
+        for old in (*sheets, *self.folder.rglob("*.jpg"), *self.folder.rglob("*.mp4")):
+            old.unlink()  # of another run, which may have had more cases
         self.beside = ThreadPoolExecutor(1)  # one, so that cases keep their order
 
     def record(self, item: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -40,9 +40,13 @@ def test_the_first_step_learns_and_the_warmup_rises_evenly_to_the_peak() -> None
 
 
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(1, 3), (2, 9), (5, 100)])
-def test_a_warmup_longer_than_the_training_is_cut(steps: int, warmup_steps: int) -> None:
-    found = rates(steps, warmup_steps)
+def test_a_warmup_longer_than_half_of_the_training_is_cut_and_told(
+    steps: int, warmup_steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        found = rates(steps, warmup_steps)
     assert max(found) == 1.0 and min(found) > 0
+    assert caplog.messages == [f"a warm-up of {warmup_steps} of {steps} steps is cut to half of the training."]
 
 
 def test_the_fingerprint_of_the_data_is_that_of_the_names_wherever_they_lie() -> None:

@@ -111,6 +111,7 @@ def test_contact_sheets_take_so_many_cases_each(tmp_path, monkeypatch):
     assert found == ["contact_sheet.jpg", "contact_sheet_2.jpg"]
     run(SegmentationResults(str(tmp_path), 2), items[:1])  # fewer cases into the same folder
     assert [path.name for path in tmp_path.glob("contact_sheet*")] == ["contact_sheet.jpg"]
+    assert [path.name for path in (tmp_path / "previews").iterdir()] == ["0.jpg"]
 
 
 def test_nothing_is_drawn_or_written_when_not_asked(tmp_path):
