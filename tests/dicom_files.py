@@ -10,11 +10,14 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from monai_usfm.data.convert import SAVED_WHOLE
+from monai_usfm.data.dicom_pixels import PYDICOM3
+
 __all__ = ["region", "saved", "ultrasound"]
 
 
 def ultrasound(pixels: np.ndarray, **attributes) -> FileDataset:
-    """An uncompressed file of ``(H, W)``, ``(T, H, W)`` or, with three last channels, color."""
+    """An uncompressed file of ``(H, W)``, ``(T, H, W)`` or, with three last channels, color; by pydicom 2 or 3."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.3"
@@ -30,7 +33,9 @@ def ultrasound(pixels: np.ndarray, **attributes) -> FileDataset:
         ds.NumberOfFrames = size[0]
     ds.BitsAllocated = ds.BitsStored = pixels.dtype.itemsize * 8
     ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, 0
-    ds.PixelData = pixels.tobytes()
+    ds.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    if not PYDICOM3:
+        ds.is_little_endian, ds.is_implicit_VR = True, False
     for keyword, value in attributes.items():
         setattr(ds, keyword, value)
     return ds
@@ -54,5 +59,5 @@ def region(
 
 
 def saved(tmp_path: Path, ds: FileDataset, name: str = "made.dcm") -> Path:
-    ds.save_as(tmp_path / name, enforce_file_format=True)
+    ds.save_as(tmp_path / name, **SAVED_WHOLE)
     return tmp_path / name

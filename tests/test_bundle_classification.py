@@ -21,6 +21,7 @@ from monai_usfm.data import LoadUltrasound, UnreadableImageError
 from monai_usfm.evaluation import calibration
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, to_usfm_state_dict, usfm_vit
 from monai_usfm.workflow import load_bundle
+from tests.runs import files
 from tests.tables import rows
 
 SIZE = [32, 48]
@@ -43,10 +44,6 @@ def write_images(folder: Path) -> None:
             lists[split].append(entry)
             number += 1
     (folder / "dataset.json").write_text(json.dumps(lists))
-
-
-def files(root: Path, *names: str) -> list[str]:
-    return [str(root / "configs" / f"{name}.json") for name in names]
 
 
 def train(root: Path, *overlays: str, **settings) -> None:

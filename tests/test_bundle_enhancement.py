@@ -18,6 +18,7 @@ from PIL import Image
 from monai_usfm import save_network
 from monai_usfm.bundle import root_cause
 from monai_usfm.networks import UltrasoundEnhancer, usfm_vit
+from tests.runs import files
 from tests.tables import rows as table
 
 SIZE = [32, 48]
@@ -45,10 +46,6 @@ def write_images(folder: Path) -> None:
             lists[split].append(entry)
             number += 1
     (folder / "dataset.json").write_text(json.dumps(lists))
-
-
-def files(root: Path, *names: str) -> list[str]:
-    return [str(root / "configs" / f"{name}.json") for name in names]
 
 
 def train(root: Path, *overlays: str, **settings) -> None:

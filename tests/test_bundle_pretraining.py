@@ -15,13 +15,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 from monai.transforms import Resize
 from PIL import Image
 
 from monai_usfm.bundle import root_cause
 from monai_usfm.data import LoadUltrasound, UltrasoundDataset, load_splits
 from monai_usfm.networks import DistillationModel, FeatureExtractor, FramePairs, load_pretrained, usfm_vit
+from tests.runs import run, training_error, workflow
+from tests.tables import rows as table
 
 NAME = "usfm_pretraining"
 SIZE = [64, 64]
@@ -83,26 +84,8 @@ def bundle(copy_bundle) -> Path:
     return copy_bundle(NAME)
 
 
-def workflow(bundle: Path, kind: str, files: list[str], **settings) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / file) if "/" not in file else file for file in files],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **settings,
-    )
-
-
-def run(flow: ConfigWorkflow) -> None:
-    flow.initialize()
-    flow.run()
-    flow.finalize()
-
-
 def losses(folder: Path) -> list[tuple[str, str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return [(row["epoch"], row["train_loss"], row["val_loss"]) for row in csv.DictReader(file)]
+    return [(row["epoch"], row["train_loss"], row["val_loss"]) for row in table(folder / "metrics.csv")]
 
 
 @pytest.fixture(scope="module")
@@ -265,25 +248,6 @@ def test_volumes_train_and_give_features(bundle: Path, volumes: Path, trained: P
             np.testing.assert_allclose(embedding, network(pixels)[0].numpy(), atol=1e-5)
 
 
-def training_error(bundle: Path, folder: Path, output: Path, **settings) -> str:
-    """The whole chain of messages of a training run that fails."""
-    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
-    with pytest.raises(Exception) as caught:
-        flow = workflow(bundle, "train", ["train.json", "demo.json"], dataset_dir=str(folder), output_dir=str(output))
-        run(workflow_with(flow, {**QUICK, **settings}))
-    messages, error = [], caught.value
-    while error is not None:
-        messages.append(str(error))
-        error = error.__cause__
-    return "\n".join(messages)
-
-
-def workflow_with(flow: ConfigWorkflow, settings: dict) -> ConfigWorkflow:
-    for key, value in settings.items():
-        flow.parser[key] = value
-    return flow
-
-
 @pytest.fixture
 def damaged(images: Path, tmp_path: Path) -> Path:
     """A copy of the images whose second training image is cut off."""
@@ -295,7 +259,7 @@ def damaged(images: Path, tmp_path: Path) -> Path:
 
 
 def test_truncated_file_is_named(bundle: Path, damaged: Path, tmp_path: Path) -> None:
-    assert f"{damaged / 'image_1.png'}: cannot be decoded" in training_error(bundle, damaged, tmp_path / "out")
+    assert f"{damaged / 'image_1.png'}: cannot be decoded" in training_error(bundle, damaged, tmp_path / "out", **QUICK)
 
 
 def test_unreadable_files_are_skipped_and_counted(

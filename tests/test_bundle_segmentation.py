@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Resize
 from PIL import Image
@@ -24,6 +23,7 @@ from monai_usfm import save_network
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.inferers import DropoutInferer
 from monai_usfm.networks import UltrasoundSegmenter, usfm_vit
+from tests.runs import run, training_error, workflow
 from tests.tables import rows
 
 NAME = "usfm_segmentation"
@@ -90,23 +90,6 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(copy_bundle) -> Path:
     """The bundle's folder, copied to where nothing of the checkout is."""
     return copy_bundle(NAME)
-
-
-def workflow(bundle: Path, kind: str, files: list[str], **settings) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / file) for file in files],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **settings,
-    )
-
-
-def run(flow: ConfigWorkflow) -> None:
-    flow.initialize()
-    flow.run()
-    flow.finalize()
 
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:
@@ -284,7 +267,7 @@ def test_images_of_one_name_have_results_of_their_own(
 
 
 def test_a_share_of_the_labels_above_1_is_refused(bundle: Path, images: Path, tmp_path: Path) -> None:
-    message = training_error(bundle, images, tmp_path / "out", label_fraction=50)
+    message = training_error(bundle, images, tmp_path / "out", **TRAIN, label_fraction=50)
     assert "--label_fraction must be in (0, 1]; got 50" in message
 
 
@@ -403,19 +386,6 @@ def test_training_varies_the_intensity_of_images_alone(
         assert torch.equal(without[0]["image"], without[1]["image"])
 
 
-def training_error(bundle: Path, folder: Path, output: Path, **settings) -> str:
-    """The whole chain of messages of a training run that fails."""
-    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)
-    data = {"dataset_dir": str(folder), "output_dir": str(output), **TRAIN}
-    with pytest.raises(Exception) as caught:
-        run(workflow(bundle, "train", ["train.json", "demo.json"], **{**data, **settings}))
-    messages, error = [], caught.value
-    while error is not None:
-        messages.append(str(error))
-        error = error.__cause__
-    return "\n".join(messages)
-
-
 def dataset_with(images: Path, folder: Path, image: np.ndarray | None, mask: np.ndarray | None) -> Path:
     """A copy of the data set whose second training item has another image or mask."""
     shutil.copytree(images, folder)
@@ -428,13 +398,13 @@ def dataset_with(images: Path, folder: Path, image: np.ndarray | None, mask: np.
 def test_unknown_label_value_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
     mask = np.array(Image.open(images / "mask_1.png"))
     mask[0, 0] = 7
-    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
+    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out", **TRAIN)
     assert "mask_1.png: value(s) 7, 255 stand for no class" in message
 
 
 def test_label_of_another_size_is_named(bundle: Path, images: Path, tmp_path: Path) -> None:
     mask = np.array(Image.open(images / "mask_1.png"))[:-1]
-    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out")
+    message = training_error(bundle, dataset_with(images, tmp_path / "data", None, mask), tmp_path / "out", **TRAIN)
     assert "mask_1.png: has size" in message and "must lie on one grid" in message
 
 
@@ -442,7 +412,7 @@ def test_missing_label_is_named(bundle: Path, images: Path, tmp_path: Path) -> N
     lists = json.loads((images / "dataset.json").read_text())
     del lists["training"][1]["label"]
     (tmp_path / "list.json").write_text(json.dumps(lists))
-    message = training_error(bundle, images, tmp_path / "out", datalist=str(tmp_path / "list.json"))
+    message = training_error(bundle, images, tmp_path / "out", **TRAIN, datalist=str(tmp_path / "list.json"))
     assert "item 1 of 'training' lacks label" in message
 
 

@@ -16,17 +16,15 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
 from monai.bundle import run
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
 from monai_usfm import save_network
 from monai_usfm.bundle import prompted_network
 from monai_usfm.cards import network_options
+from tests.dicom_files import saved, ultrasound
 
 pytest.importorskip(
     "monailabel", reason="MONAI Label is not installed; scripts/try_monai_label.sh makes an environment"
@@ -47,16 +45,7 @@ def write_images(folder: Path, breast: Path) -> None:
     nib.save(nib.Nifti1Image(pixels.T.astype(np.uint8), np.diag([0.2, 0.2, 1.0, 1.0])), folder / "still.nii.gz")
     volume = np.random.default_rng(0).integers(0, 255, (40, 48, 24), dtype=np.uint8)
     nib.save(nib.Nifti1Image(volume, np.diag([0.5, 0.5, 1.0, 1.0])), folder / "volume.nii.gz")
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UltrasoundImageStorage, generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    still = FileDataset(str(folder / "scan.dcm"), {}, file_meta=meta, preamble=b"\0" * 128)
-    still.is_little_endian, still.is_implicit_VR = True, False
-    still.SOPClassUID, still.SOPInstanceUID, still.Modality = UltrasoundImageStorage, generate_uid(), "US"
-    still.Rows, still.Columns, still.SamplesPerPixel, still.PhotometricInterpretation = *pixels.shape, 1, "MONOCHROME2"
-    still.BitsAllocated, still.BitsStored, still.HighBit, still.PixelRepresentation = 8, 8, 7, 0
-    still.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
-    pydicom.dcmwrite(folder / "scan.dcm", still, **{"write_like_original": False} if pydicom.__version__ < "3" else {})
+    saved(folder, ultrasound(pixels), "scan.dcm")
     (folder / "labels" / "final").mkdir(parents=True)
     for name in names[1:9]:
         shutil.copy(breast / "images" / name, folder / name)

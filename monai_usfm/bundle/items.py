@@ -200,8 +200,8 @@ def enhancement_items(
     names = {"image": input_key or source, "label": target_key or target} if pairs else {"image": "image"}
     if names["image"] == names.get("label"):
         raise ValueError(
-            f"the low- and the high-quality file of a pair are both {names['image']!r}: name two entries by --input_key "
-            "and --target_key."
+            f"the low- and the high-quality file of a pair are both {names['image']!r}: name two entries by "
+            "--input_key and --target_key."
         )
     required = tuple(dict.fromkeys(("image", *names.values())))
     found = load_splits(dataset_dir, datalist, splits=(split,), required=required, apart=required, **options)[split]

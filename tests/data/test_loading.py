@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, list_data_collate, set_track_meta
 from monai.transforms import SaveImage
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from monai_usfm.data import LoadUltrasound, LoadUltrasoundd, UnreadableImageError
 from monai_usfm.data.upright import gray_from_rgb
+from tests.dicom_files import saved, ultrasound
 
 STILLS = ["png", "bmp", "tif", "jpg", "nii", "nii.gz", "mha", "mhd", "nrrd", "dcm"]
 VOLUMES = ["tif", "nii", "nii.gz", "mha", "nrrd", "dcm"]
@@ -43,23 +44,6 @@ def asymmetric(shape: tuple[int, ...] = (5, 8)) -> np.ndarray:
     """A image that no flip, turn or transposition leaves as it is; 16 px blocks survive JPEG."""
     blocks = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return blocks.repeat(16, axis=-1).repeat(16, axis=-2)
-
-
-def write_dicom(path: Path, frames: np.ndarray, bits_stored: int = 8) -> None:
-    """``(T, H, W)`` or ``(H, W)`` as uncompressed grayscale ultrasound."""
-    frames = frames[None] if frames.ndim == 2 else frames
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = UltrasoundMultiFrameImageStorage, "1.2.3", "US"
-    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
-    ds.NumberOfFrames, ds.Rows, ds.Columns = frames.shape
-    ds.BitsAllocated = frames.dtype.itemsize * 8
-    ds.BitsStored, ds.HighBit = bits_stored, bits_stored - 1
-    ds.PixelData = frames.tobytes()
-    ds.save_as(path, enforce_file_format=True)
 
 
 def write_mha(path: Path, array: np.ndarray) -> None:
@@ -79,7 +63,7 @@ def write(path: Path, array: np.ndarray) -> Path:
         img.SetSpacing([2.0, 3.0, 4.0][: array.ndim])
         itk.imwrite(img, str(path))
     elif kind == "dcm":
-        write_dicom(path, array)
+        saved(path.parent, ultrasound(array), path.name)
     elif array.ndim == 3:
         pages = [Image.fromarray(page) for page in array]
         pages[0].save(path, save_all=True, append_images=pages[1:])
@@ -192,7 +176,7 @@ def test_sixteen_bit_png_keeps_its_range(tmp_path):
 
 def test_dicom_is_divided_by_its_stored_bits_however_dark_it_is(tmp_path):
     array = np.full((4, 6), 100, dtype=np.uint16)
-    write_dicom(tmp_path / "a.dcm", array, bits_stored=12)
+    saved(tmp_path, ultrasound(array, BitsStored=12, HighBit=11), "a.dcm")
     assert LoadUltrasound()(tmp_path / "a.dcm").unique().item() == pytest.approx(100 / 4095)
 
 
@@ -302,7 +286,7 @@ def test_a_turned_photograph_is_upright(tmp_path):
 
 def test_the_file_is_found_to_be_dicom_without_an_ending(tmp_path):
     pixels = asymmetric()
-    write_dicom(tmp_path / "1.2.840.113619", pixels)
+    saved(tmp_path, ultrasound(pixels), "1.2.840.113619")
     np.testing.assert_allclose(LoadUltrasound()(tmp_path / "1.2.840.113619").numpy()[0], pixels / 255, atol=1e-6)
 
 

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from monai_usfm.data import LoadUltrasound, LoadUltrasoundd, UltrasoundReader, UprightGray, UprightGrayd
 from monai_usfm.files import atomic_writer
+from tests.dicom_files import saved, ultrasound
 
 av = pytest.importorskip("av")
 
@@ -70,9 +71,7 @@ def write(path: Path) -> Path:
         values = {"gray": gray, "color": color, "volume": volume}[kind]
         itk.imwrite(itk.image_from_array(np.ascontiguousarray(values), is_vector=kind == "color"), str(path))
     elif ending in ("dcm", ""):
-        from tests.data.test_loading import write_dicom
-
-        write_dicom(path, volume if kind == "cine" else gray)
+        saved(path.parent, ultrasound(volume if kind == "cine" else gray), path.name)
     elif ending == "avi":
         with av.open(str(path), "w") as container:
             stream = container.add_stream("ffv1", rate=20, width=64, height=48, pix_fmt="gray")

@@ -12,7 +12,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from monai_usfm.networks import UltrasoundViT, load_pretrained, usfm_vit
@@ -24,6 +23,7 @@ from monai_usfm.networks.blocks.position import (
     sincos_position_table,
 )
 from monai_usfm.networks.blocks.transformer import TransformerBlock, dot_product_attention
+from tests.random_networks import assert_same, randomized
 
 WIDTH, LAYERS, HEADS, MLP = 24, 2, 3, 40
 SIZE = {"hidden_size": WIDTH, "mlp_dim": MLP, "num_layers": LAYERS, "num_heads": HEADS}
@@ -35,15 +35,6 @@ CASES = {
 }
 
 
-def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in net.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        scale_like = "norm" in name and name.endswith("weight")
-        parameter.data = 1 + 0.2 * noise if scale_like else 0.2 * noise
-    return net.eval()
-
-
 def vit(case: str = "2d", pos_embed: str = "relative", **settings) -> UltrasoundViT:
     return randomized(UltrasoundViT(pos_embed=pos_embed, **{**SIZE, **CASES[case], **settings}))
 
@@ -51,10 +42,6 @@ def vit(case: str = "2d", pos_embed: str = "relative", **settings) -> Ultrasound
 def image(net: UltrasoundViT, *size: int, batch: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(batch, net.in_channels, *(size or net.img_size), generator=generator)
-
-
-def assert_same(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(a.detach(), b.detach(), atol=atol, rtol=1e-5)
 
 
 # --- a naive encoder: loops over patches and pairs of tokens, in double precision ----------------------------------

@@ -26,6 +26,7 @@ from monai_usfm.networks.nets.classifier import UltrasoundClassifier
 from monai_usfm.networks.nets.enhancer import UltrasoundEnhancer
 from monai_usfm.networks.nets.masked import MaskedAutoencoder, MaskedImageModel
 from monai_usfm.networks.nets.segmentation import UltrasoundSegmenter
+from tests.random_networks import assert_same, randomized
 
 WIDTH, LAYERS, HEADS, MLP = 32, 2, 2, 48
 SIZE = {"hidden_size": WIDTH, "mlp_dim": MLP, "num_layers": LAYERS, "num_heads": HEADS}
@@ -33,16 +34,6 @@ MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 TABLE = "rel_pos_bias.relative_position_bias_table"
 POSITIONS = ["relative", "relative_per_block", "sincos", "learnable"]
-
-
-def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter random and of the order of one where it acts; evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in net.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        scale_like = "norm" in name and name.endswith("weight")
-        parameter.data = 1 + 0.2 * noise if scale_like else 0.15 * noise
-    return net.eval()
 
 
 def vit(img_size=64, pos_embed="relative", **settings) -> UltrasoundViT:
@@ -70,11 +61,6 @@ def plain(net: nn.Module) -> dict[str, torch.Tensor]:
 
 def images(*shape: int, seed: int = 2) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def assert_same(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
 
 
 # --- references and name maps written here, independently of the package ------------------------------------------
