@@ -20,7 +20,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ import torch.nn as nn
 from monai.data import DataLoader
 from monai.networks.nets import MaskedAutoEncoderViT
 from monai.transforms import Compose, SelectItemsd, ToTensord
+from spread import spread
 
 from monai_usfm.bundle import training_loader, training_sampler
 from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, list_images
@@ -221,14 +221,6 @@ def interleaved(
     return times
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median with quartiles."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def print_heading(what: str, options: argparse.Namespace, bf16: bool) -> None:
     precision = "bf16 autocast" if bf16 else "fp32"
     print(f"\n### {what}, {precision}, {options.size}, batch {options.batch}, {options.rounds} rounds\n")
@@ -241,7 +233,7 @@ def compare(group: str, options: argparse.Namespace, bf16: bool) -> None:
     steps: dict[str, Callable[[], object]] = {}
     notes: dict[str, str] = {}
     for name, (build, package) in GROUPS[group].items():
-        if package is not None and importlib.util.find_spec(package) is None:
+        if package is not None and not _installed(package):
             notes[name] = f"skipped: {package} is not installed"
             continue
         step = Step(build(options.size), device, bf16, options.compile)
@@ -261,7 +253,7 @@ def compare(group: str, options: argparse.Namespace, bf16: bool) -> None:
             print(f"| {name} | {notes[name]} | |")
             continue
         ratios = [other / own for other, own in zip(times[base], times[name], strict=True)]
-        print(f"| {name} | {spread([batch / t for t in times[name]], 1)} | {spread(ratios)} |", flush=True)
+        print(f"| {name} | {spread([batch / t for t in times[name]])} | {spread(ratios)} |", flush=True)
 
 
 def batches(loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
@@ -318,8 +310,8 @@ def whole_loop(options: argparse.Namespace, bf16: bool) -> None:
                 loop()
             times = interleaved({"alone": alone, "loop": loop}, options.rounds, device)
             share = [100 * (1 - a / b) for a, b in zip(times["alone"], times["loop"], strict=True)]
-            rates = [spread([len(fixed) / t for t in times[key]], 1) for key in ("alone", "loop")]
-            print(f"| {name} | {rates[0]} | {rates[1]} | {spread(share, 1)} % |", flush=True)
+            rates = [spread([len(fixed) / t for t in times[key]]) for key in ("alone", "loop")]
+            print(f"| {name} | {rates[0]} | {rates[1]} | {spread(share)} % |", flush=True)
 
 
 def main() -> None:

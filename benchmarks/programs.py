@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Resized, ScaleIntensityRanged
 from PIL import Image
+from spread import spread
 
 from monai_usfm import load_network
 from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, list_images
@@ -51,12 +51,6 @@ def table(title: str, work: dict[str, Callable[[], object]], rounds: int, images
     for name, own in times.items():
         shares = [best / mine for best, mine in zip(times[limit], own, strict=True)]
         print(f"| {name} | {spread([images / t for t in own])} | {spread(shares)} |", flush=True)
-
-
-def spread(values: list[float]) -> str:
-    """``median (quartiles)``."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
 def start() -> None:

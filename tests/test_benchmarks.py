@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def script(name):
+    if str(ROOT / "benchmarks") not in sys.path:
+        sys.path.append(str(ROOT / "benchmarks"))  # where a script finds its neighbors
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -97,3 +99,10 @@ def test_parts_without_a_lesion_lie_beside_its_box():
     assert [tuple(part.shape[1:]) for part in found] == [(4, 20), (4, 20), (10, 8), (10, 10)]
     label[1:8, 2:18] = 1  # leaves less than 0.3 of a side everywhere
     assert script("presence").free_parts(image, label) == []
+
+
+def test_a_table_of_transforms_tells_one_round_and_the_quartiles_of_several():
+    module = script("transforms")
+    assert module.table({"ours": [0.002], "peer": [0.004]}).splitlines()[-1] == "| peer | 4 | 2 |"
+    found = module.table({"ours": [1.0] * 5, "peer": [1.0, 2.0, 3.0, 4.0, 5.0]}).splitlines()[-1]
+    assert found == "| peer | 3e+03 | 3 (2 to 4) |"
