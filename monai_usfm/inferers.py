@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from monai_usfm.cards import require_classes
 from monai_usfm.losses import ValueLoss
 from monai_usfm.networks import TemperatureScaling
-from monai_usfm.networks.uncertainty import to_logits, to_probabilities
+from monai_usfm.networks.uncertainty import predictive_entropy, to_logits, to_probabilities
 from monai_usfm.transforms import PresenceThresholdd, resize_linear, spatial_softmax
 from monai_usfm.transforms.effect import check_image
 
@@ -34,6 +34,7 @@ __all__ = [
     "WindowInferer",
     "autocast",
     "autocast_dtype",
+    "mean_entropy",
     "probabilities",
 ]
 
@@ -346,6 +347,16 @@ def each_calibrated(calibrated: Compose, logits: torch.Tensor) -> torch.Tensor:
     """A batch of logits through the transforms of :func:`probabilities`, which are those of one image."""
     found = torch.stack([torch.as_tensor(calibrated({"pred": one})["pred"]) for one in logits])
     return found.as_subclass(torch.Tensor)
+
+
+def mean_entropy(card: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:
+    """How unsure a network is of each image of a batch: ``(B, K, ...) -> (B,)``, a share of the maximum.
+
+    The mean entropy of its calibrated classes, without the presence threshold of its card: below that every pixel is
+    background beyond doubt, also of an image that just missed it.
+    """
+    calibrated = each_calibrated(probabilities({**card, "presence_threshold": None}), logits)
+    return predictive_entropy(calibrated).flatten(1).mean(1)
 
 
 class ImagePredictor:

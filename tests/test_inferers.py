@@ -12,7 +12,14 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from monai_usfm.bundle import class_inferer
-from monai_usfm.inferers import AutocastInferer, DropoutInferer, FlipInferer, ScaleInferer, WindowInferer
+from monai_usfm.inferers import (
+    AutocastInferer,
+    DropoutInferer,
+    FlipInferer,
+    ScaleInferer,
+    WindowInferer,
+    mean_entropy,
+)
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, UltrasoundViT
 
 
@@ -22,6 +29,15 @@ def coin(width: float) -> nn.Module:
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([0.0, width]).reshape(2, 1, 1, 1))
     return net.eval()
+
+
+def test_the_entropy_of_an_image_is_that_of_its_calibrated_classes_whatever_the_presence_threshold():
+    sure, even = torch.tensor([6.0, 0.0]), torch.zeros(2)
+    logits = torch.stack([torch.stack([sure, even], 1)[..., None], torch.stack([even, even], 1)[..., None]])
+    p = 1 / (1 + math.exp(-6 / 1.5))
+    one = -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
+    found = mean_entropy({"temperature": 1.5, "presence_threshold": 3.0}, logits)
+    assert found.tolist() == pytest.approx([(one + 1) / 2, 1.0], abs=1e-5)
 
 
 @pytest.mark.parametrize("inferer", [None, SlidingWindowInferer((4, 4), sw_batch_size=4, overlap=0)])

@@ -19,6 +19,7 @@ from monai_usfm.data.datalist import SPLITS
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.evaluation.images import extract_features, load_images
 from monai_usfm.files import keep_apart, write_csv
+from monai_usfm.inferers import mean_entropy
 
 __all__ = ["choose", "select"]
 
@@ -142,7 +143,8 @@ def select(
 
 @torch.no_grad()
 def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Embeddings ``(M, E)`` of unit length, the mean token of the encoder, and the entropy of the classes ``(M,)``.
+    """Embeddings ``(M, E)`` of unit length, the mean token of the encoder, and the entropy of the calibrated classes
+    ``(M,)``, a share of its maximum.
 
     Also the ``M`` files; those that cannot be read are named in a warning.
     """
@@ -163,8 +165,7 @@ def embed(network: Any, files: Sequence[str], device: str = "cpu") -> tuple[np.n
             continue
         batch = torch.cat(loaded).repeat_interleave(options["in_channels"], 1)
         features.append(extract_features(network.encoder, batch, device=device))
-        probabilities = network(batch.to(device)).float().softmax(1)
-        entropies.append(torch.special.entr(probabilities).sum(1).reshape(len(batch), -1).mean(1).cpu())
+        entropies.append(mean_entropy(network.card, network(batch.to(device)).float()).cpu())
     if not readable:
         return np.zeros((0, 1)), np.zeros(0), readable
     vectors = torch.nn.functional.normalize(torch.cat(features), dim=1)

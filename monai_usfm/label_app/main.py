@@ -10,12 +10,10 @@ work is refused in one sentence. It is no module of the package, because it need
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastapi import HTTPException
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.tasks.scoring import ScoringMethod
@@ -26,8 +24,9 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from monai_usfm import __version__
-from monai_usfm.bundle import describe, probabilities, root_cause
+from monai_usfm.bundle import describe, root_cause
 from monai_usfm.cards import NO_CLASSES
+from monai_usfm.inferers import mean_entropy
 
 REFUSED = (ValueError, OSError)  # the fault is in what was asked
 UNTRAINABLE = {
@@ -86,8 +85,7 @@ class Infer(BundleInferTask):
         data = {"image": image, "image_path": image, "device": device, "model_filename": "model.pt"}
         data = self.run_pre_transforms(data, self.pre_transforms(data))
         logits = self.run_inferer(data, device=device)[self.output_label_key].float()
-        shares = probabilities(self.bundle_config.get_parsed_content("card"))({"pred": logits})["pred"]
-        return float(torch.special.entr(shares).sum(0).mean()) / math.log(len(shares))
+        return float(mean_entropy(self.bundle_config.get_parsed_content("card"), logits[None]))
 
 
 class Train(BundleTrainTask):
