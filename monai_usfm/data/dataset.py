@@ -114,7 +114,6 @@ class UltrasoundDataset(Dataset):
         transform: callable or list of callables; the first must load the files.
         skip_unreadable: leave damaged and missing files out instead of raising.
         cache_dir: folder of the store, made if need be; ``None`` for none.
-        image_key: key of the image, which names an item.
         seed: non-negative; ``None`` leaves the random state of the transforms alone.
 
     Raises:
@@ -129,13 +128,12 @@ class UltrasoundDataset(Dataset):
         transform: Sequence[Callable] | Callable | None = None,
         skip_unreadable: bool = False,
         cache_dir: PathLike | None = None,
-        image_key: str = "image",
         seed: int | None = None,
     ) -> None:
         super().__init__(data, transform)
         if len(data) == 0:
             raise ValueError("the list of data is empty.")
-        self.skip_unreadable, self.image_key, self.seed = skip_unreadable, image_key, seed
+        self.skip_unreadable, self.seed = skip_unreadable, seed
         self.epoch = 0  # set by monai_usfm.handlers.EpochSeed before the workers start
         # in shared memory, so that the main process knows what the loader's workers met
         self._unreadable = torch.zeros(len(data), dtype=torch.uint8).share_memory_()
@@ -180,7 +178,7 @@ class UltrasoundDataset(Dataset):
     @property
     def skipped(self) -> list[str]:
         """The files left out so far, in the order of the list, whatever process met them."""
-        return [str(self.data[index].get(self.image_key)) for index in self._unreadable.nonzero().flatten().tolist()]
+        return [str(self.data[index].get("image")) for index in self._unreadable.nonzero().flatten().tolist()]
 
     def _transform(self, index: int) -> Any:
         size = len(self.data)

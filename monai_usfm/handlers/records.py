@@ -28,6 +28,7 @@ from monai.handlers import ValidationHandler
 from monai.utils import convert_to_tensor
 from PIL import Image
 
+import monai_usfm
 from monai_usfm.files import atomic_write, remove_abandoned, save_figure, write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import label_figure, tile
 from monai_usfm.handlers.gradient import loss_of
@@ -344,8 +345,8 @@ def readable(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("monai_usfm", "monai", "torch", "numpy", "pytorch-ignite", "nibabel", "itk", "pydicom"):
+    found = {"python": platform.python_version(), "monai_usfm": monai_usfm.__version__}
+    for name in ("monai", "torch", "numpy", "pytorch-ignite", "nibabel", "itk", "pydicom"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -54,7 +54,6 @@ class NoiseRecovery:
         psf_sigma: range of the width of the point-spread function in samples.
         blur_sigma: range of the width of the blur in samples.
         dynamic_range_db: decibels between black and white.
-        key: item of the batch that is the image; not used with ``augmentation``, which knows its own.
 
     Raises:
         ValueError: for ranges that are empty or out of bounds.
@@ -68,7 +67,6 @@ class NoiseRecovery:
         psf_sigma: Sequence[float] = (0.4, 1.6),
         blur_sigma: Sequence[float] = (0.0, 1.0),
         dynamic_range_db: float = 60.0,
-        key: str = "image",
     ) -> None:
         ranges = {"strength": strength, "looks": looks, "psf_sigma": psf_sigma, "blur_sigma": blur_sigma}
         for name, (low, high) in ranges.items():
@@ -83,7 +81,7 @@ class NoiseRecovery:
         self.augmentation = augmentation
         self.strength, self.looks = tuple(strength), (int(looks[0]), int(looks[1]))
         self.psf_sigma, self.blur_sigma = tuple(psf_sigma), tuple(blur_sigma)
-        self.dynamic_range_db, self.key = float(dynamic_range_db), key
+        self.dynamic_range_db = float(dynamic_range_db)
 
     def __call__(
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
@@ -92,7 +90,7 @@ class NoiseRecovery:
         if self.augmentation is not None:
             clean, _ = self.augmentation(batch, device, non_blocking, **kwargs)
         else:
-            clean = torch.as_tensor(batch[self.key]).as_subclass(torch.Tensor)
+            clean = torch.as_tensor(batch["image"]).as_subclass(torch.Tensor)
             clean = clean.to(device=device, non_blocking=non_blocking, **kwargs)
             clean = unit_range(clean)
         return self.degrade(clean), clean

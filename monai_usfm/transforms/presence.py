@@ -16,6 +16,7 @@ from monai_usfm.transforms.dictionary import TORCH
 
 __all__ = ["PresenceThresholdd", "RandBackgroundCropd", "presence_score"]
 
+SMALLEST = 0.3  # share of its axis that a part without a structure must have
 SHARE = 0.005  # of the pixels: about the smallest lesion; a single pixel is too easily sure
 
 
@@ -70,13 +71,12 @@ class RandBackgroundCropd(Randomizable, MapTransform):
     """With some probability, the part of an image above, below or beside all structures, at the size of the image.
 
     So a network learns from labeled data sets, where every image shows a lesion, that an image may show none. Of the
-    up to four (in 3D six) parts one is drawn; where none has the smallest share of its axis, the image stays.
+    up to four (in 3D six) parts one is drawn; where none has three tenths of its axis, the image stays.
 
     Args:
         keys: image and label, ``(C, *S)`` of one size.
         prob: of a crop.
         label_key: class indices, 0 is background.
-        smallest: share of its axis that a part must have.
         mode: of the resampling, one for all or one for each key; None is bilinear, of the label nearest.
         allow_missing_keys: see :class:`monai.transforms.MapTransform`.
     """
@@ -88,12 +88,11 @@ class RandBackgroundCropd(Randomizable, MapTransform):
         keys: KeysCollection,
         prob: float = 0.1,
         label_key: str = "label",
-        smallest: float = 0.3,
         mode: Sequence[str] | str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.prob, self.label_key, self.smallest = prob, label_key, smallest
+        self.prob, self.label_key = prob, label_key
         modes = mode or ["nearest" if key == label_key else "bilinear" for key in self.keys]
         self.mode = ensure_tuple_rep(modes, len(self.keys))
 
@@ -107,8 +106,8 @@ class RandBackgroundCropd(Randomizable, MapTransform):
         parts: list[tuple[int, slice]] = []
         for axis, length in enumerate(size if len(places) else ()):
             low, high = int(places[:, axis].min()), int(places[:, axis].max()) + 1
-            parts += [(axis, slice(0, low))] if low >= self.smallest * length else []
-            parts += [(axis, slice(high, length))] if length - high >= self.smallest * length else []
+            parts += [(axis, slice(0, low))] if low >= SMALLEST * length else []
+            parts += [(axis, slice(high, length))] if length - high >= SMALLEST * length else []
         if not parts:
             return d
         axis, part = parts[self.R.randint(len(parts))]

@@ -70,18 +70,18 @@ def test_targets_have_unit_variance_whatever_the_scale_of_a_channel():
 
 
 def test_loss_of_an_unrelated_prediction_is_the_variance_and_of_the_teacher_itself_zero():
-    distillation = TokenDistillation(8, 8, class_weight=0.0)
+    distillation = TokenDistillation(8, 8)
     tokens = torch.randn(16, 50, 8)
     distillation.targets(tokens)
     distillation.eval()
     for weight in (distillation.to_patches.weight, distillation.to_patches.bias):
         torch.nn.init.zeros_(weight)
-    assert distillation(tokens, tokens)["loss"].item() == pytest.approx(1, abs=0.01)
+    assert distillation(tokens, tokens)["patch_loss"].item() == pytest.approx(1, abs=0.01)
     with torch.no_grad():
         spread = (distillation.patch_statistics.running_var + 1e-5).sqrt()
         distillation.to_patches.weight.copy_(torch.diag(1 / spread))
         distillation.to_patches.bias.copy_(-distillation.patch_statistics.running_mean / spread)
-    assert distillation(tokens, tokens)["loss"].item() < 1e-6
+    assert distillation(tokens, tokens)["patch_loss"].item() < 1e-6
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -17,6 +17,8 @@ from monai_usfm.networks.nets.vit import UltrasoundViT
 
 __all__ = ["DistillationModel", "FrozenTeacher", "TokenDistillation"]
 
+CLASS_WEIGHT = 0.5  # of the class token's error beside that of the patches
+
 
 class FrozenTeacher(nn.Module):
     """Tokens of a frozen encoder on the token grid of a student, whatever patch size, channels and axes the two have.
@@ -94,12 +96,10 @@ class TokenDistillation(nn.Module):
 
     Args:
         student_size, teacher_size: their token widths.
-        class_weight: weight of the class token's error beside that of the patches.
     """
 
-    def __init__(self, student_size: int, teacher_size: int, class_weight: float = 0.5) -> None:
+    def __init__(self, student_size: int, teacher_size: int) -> None:
         super().__init__()
-        self.class_weight = class_weight
         self.to_patches = nn.Linear(student_size, teacher_size)
         self.to_class = nn.Linear(student_size, teacher_size)
         self.patch_statistics = nn.BatchNorm1d(teacher_size, affine=False, momentum=None)
@@ -121,7 +121,7 @@ class TokenDistillation(nn.Module):
         class_target, patch_target = self.targets(teacher)
         class_loss = (self.to_class(student[:, 0]).float() - class_target).square().mean()
         patch_loss = (self.to_patches(student[:, 1:]).float() - patch_target).square().mean()
-        return {"loss": patch_loss + self.class_weight * class_loss, "patch_loss": patch_loss, "class_loss": class_loss}
+        return {"loss": patch_loss + CLASS_WEIGHT * class_loss, "patch_loss": patch_loss, "class_loss": class_loss}
 
 
 class DistillationModel(nn.Module):
@@ -134,7 +134,7 @@ class DistillationModel(nn.Module):
     Args:
         encoder, teacher: the student and its teacher or teachers.
         mask_ratio: share of patches hidden from the student.
-        class_weight, teacher_scale: see :class:`TokenDistillation` and :class:`FrozenTeacher`.
+        teacher_scale: see :class:`FrozenTeacher`.
 
     Raises:
         ValueError: for a ``mask_ratio`` outside [0, 1).
@@ -145,7 +145,6 @@ class DistillationModel(nn.Module):
         encoder: UltrasoundViT,
         teacher: UltrasoundViT | Sequence[UltrasoundViT],
         mask_ratio: float = 0.0,
-        class_weight: float = 0.5,
         teacher_scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -155,7 +154,7 @@ class DistillationModel(nn.Module):
         self.teacher = FrozenTeacher(teacher, teacher_scale)
         self.mask_ratio = mask_ratio
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.hidden_size)) if mask_ratio else None
-        self.distillation = TokenDistillation(encoder.hidden_size, self.teacher.hidden_size, class_weight)
+        self.distillation = TokenDistillation(encoder.hidden_size, self.teacher.hidden_size)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """``(B, C, *S)`` in [0, 1] -> ``loss``, ``patch_loss``, ``class_loss`` (scalars)."""

@@ -219,11 +219,6 @@ class MaskedImageModel(nn.Module):
             return self.to_image(features.to(weights.dtype), corrupted.to(weights.dtype)).float()
 
     @torch.no_grad()
-    def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """The network's estimate of the clean images ``(B, C, *S)`` from a corrupted version."""
-        return self(image, noise)["prediction"].clamp(0, 1)
-
-    @torch.no_grad()
     def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images of one draw: input, what the encoder saw, reconstruction, absolute error; all ``(B, C, *S)``."""
         output = self(image)
@@ -346,11 +341,6 @@ class MaskedAutoencoder(nn.Module):
         if self.band_stop is not None:
             output["corrupted"] = source
         return output
-
-    @torch.no_grad()
-    def reconstruct(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Images ``(B, C, *S)`` whose hidden patches are the network's; visible ones are as they were."""
-        return self._compose(image, self(image, noise))
 
     @torch.no_grad()
     def panels(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
