@@ -20,6 +20,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, ReferenceResolver
 from monai.config import PathLike
 
+from monai_usfm.errors import root_cause
 from monai_usfm.options import DESCRIPTIONS, set_options, without_effect
 
 __all__ = ["TASKS", "find_bundle", "load_bundle", "run_bundle", "steps_within"]
@@ -132,8 +133,6 @@ def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWo
         The workflow, whose ``parser.get_parsed_content("network_def")`` and the like are what was used. The results
         are the files in its ``output_dir``.
     """
-    from monai_usfm.bundle import root_cause
-
     flow = load_bundle(bundle, workflow, **options)
     config: Any = flow.parser.config
     # others are arguments of load_bundle, or names that the first step of the run refuses

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -62,3 +63,17 @@ def test_metadata_of_bundles_name_every_runtime_package_in_its_tested_version(re
     named = dict(metadata["required_packages_version"], torch=metadata["pytorch_version"])
     named |= {"monai": metadata["monai_version"], "numpy": metadata["numpy_version"]}
     assert named == pins[0] | {"monai_usfm": monai_usfm.__version__}
+
+
+def test_modules_import_from_the_floors_below_alone(repository):
+    text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sentence = text[text.index("`files`") : text.index(" A module imports")]
+    floors = [re.findall(r"`(\w+)`", part) for part in sentence.split("<")]
+    height = {name: number for number, part in enumerate(floors) for name in part}
+    package = repository / "monai_usfm"
+    for file in sorted(package.glob("*/**/*.py")) + sorted(package.glob("[a-z]*.py")):
+        here = file.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module and module.startswith("monai_usfm.") and (there := module.split(".")[1]) != here:
+                assert height[there] < height[here], f"{file}, line {node.lineno}: {here} imports {there}"

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-from monai_usfm.bundle.errors import *
 from monai_usfm.bundle.inference import *
 from monai_usfm.bundle.items import *
 from monai_usfm.bundle.records import *
 from monai_usfm.bundle.start import *
 from monai_usfm.bundle.training import *
+from monai_usfm.errors import *
 from monai_usfm.options import *

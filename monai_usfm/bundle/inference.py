@@ -17,10 +17,10 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 
 import monai_usfm
-from monai_usfm.bundle.errors import under_command_line
 from monai_usfm.cards import NO_CLASSES, encoder_options, find_card, full_scale_of
 from monai_usfm.data import InferenceDataset, UnreadableImageError, list_images
 from monai_usfm.data.splits import READING, with_full_scale
+from monai_usfm.errors import under_command_line
 from monai_usfm.files import FAILED, write_csv
 from monai_usfm.inferers import AutocastInferer, DropoutInferer, FlipInferer, ScaleInferer, probabilities
 from monai_usfm.networks.uncertainty import predictive_entropy

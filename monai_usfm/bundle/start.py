@@ -15,9 +15,9 @@ import torch.distributed as dist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from monai_usfm.bundle.errors import install_hook
 from monai_usfm.cards.card import sha256_of
 from monai_usfm.data import mark_results
+from monai_usfm.errors import install_hook
 from monai_usfm.handlers import RunRecord
 from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_values, flag
 

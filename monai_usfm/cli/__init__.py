@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:  # of a workflow; text is a message, as Python has it
         return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
     except Exception as error:
-        from monai_usfm.bundle import describe, root_cause
+        from monai_usfm.errors import describe, root_cause
 
         root = root_cause(error)
         # what this package refuses is said in one sentence, however deep in a config it was found

@@ -24,8 +24,8 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from monai_usfm import __version__
-from monai_usfm.bundle import describe, root_cause
 from monai_usfm.cards import NO_CLASSES
+from monai_usfm.errors import describe, root_cause
 from monai_usfm.inferers import mean_entropy
 
 REFUSED = (ValueError, OSError)  # the fault is in what was asked

@@ -13,8 +13,8 @@ import pytest
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 
-from monai_usfm.bundle import describe, root_cause
 from monai_usfm.data import UnreadableImageError
+from monai_usfm.errors import describe, root_cause
 
 
 def broken(path: str) -> None:
