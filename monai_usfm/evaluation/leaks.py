@@ -8,7 +8,7 @@ mirrored. Names and patient numbers do not show that; a perceptual hash does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,9 @@ class LeakError(ValueError):
         return f"{head} {shown}{rest}."
 
 
-def find_leaks(train: Sequence[Item], test: Sequence[Item], max_bits: int = MAX_BITS) -> list[Leak]:
+def find_leaks(
+    train: Sequence[Item], test: Sequence[Item], max_bits: int = MAX_BITS, keys: Sequence[str] = ("image",)
+) -> list[Leak]:
     """Pairs of a training and a test item that share a patient or (nearly) an image.
 
     A patient and a file count as the same as for :func:`~monai_usfm.data.check_patient_leak`: however the patient is
@@ -69,9 +71,10 @@ def find_leaks(train: Sequence[Item], test: Sequence[Item], max_bits: int = MAX_
     at any sides, framed, mirrored, scaled, of other brightness, noise or compression.
 
     Args:
-        train: items with ``image`` (absolute path) and, where known, ``patient``.
+        train: items with the files under ``keys`` (absolute paths) and, where known, ``patient``.
         test: the same.
         max_bits: largest distance of two copies, see :func:`~monai_usfm.data.duplicates.find_copies`.
+        keys: of an item's images; of recorded pairs both. Each is compared with those of its own key.
 
     Returns:
         The leaks, those by patient first; the nearest training image for each test image and reason.
@@ -81,29 +84,31 @@ def find_leaks(train: Sequence[Item], test: Sequence[Item], max_bits: int = MAX_
     """
     if not train or not test:
         raise ValueError(f"need training and test items, got {len(train)} and {len(test)}.")
-    names = equal_files({str(item["image"]) for item in (*train, *test)})
-    leaks = []
-    for reason, key_of in (
-        ("patient", lambda item: patient_key(item.get("patient"))),
-        ("same file", lambda item: names[str(item["image"])]),
-    ):
-        owners = {key_of(item): str(item["image"]) for item in train}
+    names = equal_files({str(item[key]) for item in (*train, *test) for key in keys})
+
+    def shared(reason: str, key: str, of: Callable[[Item], str | None]) -> list[Leak]:
+        owners = {of(item): str(item[key]) for item in train}
         owners.pop(None, None)
-        leaks += [Leak(owners[key_of(i)], str(i["image"]), reason) for i in test if key_of(i) in owners]
+        return [Leak(owners[of(item)], str(item[key]), reason) for item in test if of(item) in owners]
+
+    leaks = shared("patient", keys[0], lambda item: patient_key(item.get("patient")))
+    for key in keys:
+        leaks += shared("same file", key, lambda item, key=key: names[str(item[key])])  # type: ignore[misc]
     known = {(leak.train, leak.test) for leak in leaks}
     read = LoadUltrasound(2)
-    of_test, of_train = (
-        [image_hashes(convert_to_tensor(read(i["image"], i.get("frame")))) for i in items] for items in (test, train)
-    )
-    nearest: dict[int, Copy] = {}
-    for copy in sorted(find_copies(of_test, of_train, max_bits), key=lambda copy: copy.distance):
-        nearest.setdefault(copy.first, copy)
-    for number in sorted(nearest):
-        copy = nearest[number]
-        pair = str(train[copy.second]["image"]), str(test[number]["image"])
-        if pair not in known:
-            known.add(pair)
-            leaks.append(Leak(*pair, "mirrored" if copy.mirrored else "similar", copy.distance))
+    for key in keys:
+        of_test, of_train = (
+            [image_hashes(convert_to_tensor(read(i[key], i.get("frame")))) for i in items] for items in (test, train)
+        )
+        nearest: dict[int, Copy] = {}
+        for copy in sorted(find_copies(of_test, of_train, max_bits), key=lambda copy: copy.distance):
+            nearest.setdefault(copy.first, copy)
+        for number in sorted(nearest):
+            copy = nearest[number]
+            pair = str(train[copy.second][key]), str(test[number][key])
+            if pair not in known:
+                known.add(pair)
+                leaks.append(Leak(*pair, "mirrored" if copy.mirrored else "similar", copy.distance))
     return leaks
 
 
@@ -114,6 +119,7 @@ def check_leaks(
     test_datalist: str | None = None,
     test_dataset_dir: str | None = None,
     max_bits: int = MAX_BITS,
+    keys: Sequence[str] = ("image",),
     output: str = "leaks",
 ) -> Path:
     """Stop when validation or test images, or their patients, stand in the training data; list the pairs in a table.
@@ -124,6 +130,7 @@ def check_leaks(
         test_datalist: JSON file with the validation and test splits.
         test_dataset_dir: folder its paths start from; by default that of the file.
         max_bits: largest distance of two copies, in bits of 256.
+        keys: of an item's images; of recorded pairs both, such as ``--keys image label``.
         output: folder of ``leaks.csv``, which is empty but for its head where there are none.
 
     Returns:
@@ -137,13 +144,13 @@ def check_leaks(
         raise TypeError("check_leaks takes the name of a datalist; for items there is find_leaks.")
 
     def items(file: str, folder: str | None, splits: Sequence[str]) -> list[Item]:
-        present = read_datalist(file)
-        return [item for split in splits if present.get(split) for item in load_datalist(file, folder, split)]
+        there = [split for split in splits if read_datalist(file).get(split)]
+        return [item for split in there for item in load_datalist(file, folder, split, required=keys)]
 
     train = items(datalist, dataset_dir, ["training"])
     test_dir = test_dataset_dir if test_datalist else dataset_dir
     test = items(test_datalist or datalist, test_dir, ["validation", "test"])
-    leaks = find_leaks(train, test, max_bits)
+    leaks = find_leaks(train, test, max_bits, keys)
     columns = [field.name for field in fields(Leak)]
     table = write_csv(Path(output) / "leaks.csv", [vars(leak) for leak in leaks], columns)
     print(f"{len(train)} training and {len(test)} other images: {len(leaks)} leaks; {table}")

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
+from monai_usfm.cli import main
 from monai_usfm.data import load_datalist
 from monai_usfm.evaluation import LeakError, check_leaks, find_leaks
 
@@ -53,6 +54,26 @@ def test_a_planted_copy_is_found_and_named(tmp_path, how):
     leaks = find_leaks(train, [*test, {"image": str(name), "patient": "new"}])
     assert [(leak.train, leak.test) for leak in leaks] == [(train[7]["image"], str(name))]
     assert leaks[0].reason == "similar" if how != "copied" else leaks[0].reason in ("same file", "similar")
+
+
+def test_the_files_of_pairs_are_compared_under_each_key(tmp_path):
+    train, test = write_images(tmp_path / "train", 4, 0), write_images(tmp_path / "test", 3, 1)
+    for items, name, seed in ((train, "low_train", 2), (test, "low_test", 3)):
+        for item, low in zip(items, write_images(tmp_path / name, len(items), seed), strict=True):
+            item["low"] = low["image"]
+    shutil.copy(train[1]["low"], test[2]["low"])
+    Image.open(train[0]["low"]).resize((75, 60)).save(test[0]["low"])
+    assert not find_leaks(train, test)
+    found = [(leak.train, leak.test, leak.reason) for leak in find_leaks(train, test, keys=("image", "low"))]
+    assert found == [
+        (train[1]["low"], test[2]["low"], "same file"),
+        (train[0]["low"], test[0]["low"], "similar"),
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"training": train, "test": test}))
+    arguments = ["check-leaks", "--datalist", str(tmp_path / "list.json"), "--output", str(tmp_path / "leaks")]
+    assert main(arguments) == 0 and main([*arguments, "--keys", "image", "low"]) == 1
+    with pytest.raises(ValueError, match="lacks high"):
+        check_leaks(str(tmp_path / "list.json"), keys=("image", "high"), output=str(tmp_path / "leaks"))
 
 
 def test_a_mirrored_copy_is_found(tmp_path):
