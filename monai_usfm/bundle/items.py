@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ignite import distributed as idist
 from monai.data import DataLoader, Dataset, DistributedSampler
 from torch.utils.data import Sampler
 
@@ -90,10 +91,9 @@ def record(training: Dataset, validation: Dataset) -> dict[str, Any]:
 
 def check_data(*datasets: UltrasoundDataset) -> None:
     """Read all files of the lists before the first step, and keep what was read where the dataset has a store."""
-    processes = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     for dataset in datasets:
         start = time.perf_counter()
-        if count := dataset.read_all(*processes):
+        if count := dataset.read_all(idist.get_rank(), idist.get_world_size()):
             logger.info("%d of %d items read and checked, %.0f s.", count, len(dataset), time.perf_counter() - start)
 
 

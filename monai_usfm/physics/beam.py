@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-__all__ = ["BeamGeometry", "beam_coordinates", "beam_grid", "beams_of", "sample_pixels"]
+__all__ = ["BeamGeometry", "beam_coordinates", "beams_of", "sample_pixels"]
 
 _KINDS = ("linear", "convex", "phased", "sector3d")
 
@@ -252,14 +252,14 @@ def beam_coordinates(img: torch.Tensor, geometry: BeamGeometry | None) -> list[t
     The first axis of a volume that a 2D geometry serves counts as elevation.
     """
     beams = beams_of(img, geometry)
-    plane = list(beam_grid(beams, tuple(img.shape[-beams.spatial_dims :]), img.device).unbind(-1))
+    plane = list(cached_coordinates(beams, tuple(img.shape[-beams.spatial_dims :]), img.device).unbind(-1))
     if len(plane) == img.ndim - 1:
         return plane
     return [torch.linspace(0, 1, img.shape[1], device=img.device).reshape(-1, 1, 1), *plane]
 
 
 @lru_cache(maxsize=4)
-def beam_grid(beams: BeamGeometry, spatial_shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def cached_coordinates(beams: BeamGeometry, spatial_shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Beam coordinates of every pixel, ``(*S, 2 or 3)``; kept for the next images of this geometry, do not edit."""
     return beams.cartesian_to_beam(spatial_shape, device=device)
 

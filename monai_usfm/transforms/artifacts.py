@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from monai_usfm.physics.beam import BeamGeometry, beam_coordinates, beam_grid, beams_of, sample_pixels
+from monai_usfm.physics.beam import BeamGeometry, beam_coordinates, beams_of, cached_coordinates, sample_pixels
 from monai_usfm.physics.display import check_dynamic_range, from_power, to_power
 from monai_usfm.physics.speckle import speckle_intensity
 from monai_usfm.transforms.acquisition import apply_gain
@@ -97,7 +97,7 @@ def reverberate(
     image = check_image(img)
     check_dynamic_range(dynamic_range_db)
     beams = beams_of(image, geometry)
-    coordinates = beam_grid(beams, tuple(image.shape[-beams.spatial_dims :]), image.device)
+    coordinates = cached_coordinates(beams, tuple(image.shape[-beams.spatial_dims :]), image.device)
     depth = coordinates[..., -2]
     power = to_power(image, dynamic_range_db)
     total = power
@@ -146,7 +146,7 @@ def add_haze(
         texture = texture.to(image)
         if geometry is not None:  # from the beam grid to the image, where speckle bends into arcs
             dims = geometry.spatial_dims
-            beam = beam_grid(geometry, tuple(image.shape[-dims:]), image.device)
+            beam = cached_coordinates(geometry, tuple(image.shape[-dims:]), image.device)
             texture = sample_pixels(texture, beam * beam.new_tensor([n - 1 for n in image.shape[-dims:]]), "bilinear")
         haze = haze * texture
     return blend(img, image, from_power(to_power(image, dynamic_range_db) + haze, dynamic_range_db), fov, geometry)
