@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -18,7 +19,9 @@ import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
 from monai.utils import optional_import, str2bool
 
-__all__ = ["check_names", "check_together", "check_values", "flag", "set_options", "without_effect"]
+__all__ = ["check_names", "check_together", "check_values", "flag", "set_options"]
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTIONS = "_options_"  # entry of a config that says in a sentence what each option means
 # Entries that MONAI and its clients look for by name, whether or not another entry refers to them.
@@ -131,6 +134,18 @@ def check_names(config: Mapping[str, Any]) -> None:
             " ".join(f"There is no option --{place}.{_nearest(place, name, names)}" for place, name, names in wrong)
             + " --list_options of the command, or `_options_` of the config, has them all."
         )
+
+
+def warn_without_effect(config: Mapping[str, Any], given: Iterable[str]) -> None:
+    """Say which of the names that a user gave are options that change nothing (:func:`without_effect`).
+
+    No error, because one list of options may serve a training and its evaluation. Names that are no options are left to
+    :func:`check_names`, and to those who take them.
+    """
+    described = config.get(DESCRIPTIONS, ())
+    names = [name for name in given if name in described or len(ReferenceResolver.split_id(name)) > 1]
+    if idle := without_effect(config, names):
+        logger.warning("these options change nothing here: %s.", ", ".join(f"--{name}" for name in idle))
 
 
 def _is_typed(value: Any) -> bool:

@@ -8,24 +8,21 @@ Each is a thin form of :class:`monai.bundle.ConfigWorkflow`, so that a number me
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow, ReferenceResolver
+from monai.bundle import ConfigWorkflow
 from monai.config import PathLike
 
 from monai_usfm.errors import root_cause
-from monai_usfm.options import DESCRIPTIONS, set_options, without_effect
+from monai_usfm.options import set_options, warn_without_effect
 
 __all__ = ["TASKS", "find_bundle", "load_bundle", "run_bundle", "steps_within"]
-
-logger = logging.getLogger(__name__)
 
 TASKS = ("pretraining", "segmentation", "classification", "enhancement")
 WORKFLOWS = {"train": "train", "evaluate": "inference", "predict": "inference"}
@@ -134,11 +131,7 @@ def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWo
         are the files in its ``output_dir``.
     """
     flow = load_bundle(bundle, workflow, **options)
-    config: Any = flow.parser.config
-    # others are arguments of load_bundle, or names that the first step of the run refuses
-    given = [name for name in options if name in config[DESCRIPTIONS] or len(ReferenceResolver.split_id(name)) > 1]
-    if idle := without_effect(config, given):
-        logger.warning("%s: these options change nothing: %s.", workflow, ", ".join(f"--{name}" for name in idle))
+    warn_without_effect(cast(Any, flow.parser.config), options)
     try:
         flow.initialize()
         flow.run()

@@ -61,7 +61,7 @@ def run(overlay: str, data: Path, output: Path, **options: object) -> None:
 
 def test_distillation_exports_an_encoder_and_has_no_other_objective(data: Path, tmp_path: Path, capsys: Any) -> None:
     run("distill", data, tmp_path, dataset_dir=str(data), objective="pyramid")
-    assert "train: these options change nothing: --objective." in capsys.readouterr().out
+    assert "these options change nothing here: --objective." in capsys.readouterr().out
     report = load_pretrained(usfm_vit("tiny", img_size=32, in_channels=1, **TINY), tmp_path / "model.pt")
     assert not report.missing
     assert all(name.startswith("encoder.") for name in torch.load(tmp_path / "model.pt", weights_only=True))

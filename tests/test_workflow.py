@@ -51,7 +51,7 @@ def test_an_option_that_nothing_in_the_workflow_reads_is_told(capsys, monkeypatc
     run_bundle("segmentation", "train", **options)
     assert "change nothing" not in capsys.readouterr().out
     run_bundle("segmentation", "evaluate", **options, region=0, **{"validate#dataloader#num_workers": 1})
-    told = "evaluate: these options change nothing: --batch_size, --learning_rate, --train#trainer#max_epochs."
+    told = "these options change nothing here: --batch_size, --learning_rate, --train#trainer#max_epochs."
     assert told in capsys.readouterr().out
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,9 @@ from monai.utils import set_determinism
 
 from monai_usfm.cards.card import sha256_of
 from monai_usfm.data import mark_results
-from monai_usfm.errors import install_hook
+from monai_usfm.errors import install_hook, under_command_line
 from monai_usfm.handlers import RunRecord
-from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_values, flag
+from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_values, flag, warn_without_effect
 
 __all__ = ["options", "require_writable", "start", "stop"]
 
@@ -99,6 +100,9 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     parser, values = _parser(), dict[str, Any]()
     if parser is not None:
         values = checked_options(parser)
+        if under_command_line():  # else the options are told apart where they are given, see run_bundle
+            given = [word[2:].partition("=")[0] for word in sys.argv if word.startswith("--")]
+            warn_without_effect(cast(Any, parser.config), given)
         if "seed" in values:
             set_determinism(seed=int(values["seed"]), use_deterministic_algorithms=None)
             exact = flag(values.get("deterministic", False))  # MONAI's seeding turns cuDNN's choice off

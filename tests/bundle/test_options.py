@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,16 @@ def test_a_workflow_in_python_is_checked_too_and_keeps_its_configuration(tmp_pat
     with pytest.raises(RuntimeError) as error:
         workflow(tmp_path, max_epochs=0).initialize()
     assert "--max_epochs must be a whole number from 1; got 0" in str(error.value.__cause__)
+
+
+def test_an_option_of_monais_command_line_that_changes_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.modules["monai_usfm.bundle.start"], "under_command_line", lambda: True)
+    words = ["run", "--config_file", "x.json", "--learning_rate", "1", "--seed=1", "--max_epochs=2"]
+    monkeypatch.setattr("sys.argv", words)
+    workflow(tmp_path).initialize()
+    assert "these options change nothing here: --learning_rate, --max_epochs." in caplog.messages
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
