@@ -184,6 +184,16 @@ def _references(config: Mapping[str, Any]) -> set[str]:
     return {"::".join(parts[:end]) for parts in split for end in range(1, len(parts) + 1)}
 
 
+def _entry(config: Any, place: str) -> Any:
+    """What stands at an id; None where nothing does."""
+    for part in place.split("::"):
+        if isinstance(config, list):
+            config = config[int(part)] if part.isdigit() and int(part) < len(config) else None
+        else:
+            config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
 def without_effect(config: Mapping[str, Any], options: Iterable[str]) -> list[str]:
     """Those options that change nothing, because no entry that a run comes to refers to them, such as
     ``learning_rate`` in an evaluation, whose config lies over that of the training.
@@ -197,11 +207,7 @@ def without_effect(config: Mapping[str, Any], options: Iterable[str]) -> list[st
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            entry: Any = config
-            for part in name.split("::"):
-                there = isinstance(entry, Mapping) and part in entry
-                entry = entry[part] if there else entry[int(part)] if isinstance(entry, list) else None
-            waiting.extend(_ids(entry))
+            waiting.extend(_ids(_entry(config, name)))
 
     def read(option: str) -> bool:
         place = "::".join(ReferenceResolver.split_id(option))

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from ignite.engine import Events
@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow
 from monai.config import PathLike
 
 from monai_usfm.errors import root_cause
-from monai_usfm.options import set_options, warn_without_effect
+from monai_usfm.options import set_options
 
 __all__ = ["TASKS", "find_bundle", "load_bundle", "run_bundle", "steps_within"]
 
@@ -123,15 +123,17 @@ def _parts(steps: int, epochs: int) -> tuple[int, int]:
 def run_bundle(bundle: str, workflow: str = "train", **options: Any) -> ConfigWorkflow:
     """Run a bundle's workflow in this process, from its initialization to its end.
 
-    The arguments are those of :func:`load_bundle`. Options that change nothing in this workflow are told in a warning:
-    one list of them may serve a training and its evaluation.
+    The arguments are those of :func:`load_bundle`.
 
     Returns:
         The workflow, whose ``parser.get_parsed_content("network_def")`` and the like are what was used. The results
         are the files in its ``output_dir``.
     """
-    flow = load_bundle(bundle, workflow, **options)
-    warn_without_effect(cast(Any, flow.parser.config), options)
+    return run_loaded(load_bundle(bundle, workflow, **options))
+
+
+def run_loaded(flow: ConfigWorkflow) -> ConfigWorkflow:
+    """Run what :func:`load_bundle` gave, from its initialization to its end; an error is the cause itself."""
     try:
         flow.initialize()
         flow.run()

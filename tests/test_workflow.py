@@ -43,18 +43,6 @@ def test_an_error_in_python_is_the_sentence_itself(tmp_path):
         run_bundle("segmentation", "train", output_dir=str(tmp_path), max_epoch=1)
 
 
-def test_an_option_that_nothing_in_the_workflow_reads_is_told(capsys, monkeypatch, tmp_path):
-    for step in ("initialize", "run", "finalize"):
-        monkeypatch.setattr(f"monai.bundle.ConfigWorkflow.{step}", lambda flow: None)
-    options = {"output_dir": str(tmp_path), "device": "cpu", "seed": 1, "num_classes": 3, "batch_size": 2}
-    options |= {"learning_rate": 1.0, "train#trainer#max_epochs": 5}
-    run_bundle("segmentation", "train", **options)
-    assert "change nothing" not in capsys.readouterr().out
-    run_bundle("segmentation", "evaluate", **options, region=0, **{"validate#dataloader#num_workers": 1})
-    told = "these options change nothing here: --batch_size, --learning_rate, --train#trainer#max_epochs."
-    assert told in capsys.readouterr().out
-
-
 def test_an_epoch_of_another_length_is_that_of_the_schedule(tmp_path):
     flow = load_bundle("classification", output_dir=str(tmp_path), **{"train#trainer#epoch_length": 3}, max_epochs=2)
     flow.parser.parse(reset=True)

@@ -100,7 +100,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     parser, values = _parser(), dict[str, Any]()
     if parser is not None:
         values = checked_options(parser)
-        if under_command_line():  # else the options are told apart where they are given, see run_bundle
+        if under_command_line():  # the command monai-usfm knows itself what was given
             given = [word[2:].partition("=")[0] for word in sys.argv if word.startswith("--")]
             warn_without_effect(cast(Any, parser.config), given)
         if "seed" in values:

@@ -13,9 +13,9 @@ from monai.bundle import ConfigWorkflow
 
 from monai_usfm.cards import find_card
 from monai_usfm.files import FAILED
-from monai_usfm.options import DESCRIPTIONS, without_effect
+from monai_usfm.options import DESCRIPTIONS, warn_without_effect, without_effect
 from monai_usfm.settings import parse_options
-from monai_usfm.workflow import load_bundle, run_bundle
+from monai_usfm.workflow import load_bundle, run_loaded
 
 __all__ = ["calibrate", "evaluate", "predict", "pretrain", "train"]
 
@@ -146,10 +146,11 @@ def _run(name: str, workflow: str, tokens: tuple[str, ...], bundle: Bundle) -> C
     options = parse_options(tokens)
     # a bundle writes below its own folder unless told otherwise, which in an installed package is the wrong place
     options.setdefault("output_dir", "output/predictions" if workflow == "predict" else f"output/{name}")
-    places: dict[str, Any] = {"overlays": bundle.overlays, "bundle_root": bundle.bundle_root}
+    flow = load_bundle(name, workflow, overlays=bundle.overlays, bundle_root=bundle.bundle_root, **options)
+    config: Any = flow.parser.config
     if not bundle.list_options:
-        return run_bundle(name, workflow, **places, **options)
-    config = load_bundle(name, workflow, **places, **options).parser.get()
+        warn_without_effect(config, options)
+        return run_loaded(flow)
     idle = without_effect(config, config[DESCRIPTIONS])  # of an evaluation those of its training
     for option, meaning in config[DESCRIPTIONS].items():
         if option not in idle:

@@ -85,6 +85,18 @@ def test_the_options_of_a_bundle_are_listed_as_they_would_be(capsys):
     assert "--split" in told and "--max_epochs" not in told
 
 
+def test_an_option_that_changes_nothing_is_told(capsys, monkeypatch, tmp_path):
+    for step in ("initialize", "run", "finalize"):
+        monkeypatch.setattr(f"monai.bundle.ConfigWorkflow.{step}", lambda flow: None)
+    words = ["--task", "segmentation", "--output_dir", str(tmp_path), "--device", "cpu", "--seed", "1", "--num_classes"]
+    words += ["3", "--batch_size", "2", "--learning_rate", "1", "--train#trainer#max_epochs", "5"]
+    assert main(["train", *words]) == 0
+    assert "change nothing" not in capsys.readouterr().out
+    assert main(["evaluate", *words, "--region", "0", "--validate#dataloader#num_workers", "1"]) == 0
+    told = "these options change nothing here: --batch_size, --learning_rate, --train#trainer#max_epochs."
+    assert told in capsys.readouterr().out
+
+
 def test_a_prediction_that_left_files_out_ends_with_status_3(repository, tmp_path, capfd):
     image = min((repository / "examples" / "breast" / "images").glob("*.png"))
     (tmp_path / "in").mkdir()
