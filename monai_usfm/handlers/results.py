@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor
 from PIL import Image
 
 from monai_usfm.data import LoadUltrasound
-from monai_usfm.data.folders import stem_of
+from monai_usfm.data.folders import RESULTS_MARK, mark_results, stem_of
 from monai_usfm.files import append_csv, atomic_write, write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import (
     draw_bars,
@@ -86,9 +86,11 @@ class CasePreviews:
     def _start(self, engine: Engine) -> None:
         self.page, self.pages, self.rows = [], 0, []
         self.waiting.clear()
-        sheets = self.folder.parent.glob("contact_sheet*.jpg")
-        for old in (*sheets, *self.folder.rglob("*.jpg"), *self.folder.rglob("*.mp4")):
-            old.unlink()  # of another run, which may have had more cases
+        figures = [*self.folder.parent.glob("contact_sheet*.jpg")]  # of another run, which may have had more cases
+        if (self.folder / RESULTS_MARK).is_file():  # else it was there before, and may hold what is not ours
+            figures += [*self.folder.rglob("*.jpg"), *self.folder.rglob("*.mp4")]
+        for old in figures:
+            old.unlink()
         self.beside = ThreadPoolExecutor(1)  # one, so that cases keep their order
 
     def record(self, item: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -111,6 +113,8 @@ class CasePreviews:
     def _case(self, engine: Engine, item: Mapping[str, Any]) -> None:
         meta = item["image"].meta
         path = Path(str(meta["filename_or_obj"]))
+        if self.preview and not self.folder.exists():
+            mark_results(self.folder)
         below = path.parent.absolute().relative_to(Path(self.root).absolute()) if self.root else Path()
         stem = self.folder / below / stem_of(path)
         dims = item["image"].dim() - 1

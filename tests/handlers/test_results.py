@@ -111,7 +111,15 @@ def test_contact_sheets_take_so_many_cases_each(tmp_path, monkeypatch):
     assert found == ["contact_sheet.jpg", "contact_sheet_2.jpg"]
     run(SegmentationResults(str(tmp_path), 2), items[:1])  # fewer cases into the same folder
     assert [path.name for path in tmp_path.glob("contact_sheet*")] == ["contact_sheet.jpg"]
-    assert [path.name for path in (tmp_path / "previews").iterdir()] == ["0.jpg"]
+    assert [path.name for path in (tmp_path / "previews").glob("*.jpg")] == ["0.jpg"]
+
+
+def test_figures_in_a_folder_that_no_run_made_are_left_there(tmp_path):
+    (tmp_path / "out" / "previews").mkdir(parents=True)
+    other = saved(tmp_path / "out" / "previews" / "other.jpg")
+    for _ in range(2):
+        run(SegmentationResults(str(tmp_path / "out"), 2), [(saved(tmp_path / "a.png"), torch.zeros(1, 40, 30), 2)])
+    assert other.is_file()
 
 
 def test_nothing_is_drawn_or_written_when_not_asked(tmp_path):
