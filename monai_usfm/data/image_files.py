@@ -51,6 +51,10 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
                 img.seek(pages_of_file[index])
                 check_size(path, *img.size)
             pages.append(_label_values(path, img) if label else _image_values(img))
+    if len({page.shape for page in pages}) > 1:  # Pillow gives the palette's indices of the first page of a GIF alone
+        raise UnreadableImageError(
+            path, "a colored animation where label maps are expected; store one class index per pixel, as TIFF or PNG."
+        )
     values = np.stack(pages, axis=2) if len(pages) > 1 else pages[0][:, :, None]
     if values.ndim == 3:
         values = values[..., None]
@@ -113,7 +117,13 @@ def _image_values(img: Image.Image) -> np.ndarray:
 
 def _label_values(path: str, img: Image.Image) -> np.ndarray:
     """One page of a label map, ``(H, W)``, see :func:`decode_image`."""
-    img = ImageOps.exif_transpose(img)
+    values = _stored_label(path, ImageOps.exif_transpose(img))
+    # Pillow makes colors of the pages of a GIF after the first, whatever its palette
+    gray = img.format == "GIF" and values.ndim == 3 and bool((np.ptp(values, axis=-1) == 0).all())
+    return values[..., 0] if gray else values
+
+
+def _stored_label(path: str, img: Image.Image) -> np.ndarray:
     if img.mode == "P":
         indices = _array(img)
         used = np.unique(indices)

@@ -174,6 +174,25 @@ def test_a_colored_palette_with_black_elsewhere_is_no_inverted_mask(tmp_path):
         label(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("frame", range(3))
+def test_every_frame_of_a_gif_of_masks_has_its_values(tmp_path, frame):
+    masks = [np.roll(MASK * (1 + number), 9 * number) for number in range(3)]
+    pages = [Image.fromarray(mask) for mask in masks]
+    pages[0].save(tmp_path / "masks.gif", save_all=True, append_images=pages[1:])
+    load = LoadUltrasound(3, scale=None)
+    assert np.array_equal(load(tmp_path / "masks.gif")[0], masks)
+    assert np.array_equal(LoadUltrasound(2, frame, scale=None)(tmp_path / "masks.gif")[0], masks[frame])
+
+
+def test_a_colored_gif_of_masks_is_refused_for_what_it_is(tmp_path):
+    pages = [Image.fromarray(np.roll(MASK, number)) for number in range(3)]
+    for page in pages:
+        page.putpalette([0, 0, 0, 255, 0, 0])
+    pages[0].save(tmp_path / "masks.gif", save_all=True, append_images=pages[1:])
+    with pytest.raises(UnreadableImageError, match=r"masks\.gif: a colored animation where label maps are expected"):
+        LoadUltrasound(3, scale=None)(tmp_path / "masks.gif")
+
+
 def test_zeros_and_ones_as_jpeg_are_a_mask(tmp_path):
     Image.fromarray(MASK).save(tmp_path / "a.jpg", quality=95)
     found = LabelIndices(2)(LoadUltrasound(scale=None)(tmp_path / "a.jpg")).numpy()[0]
