@@ -26,6 +26,7 @@ from monai_usfm.files import Failures, atomic_write, write_csv
 
 __all__ = ["convert_dicom", "convert_dicom_folder"]
 
+_ENDINGS = (".dcm", ".dicom", ".ima")
 SAVED_WHOLE: dict[str, Any] = {"enforce_file_format": True} if PYDICOM3 else {"write_like_original": False}
 
 
@@ -190,13 +191,11 @@ def convert_dicom_folder(
         if not argument.exists():
             failed.append(f"{argument}: no such file or folder")
             continue
-        files = (
-            [argument] if argument.is_file() else sorted(p for p in argument.rglob("*") if p.is_file() and is_dicom(p))
-        )
+        files = [argument] if argument.is_file() else sorted(p for p in argument.rglob("*") if _claims_dicom(p))
         for file in files:
             below = Path(file.name) if argument.is_file() else file.relative_to(argument)
             # a UID as a name has points, of which none begins an ending
-            named = below.with_name(below.stem if below.suffix.lower() in (".dcm", ".dicom", ".ima") else below.name)
+            named = below.with_name(below.stem if below.suffix.lower() in _ENDINGS else below.name)
             named = pseudonyms.path(named) if pseudonyms is not None else named
             target = Path(output) / named.with_name(f"{named.name}.{format}")
             try:
@@ -221,6 +220,12 @@ def convert_dicom_folder(
         if review is not None and failed:
             write_csv(Path(review) / "refused.csv", [{"file_and_reason": reason} for reason in failed])
     return failed
+
+
+def _claims_dicom(path: Path) -> bool:
+    """By its content, or by its name: one that is damaged is to be named. Hidden files of other systems are neither."""
+    named = path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
+    return path.is_file() and (named or is_dicom(path))
 
 
 def _require_own(target: Path, source: str) -> None:

@@ -16,6 +16,7 @@ from monai.data import ImageReader
 from monai.data.utils import is_supported_format
 from monai.utils import ensure_tuple
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 
 from monai_usfm.data.burned_in import require_ocr
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
@@ -126,7 +127,12 @@ class UltrasoundDicomReader(ImageReader):
         if len(names) != 1:
             raise UnreadableImageError(str(names), "an image is one file.")
         name = names[0]
-        dataset = pydicom.dcmread(name, **kwargs)
+        try:
+            dataset = pydicom.dcmread(name, **kwargs)
+        except InvalidDicomError:
+            raise UnreadableImageError(
+                name, "has no DICOM header, so it is not of the type its name says: export it again, or leave it out."
+            ) from None
         dataset.filename = str(name)
         if "PixelData" not in dataset or "Rows" not in dataset:
             raise UnreadableImageError(name, "a DICOM file without an image (a report or a presentation state?).")

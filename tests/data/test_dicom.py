@@ -28,6 +28,7 @@ from monai_usfm.data import (
     UltrasoundReader,
     UnreadableImageError,
     convert_dicom,
+    convert_dicom_folder,
     frame_times,
     ultrasound_regions,
 )
@@ -408,3 +409,17 @@ def test_one_converted_frame_lies_where_it_is_read(tmp_path, volume):
     read = LoadUltrasound(frame=3)(path)
     np.testing.assert_allclose(frame.numpy(), read.numpy(), atol=1e-6)
     np.testing.assert_allclose(frame.affine[:3, 3].numpy(), read.affine[:3, 3].numpy(), atol=1e-5)
+
+
+def test_a_file_that_is_dicom_by_its_name_alone_is_not_left_out_silently(tmp_path, scan):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    whole = saved(folder, ultrasound(scan), "a.dcm").read_bytes()
+    (folder / "b.dcm").write_bytes(whole[132:])  # without the header that says DICM
+    (folder / "._a.dcm").write_bytes(b"of another system")
+    (folder / "notes.txt").write_text("no image")
+    failed = convert_dicom_folder([folder], output=tmp_path / "out")
+    assert len(failed) == 1 and failed[0].startswith(f"{folder / 'b.dcm'}: has no DICOM header")
+    with pytest.raises(UnreadableImageError, match=r"b\.dcm: has no DICOM header"):
+        LoadUltrasound()(folder / "b.dcm")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "a.nii.gz.json"]
