@@ -171,7 +171,7 @@ class SegmentationReport(EvaluationReport):
     """Writes ``cases.csv`` (a row per case and class) and ``summary.json`` (means per class) after an evaluation.
 
     Attach it to an evaluator that decollates, with class indices ``(1, *S)`` under ``pred`` and ``label``. The pixel
-    size is read from the label's affine, or else from the image's; where none is known (plain figures) distances are
+    size is read from the image's affine, or else from the label's; where none is known (plain figures) distances are
     in pixels, and the ``unit`` column says so.
 
     Args:
@@ -201,7 +201,8 @@ class SegmentationReport(EvaluationReport):
         for item in engine.state.output:
             label, prediction = item["label"], item["pred"]
             grid = label.shape[1:]
-            spacing = known_spacing(label, grid) or known_spacing(item["image"], grid)  # a PNG mask of a DICOM image
+            # as in inference; programs give a mask that knows no size pixels of 1 mm
+            spacing = known_spacing(item["image"], grid) or known_spacing(label, grid)
             if spacing:
                 warn_beyond_spacing(np.asarray(label)[0], item["image"].meta)
             case = self.case_of(item["image"], rows, self.num_classes - 1)

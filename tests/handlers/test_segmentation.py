@@ -133,6 +133,13 @@ def test_millimeters_of_the_image_serve_a_label_without(tmp_path: Path) -> None:
     assert (table[0]["unit"], float(table[0]["hd95"])) == ("mm", pytest.approx(0.75))
 
 
+def test_millimeters_of_the_image_count_over_those_of_the_label(tmp_path: Path) -> None:
+    case = item(3, "a.dcm", {"spacing": np.array([1.0, 1.0], dtype=np.float32), "spacing_known": True})
+    case["image"] = MetaTensor(torch.zeros(1, 40, 40), meta={"filename_or_obj": "a.dcm", **KNOWN})
+    table, _ = report(tmp_path, [case])
+    assert (table[0]["unit"], float(table[0]["hd95"])) == ("mm", pytest.approx(0.75))
+
+
 def test_millimeters_are_those_of_the_grid_that_the_label_was_resized_to(tmp_path: Path) -> None:
     table, _ = report(tmp_path, [item(3, "a.png", {**KNOWN, "spatial_shape": np.array([20, 80])})])  # columns, rows
     assert float(table[0]["hd95"]) == pytest.approx(3 * 0.25 * 20 / 40)
