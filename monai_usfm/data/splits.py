@@ -25,6 +25,7 @@ from monai_usfm.data.datalist import (
 )
 from monai_usfm.data.folders import find_files
 from monai_usfm.data.formats import SUPPORTED_SUFFIXES
+from monai_usfm.data.pairing import Masks
 from monai_usfm.data.patients import patient_key, written_alike
 from monai_usfm.data.reader import dataset_full_scale
 from monai_usfm.simulation import write_synthetic_dataset
@@ -176,7 +177,7 @@ def list_images(
     Of a datalist each image once (of recorded pairs ``image_key`` names the entry), with what is needed to read it
     (``spacing``, ``full_scale``) and its patient where all have one: what else its items have need not collate. Below
     a folder what is no image, and what is left out (:func:`~monai_usfm.data.folders.find_files`: results of our tools,
-    hidden files and such), is named in a warning.
+    hidden files and such; masks of the images, told as ``monai-usfm datalist`` tells them), is named in a warning.
 
     Raises:
         FileNotFoundError: when the folder does not exist or holds no image.
@@ -210,11 +211,13 @@ def _images(
             f"{folder}: no image files ({', '.join(SUPPORTED_SUFFIXES)}); give the folder that holds them."
             f"{found.not_searched()}"
         )
-    left_out = {**found.skipped, **found.others}
+    named = Masks(folder, found.images)
+    masks = {path for image in named.images for path in (*named.of(image), named.fov_of(image)) if path}
+    left_out = {**found.skipped, **found.others, **dict.fromkeys(sorted(masks), "masks of images, by their names")}
     for reason in dict.fromkeys(left_out.values()):
         names = [path.relative_to(folder).as_posix() for path in left_out if left_out[path] == reason]
         warn("%s: left out, %s: %s%s", folder, reason, ", ".join(names[:10]), " ..." if len(names) > 10 else "")
-    return [{"image": str(file)} for file in found.images]
+    return [{"image": str(file)} for file in found.images if file not in masks]
 
 
 def results_root(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from monai.utils import ensure_tuple
 from scipy.spatial.distance import cdist
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
@@ -119,10 +120,12 @@ def select(
     require_classes(card, checkpoint)
     listed = read_datalist(labeled) if labeled else {}
     known: list[str] = []
+    masks: list[str] = []  # of any name, which lie beside the images
     for split in SPLITS:
-        if labeled and listed.get(split):
-            known += [str(item["image"]) for item in load_datalist(labeled, dataset_dir, split, check_files=False)]
-    taken = {Path(name).resolve() for name in known}
+        for item in load_datalist(str(labeled), dataset_dir, split, check_files=False) if listed.get(split) else ():
+            known.append(str(item["image"]))
+            masks += [str(name) for name in ensure_tuple(item.get("label") or ())]
+    taken = {Path(name).resolve() for name in (*known, *masks)}
     files = [str(item["image"]) for item in list_images(images) if Path(str(item["image"])).resolve() not in taken]
     if not files:
         raise ValueError(f"{images}: every image is in {labeled} already.")

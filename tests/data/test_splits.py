@@ -152,6 +152,18 @@ def test_every_image_below_a_folder_is_listed_in_order(tmp_path: Path) -> None:
     assert found == ["a.jpg", "b.PNG", "sub/a.nii.gz"]
 
 
+def test_masks_beside_the_images_of_a_folder_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    masks = ("b_mask.png", "b_mask_1.png", "masks/a.png", "b_fov.png")
+    for name in ("images/a.png", "b.png", "c_mask.png", *masks):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with caplog.at_level(logging.WARNING, logger="monai_usfm"):
+        found = [Path(item["image"]).relative_to(tmp_path).as_posix() for item in list_images(tmp_path)]
+    assert found == ["b.png", "c_mask.png", "images/a.png"]  # c_mask is the mask of nothing that is there
+    assert all(name in caplog.text for name in masks) and "by their names" in caplog.text
+    assert [Path(item["image"]).name for item in list_images(tmp_path / "masks")] == ["a.png"]
+
+
 def test_folder_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing: no image files \(\.png"):
         list_images(tmp_path / "nothing")

@@ -61,6 +61,11 @@ def test_the_verb_leaves_labeled_images_out_and_ranks_the_rest(tmp_path):
     assert [row["rank"] for row in rows] == ["1", "2", "3"]
     assert not {row["image"] for row in rows} & {str(tmp_path / "0.png"), str(tmp_path / "1.png")}
     listed = tmp_path / "dataset.json"
+    listed.write_text(json.dumps({"training": [{"image": "0.png", "label": ["1.png", "4.png"]}]}))
+    assert main([*arguments, "--output", str(table), "--device", "cpu"]) == 0
+    with open(table, newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {str(tmp_path / f"{n}.png") for n in (2, 3, 5)}
+    listed.write_text(json.dumps({"training": [{"image": "0.png"}, {"image": "1.png"}]}))
     before = listed.read_bytes()
     assert main([*arguments, "--output", str(listed), "--device", "cpu"]) == 1 and listed.read_bytes() == before
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
