@@ -194,6 +194,7 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
                 self.data_obj = self.data_obj[..., None]  # a plane may lie across the first two axes of the world
             super().set_metadata(meta_dict, *args, **kwargs)
             self.frame_time = float((meta_dict or {}).get("frame_time", 0))
+            self.unit = "mm" if (meta_dict or {}).get("spacing_known") else None
             self.turn = int((meta_dict or {}).get("turn", 1))
             shape = tuple(int(n) for n in (meta_dict or {}).get("file_shape", ()))
             held: Any = self.data_obj  # type: ignore[has-type]
@@ -205,9 +206,11 @@ def atomic_writer(output_ext: str) -> type[ImageWriter]:
             made = super().create_backend_obj(data_array, **kwargs)
             if exif is not None:
                 return made.transpose(UNTURN[self.turn])
-            if base is NibabelWriter and made.ndim == 4 and self.frame_time:
-                made.header.set_zooms((*made.header.get_zooms()[:3], self.frame_time))
-                made.header.set_xyzt_units("mm", "sec")
+            if base is NibabelWriter:
+                time = self.frame_time if made.ndim == 4 else 0
+                if time:
+                    made.header.set_zooms((*made.header.get_zooms()[:3], time))
+                made.header.set_xyzt_units(self.unit, "sec" if time else None)
             return made
 
         def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:

@@ -138,3 +138,19 @@ def test_results_lie_on_the_stored_pixels_of_a_turned_photo(tmp_path, ending, tu
             np.testing.assert_array_equal(result, stored)
     again = (LoadUltrasound()(tmp_path / f"photo_trans{ending}")[0] * 255).round()
     np.testing.assert_allclose(again, upright, atol=3 if ending == ".jpg" else 0)
+
+
+@pytest.mark.parametrize("unit", ["mm", None])
+@pytest.mark.parametrize("shape", [(6, 7, 5), (6, 7, 1, 5)])
+def test_a_result_states_millimeters_where_its_image_does(tmp_path: Path, unit: str | None, shape: tuple) -> None:
+    img = nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4))
+    img.header.set_xyzt_units(unit, "sec")
+    nib.save(img, tmp_path / "a.nii.gz")
+    load = LoadUltrasound(3)
+    read = load(tmp_path / "a.nii.gz")
+    assert read.meta["spacing_known"] is (unit == "mm")
+    save = SaveImage(tmp_path, "seg", ".nii.gz", resample=False, separate_folder=False, print_log=False,
+                     writer=atomic_writer(".nii.gz"))  # fmt: skip
+    save(load.upright.inverse(read))
+    again = load(tmp_path / "a_seg.nii.gz")
+    assert again.shape == read.shape and again.meta["spacing_known"] is (unit == "mm")
