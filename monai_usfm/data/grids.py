@@ -83,6 +83,12 @@ def _corners(size: Sequence[int]) -> np.ndarray:
     return np.array([[*at, 1] for at in itertools.product(*ends)], dtype=np.float64)
 
 
+def is_sheared(axes: np.ndarray) -> bool:
+    """Whether columns ``(3, n)`` of an affine are further from right angles than a degree, as rounding leaves none."""
+    unit = axes / np.linalg.norm(axes, axis=0)
+    return bool(np.abs(unit.T @ unit - np.eye(unit.shape[1])).max() > 0.0175)
+
+
 def resampled(path: str, img: torch.Tensor, other_path: str, other: torch.Tensor, label: bool) -> torch.Tensor:
     """The image on the grid of the other one, by the affines of both; 0 where it has no values.
 

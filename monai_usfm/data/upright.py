@@ -20,6 +20,7 @@ from monai.utils.misc import ImageMetaKey
 
 from monai_usfm.data.decoded import FramePicker, checked_frame, frame_picker
 from monai_usfm.data.formats import UnreadableImageError
+from monai_usfm.data.grids import is_sheared
 from monai_usfm.data.image_files import EIGHT_BIT_MODES
 from monai_usfm.transforms.dictionary import TORCH
 
@@ -138,7 +139,8 @@ class UprightGray(InvertibleTransform):
         if self.spatial_dims == 3 and len(kept) == 2:
             raise UnreadableImageError(
                 name,
-                "a still image, but spatial_dims=3 needs a volume or cine; give one, or take spatial_dims=2.",
+                "a still image, but spatial_dims=3 needs a volume or cine, as do --frames, stream and propagate; give "
+                "one, or leave these out.",
             )
         if self.spatial_dims == 2:
             if len(kept) == 3:
@@ -287,6 +289,15 @@ class UprightGray(InvertibleTransform):
         wanted = self._spacing(name, spacing)
         for column, mm in zip(order, wanted, strict=False):
             affine[:3, column] *= mm / affine_to_spacing(affine)[column]
+        # other readers than ours say so by an affine that is no identity
+        known = bool(meta.get("spacing_known", not np.allclose(size_in, 1)) or wanted)
+        if known and is_sheared(affine[:3, order[: self.spatial_dims]]):
+            known = False  # lengths along the axes do not tell distances and volumes
+            self._warn(
+                "sheared",
+                f"{name}: the axes of its affine are not at right angles, so it is measured in pixels, and so are "
+                "further files like it; resample it to a grid with right angles.",
+            )
         out = MetaTensor(
             img,
             affine=torch.from_numpy(affine[:, order].copy()),
@@ -297,8 +308,7 @@ class UprightGray(InvertibleTransform):
                 "original_channel_dim": "no_channel",
                 "space": "RAS",
                 "spacing": affine_to_spacing(affine[:, order])[: self.spatial_dims].astype(np.float32),
-                # other readers than ours say so by an affine that is no identity
-                "spacing_known": bool(meta.get("spacing_known", not np.allclose(size_in, 1)) or wanted),
+                "spacing_known": known,
                 "frame": frame,
                 "num_frames": count,
                 "frame_time": float(meta.get("frame_time", 0.0)),

@@ -210,6 +210,24 @@ def test_pixels_of_a_plane_anywhere_in_the_world_keep_their_millimeters(tmp_path
     np.testing.assert_allclose(given.meta["spacing"], [0.1, 0.3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("degrees, known", [(0.0, True), (0.3, True), (10.0, False)])
+def test_a_sheared_volume_is_not_measured_in_millimeters(tmp_path, degrees, known):
+    affine = Rotation.from_rotvec([0.3, 0.2, 0.1]).as_matrix() @ np.diag([0.5, 0.6, 0.7])
+    affine[:, 2] += affine[:, 0] / 0.5 * 0.7 * np.tan(np.radians(degrees))
+    whole = np.eye(4)
+    whole[:3, :3] = affine
+    img = nib.Nifti1Image(np.zeros((8, 9, 10), np.uint8), whole)
+    img.header.set_xyzt_units("mm")
+    nib.save(img, tmp_path / "a.nii")
+    load = LoadUltrasound(3)
+    if known:
+        assert load(tmp_path / "a.nii").meta["spacing_known"]
+    else:
+        with pytest.warns(UserWarning, match=r"a\.nii: the axes of its affine are not at right angles"):
+            assert not load(tmp_path / "a.nii").meta["spacing_known"]
+    assert LoadUltrasound(2)(tmp_path / "a.nii").meta["spacing_known"]  # a slice has right angles
+
+
 def test_the_inverse_in_memory_has_every_axis_of_the_file(tmp_path):
     for name, shape in (("first.nii.gz", (1, 64, 48)), ("middle.nii", (64, 1, 48)), ("last.nii.gz", (64, 48, 1))):
         reading = chain(2)
