@@ -88,7 +88,7 @@ def ultrasound_regions(dataset: Dataset, warn: bool = True) -> list[UltrasoundRe
         units = (item.get("PhysicalUnitsYDirection"), item.get("PhysicalUnitsXDirection"))
         deltas = (item.get("PhysicalDeltaY"), item.get("PhysicalDeltaX"))
         spacing = None
-        if units == (_CENTIMETER, _CENTIMETER) and all(deltas):
+        if units == (_CENTIMETER, _CENTIMETER) and all(delta and np.isfinite(float(delta)) for delta in deltas):
             spacing = (10 * abs(float(deltas[0])), 10 * abs(float(deltas[1])))  # negative: the axis points up or left
         regions.append(
             UltrasoundRegion(

@@ -185,6 +185,16 @@ def test_what_has_no_region_is_not_cropped(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize("delta", [float("nan"), float("inf"), 0.0])
+def test_a_region_without_a_usable_scale_has_none_and_the_pixel_spacing_counts(tmp_path, delta):
+    made = ultrasound(np.zeros((8, 9), np.uint8), PixelSpacing=[0.3, 0.2])
+    made.SequenceOfUltrasoundRegions = [region((0, 0, 8, 7), (delta, 0.02))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = LoadUltrasound()(saved(tmp_path, made))
+    np.testing.assert_allclose(read.meta["spacing"], [0.3, 0.2], rtol=1e-6)
+
+
 def test_two_regions_of_one_scale_are_one(tmp_path):
     regions = Sequence([region((0, 0, 9, 11), (0.01, 0.01)), region((10, 0, 19, 11), (0.01, 0.01))])
     path = saved(tmp_path, ultrasound(np.zeros((12, 20), np.uint8), SequenceOfUltrasoundRegions=regions))
