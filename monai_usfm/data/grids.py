@@ -57,7 +57,7 @@ def check_one_grid(path: str, img: torch.Tensor, other_path: str, other: torch.T
         raise UnreadableImageError(
             path,
             f"lies up to {apart:.3g} mm from the grid of {other_path}, by the affine of the two files; "
-            "resample it to that grid (resample=True does), or correct its header.",
+            "resample it to that grid (in Python LoadUltrasoundd(..., resample=True) does), or correct its header.",
         )
 
 

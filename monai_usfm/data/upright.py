@@ -312,6 +312,7 @@ class UprightGray(InvertibleTransform):
                 "frame": frame,
                 "num_frames": count,
                 "frame_time": float(meta.get("frame_time", 0.0)),
+                "cine": cine,
                 "turn": int(meta.get("turn", 1)),
                 "place": str(meta.get("place", "")),
                 "spacing_box": np.asarray(meta.get("spacing_box", (0, img.shape[-2], 0, img.shape[-1]))),

@@ -33,6 +33,11 @@ def known_spacing(image: Any, shape: Sequence[int] | None = None) -> list[float]
     return steps or None
 
 
+def over_time(image: Any) -> bool:
+    """Whether the first of three axes is time, along which there are no millimeters: the whole of a cine."""
+    return image.dim() == 4 and bool(getattr(image, "meta", {}).get("cine", False))
+
+
 def unit_of(units: Sequence[str]) -> str:
     """The unit of all cases, or that they have several."""
     return units[0] if len(set(units)) == 1 else "mixed mm and px: do not average"

@@ -31,7 +31,7 @@ from monai_usfm.handlers.drawing import (
     save_movie,
     tile,
 )
-from monai_usfm.handlers.report import EvaluationReport, known_spacing
+from monai_usfm.handlers.report import EvaluationReport, known_spacing, over_time
 from monai_usfm.metrics.geometry import muscle_architecture
 from monai_usfm.metrics.measurements import measure
 from monai_usfm.networks.nets.vit import FeatureExtractor
@@ -219,6 +219,7 @@ class SegmentationResults(CasePreviews):
             frames = [self._rows(*pair, plane) for pair in zip(labels, image, strict=True)]
             rows = [{"frame": k, **row} for k, found in enumerate(frames) for row in found]
         else:
+            spacing = None if over_time(item["loaded"]) else spacing
             rows = self._rows(labels, image, spacing, self.components)
         if self.table:
             self.record(item, rows)

@@ -19,7 +19,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from monai_usfm.handlers.drawing import COLORS
 from monai_usfm.handlers.records import stacked
-from monai_usfm.handlers.report import EvaluationReport, known_spacing, moments, unit_of
+from monai_usfm.handlers.report import EvaluationReport, known_spacing, moments, over_time, unit_of
 from monai_usfm.handlers.results import warn_beyond_spacing
 from monai_usfm.metrics.ellipse import fit_ellipse
 from monai_usfm.metrics.scores import check_classes
@@ -203,6 +203,7 @@ class SegmentationReport(EvaluationReport):
             grid = label.shape[1:]
             # as in inference; programs give a mask that knows no size pixels of 1 mm
             spacing = known_spacing(item["image"], grid) or known_spacing(label, grid)
+            spacing = None if over_time(item["image"]) else spacing
             if spacing:
                 warn_beyond_spacing(np.asarray(label)[0], item["image"].meta)
             case = self.case_of(item["image"], rows, self.num_classes - 1)

@@ -210,3 +210,15 @@ def test_a_structure_beyond_the_region_that_gives_the_scale_is_told(tmp_path):
         engine.run([0])
     (row,) = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert (row["area"], row["unit"]) == (pytest.approx(0.6), "mm")
+
+
+@pytest.mark.parametrize("time, unit, size", [(True, "mm", 15 * 0.5 * 0.25), (False, "px", 45)])
+def test_a_cine_has_millimeters_in_its_frames_alone(tmp_path, time, unit, size):
+    frames = nib.Nifti1Image(np.zeros((20, 24, 1, 3), np.uint8), np.diag([0.5, 0.25, 1, 1]))
+    nib.save(frames, tmp_path / "cine.nii.gz")
+    prediction = np.zeros((1, 20, 24, 1, 3))
+    prediction[0, 2:5, 5:10] = 1
+    run(SegmentationResults(str(tmp_path), 2, time=time), [(tmp_path / "cine.nii.gz", prediction, 3)])
+    rows = json.loads((tmp_path / "statistics.json").read_text())
+    assert {row["unit"] for row in rows} == {unit}
+    assert rows[0]["area" if time else "volume"] == size

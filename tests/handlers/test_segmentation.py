@@ -140,6 +140,20 @@ def test_millimeters_of_the_image_count_over_those_of_the_label(tmp_path: Path) 
     assert (table[0]["unit"], float(table[0]["hd95"])) == ("mm", pytest.approx(0.75))
 
 
+@pytest.mark.parametrize("cine, unit", [(False, "mm"), (True, "px")])
+def test_a_cine_as_a_whole_has_no_millimeters_along_time(tmp_path: Path, cine: bool, unit: str) -> None:
+    known = {"spacing": np.array([1.0, 0.5, 0.25], dtype=np.float32), "spacing_known": True}
+    label = torch.zeros(1, 4, 10, 10)
+    label[:, :2] = 1
+    case = {
+        "image": MetaTensor(torch.zeros(1, 4, 10, 10), meta={"filename_or_obj": "a.dcm", "cine": cine, **known}),
+        "label": MetaTensor(label, meta=known),
+        "pred": label,
+    }
+    table, _ = report(tmp_path, [case])
+    assert table[0]["unit"] == unit
+
+
 def test_millimeters_are_those_of_the_grid_that_the_label_was_resized_to(tmp_path: Path) -> None:
     table, _ = report(tmp_path, [item(3, "a.png", {**KNOWN, "spatial_shape": np.array([20, 80])})])  # columns, rows
     assert float(table[0]["hd95"]) == pytest.approx(3 * 0.25 * 20 / 40)
