@@ -124,7 +124,8 @@ class UltrasoundReader(ImageReader):
             raise UnreadableImageError(
                 path,
                 f"cannot be decoded ({type(error).__name__}: {message}); "
-                "the file is truncated, damaged or not of the type its name says: replace it or leave it out.",
+                "the file is truncated, damaged, of a rare kind (a TIFF of 64-bit values, say) or not of the type its "
+                "name says: save it anew, or leave it out.",
             ) from error
 
 

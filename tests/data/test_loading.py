@@ -338,7 +338,7 @@ def bad_file(folder: Path, name: str) -> Path:
         ("truncated.mha", "truncated"),
         ("truncated.nrrd", "truncated"),
         ("truncated.dcm", "truncated"),
-        ("text.png", "not of the type its name says"),
+        ("text.png", "not of the type its name says: save it anew"),
         ("text.nii.gz", "not of the type its name says"),
         ("text.dcm", "not of the type its name says"),
         ("text.xyz", "unsupported file type; supported are .png"),
