@@ -86,14 +86,14 @@ def find_leaks(
         raise ValueError(f"need training and test items, got {len(train)} and {len(test)}.")
     names = equal_files({str(item[key]) for item in (*train, *test) for key in keys})
 
-    def shared(reason: str, key: str, of: Callable[[Item], str | None]) -> list[Leak]:
-        owners = {of(item): str(item[key]) for item in train}
+    def shared(reason: str, key: str, of: Callable[[Item, str], str | None]) -> list[Leak]:
+        owners = {of(item, key): str(item[key]) for item in train}
         owners.pop(None, None)
-        return [Leak(owners[of(item)], str(item[key]), reason) for item in test if of(item) in owners]
+        return [Leak(owners[of(item, key)], str(item[key]), reason) for item in test if of(item, key) in owners]
 
-    leaks = shared("patient", keys[0], lambda item: patient_key(item.get("patient")))
+    leaks = shared("patient", keys[0], lambda item, _: patient_key(item.get("patient")))
     for key in keys:
-        leaks += shared("same file", key, lambda item, key=key: names[str(item[key])])  # type: ignore[misc]
+        leaks += shared("same file", key, lambda item, key: names[str(item[key])])
     known = {(leak.train, leak.test) for leak in leaks}
     read = LoadUltrasound(2)
     for key in keys:
@@ -144,7 +144,8 @@ def check_leaks(
         raise TypeError("check_leaks takes the name of a datalist; for items there is find_leaks.")
 
     def items(file: str, folder: str | None, splits: Sequence[str]) -> list[Item]:
-        there = [split for split in splits if read_datalist(file).get(split)]
+        present = read_datalist(file)
+        there = [split for split in splits if present.get(split)]
         return [item for split in there for item in load_datalist(file, folder, split, required=keys)]
 
     train = items(datalist, dataset_dir, ["training"])
