@@ -88,7 +88,7 @@ enhancement() {
     bundle usfm_enhancement enhancement --dataset_dir "$data" --datalist "$data/unlabelled/pretraining.json" \
         --spatial_size "[192,192]" --max_epochs 5 --warmup_epochs 1 --val_interval 1 ${larger[@]+--num_workers 4}
 }
-chains=("breasts 0; classes" "breasts 1; heads; volumes; enhancement") # at once; each goes on where another one fails
+chains=("breasts 0; classes; enhancement" "breasts 1; heads; volumes") # at once; each goes on where another one fails
 [ -z "${GPU:-}" ] || chains=("breasts 0; classes" "breasts 1" "heads" "volumes; enhancement")
 running=() failed=0
 for chain in "${chains[@]}"; do
