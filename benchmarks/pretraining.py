@@ -11,7 +11,8 @@ by name; peers that raise are reported as failing.
 
 With ``--data FOLDER`` it also compares the whole loop (memory-mapped 8-bit cache of the folder's images, collation,
 augmentation, step) with the step alone; ``--resident`` keeps the images in the memory of the device instead. With
-``--compile`` all candidates are compiled.
+``--joint`` it times what ``scripts/train_foundation.py`` repeats, augmentation included: joint pretraining of the tiny
+network from two teachers, and of ``small``. With ``--compile`` all candidates are compiled.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from monai.networks.nets import MaskedAutoEncoderViT
 from monai.transforms import Compose, SelectItemsd, ToTensord
 from spread import spread
 
+from monai_usfm import build_network
 from monai_usfm.bundle import training_loader, training_sampler
-from monai_usfm.data import LoadUltrasoundd, UltrasoundDataset, list_images
-from monai_usfm.networks import MaskedAutoencoder, MaskedImageModel, usfm_vit
+from monai_usfm.data import JointBatch, LoadUltrasoundd, UltrasoundDataset, list_images
+from monai_usfm.networks import FoundationModel, MaskedAutoencoder, MaskedImageModel, usfm_vit
 from monai_usfm.networks.blocks.patch_embed import patchify
-from monai_usfm.transforms import BatchAugmentation, SeparableResized
+from monai_usfm.transforms import BatchAppearance, BatchAugmentation, SeparableResized
 
 IMAGE, PATCH, LAYERS = 224, 16, 12
 DECODER = {"decoder_hidden_size": 512, "decoder_num_layers": 8, "decoder_num_heads": 16}
@@ -177,6 +179,36 @@ GROUPS: dict[str, dict[str, tuple[Callable[[str], nn.Module], str | None]]] = {
 }
 
 
+class Joint(nn.Module):
+    """Joint pretraining of encoder and decoder as in ``scripts/train_foundation.py``, with its augmentation.
+
+    Images and labels are random: 0.4 of them have the labels of a structure, 0.2 those of two other data sets.
+    """
+
+    def __init__(self, size: str, image_size: int, teachers: int) -> None:
+        super().__init__()
+        shown = {"spatial_size": [image_size] * 2, "patch_size": [PATCH] * 2}
+        network = build_network("segmentation", network_size=size, num_classes=2, **shown)
+        self.net = FoundationModel(
+            network,
+            {"target": 2, "lines": 2, "structures": 48},
+            [build_network("encoder", network_size="small", **shown) for _ in range(teachers)] or None,
+            distillation_weight=1.5,
+            restoration_weight=0.0 if teachers else 0.1,
+            texture_weight=0.5 if teachers else 0.0,
+            frozen_blocks=0 if teachers else 4,
+        )
+        augmentation = BatchAugmentation(shown["spatial_size"], scale=(0.5, 1.0), rotate=15.0, gamma=1.5)
+        self.prepare = JointBatch([augmentation], BatchAppearance())
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(len(image), device=image.device) % 10
+        dataset = torch.tensor([0, 0, 0, 0, 1, 2, -1, -1, -1, -1], device=image.device)[place]
+        batch = {"image": image, "label": (image > 0.9).byte(), "dataset": dataset}
+        seen, _, labels, _ = self.prepare(batch, image.device)
+        return self.net(seen, *labels)["loss"]
+
+
 class Step:
     """Forward, backward and update of one network."""
 
@@ -256,6 +288,22 @@ def compare(group: str, options: argparse.Namespace, bf16: bool) -> None:
         print(f"| {name} | {spread([batch / t for t in times[name]])} | {spread(ratios)} |", flush=True)
 
 
+def joint(options: argparse.Namespace, bf16: bool) -> None:
+    """Print the rates of joint pretraining."""
+    print_heading("joint pretraining", options, bf16)
+    print("| step | img/s |\n| --- | --- |")
+    for name, size, pixels, teachers in (
+        ("tiny, 192 pixels, two teachers of the size of small", "tiny", 192, 2),
+        ("small, 128 pixels, no teacher, restoration", "small", 128, 0),
+    ):
+        step = Step(Joint(size, pixels, teachers), options.device, bf16, options.compile)
+        image = torch.rand(options.batch, 1, pixels + 32, pixels + 32, device=options.device)
+        for _ in range(WARM_UP):
+            step(image)
+        times = interleaved({name: lambda step=step, image=image: step(image)}, options.rounds, options.device)[name]
+        print(f"| {name} | {spread([options.batch / t for t in times])} |", flush=True)
+
+
 def batches(loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
     """Batches without end."""
     while True:
@@ -323,6 +371,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of images for the comparison of the whole loop")
     parser.add_argument("--workers", type=int, default=0, help="of the loader; on the CPU their time is not seen")
     parser.add_argument("--resident", action="store_true", help="images in the memory of the device")
+    parser.add_argument("--joint", action="store_true", help="joint pretraining too")
     parser.add_argument("--compile", action="store_true", help="torch.compile of all candidates")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
@@ -337,6 +386,8 @@ def main() -> None:
     for bf16 in precisions:
         for group in GROUPS:
             compare(group, options, bf16)
+        if options.joint:
+            joint(options, bf16)
         if options.data:
             whole_loop(options, bf16)
 

@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,15 @@ def simulate(folder: Path, number: int) -> None:
         write_text_atomically(folder / f"{name}.json", json.dumps(part))
 
 
-def run(folder: Path, overlays: tuple[str, ...], settings: dict[str, Any], options: dict[str, Any]) -> Path:
-    """One training of the bundle, unless it is there; its weights."""
+def run(
+    folder: Path, overlays: tuple[str, ...], settings: dict[str, Any], *, rate: float, options: dict[str, Any]
+) -> Path:
+    """One training of the bundle, unless it is there; its weights. ``rate`` multiplies its learning rate."""
     weights = folder / "model.pt"
     if not weights.is_file():
-        places = {"output_dir": str(folder), "resume": True}
+        own = {"output_dir": str(folder), "resume": True, "learning_rate": settings["learning_rate"] * rate}
         started = time.perf_counter()
-        run_bundle("pretraining", overlays=overlays, **{**settings, **places, **options})
+        run_bundle("pretraining", overlays=overlays, **{**settings, **own, **options})
         print(f"{folder.name}: {time.perf_counter() - started:.0f} s", flush=True)
     return weights
 
@@ -98,6 +101,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, default=find_bundle("pretraining") / "models" / "model.pt")
     chosen, rest = parser.parse_known_args()
     options = parse_options(rest)
+    train = partial(run, rate=chosen.rate, options=options)
     out, unlabeled = chosen.output.resolve(), str(chosen.unlabeled.resolve())
     seen = {item.get("organ") for item in load_datalist(unlabeled, None, "training")}
     if not seen & set(PSEUDO):  # before the trainings that come first
@@ -125,11 +129,11 @@ def main() -> None:
         "in_channels": 1,
         "frozen_blocks": 12,
     }
-    decoder |= {"max_epochs": 2, "warmup_epochs": 0.2, "learning_rate": 0.002 * chosen.rate}
-    found = run(out / "small_decoder", JOINT, {**small, **decoder}, options)
+    decoder |= {"max_epochs": 2, "warmup_epochs": 0.2, "learning_rate": 0.002}
+    found = train(out / "small_decoder", JOINT, {**small, **decoder})
     both = {"pretrained": str(found), "frozen_blocks": 4, "max_epochs": 5, "warmup_epochs": 0.3}
-    both |= {"learning_rate": 0.0008 * chosen.rate, "layer_decay": 0.65}
-    teacher = run(out / "small", JOINT, {**small, **both}, options)
+    both |= {"learning_rate": 0.0008, "layer_decay": 0.65}
+    teacher = train(out / "small", JOINT, {**small, **both})
 
     # What small sees in real images, where it is sure, teaches the tiny network beside small's tokens.
     if not (out / "pseudo" / "datalist.json").is_file():
@@ -158,9 +162,9 @@ def main() -> None:
         "pretrained": str(chosen.start.resolve()),
         "max_epochs": 4,
         "warmup_epochs": 0.3,
-        "learning_rate": 0.0015 * chosen.rate,
+        "learning_rate": 0.0015,
     }
-    encoder = run(out / "tokens", JOINT, {**tiny, **tokens}, options)
+    encoder = train(out / "tokens", JOINT, {**tiny, **tokens})
     begin = ["$bundle.start(@output_dir, @export_path)"]
     # What maps tokens to the teacher's is in no exported file.
     state = f"torch.load('{out}/tokens/checkpoints/last.pt', weights_only=True)['network']"
@@ -172,9 +176,9 @@ def main() -> None:
         "pretrained": str(encoder),
         "max_epochs": 11,
         "warmup_epochs": 0.4,
-        "learning_rate": 0.0012 * chosen.rate,
+        "learning_rate": 0.0012,
     }
-    after = run(out / "joint", JOINT, {**tiny, **joint}, options)
+    after = train(out / "joint", JOINT, {**tiny, **joint})
     mean = halfway(chosen.start, after, out / "mean" / "model.pt")
 
     frozen = [f"$@network_def.{part}.requires_grad_(False)" for part in ("encoder", "decoder")]
@@ -189,11 +193,11 @@ def main() -> None:
         "epoch_length": 4800,
         "max_epochs": 1,
         "warmup_epochs": 0.05,
-        "learning_rate": 0.003 * chosen.rate,
+        "learning_rate": 0.003,
         "organ_temperature": 0.5,
         "num_workers": 0,
     }
-    restores = torch.load(run(out / "pixels", (), pixels, options), map_location="cpu", weights_only=True)
+    restores = torch.load(train(out / "pixels", (), pixels), map_location="cpu", weights_only=True)
     whole = torch.load(mean, map_location="cpu", weights_only=True)
     whole |= {name: value for name, value in restores.items() if name.startswith("to_image.")}
     print(f"small: {teacher}, tiny: {save(whole, out / 'foundation' / 'model.pt', mean)}, each with its card.")

@@ -106,3 +106,21 @@ def test_a_table_of_transforms_tells_one_round_and_the_quartiles_of_several():
     assert module.table({"ours": [0.002], "peer": [0.004]}).splitlines()[-1] == "| peer | 4 | 2 |"
     found = module.table({"ours": [1.0] * 5, "peer": [1.0, 2.0, 3.0, 4.0, 5.0]}).splitlines()[-1]
     assert found == "| peer | 3e+03 | 3 (2 to 4) |"
+
+
+def test_a_joint_step_has_the_parts_of_the_recipe():
+    module = script("pretraining")
+    torch.manual_seed(0)
+    image, found = torch.rand(10, 1, 64, 64), {}
+    for teachers in (2, 0):
+        network = module.Joint("tiny", 32, teachers)
+        network.net.register_forward_hook(lambda _, __, parts: found.update(parts))
+        network(image).backward()
+        parts = {
+            "segmentation",
+            *(("distillation", "texture") if teachers else ("restoration", "restored", "corrupted")),
+        }
+        assert found.keys() == {"loss", *parts} and bool(found["loss"].isfinite())
+        frozen = network.net.encoder.patch_embed.proj.weight.grad is None
+        assert frozen == (not teachers)
+        found.clear()
