@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The boards of docs/results/foundation.md and volumes.md: ``python benchmarks/board.py DATA OUTPUT``.
 
-Writes the lists of the tasks, with the validation and test images that were scored, and ``images.json``,
-``volumes.json`` and ``folds.json`` (volumes by cross-validation with one to four labels: each of 24 is scored once) for
+Writes the lists of the tasks, with the validation and test images that were scored, and ``images.json`` and
+``folds.json`` (volumes by cross-validation with one to four labels: each of 24 is scored once) for
 ``monai-usfm transfer-board OUTPUT/images.json OUTPUT/images``. To save time, whole patients are left out of the
 validation and test lists of the breast tasks, in the order of a hash of their names.
 """
@@ -77,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     lists = {task: listed(options.data.absolute(), task, options.output / f"{task}.json") for task in TASKS}
-    prostates = lists["prostate"]
+    prostates = lists.pop("prostate")
     parts = [(prostates["training"] + prostates["test"])[k::FOLDS] for k in range(FOLDS)]
     for k, part in enumerate(parts):
         fold = {"training": part, "validation": prostates["validation"], "test": parts[(k + 1) % FOLDS]}
@@ -98,12 +98,15 @@ def main() -> None:
     board |= {"seeds": [0, 1, 2], "reference": "foundation"}
     (options.output / "images.json").write_text(json.dumps(board, indent=1))
     starts = {"foundation": foundation, "scratch": scratch, "unet": unet(3)}
-    board |= {"options": VOLUMES, "tasks": {"prostate": {"datalist": "prostate.json"}}, "starts": starts}
-    (options.output / "volumes.json").write_text(json.dumps({**board, "fractions": [0.25]}, indent=1))
-    board["tasks"] = {f"prostate{k}": {"datalist": f"prostate{k}.json"} for k in range(FOLDS)}
-    (options.output / "folds.json").write_text(
-        json.dumps({**board, "fractions": [0.25, 0.5, 0.75, 1.0], "seeds": [0, 1]}, indent=1)
-    )
+    tasks = {f"prostate{k}": {"datalist": f"prostate{k}.json"} for k in range(FOLDS)}
+    board |= {
+        "options": VOLUMES,
+        "tasks": tasks,
+        "starts": starts,
+        "fractions": [0.25, 0.5, 0.75, 1.0],
+        "seeds": [0, 1],
+    }
+    (options.output / "folds.json").write_text(json.dumps(board, indent=1))
 
 
 if __name__ == "__main__":

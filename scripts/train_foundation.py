@@ -147,7 +147,7 @@ def main() -> None:
         )
     parts["pseudo"] = {"datalist": f"{out}/pseudo/datalist.json", "num_classes": 2, "output": "target"}
     # The tokens of small first, which need no decoder, then everything at once. Restoration does not pay beside them
-    # (docs/results/foundation.md); the layer that restores is trained alone, at the end.
+    # (docs/results/foundation_training.md); the layer that restores is trained alone, at the end.
     if "dinov2" in chosen.teachers and not (out / "dinov2" / "model.pt").is_file():
         # On the token grid of the student without smaller images.
         (out / "dinov2").mkdir(exist_ok=True)
