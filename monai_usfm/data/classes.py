@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from .dataset import UltrasoundDataset
 from .splits import load_splits
 
-__all__ = ["class_weights", "load_class_splits", "value_scale"]
+__all__ = ["class_weights", "load_class_splits", "value_scale", "warn_absent_classes"]
 
 Item = dict[str, Any]
 
@@ -79,6 +80,22 @@ def load_class_splits(
             stacklevel=2,
         )
     return lists
+
+
+def warn_absent_classes(training: UltrasoundDataset, validation: UltrasoundDataset, num_classes: int) -> None:
+    """Warn of classes that no label map of one of the two holds, after their files were read and checked."""
+    if absent := training.absent_classes(num_classes):
+        warnings.warn(
+            f"no label of the training images shows class {', '.join(map(str, absent))}: the network cannot learn it. "
+            "Correct the datalist, num_classes or label_values.",
+            stacklevel=2,
+        )
+    if absent := validation.absent_classes(num_classes):
+        warnings.warn(
+            f"no label of the validation images shows class {', '.join(map(str, absent))}: in their mean Dice it counts "
+            "as 1 where the network does not draw it, else as 0.",
+            stacklevel=2,
+        )
 
 
 def _with_values(item: Item, names: Sequence[str]) -> Item:

@@ -18,6 +18,7 @@ from monai.config import PathLike
 from monai.data import Dataset
 from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
+from monai.utils import convert_to_tensor
 from torch.utils.data import get_worker_info
 
 from monai_usfm.files import import_itk
@@ -174,6 +175,20 @@ class UltrasoundDataset(Dataset):
             for _ in pool.map(read, wanted):
                 pass
         return len(wanted)
+
+    def absent_classes(self, num_classes: int, key: str = "label") -> list[int]:
+        """The classes of 0 .. ``num_classes`` - 1 that no label map under ``key`` holds after the fixed transforms.
+
+        Items are looked at until every class was seen: those of the store, else their files.
+        """
+        left = set(range(num_classes))
+        for index, item in enumerate(self.data):
+            if not left:
+                break
+            kept = None if self._store is None else self._store.get(item)
+            label = (self._run(index, end=self._split) if kept is None else kept)[key]
+            left -= set(convert_to_tensor(label, track_meta=False).unique().tolist())
+        return sorted(left)
 
     @property
     def skipped(self) -> list[str]:

@@ -422,7 +422,12 @@ class ExportWeights:
         return self.card is not None and isinstance(getattr(bare(self.network), "encoder", None), UltrasoundViT)
 
     def _check(self) -> None:
-        check_card({**describe_network(bare(self.network)), **(self.card or {})}, card_path(self.path))
+        card = {**describe_network(bare(self.network)), **(self.card or {})}
+        names, classes = card.get("class_names"), card["network"].get("num_classes")
+        if names is not None and classes is not None and len(names) != max(classes, 2):
+            first = ", the background first" if card["task"] == "segmentation" else ""
+            raise ValueError(f"--class_names has {len(names)} names for {classes} classes: name each, in order{first}.")
+        check_card(card, card_path(self.path))
 
     def __call__(self, engine: Engine) -> None:
         if self.best is not None and self.best.asked and self.best.best == -float("inf"):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from monai_usfm.data import (
     ResidentImages,
     UltrasoundDataset,
     UnreadableImageError,
+    warn_absent_classes,
 )
 from monai_usfm.handlers.report import known_spacing
 
@@ -55,6 +57,29 @@ def items(tmp_path) -> list[dict]:
 
 def good(items: list[dict]) -> list[dict]:
     return [item for index, item in enumerate(items) if index not in BAD]
+
+
+def masks(folder: Path, *values: list[int]) -> UltrasoundDataset:
+    """A stored dataset of label maps with these values."""
+    for number, row in enumerate(values):
+        Image.fromarray(np.tile(np.array(row, np.uint8), (8, 8))).save(folder / f"mask_{number}.png")
+    files = [{"label": str(folder / f"mask_{number}.png")} for number in range(len(values))]
+    dataset = UltrasoundDataset(files, [LoadUltrasoundd("label", scale=None)], cache_dir=folder / "store")
+    dataset.read_all()
+    return dataset
+
+
+def test_classes_that_no_label_shows_are_told(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    training, validation = masks(tmp_path / "a", [0, 1], [0, 2]), masks(tmp_path / "b", [0, 3], [0, 0])
+    with pytest.warns(UserWarning, match="training images shows class 3: the network cannot learn it"):
+        warn_absent_classes(training, validation, 4)
+    with pytest.warns(UserWarning, match="validation images shows class 1, 2: "):
+        warn_absent_classes(training, validation, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_absent_classes(training, training, 3)
 
 
 def test_an_unreadable_file_is_raised_as_itself(items):
