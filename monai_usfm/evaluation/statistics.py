@@ -61,11 +61,12 @@ class PairedTest:
         """The bootstrap test of a difference with these draws.
 
         The p-value is twice the share of draws on the far side of zero, one draw added to both (Davison and Hinkley
-        1997, section 4.2).
+        1997, section 4.2); with few patients, of whom no draw may lie there, at least that of chance giving all their
+        differences one sign, ``2 ** (1 - count)``.
         """
         low, high = np.percentile(draws, [2.5, 97.5])
         tail = (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))
-        return cls(difference, float(low), float(high), float(min(1.0, 2 * tail)), count)
+        return cls(difference, float(low), float(high), float(min(1.0, max(2 * tail, 2.0 ** (1 - count)))), count)
 
 
 def _codes(patients: Sequence[Hashable]) -> np.ndarray:

@@ -62,6 +62,11 @@ def test_the_bootstrap_test_agrees_with_the_t_test_on_a_mean():
     assert opposite.p_value == found.p_value and opposite.low == pytest.approx(-found.high)
 
 
+@pytest.mark.parametrize(("patients", "p_value"), [(2, 0.5), (3, 0.25), (30, 2 / 1001)])
+def test_a_few_patients_of_one_sign_are_no_proof(patients: int, p_value: float) -> None:
+    assert PairedTest.of_draws(0.1, np.full(1000, 0.1), patients).p_value == pytest.approx(p_value)
+
+
 def test_the_interval_leaves_out_draws_without_a_value():
     values = np.array([1.0, 2.0, np.nan, 3.0])
     assert 1.0 <= bootstrap_interval(lambda i: values[i].mean(), range(4)).low <= 3.0
