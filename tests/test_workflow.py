@@ -96,7 +96,7 @@ def test_records_of_a_training_are_not_those_of_what_came_after(simulated_images
     kept = records(tmp_path)
     with pytest.raises(ValueError, match="batch_size is 2, was 4"):
         run_bundle("segmentation", **{**options, "batch_size": 2, "resume": True})
-    with pytest.raises(ValueError, match="--class_names has 4 names for 2 classes: .* the background first"):
+    with pytest.raises(ValueError, match=r"--class_names has 4 names for 2 classes: .*, the background first"):
         run_bundle("segmentation", **options, class_names=["a", "b", "c", "d"])
     assert (tmp_path / "checkpoints" / "last.pt").is_file()
     run_bundle("segmentation", "evaluate", **options)

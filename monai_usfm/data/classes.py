@@ -62,9 +62,10 @@ def load_class_splits(
                 continue
             number = item["class"]
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
+                names = ", which monai-usfm datalist --classes makes of names" if isinstance(number, str) else ""
                 raise ValueError(
                     f"item {index} of {split!r} ({item['image']}) has the class {number!r}; expected an integer from "
-                    f"0 to {num_classes - 1}. Correct the datalist or num_classes."
+                    f"0 to {num_classes - 1}{names}. Correct the datalist or num_classes."
                 )
         unnamed = sum(item.get("patient") is None for item in items)
         if 0 < unnamed < len(items):
@@ -72,13 +73,14 @@ def load_class_splits(
         for index, item in enumerate(items):  # 1 and "1" in one list would not collate, nor would null
             patient = {} if unnamed else {"patient": str(item["patient"])}
             items[index] = {**{key: value for key, value in item.items() if key != "patient"}, **patient}
-    found = {item["class"] for item in lists.get("training", ())} if not values else set()
-    if found and (absent := sorted(set(range(num_classes)) - found)):
-        warnings.warn(
-            f"no item of 'training' has class {', '.join(map(str, absent))}: the network cannot learn it. Correct the "
-            "datalist, or num_classes.",
-            stacklevel=2,
-        )
+    for split, items in lists.items() if not values else ():
+        if absent := sorted(set(range(num_classes)) - {item["class"] for item in items}):
+            lost = "the network cannot learn it" if split == "training" else "scores such as macro-F1 leave it out"
+            warnings.warn(
+                f"no item of {split!r} has class {', '.join(map(str, absent))}: {lost}. Correct the datalist, or "
+                "num_classes.",
+                stacklevel=2,
+            )
     return lists
 
 
@@ -92,8 +94,8 @@ def warn_absent_classes(training: UltrasoundDataset, validation: UltrasoundDatas
         )
     if absent := validation.absent_classes(num_classes):
         warnings.warn(
-            f"no label of the validation images shows class {', '.join(map(str, absent))}: in their mean Dice it counts "
-            "as 1 where the network does not draw it, else as 0.",
+            f"no label of the validation images shows class {', '.join(map(str, absent))}: in their mean Dice it "
+            "counts as 1 where the network does not draw it, else as 0.",
             stacklevel=2,
         )
 

@@ -50,7 +50,9 @@ def check_one_grid(path: str, img: torch.Tensor, other_path: str, other: torch.T
     frames = [int(x.meta.get("num_frames", 1)) if isinstance(x, MetaTensor) else 1 for x in (img, other)]
     if frames[0] not in (1, frames[1]):
         raise UnreadableImageError(
-            path, f"has {frames[0]} frames, but {other_path} {frames[1]}, so none can be told to belong to another."
+            path,
+            f"has {frames[0]} frames, but {other_path} {frames[1]}, so none can be told to belong to another; masks of "
+            "one class each are to be stored as one map of class numbers.",
         )
     apart = _apart(img, other)
     if apart is not None:

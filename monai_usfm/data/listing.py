@@ -220,7 +220,7 @@ def _find_images(
 
 def _apply_table(entries: Sequence[Entry], file: str, classes: Sequence[str] = ()) -> None:
     """Organ, patient and further columns of a table; a ``class`` that is one of the names becomes its number."""
-    number_of = {name.lower(): number for number, name in enumerate(classes)}
+    number_of = {name: number for number, name in enumerate(classes)}
     table = Table(file)
     rows = table.rows_of([entry.path for entry in entries])
     for entry, row in zip(entries, rows, strict=True):
@@ -231,7 +231,7 @@ def _apply_table(entries: Sequence[Entry], file: str, classes: Sequence[str] = (
         entry.rule = f"the table {file}"
         for key, value in row.items():
             if key and key not in ("image", "organ", "patient", "patient_id", "label") and value != "":
-                number = number_of.get(value.lower()) if key == "class" else None
+                number = number_of.get(_folded(value)) if key == "class" else None
                 entry.extra[key] = value_of(value) if number is None else number
     lacking = rows.count(None)
     print(f"{file}: {len(table.rows)} rows; {len(rows) - lacking} images have one, {lacking} have none.")

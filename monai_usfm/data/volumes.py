@@ -39,7 +39,7 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
         raise UnreadableImageError(
             path,
             f"has shape {file_shape}, a sequence of volumes; store each volume (or a cine as x, y, 1, t) in its own "
-            "file.",
+            "file, and masks of one class each as one map of class numbers.",
         )
     if len(axes) == 4:  # at least one axis of the four has size 1: the last such one goes, time takes its place
         spare = max(axis for axis in axes if file_shape[axis] == 1)

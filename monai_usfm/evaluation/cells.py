@@ -181,7 +181,8 @@ class BundleTraining:
             names, columns = dice.index, {"dice": dice.tolist()}
             metrics = {"dice": float(dice.mean())}
         else:
-            table = pd.read_csv(folder / "images.csv", dtype={"class": str})
+            # pandas would take a class named None or NA for nothing
+            table = pd.read_csv(folder / "images.csv", dtype={"class": str}, keep_default_na=False)
             shares = table.filter(regex="^p_")
             labels = [shares.columns.get_loc(f"p_{name}") for name in table["class"]]
             metrics = classification_scores(torch.from_numpy(shares.to_numpy(copy=True)), torch.tensor(labels))

@@ -82,7 +82,8 @@ class LabelIndices(Transform):
             shown = ", ".join(f"{v:g}" for v in unknown[:8])
             raise ValueError(
                 f"{name}: value(s) {shown} stand for no class; expected {values}. "
-                "Set num_classes, and label_values to the file values of the classes in their order."
+                "Set num_classes, and label_values to the file values of the classes in their order; to score or go on "
+                "from weights, choose some that have these classes."
             )
         index = torch.zeros_like(label, dtype=torch.uint8)
         for number, value in enumerate(values):

@@ -457,11 +457,13 @@ def test_the_command_takes_folders_and_options(tmp_path, capsys):
 
 def test_class_names_in_a_table_become_numbers(tmp_path, capsys):
     layout(tmp_path, ["p1.png", "p2.png", "p3.png"])
-    (tmp_path / "t.csv").write_text("image,class\np1.png,Benign\np2.png,malignant\np3.png,malignant\n")
-    options = ["--table", str(tmp_path / "t.csv"), "--classes", "benign,malignant", "--split", "1/0/0"]
+    decomposed = unicodedata.normalize("NFD", "bösartig")
+    table = f"image,class\np1.png,Benign\np2.png,Bösartig\np3.png,{decomposed}\n"
+    (tmp_path / "t.csv").write_text(table, encoding="utf-8")
+    options = ["--table", str(tmp_path / "t.csv"), "--classes", "benign,bösartig", "--split", "1/0/0"]
     assert main(["datalist", str(tmp_path), "--output", str(tmp_path / "l.json"), *options]) == 0
     assert [item["class"] for item in json.loads((tmp_path / "l.json").read_text())["training"]] == [0, 1, 1]
-    assert "Classes: 0 benign: 1, 1 malignant: 2; 0 images have none of them." in capsys.readouterr().out
+    assert "Classes: 0 benign: 1, 1 bösartig: 2; 0 images have none of them." in capsys.readouterr().out
 
 
 def test_files_that_do_not_tell_white_share_the_largest_of_the_data_set(make, tmp_path, capsys):

@@ -263,6 +263,22 @@ def test_a_class_without_a_training_image_is_told(tmp_path: Path) -> None:
         load_class_splits(tmp_path, path, num_classes=4, synthetic_dir="", splits=("training",))
 
 
+def test_a_class_without_a_validation_image_is_told(tmp_path: Path) -> None:
+    lists = {
+        split: [{"image": f"{split}{n}.png", "class": n % classes, "patient": f"{split}{n}"} for n in range(4)]
+        for split, classes in (("training", 2), ("validation", 1))
+    }
+    write(tmp_path, lists)
+    with pytest.warns(UserWarning, match="no item of 'validation' has class 1: scores such as macro-F1 leave it out"):
+        load_class_splits(tmp_path, num_classes=2, synthetic_dir="")
+
+
+def test_a_name_as_class_is_refused_with_the_tool_that_makes_numbers(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [{"image": "a.png", "class": "gut artig", "patient": "1"}]})
+    with pytest.raises(ValueError, match="'gut artig'; expected an integer from 0 to 1, which monai-usfm datalist"):
+        load_class_splits(tmp_path, num_classes=2, synthetic_dir="", splits=("training",))
+
+
 def test_each_class_gives_a_patient_to_validation(tmp_path: Path) -> None:
     items = [{"image": f"{p}.png", "patient": str(p), "class": int(p < 3)} for p in range(40)]
     write(tmp_path, {"training": items}, files=False)

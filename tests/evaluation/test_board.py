@@ -14,6 +14,7 @@ from PIL import Image
 
 from monai_usfm.data import join_table, load_datalist
 from monai_usfm.evaluation import label_subsets, run_cells, summarize_board, transfer_board
+from monai_usfm.evaluation.cells import BundleTraining
 
 TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
 
@@ -179,6 +180,14 @@ def cell(fraction: float, seed: int, name: str) -> dict:
 
 def fill(folder: Path, train=cell, seeds=(0,), **conditions) -> None:
     run_cells(train, folder, dict.fromkeys(("scratch", "pretrained"), conditions), (0.1, 1.0), seeds, lambda line: None)
+
+
+def test_a_class_may_be_named_as_pandas_writes_nothing(tmp_path: Path) -> None:
+    lines = ["image,class,p_None,p_NA", "a.png,None,0.9,0.1", "b.png,NA,0.2,0.8"]
+    (tmp_path / "images.csv").write_text("\n".join(lines), encoding="utf-8")
+    training = BundleTraining("classification", {}, {"test": [{"image": "a.png"}, {"image": "b.png"}]}, {}, tmp_path)
+    metrics, cases = training._read(tmp_path)
+    assert (metrics["accuracy"], cases["label"]) == (1.0, [0, 1])
 
 
 def test_finished_cells_are_not_run_again(tmp_path):
