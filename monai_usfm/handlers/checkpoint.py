@@ -257,8 +257,9 @@ class ResumableCheckpoint:
                 _restore(bare(thing), state[name], length / before)
         except Exception as error:
             raise RuntimeError(
-                f"cannot resume from {self.path}: {error}. Was it written by a run with other options? "
-                "Set resume to false, or remove the file."
+                f"cannot resume from {self.path}: {error}. Was it written by a run with other options? Give those, or "
+                "start anew with --resume false, another output_dir and the weights it exported as --pretrained: of "
+                "these what fits is taken, whatever the classes."
             ) from error
         if progress["epoch"] > engine.state.max_epochs:
             raise RuntimeError(

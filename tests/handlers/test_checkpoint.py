@@ -172,7 +172,7 @@ def test_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> Non
         {"network": {"weight": torch.zeros(1)}, "engine": {"epoch": 1, "iteration": 3}}, tmp_path / "last.pt"
     )
     trainer, _, _ = make_trainer(tmp_path, 2, resume=True)
-    with pytest.raises(RuntimeError, match=r"cannot resume from .*last\.pt"):
+    with pytest.raises(RuntimeError, match=r"(?s)cannot resume from .*last\.pt: .* as --pretrained"):
         trainer.run()
 
 
