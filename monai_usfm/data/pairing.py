@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +40,8 @@ class Masks:
     """The mask files among the readable ``paths`` below ``root``, and which of them belong to an image.
 
     ``images`` are the files that are no masks, ``files`` those that are. The name of ``root`` tells nothing.
+    ``of_parts`` are masks in folders such as ``liver_masks`` beside ``images``, each of which has an image of its name:
+    they are no images, but belong to none, since several such folders would be masks of different structures.
     """
 
     def __init__(self, root: Path, paths: Sequence[Path]) -> None:
@@ -48,6 +50,9 @@ class Masks:
         self.named: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # by folder and the image's name
         self.renamed: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # of mask_1.png, by folder and "1"
         stems = {(composed(path.parent), name) for path in paths for name in bare_names(path)}
+        found = {folder: {name for place, name in stems if place == folder} for folder, _ in stems}
+        parts = {folder for folder in found if is_folder_of_parts(folder, found)}
+        self.of_parts: set[Path] = set()
         tails = {(folder, FIRST_WORD.sub("", stem)) for folder, stem in stems if not LABEL_BEGINNING.match(stem)}
         for path in paths:
             folder, stem = composed(path.parent), stem_of(path)
@@ -59,6 +64,8 @@ class Masks:
             marked = ending and (ending["number"] is None or (folder, bare) in stems)
             if stem.lower().endswith(FOV_ENDINGS):
                 self.fov[folder, stem[:-4]] = path
+            elif folder in parts and not apart:
+                self.of_parts.add(path)
             elif apart or marked:
                 self.named[folder, bare].append(path)
                 if ending:
@@ -125,6 +132,16 @@ def is_label_folder(folder: Path) -> bool:
     others = (path.name for path in folder.parent.iterdir() if path.is_dir() and path != folder)
     return not core(folder.name) or any(
         core(name) == core(folder.name) and not LABEL_WORDS & set(words_of(name)) for name in others
+    )
+
+
+def is_folder_of_parts(folder: Path, stems: Mapping[Path, set[str]]) -> bool:
+    """Whether its name ends in a word for masks and the folder above it, or one beside it, has images of all names."""
+    if not LABEL_WORDS & set(words_of(folder.name)[-1:]):
+        return False
+    beside = (other for other in stems if other != folder and folder.parent in (other, other.parent))
+    return any(
+        stems[folder] <= stems[o] for o in beside if o == folder.parent or not LABEL_WORDS & set(words_of(o.name))
     )
 
 

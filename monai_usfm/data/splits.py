@@ -213,6 +213,7 @@ def _images(
         )
     named = Masks(folder, found.images)
     masks = {path for image in named.images for path in (*named.of(image), named.fov_of(image)) if path}
+    masks |= named.of_parts
     left_out = {**found.skipped, **found.others, **dict.fromkeys(sorted(masks), "masks of images, by their names")}
     for reason in dict.fromkeys(left_out.values()):
         names = [path.relative_to(folder).as_posix() for path in left_out if left_out[path] == reason]

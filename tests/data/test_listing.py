@@ -19,6 +19,7 @@ from monai_usfm.data import (
     LoadUltrasoundd,
     UnknownPatientsError,
     check_patient_leak,
+    list_images,
     load_datalist,
     load_splits,
     make_datalist,
@@ -442,6 +443,19 @@ def test_a_linked_dataset_dir_and_folders_within_each_other_list_each_file_once(
     content = make(tmp_path / "link", tmp_path / "link" / "sub", split="1/0/0", dataset_dir=tmp_path / "link")
     assert [item["image"] for item in content["training"]] == ["p1.png", "sub/p2.png"]
     assert len(load_datalist(tmp_path / "list.json", tmp_path / "link", "training")) == 2
+
+
+@pytest.mark.parametrize("images", ["images/", ""])
+def test_folders_of_masks_for_each_structure_hold_no_images(make, tmp_path, capsys, images):
+    data = layout(tmp_path / "data", [f"{images}p{n}.png" for n in (1, 2)])
+    layout(data, ["liver_masks/p1.png", "liver_masks/p2.png", "kidney_masks/p2.png", "not_masks/p3.png"])
+    content = make(data, split="1/0/0")
+    assert [item["image"] for item in content["training"]] == [
+        f"data/{name}" for name in sorted([f"{images}p1.png", f"{images}p2.png", "not_masks/p3.png"])
+    ]
+    assert "3 files look like masks and belong to no image" in capsys.readouterr().out
+    shown = {Path(item["image"]).relative_to(data).as_posix() for item in list_images(data)}
+    assert shown == {f"{images}p1.png", f"{images}p2.png", "not_masks/p3.png"}
 
 
 def test_the_command_takes_folders_and_options(tmp_path, capsys):
