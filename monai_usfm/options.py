@@ -12,6 +12,7 @@ import difflib
 import inspect
 import logging
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -317,6 +318,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "values landmarks class_names": (
         lambda value: isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value),
         "a list of names, such as \"['length']\"",
+    ),
+    "label_values": (
+        _accepted(lambda value: [operator.index(number) for number in value]),
+        'a list of whole numbers, such as "[0,255]"',
     ),
     "noise_strength noise_looks noise_psf_sigma noise_blur_sigma": (
         lambda value: isinstance(value, list | tuple) and len(value) == 2 and 0 <= value[0] <= value[1],

@@ -52,8 +52,11 @@ class LabelIndices(Transform):
     backend = TORCH
 
     def __init__(self, num_classes: int, values: Sequence[int] | None = None) -> None:
-        if values is not None and (len(values) != num_classes or len(set(values)) != num_classes):
-            raise ValueError(f"label_values must be {num_classes} different values, one per class, got {list(values)}.")
+        whole = {int(v) for v in values or () if float(v).is_integer()}
+        if values is not None and (len(values) != num_classes or len(whole) != num_classes):
+            raise ValueError(
+                f"label_values must be {num_classes} different whole numbers, one per class, got {list(values)}."
+            )
         if num_classes > 256:
             raise ValueError(f"num_classes must be at most 256, since labels are kept as bytes, got {num_classes}.")
         self.num_classes = num_classes

@@ -87,6 +87,9 @@ def test_what_is_read_is_no_error_also_when_only_an_overlay_of_the_user_reads_it
         ("mask_ratio", 1.0),
         ("texture_weight", -1),
         ("box", "perhaps"),
+        ("label_values", 255),
+        ("label_values", [0, 0.5, 1]),
+        ("label_values", "0,255"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: object) -> None:

@@ -329,7 +329,8 @@ def test_a_label_of_other_frames_than_the_image_is_refused(tmp_path, frames):
     for name, count in (("image.tif", frames), ("label.tif", 5)):
         pages = [Image.fromarray(MASK) for _ in range(count)]
         pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-    with pytest.raises(UnreadableImageError, match=rf"label\.tif: has 5 frames, but .*image\.tif {frames}, .* class numbers"):
+    shown = rf"label\.tif: has 5 frames, but .*image\.tif {frames}, .* class numbers"
+    with pytest.raises(UnreadableImageError, match=shown):
         PAIR({"image": str(tmp_path / "image.tif"), "label": str(tmp_path / "label.tif")})
 
 
