@@ -273,7 +273,7 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
                 if not row[column]:
                     raise ValueError(f"{table}: {column} of {item['image']} is empty.")
                 # a patient is a name even where all its characters are digits
-                item[key] = row[column] if key in ("patient", "patient_id") else value_of(row[column])
+                item[key] = row[column] if key in ("patient", "patient_id") else value_of(row[column], key)
                 if key in NUMBERS and isinstance(item[key], str):
                     raise ValueError(f"{table}: {column} of {item['image']} must be a number, is {row[column]!r}.")
         content[split] = items

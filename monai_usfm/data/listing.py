@@ -232,7 +232,7 @@ def _apply_table(entries: Sequence[Entry], file: str, classes: Sequence[str] = (
         for key, value in row.items():
             if key and key not in ("image", "organ", "patient", "patient_id", "label") and value != "":
                 number = number_of.get(_folded(value)) if key == "class" else None
-                entry.extra[key] = value_of(value) if number is None else number
+                entry.extra[key] = value_of(value, key) if number is None else number
     lacking = rows.count(None)
     print(f"{file}: {len(table.rows)} rows; {len(rows) - lacking} images have one, {lacking} have none.")
 

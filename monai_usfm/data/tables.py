@@ -86,10 +86,12 @@ def path_key(path: PathLike) -> str:
     return unicodedata.normalize("NFC", os.path.normpath(path).replace(os.sep, "/"))
 
 
-def value_of(text: str) -> Any:
-    """A number where the text is one. Texts such as 007 stay: they name something."""
+def value_of(text: str, key: str = "") -> Any:
+    """A number where the text is one. Texts such as 007 stay: they name something. A ``class`` of 1.0 is 1, as pandas
+    writes whole numbers of a column that has empty cells."""
     if not NUMBER.fullmatch(text):
         return text
     if text.lstrip("+-").isdigit():
         return int(text) if str(int(text)) == text else text
-    return float(text)
+    number = float(text)
+    return int(number) if key == "class" and number.is_integer() else number

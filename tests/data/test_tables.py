@@ -37,6 +37,12 @@ def test_items_get_the_values_of_their_row(folder):
     assert content["test"][0]["patient"] == "12"
 
 
+def test_classes_beside_empty_cells_are_whole_numbers(folder):
+    (folder / "labels.csv").write_text("image,kind,mm\na.png,0.0,1.0\nb.png,1.5,2.0\n")
+    found = [part[0] for part in (join(folder, "class=kind", "spacing=mm")[split] for split in ("training", "test"))]
+    assert [repr(item[key]) for item in found for key in ("class", "spacing")] == ["0", "1.0", "1.5", "2.0"]
+
+
 def test_without_another_name_the_list_itself_is_replaced(folder):
     made = join_table(str(folder / "dataset.json"), str(folder / "labels.csv"), ["mm"])
     assert made == folder / "dataset.json" and json.loads(made.read_text())["test"][0]["mm"] == 0.5
