@@ -60,13 +60,7 @@ def load_class_splits(
             if values:
                 items[index] = _with_values(item, values)
                 continue
-            number = item["class"]
-            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
-                names = ", which monai-usfm datalist --classes makes of names" if isinstance(number, str) else ""
-                raise ValueError(
-                    f"item {index} of {split!r} ({item['image']}) has the class {number!r}; expected an integer from "
-                    f"0 to {num_classes - 1}{names}. Correct the datalist or num_classes."
-                )
+            class_of(item, num_classes, f"item {index} of {split!r}")
         unnamed = sum(item.get("patient") is None for item in items)
         if 0 < unnamed < len(items):
             raise ValueError(f"{unnamed} of {len(items)} items of {split!r} lack `patient`: name it for all or none.")
@@ -82,6 +76,22 @@ def load_class_splits(
                 stacklevel=2,
             )
     return lists
+
+
+def class_of(item: Item, num_classes: int, place: str) -> int:
+    """The ``class`` of an item.
+
+    Raises:
+        ValueError: naming ``place`` and image, where it is no integer from 0 to ``num_classes - 1``.
+    """
+    number = item["class"]
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
+        names = ", which monai-usfm datalist --classes makes of names" if isinstance(number, str) else ""
+        raise ValueError(
+            f"{place} ({item['image']}) has the class {number!r}; expected an integer from 0 to "
+            f"{num_classes - 1}{names}. Correct the datalist or num_classes."
+        )
+    return number
 
 
 def warn_absent_classes(training: UltrasoundDataset, validation: UltrasoundDataset, num_classes: int) -> None:

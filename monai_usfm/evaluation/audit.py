@@ -20,6 +20,7 @@ from monai.utils import convert_to_tensor
 
 from monai_usfm.cards import full_scale_of, load_network, require_classes
 from monai_usfm.data import LoadUltrasound, LoadUltrasoundd
+from monai_usfm.data.classes import class_of
 from monai_usfm.evaluation.changes import CHANGES, SHORTCUTS, Change
 from monai_usfm.evaluation.images import read_items
 from monai_usfm.evaluation.report import conditions_of_run, file_digest, markdown_table
@@ -85,6 +86,8 @@ def audit(
     lacking = [str(item["image"]) for item in items if item.get(wanted) is None]
     if lacking:
         raise ValueError(f"{datalist}: {len(lacking)} items lack '{wanted}', for example {lacking[0]}.")
+    num_classes, place = card["network"]["num_classes"], f"{datalist}: an item of {split!r}"
+    classes = [class_of(item, num_classes, place) for item in items] if wanted == "class" else []
     read: Any = LoadUltrasoundd("image")
     read_label = LoadUltrasound(2, scale=None)
     images = convert_to_tensor([read(item)["image"] for item in items])
@@ -97,11 +100,10 @@ def audit(
         return predictor(image[None])[0]
 
     if card["task"] == "classification":
-        changes, classes = CHANGES if kind == "robustness" else SHORTCUTS, [int(item["class"]) for item in items]
+        changes = CHANGES if kind == "robustness" else SHORTCUTS
         masks = [label[0] for label in convert_to_tensor(labels)] if marked else None
         rows, examples = audit_classifier(predict, images, classes, patients, masks, changes)
     else:
-        num_classes = card["network"]["num_classes"]
         to_indices = LabelIndices(num_classes, label_values if label_values is not None else card.get("label_values"))
         maps = [convert_to_tensor(to_indices(label))[0].long() for label in labels]
         rows, examples = audit_segmenter(lambda image: predict(image).argmax(0), images, maps, patients, num_classes)

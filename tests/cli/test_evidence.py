@@ -99,9 +99,11 @@ def test_an_audit_says_what_it_cannot_take(dataset, weights, tmp_path, capsys):
     assert "--limit must be at least 1" in capsys.readouterr().err
     items = json.loads((dataset / "dataset.json").read_text())["test"]
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({"test": [{**items[0], "class": None}, items[1]]}))
-    assert call("audit", weights["classification"], "--datalist", other, "--dataset_dir", dataset) == 1
-    assert "1 items lack 'class'" in capsys.readouterr().err
+    wrong = {"1 items lack 'class'": None, "has the class 'benign'": "benign", "has the class 2; expected": 2}
+    for message, kind in wrong.items():
+        other.write_text(json.dumps({"test": [{**items[0], "class": kind}, items[1]]}))
+        assert call("audit", weights["classification"], "--datalist", other, "--dataset_dir", dataset) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_random_encoder_tells_dark_from_bright(dataset, tmp_path):
