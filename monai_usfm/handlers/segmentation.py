@@ -182,6 +182,7 @@ class SegmentationReport(EvaluationReport):
             difference ``circumference_error``, which is NaN where one of them is missing.
         published: circumferences to compare with instead of the ellipse of the label, by the path of the image, or by
             (path, frame) where frames of one file are cases.
+        names: of the classes, with or without the background; None leaves the column ``name`` out.
     """
 
     def __init__(
@@ -190,8 +191,9 @@ class SegmentationReport(EvaluationReport):
         num_classes: int,
         circumference: bool = False,
         published: Mapping[str | tuple[str, int], float] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(output_dir)
+        super().__init__(output_dir, names)
         self.num_classes = num_classes
         self.circumference = circumference
         self.published = dict(published or {})
@@ -217,14 +219,18 @@ class SegmentationReport(EvaluationReport):
                     expected = drawn if published is None else published
                     row |= {"circumference": found, "circumference_label": expected}
                     row["circumference_error"] = found - expected
+                row = {"class": row["class"], **self._name(row["class"]), **row}
                 rows.append({**case, **row, "unit": "px" if spacing is None else "mm"})
         return rows
+
+    def _name(self, number: int) -> dict[str, str]:
+        return {"name": self.names[number - self.num_classes]} if self.names else {}  # from the last one
 
     def write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
         self.write_table("cases.csv", rows)
         summary: dict[str, Any] = {"cases": len(rows) // (self.num_classes - 1)}
         for number, cases in pd.DataFrame(rows).groupby("class"):
-            entry: dict[str, Any] = {"unit": unit_of(cases["unit"].to_list())}
+            entry: dict[str, Any] = {**self._name(int(number)), "unit": unit_of(cases["unit"].to_list())}
             for name in ("dice", "iou", "hd95", "asd", *["circumference_error"] * self.circumference):
                 entry |= moments(cases[name], name)
             if self.circumference:

@@ -95,11 +95,13 @@ def test_each_class_has_its_own_row() -> None:
     assert (second["class"], second["dice"]) == (2, 0.5)
 
 
-def report(folder: Path, items: list[dict], num_classes: int = 2) -> tuple[list[dict[str, str]], dict]:
+def report(
+    folder: Path, items: list[dict], num_classes: int = 2, names: list[str] | None = None
+) -> tuple[list[dict[str, str]], dict]:
     engine = Engine(lambda _, batch: batch)
-    SegmentationReport(str(folder), num_classes).attach(engine)
+    SegmentationReport(str(folder), num_classes, names=names).attach(engine)
     engine.run([[item] for item in items])
-    with open(folder / "cases.csv", newline="") as file:
+    with open(folder / "cases.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
 
 
@@ -114,6 +116,14 @@ def item(shift: int, name: str, meta: dict) -> dict:
 
 KNOWN = {"spacing": np.array([0.5, 0.25], dtype=np.float32), "spacing_known": True}
 UNKNOWN = {"spacing": np.array([1.0, 1.0], dtype=np.float32), "spacing_known": False}
+
+
+@pytest.mark.parametrize("names", [["none", "Milz", "Größe"], ["Milz", "Größe"], None])
+def test_report_names_the_classes_with_or_without_the_background(tmp_path: Path, names: list[str] | None) -> None:
+    table, summary = report(tmp_path, [item(3, "a.png", KNOWN)], 3, names)
+    wanted = ["Milz", "Größe"] if names else [None, None]
+    assert [(row["class"], row.get("name")) for row in table] == [*zip("12", wanted, strict=True)]
+    assert [summary[f"class_{number}"].get("name") for number in (1, 2)] == wanted
 
 
 def test_report_is_in_mm_where_the_spacing_is_known(tmp_path: Path) -> None:
