@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -541,6 +542,23 @@ def test_a_decoder_of_another_shape_is_left_whole_and_the_report_says_so():
     assert "the decoder of the source has another shape" in str(report)
     assert all(torch.equal(v, before[k]) for k, v in net.head.state_dict().items())
     assert torch.equal(net.encoder.cls_token, source.encoder.cls_token)
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "classifier"])
+def test_color_images_get_the_decoder_of_gray_ones(kind):
+    source = randomized(task_network(kind))
+    encoder = UltrasoundViT(64, in_channels=3, hidden_size=WIDTH, mlp_dim=MLP, num_layers=4, num_heads=HEADS)
+    build = {"segmenter": UltrasoundSegmenter, "classifier": partial(UltrasoundClassifier, pool="pyramid")}[kind]
+    net = build(encoder, 2).eval()
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert report.unexpected == [] and report.anew == {}
+    assert sum("1 -> 3 channel(s)" in what for what in report.resized.values()) == 3  # patches and the decoder's stem
+    x = images(2, 1, 64, 64)
+    expected = source(x)
+    assert_same(net(x.expand(-1, 3, -1, -1)) / expected.std(), expected / expected.std(), 1e-4)
+    back = task_network(kind)
+    load_pretrained(back, net.state_dict(), strict=True)
+    assert_same(back(x) / expected.std(), expected / expected.std(), 1e-4)
 
 
 def network_of(kind, spatial_dims, depth, **options):

@@ -21,6 +21,7 @@ from monai_usfm.networks.weights.read import names_file, read_checkpoint
 __all__ = ["LoadReport", "load_pretrained"]
 
 DECODER_POSITIONS = "decoder_pos_embed.table"
+PIXELS = re.compile(r"decoder\.stem\.0\.(conv\.unit0\.conv|residual)\.weight")  # what a decoder sees of the image
 Tensors = dict[str, torch.Tensor]
 
 
@@ -211,8 +212,8 @@ def _fit_prediction(source: Source, target: _Target, report: LoadReport) -> Tens
 def _fit_parts(source: Source, target: _Target, report: LoadReport) -> tuple[Tensors, set[str]]:
     """The decoder of another network of this package, and layers of equal name and shape (the head of equal classes).
 
-    Convolutions of images are inflated for a network of volumes. A decoder is taken whole or not at all, and without it
-    no layer behind it.
+    Convolutions of images are inflated for a network of volumes, and those of pixels fitted to other channels. A
+    decoder is taken whole or not at all, and without it no layer behind it.
 
     Returns:
         tensors by their names in the network, and the names in the source that were understood.
@@ -223,13 +224,17 @@ def _fit_parts(source: Source, target: _Target, report: LoadReport) -> tuple[Ten
         if not name.startswith(target.prefix or "\0") and not _in_layout(name)
     }
     parts = {name: source.parts[name] for name in wanted if name in source.parts}
-    inflated = []
+    inflated, resized = [], {}
     for name, (origin, tensor) in parts.items():
         own = target.own[wanted[name]]
         if tensor.dim() == 4 and own.dim() == 5:
             layer = target.net.get_submodule(wanted[name].rpartition(".")[0])
-            parts[name] = origin, adapt.inflate(tensor, own.shape[2], isinstance(layer, nn.ConvTranspose3d))
+            tensor = adapt.inflate(tensor, own.shape[2], isinstance(layer, nn.ConvTranspose3d))
             inflated.append(name)
+        if PIXELS.match(name) and tensor.shape[1] != own.shape[1]:
+            resized[wanted[name]] = f"{tensor.shape[1]} -> {own.shape[1]} channel(s), equal for equal channels"
+            tensor = adapt.fit_channels(tensor, own.shape[1])
+        parts[name] = origin, tensor
     ours = {name: target.own[own].shape for name, own in wanted.items() if name.startswith("decoder.")}
     theirs = {name: tensor.shape for name, (_, tensor) in source.parts.items() if name.startswith("decoder.")}
     theirs |= {name: parts[name][1].shape for name in parts if name.startswith("decoder.")}
@@ -239,6 +244,7 @@ def _fit_parts(source: Source, target: _Target, report: LoadReport) -> tuple[Ten
             f"the decoder of the source has another shape ({', '.join(summarize(differing)[:3])}) and is not used."
         )
         return {}, set()
+    report.resized |= resized
     taken = {}
     for name, (_, tensor) in parts.items():
         if tensor.shape == target.own[wanted[name]].shape:
