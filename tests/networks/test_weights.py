@@ -520,12 +520,29 @@ def test_a_segmenter_of_ours_loads_whole(options):
 
 
 def test_other_classes_keep_the_decoder_but_not_the_output_layer():
-    source, net = task_network("segmenter"), task_network("segmenter", 3)
-    output = net.head.to_pixels.weight.clone()
+    source, net = task_network("segmenter", 4), task_network("segmenter", 3)
     report = load_pretrained(net, source.state_dict())
     assert list(report.anew) == ["head.to_pixels.weight", "head.to_pixels.bias"] and report.unexpected == []
     assert torch.equal(net.head.decoder.stem[0].residual.weight, source.head.decoder.stem[0].residual.weight)
-    assert torch.equal(net.head.to_pixels.weight, output)
+    assert not any(parameter.any() for parameter in net.head.to_pixels.parameters())
+    assert "head.to_pixels.weight: (16, 4, 2, 2) -> (16, 3, 2, 2), from zero" in str(report)
+    assert not [name for name in report.loaded if "to_pixels" in name]
+
+
+@pytest.mark.parametrize("options", [{}, {"finest": 1}])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_several_structures_begin_as_shares_of_the_one_of_the_source(dims, options):
+    source = network_of("pyramid", 2, 16, num_classes=2, **options)
+    net = network_of("pyramid", dims, 16, num_classes=5, **options)
+    report = load_pretrained(net, source.state_dict(), strict=True)
+    assert report.anew == {} and report.unexpected == [] and report.missing == []
+    assert "a share of the structure for each" in report.resized["head.to_pixels.bias"]
+    x = images(2, 1, 64, 64)
+    expected = source(x).softmax(1)
+    expected = expected if dims == 2 else expected.unsqueeze(2).expand(-1, -1, 16, -1, -1)
+    found = net(x if dims == 2 else x.unsqueeze(2).expand(-1, -1, 16, -1, -1)).softmax(1)
+    assert_same(found[:, :1], expected[:, :1], 1e-3)
+    assert_same(found[:, 1:], expected[:, 1:].expand_as(found[:, 1:]) / 4, 1e-3)
 
 
 def test_a_classifier_gets_the_decoder_of_a_segmenter():
@@ -561,7 +578,7 @@ def test_color_images_get_the_decoder_of_gray_ones(kind):
     assert_same(back(x) / expected.std(), expected / expected.std(), 1e-4)
 
 
-def network_of(kind, spatial_dims, depth, **options):
+def network_of(kind, spatial_dims, depth, num_classes=3, **options):
     """A network for one task with random weights: 64 x 64, or one patch of ``depth`` deep."""
     size = (64, 64) if spatial_dims == 2 else (depth, 64, 64)
     patch = 16 if spatial_dims == 2 else (depth, 16, 16)
@@ -569,10 +586,10 @@ def network_of(kind, spatial_dims, depth, **options):
         size, patch_size=patch, spatial_dims=spatial_dims, hidden_size=WIDTH, mlp_dim=MLP, num_layers=4, num_heads=HEADS
     )
     if kind == "classifier":
-        return randomized(UltrasoundClassifier(encoder, 3, pool="pyramid", **options))
+        return randomized(UltrasoundClassifier(encoder, num_classes, pool="pyramid", **options))
     if kind == "enhancer":
         return randomized(UltrasoundEnhancer(encoder, **options))
-    return randomized(UltrasoundSegmenter(encoder, 3, head=kind, **options))
+    return randomized(UltrasoundSegmenter(encoder, num_classes, head=kind, **options))
 
 
 @pytest.mark.parametrize("depth", [4, 16])

@@ -167,3 +167,19 @@ def inflate(weight: torch.Tensor, depth: int, upsamples: bool) -> torch.Tensor:
     if upsamples:
         return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1)
     return nn.functional.pad(weight.unsqueeze(2), (0, 0, 0, 0, depth // 2, depth - 1 - depth // 2))
+
+
+def split_structure(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
+    """Weight or bias of an output of background and one structure -> of background and several, of this ``shape``.
+
+    Each structure begins with an equal share of the probability of the one, so that the background keeps its own. None
+    where the output is another.
+    """
+    axes = [axis for axis, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)) if old != new]
+    if len(axes) != 1 or tensor.shape[axes[0]] != 2 or shape[axes[0]] < 3:
+        return None
+    background, structure = tensor.double().split(1, axes[0])
+    count = shape[axes[0]] - 1
+    if tensor.dim() == 1:
+        structure = structure - math.log(count)
+    return torch.cat([background, *[structure] * count], axes[0])

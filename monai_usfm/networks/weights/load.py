@@ -22,6 +22,7 @@ __all__ = ["LoadReport", "load_pretrained"]
 
 DECODER_POSITIONS = "decoder_pos_embed.table"
 PIXELS = re.compile(r"decoder\.stem\.0\.(conv\.unit0\.conv|residual)\.weight")  # what a decoder sees of the image
+OUTPUT = re.compile(r"head\.to_pixels\.(weight|bias)$")  # classes of a pyramid decoder
 Tensors = dict[str, torch.Tensor]
 
 
@@ -37,7 +38,7 @@ class LoadReport:
         resized: for every weight whose shape was adapted, what was done to it.
         notes: everything else worth knowing, for example conversions that keep the function.
         anew: weights of the network that have another shape in the source, such as those of a head for other classes,
-            with both shapes; they kept their values.
+            with both shapes; they kept their values, or, behind a decoder of the source, are zero.
     """
 
     layout: str
@@ -213,7 +214,8 @@ def _fit_parts(source: Source, target: _Target, report: LoadReport) -> tuple[Ten
     """The decoder of another network of this package, and layers of equal name and shape (the head of equal classes).
 
     Convolutions of images are inflated for a network of volumes, and those of pixels fitted to other channels. A
-    decoder is taken whole or not at all, and without it no layer behind it.
+    decoder is taken whole or not at all, and without it no layer behind it. Several structures begin as the one of the
+    source; other classes behind a trained decoder begin at zero.
 
     Returns:
         tensors by their names in the network, and the names in the source that were understood.
@@ -224,7 +226,7 @@ def _fit_parts(source: Source, target: _Target, report: LoadReport) -> tuple[Ten
         if not name.startswith(target.prefix or "\0") and not _in_layout(name)
     }
     parts = {name: source.parts[name] for name in wanted if name in source.parts}
-    inflated, resized = [], {}
+    inflated, fitted = [], {}
     for name, (origin, tensor) in parts.items():
         own = target.own[wanted[name]]
         if tensor.dim() == 4 and own.dim() == 5:
@@ -232,7 +234,7 @@ def _fit_parts(source: Source, target: _Target, report: LoadReport) -> tuple[Ten
             tensor = adapt.inflate(tensor, own.shape[2], isinstance(layer, nn.ConvTranspose3d))
             inflated.append(name)
         if PIXELS.match(name) and tensor.shape[1] != own.shape[1]:
-            resized[wanted[name]] = f"{tensor.shape[1]} -> {own.shape[1]} channel(s), equal for equal channels"
+            fitted[wanted[name]] = f"{tensor.shape[1]} -> {own.shape[1]} channel(s), equal for equal channels"
             tensor = adapt.fit_channels(tensor, own.shape[1])
         parts[name] = origin, tensor
     ours = {name: target.own[own].shape for name, own in wanted.items() if name.startswith("decoder.")}
@@ -244,13 +246,23 @@ def _fit_parts(source: Source, target: _Target, report: LoadReport) -> tuple[Ten
             f"the decoder of the source has another shape ({', '.join(summarize(differing)[:3])}) and is not used."
         )
         return {}, set()
-    report.resized |= resized
+    report.resized |= fitted
     taken = {}
     for name, (_, tensor) in parts.items():
-        if tensor.shape == target.own[wanted[name]].shape:
+        own = target.own[wanted[name]]
+        several = adapt.split_structure(tensor, own.shape) if OUTPUT.search(name) else None
+        if tensor.shape == own.shape:
             taken[wanted[name]] = tensor
+        elif several is not None:
+            taken[wanted[name]] = several
+            shapes = f"{tuple(tensor.shape)} -> {tuple(own.shape)}"
+            report.resized[wanted[name]] = f"{shapes}: a share of the structure for each"
         else:
-            report.anew[wanted[name]] = f"{tuple(tensor.shape)} -> {tuple(target.own[wanted[name]].shape)}"
+            report.anew[wanted[name]] = f"{tuple(tensor.shape)} -> {tuple(own.shape)}"
+    for name in wanted.values() if ours and theirs else ():
+        if OUTPUT.search(name) and name not in taken:  # random weights on trained features are confident, and wrong
+            taken[name] = torch.zeros_like(target.own[name])
+            report.anew[name] = f"{report.anew.get(name, tuple(taken[name].shape))}, from zero"
     if count := sum(wanted[name] in taken for name in inflated):
         report.notes.append(
             f"{count} convolutions beside the encoder inflated: they begin by treating slices one by one."
@@ -419,7 +431,7 @@ def load_pretrained(
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{own} would become NaN or infinite by the source: it is unusable.")
 
-    report.loaded = list(filled)
+    report.loaded = [name for name in filled if name not in report.anew]
     report.missing = [own for name, own in wanted.items() if name not in fitted and name not in optional]
     used = _used(found, set(names) | set(report.anew)) | understood
     encoder_names = [origin for origins in found.origin.values() for origin in origins]
