@@ -81,6 +81,8 @@ class FoundationModel(nn.Module):
                 for name, number in list(num_classes.items())[1:]
             }
         )
+        for parameter in self.outputs.parameters():  # random ones are confident and wrong on features of a start
+            nn.init.zeros_(parameter)
         # Dice by image: over the batch, a head of a fetus would outweigh every small lesion.
         self.segmentation_loss = DiceCELoss(to_onehot_y=True, softmax=True)
         self.weights = {
