@@ -50,8 +50,10 @@ class Masks:
         self.named: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # by folder and the image's name
         self.renamed: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # of mask_1.png, by folder and "1"
         stems = {(composed(path.parent), name) for path in paths for name in bare_names(path)}
-        found = {folder: {name for place, name in stems if place == folder} for folder, _ in stems}
-        parts = {folder for folder in found if is_folder_of_parts(folder, found)}
+        names: dict[Path, set[str]] = defaultdict(set)
+        for folder, name in stems:
+            names[folder].add(name)
+        parts = folders_of_parts(names)
         self.of_parts: set[Path] = set()
         tails = {(folder, FIRST_WORD.sub("", stem)) for folder, stem in stems if not LABEL_BEGINNING.match(stem)}
         for path in paths:
@@ -135,14 +137,18 @@ def is_label_folder(folder: Path) -> bool:
     )
 
 
-def is_folder_of_parts(folder: Path, stems: Mapping[Path, set[str]]) -> bool:
-    """Whether its name ends in a word for masks and the folder above it, or one beside it, has images of all names."""
-    if not LABEL_WORDS & set(words_of(folder.name)[-1:]):
-        return False
-    beside = (other for other in stems if other != folder and folder.parent in (other, other.parent))
-    return any(
-        stems[folder] <= stems[o] for o in beside if o == folder.parent or not LABEL_WORDS & set(words_of(o.name))
-    )
+def folders_of_parts(names: Mapping[Path, set[str]]) -> set[Path]:
+    """The folders whose name ends in a word for masks, where the folder above or one beside has images of all names."""
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    for folder in names:
+        if not LABEL_WORDS & set(words_of(folder.name)):
+            beside[folder.parent].append(folder)
+    return {
+        folder
+        for folder, own in names.items()
+        if LABEL_WORDS & set(words_of(folder.name)[-1:])
+        and any(own <= names.get(other, set()) for other in (folder.parent, *beside.get(folder.parent, ())))
+    }
 
 
 def is_counterpart(images: Path, masks: Path) -> bool:
