@@ -20,13 +20,12 @@ from monai_usfm.data.deidentify import Pseudonyms, require_strip, with_pixels
 from monai_usfm.data.dicom import UltrasoundDicomReader
 from monai_usfm.data.dicom_geometry import slice_geometry
 from monai_usfm.data.dicom_pixels import PYDICOM3, display_values, stored_values
-from monai_usfm.data.formats import UnreadableImageError
+from monai_usfm.data.formats import DICOM_SUFFIXES, UnreadableImageError
 from monai_usfm.data.upright import gray_from_rgb
 from monai_usfm.files import Failures, atomic_write, write_csv
 
 __all__ = ["convert_dicom", "convert_dicom_folder"]
 
-_ENDINGS = (".dcm", ".dicom", ".ima")
 SAVED_WHOLE: dict[str, Any] = {"enforce_file_format": True} if PYDICOM3 else {"write_like_original": False}
 
 
@@ -195,7 +194,7 @@ def convert_dicom_folder(
         for file in files:
             below = Path(file.name) if argument.is_file() else file.relative_to(argument)
             # a UID as a name has points, of which none begins an ending
-            named = below.with_name(below.stem if below.suffix.lower() in _ENDINGS else below.name)
+            named = below.with_name(below.stem if below.suffix.lower() in DICOM_SUFFIXES else below.name)
             named = pseudonyms.path(named) if pseudonyms is not None else named
             target = Path(output) / named.with_name(f"{named.name}.{format}")
             try:
@@ -224,7 +223,7 @@ def convert_dicom_folder(
 
 def _claims_dicom(path: Path) -> bool:
     """By its content, or by its name: one that is damaged is to be named. Hidden files of other systems are neither."""
-    named = path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
+    named = path.suffix.lower() in DICOM_SUFFIXES and not path.name.startswith(".")
     return path.is_file() and (named or is_dicom(path))
 
 

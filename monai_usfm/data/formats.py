@@ -22,6 +22,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {
 }
 SUPPORTED_SUFFIXES: tuple[str, ...] = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 """Lower-case file endings that are read. DICOM and images are also known by their content, without an ending."""
+DICOM_SUFFIXES = _FORMATS["dicom"]
 
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "image"),
