@@ -54,6 +54,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_joint_pretraining_without_a_folder_simulates_its_images(data, tmp_path):
+    simulated = {"synthetic#num_training": 4, "synthetic#num_validation": 2, "synthetic#num_test": 0}
+    run("foundation", data, tmp_path, **simulated)
+    assert (tmp_path / "synthetic_images" / "datalist.json").is_file() and (tmp_path / "model.pt").is_file()
+
+
 def run(overlay: str, data: Path, output: Path, **options: object) -> None:
     paths = {"output_dir": str(output), "export_path": str(output / "model.pt"), "teacher": str(data / "teacher.pt")}
     run_bundle("pretraining", overlays=[overlay], **{**QUICK, **paths, **options})

@@ -197,6 +197,23 @@ def test_pretrained_weights_decide_what_the_encoder_is(tmp_path):
     assert network_options("segmentation", tmp_path / "USFM_latest.pth", spatial_size=96)["spatial_size"] == [96, 96]
 
 
+def test_rotary_weights_start_every_network(tmp_path):
+    official = usfm_vit("small", num_layers=2, in_channels=3, num_registers=4, pos_embed="rotary")
+    renamed = {"register_tokens": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}  # as DINOv3's
+    state = {name: t for name, t in official.state_dict().items() if not name.endswith("native_grid")}
+    for ours, theirs in renamed.items():
+        state = {name.replace(ours, theirs): tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "dinov3.pth")
+    for task in ("segmentation", "classification", "enhancement"):
+        network = build_network(task, tmp_path / "dinov3.pth", spatial_size=32)
+        assert network.load_report.layout == "DINOv3"
+        save_network(tmp_path / "x.pt", network)
+        again = load_network(tmp_path / "x.pt")
+        image = torch.rand(1, 1, 32, 48)
+        torch.testing.assert_close(again(image), network.eval()(image), rtol=0.01, atol=0.02)  # halves are stored
+        assert (again.encoder.position, again.encoder.num_registers) == ("rotary", 4)
+
+
 def test_the_full_base_size_has_its_name():
     with torch.device("meta"):
         shapes = usfm_vit("base", in_channels=3).state_dict()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from monai.utils import ensure_tuple
 
 from monai_usfm.data.datalist import load_datalist, read_datalist
 from monai_usfm.data.splits import load_splits, with_full_scale
+from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
 from monai_usfm.transforms.dictionary import TORCH
 from monai_usfm.transforms.labels import LabelIndices
@@ -43,25 +45,39 @@ def joint_classes(parts: Parts) -> dict[str, int]:
     return found
 
 
-def joint_splits(parts: Parts) -> dict[str, list[dict[str, Any]]]:
+def joint_splits(
+    parts: Parts, synthetic_dir: str | os.PathLike | None = None, synthetic: Mapping[str, Any] | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """The items of all parts, ``training`` and ``validation``.
 
     A part is a mapping with ``dataset_dir`` or ``datalist`` (see :func:`load_splits`) and, if it is labeled,
     ``num_classes``, and where needed ``label_values``, ``label_key`` (default ``"label"``) and ``output``: the name of
     the output layer, by default that of the part, shared by parts that name the same. None leaves a part out, so that
-    an overlay or the command line can. A part without a validation list validates on nothing; one must have it.
+    an overlay or the command line can. A part without a validation list validates on nothing; one must have it. A part
+    that says neither folder nor list is simulated.
 
     Every item gets ``part``, ``dataset`` (place of its output layer in :func:`joint_classes`, -1 if unlabeled) and
     ``organ`` (by default the part's name).
 
+    Args:
+        parts: name -> part.
+        synthetic_dir: where simulated images are written.
+        synthetic: arguments of :func:`~monai_usfm.data.write_synthetic_dataset`.
+
     Raises:
         FileNotFoundError, ValueError: see :func:`load_splits`.
+        ValueError: for a part without folder and list where there is no ``synthetic_dir``.
     """
     places = {name: number for number, name in enumerate(joint_classes(parts))}
     result: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
     for name, part in parts.items():
         if not part:
             continue
+        if not part.get("dataset_dir") and not part.get("datalist"):
+            if not synthetic_dir:
+                raise ValueError(f"parts: {name!r} has neither dataset_dir nor datalist.")
+            logger.warning("part %r has no dataset_dir: running on SIMULATED images in %s.", name, synthetic_dir)
+            part = {**part, "datalist": write_synthetic_dataset(synthetic_dir, **(synthetic or {}))}
         key = part.get("label_key", "label")
         labeled = bool(part.get("num_classes"))
         place = places[part.get("output", name)] if labeled else -1

@@ -46,6 +46,16 @@ def test_items_name_their_part_and_output(parts):
     assert [i["part"] for i in splits["validation"]] == ["breast", "head"]
 
 
+def test_a_part_without_a_folder_is_simulated(parts, tmp_path):
+    parts["simulated"] = {"dataset_dir": None, "datalist": None, "num_classes": 2}
+    with pytest.raises(ValueError, match="'simulated' has neither dataset_dir nor datalist"):
+        joint_splits(parts)
+    settings = {"image_size": (32, 32), "num_training": 3, "num_validation": 2, "num_test": 1}
+    splits = joint_splits(parts, tmp_path / "made", settings)
+    counts = [sum(item["part"] == "simulated" for item in splits[split]) for split in ("training", "validation")]
+    assert counts == [3, 2] and all("label" in i for i in splits["training"] if i["part"] == "simulated")
+
+
 def test_a_validation_item_without_its_label_is_no_missing_list(parts, tmp_path):
     file = tmp_path / "head" / "dataset.json"
     listed = json.loads(file.read_text())

@@ -34,7 +34,7 @@ SIZE = {"hidden_size": WIDTH, "mlp_dim": MLP, "num_layers": LAYERS, "num_heads":
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 TABLE = "rel_pos_bias.relative_position_bias_table"
-POSITIONS = ["relative", "relative_per_block", "sincos", "learnable"]
+POSITIONS = ["relative", "relative_per_block", "sincos", "learnable", "rotary"]
 
 
 def vit(img_size=64, pos_embed="relative", **settings) -> UltrasoundViT:
@@ -438,26 +438,101 @@ def test_dinov2_gives_its_features(registers, names):
     assert_same(net.forward_intermediates(x, [0])[0].flatten(2).transpose(1, 2), hidden, 5e-5)
 
 
-def test_what_this_encoder_cannot_compute_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"SwiGLU.*smaller size"):
-        load_pretrained(fresh(), dino(use_swiglu_ffn=True).state_dict())
-    file = dino_file(dino(4))
-    del file["pos_embed"]
-    with pytest.raises(ValueError, match=r"DINOv3.*RoPE"):
-        load_pretrained(fresh(), {**file, "rope_embed.periods": torch.ones(4)})
-    with pytest.raises(ValueError, match=r"DINOv3.*RoPE"):
-        load_pretrained(fresh(), file)
-
-
-def test_dinov3_of_hugging_face_is_refused_by_name():
+def dinov3(**settings):
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, "DINOv3ViTModel"):
         pytest.skip("transformers without DINOv3")
     config = transformers.DINOv3ViTConfig(
-        hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=HEADS, intermediate_size=MLP
-    )
-    with pytest.raises(ValueError, match=r"DINOv3.*RoPE"):
-        load_pretrained(fresh(), transformers.DINOv3ViTModel(config).state_dict())
+        hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=MLP,
+        num_register_tokens=4, **settings,
+    )  # fmt: skip
+    return randomized(transformers.DINOv3ViTModel(config))
+
+
+def dinov3_file(model: nn.Module, names: str) -> dict[str, torch.Tensor]:
+    """The names of facebookresearch/dinov3 or of timm, with what else their files hold."""
+    official, file = names == "official", {}
+    for name, tensor in model.state_dict().items():
+        name = name.removeprefix("embeddings.").replace("patch_embeddings", "patch_embed.proj")
+        name = name.replace("register_tokens", "storage_tokens" if official else "reg_token")
+        name = name.replace("model.layer.", "blocks.").replace("o_proj", "proj").replace("attention", "attn")
+        name = name.replace("mlp.up_proj", "mlp.fc1").replace("mlp.down_proj", "mlp.fc2")
+        for i in "12":
+            name = name.replace(f"layer_scale{i}.lambda1", f"ls{i}.gamma" if official else f"gamma_{i}")
+        file[name] = tensor
+    for i in range(LAYERS):
+        at = f"blocks.{i}.attn."
+        file[at + "qkv.weight"] = torch.cat([file.pop(f"{at}{p}_proj.weight") for p in "qkv"])
+        query, value = (file.pop(f"{at}{p}_proj.bias") for p in "qv")
+        if official:  # the bias of the keys is there, and masked
+            file[at + "qkv.bias"] = torch.cat([query, images(WIDTH), value])
+            file[at + "qkv.bias_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(WIDTH)
+        else:
+            file |= {at + "q_bias": query, at + "v_bias": value}
+    if official:
+        quarter = WIDTH // HEADS // 4
+        file["rope_embed.periods"] = (100 ** (torch.arange(quarter) / quarter)).bfloat16()
+    else:
+        del file["mask_token"]
+    return file
+
+
+@pytest.mark.parametrize("names", ["Hugging Face", "official", "timm"])
+def test_dinov3_gives_its_features(names):
+    model = dinov3()
+    file = model.state_dict() if names == "Hugging Face" else dinov3_file(model, names)
+    arguments = encoder_arguments(file)
+    assert (arguments["pos_embed"], arguments["num_registers"], arguments["img_size"]) == ("rotary", 4, (224, 224))
+    net = UltrasoundViT(**{**arguments, "num_heads": HEADS, "img_size": 64}).eval()
+    report = load_pretrained(net, file, strict=True)
+    assert report.layout == {"official": "DINOv3"}.get(names, f"{names} DINOv3")
+    assert report.missing == [] and [n for n in report.unexpected if "mask_token" not in n] == []
+    for size in ((64, 64), (48, 80)):
+        x = images(2, 3, *size)
+        tokens = model(imagenet(x)).last_hidden_state
+        assert_same(net(x), torch.cat([tokens[:, :1], tokens[:, 5:]], 1), 5e-5)
+        torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+    hidden = model(imagenet(x), output_hidden_states=True).hidden_states[1][:, 5:]
+    assert_same(net.forward_intermediates(x, [0])[0].flatten(2).transpose(1, 2), hidden, 5e-5)
+    # a network of its own, and one of another patch and of volumes, begin with it
+    again = fresh(pos_embed="rotary", in_channels=3, num_registers=4)
+    assert load_pretrained(again, net.state_dict(), strict=True).notes == []
+    assert_same(again(x), net(x), 1e-6)
+    gray = x.mean(1, keepdim=True)
+    flat = fresh((16, 64, 64), pos_embed="rotary", spatial_dims=3, num_registers=4)
+    load_pretrained(flat, file, strict=True)
+    assert_same(flat(gray[:, :, None].expand(-1, -1, 16, -1, -1)), net(gray.expand(-1, 3, -1, -1)), 5e-5)
+    load_pretrained(fresh(56, patch_size=14, pos_embed="rotary", num_registers=4), file, strict=True)
+
+
+def test_tokens_of_rotary_positions_know_their_places():
+    net = vit(pos_embed="rotary", num_registers=2)
+    x = images(2, 1, 64, 64)
+    everything = torch.arange(16).flip(0).expand(2, -1)
+    whole = net(x)
+    assert_same(net.forward_features(x, everything), torch.cat([whole[:, :1], whole[:, 1:].flip(1)], 1), 1e-5)
+    volume = vit((32, 64, 64), pos_embed="rotary", spatial_dims=3)
+    upright = volume(torch.stack([x, x.flip(3)], 2).repeat_interleave(16, 2))
+    turned = volume(torch.stack([x.flip(3), x], 2).repeat_interleave(16, 2))
+    assert not torch.allclose(upright[:, 0], turned[:, 0], atol=1e-3)  # slices have places too
+    with pytest.raises(ValueError, match="a head has 10"):
+        UltrasoundViT(64, hidden_size=20, num_heads=2, pos_embed="rotary")
+
+
+def test_what_this_encoder_cannot_compute_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"SwiGLU.*another size"):
+        load_pretrained(fresh(), dino(use_swiglu_ffn=True).state_dict())
+    with pytest.raises(ValueError, match=r"SwiGLU.*another size"):
+        load_pretrained(fresh(), dinov3(use_gated_mlp=True, hidden_act="silu").state_dict())
+    with pytest.raises(ValueError, match="biases of the keys"):
+        load_pretrained(fresh(), dinov3(key_bias=True).state_dict())
+    file = dinov3_file(dinov3(), "official")
+    with pytest.raises(ValueError, match="other frequencies"):
+        load_pretrained(fresh(), {**file, "rope_embed.periods": 2 * file["rope_embed.periods"]})
+    report = load_pretrained(fresh(in_channels=3), file)
+    assert any("no relative positions" in note for note in report.notes)
+    report = load_pretrained(fresh(56, patch_size=14, in_channels=3, pos_embed="rotary", mlp_dim=64), dino_file(dino()))
+    assert any("no rotary positions" in note for note in report.notes)
 
 
 def test_registers_need_absolute_positions():
@@ -638,7 +713,8 @@ def test_another_grid_equals_the_source_at_that_size(pos_embed, grids):
     source = vit(grids[0], pos_embed, spatial_dims=dims)
     net = fresh(grids[1], pos_embed, spatial_dims=dims)
     report = load_pretrained(net, source.state_dict(), strict=True)
-    assert list(report.resized) == ["pos_embed.table" if net.pos_embed is not None else TABLE]
+    resized = [name for name, _ in net.named_parameters() if name in ("pos_embed.table", TABLE)]  # no rotations
+    assert list(report.resized) == resized
     x = images(1, 1, *grids[1])
     assert_same(net(x), source(x))
 
@@ -735,7 +811,7 @@ def test_an_inflated_encoder_equals_the_2d_one_on_a_slab(pos_embed, depth):
     source = vit(64, pos_embed, in_channels=3)
     net = fresh((native, 48, 80), pos_embed, spatial_dims=3, patch_size=(patch, 16, 16))
     report = load_pretrained(net, source.state_dict(), strict=True, fold_normalization=True)
-    assert len(report.resized) == 2
+    assert len(report.resized) == 2 - (pos_embed == "rotary")
     x = images(2, 1, 48, 80)
     slab = x.unsqueeze(2).expand(-1, -1, patch, -1, -1)
     assert_same(net(slab), source(imagenet(x)), 1e-4)

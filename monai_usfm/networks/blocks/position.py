@@ -1,6 +1,6 @@
 # Copyright (c) monai_usfm contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Positions of tokens: sine-cosine tables, BEiT's relative position bias, and the resizing of both to another grid."""
+"""Positions of tokens: sine-cosine tables, BEiT's relative position bias and the resizing of both, and rotations."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from scipy.interpolate import make_interp_spline
 
 __all__ = [
     "RelativePositionBias",
+    "RotaryPositions",
     "TokenPositions",
     "resize_position_table",
     "resize_relative_table",
@@ -135,7 +136,7 @@ def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
 
 
 class _GridTable(nn.Module):
-    """A table over a token grid, which checkpoints keep beside it: a table alone does not tell its grid.
+    """Positions over a token grid, which checkpoints keep beside them: a table alone does not tell its grid.
 
     Loading a table of another grid, of images of another size, resizes it as a forward pass on such images does.
     """
@@ -156,10 +157,10 @@ class _GridTable(nn.Module):
                     "use load_pretrained, which inflates."
                 )
                 return
-            (name,) = (prefix + own for own, _ in self.named_parameters())
-            # what was put together from two networks of different grids (MONAI's copy_model_state) has one's own table
-            if name in state_dict and state_dict[name].shape[-2] == self._rows(grid):
-                state_dict[name] = self._resized(state_dict[name].double(), grid, self.grid)
+            for name in (prefix + own for own, _ in self.named_parameters()):
+                # what was put together from two networks of different grids (MONAI's copy_model_state) has one's own
+                if name in state_dict and state_dict[name].shape[-2] == self._rows(grid):
+                    state_dict[name] = self._resized(state_dict[name].double(), grid, self.grid)
             state_dict[prefix + "native_grid"] = torch.tensor(self.grid)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -236,3 +237,47 @@ class TokenPositions(_GridTable):
 
     def _resized(self, table: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
         return torch.cat([table[:, :1], resize_position_table(table[:, 1:], source, target)], dim=1)
+
+
+class RotaryPositions(_GridTable):
+    """Rotations of queries and keys by the place of their token, as in DINOv3 (RoPE).
+
+    A place is that of the center of the patch, from -1 to 1 across the image, so that every grid has its own rotations.
+    It turns pairs of channels by ``2 pi place / 100 ** (k / K)``: the first half of the pairs by the row, the second by
+    the column. In volumes the slice turns them too, with the same frequencies in reverse order, so that a volume of
+    one slice is an image. Class token and registers are not turned.
+    Su et al. 2021, https://arxiv.org/abs/2104.09864; Siméoni et al. 2025, https://arxiv.org/abs/2508.10104.
+
+    Args:
+        grid: native token grid.
+        head_dim: channels of a head ``d``.
+
+    Raises:
+        ValueError: for a ``head_dim`` that is no multiple of four.
+    """
+
+    def __init__(self, grid: Sequence[int], head_dim: int) -> None:
+        super().__init__(grid)
+        if head_dim % 4 != 0:
+            raise ValueError(f"rotary positions turn channels in fours; a head has {head_dim} of them.")
+        falling = 1 / rotary_periods(head_dim)
+        rest = torch.zeros_like(falling)
+        plane = [torch.cat([falling, rest]), torch.cat([rest, falling])]
+        slices = [falling.flip(0).repeat(2)] * (len(grid) - 2)
+        self.register_buffer("frequencies", torch.stack(slices + plane), persistent=False)
+
+    def forward(self, grid: list[int], keep: torch.Tensor | None, unturned: int) -> torch.Tensor:
+        """Cosines and sines ``(2, 1 or B, 1, unturned + K, d)`` of a token grid, or of the tokens ``keep`` (B, K)."""
+        frequencies: torch.Tensor = self.frequencies
+        axes = [(2 * torch.arange(n, device=frequencies.device) + 1) / n - 1 for n in grid]
+        places = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).reshape(-1, len(grid), 1)
+        angles = (2 * math.pi * places * frequencies).sum(1).repeat(1, 2)  # a product of matrices would be in bf16
+        angles = angles.unsqueeze(0) if keep is None else angles[keep]
+        angles = F.pad(angles, [0, 0, unturned, 0])
+        return torch.stack([angles.cos(), angles.sin()]).unsqueeze(2)
+
+
+def rotary_periods(head_dim: int) -> torch.Tensor:
+    """Periods (head_dim / 4,) of DINOv3, in half widths of the image."""
+    quarter = head_dim // 4
+    return 100 ** (torch.arange(quarter) / quarter)

@@ -30,6 +30,13 @@ def dot_product_attention(
     return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
 
 
+def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Turn channels k and k + d / 2 of ``(B, heads, N, d)`` by the angles of :class:`RotaryPositions`."""
+    cosine, sine = rotation.to(x.dtype).unbind(0)
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
 class Attention(nn.Module):
     """Multi-head self-attention.
 
@@ -49,14 +56,18 @@ class Attention(nn.Module):
         self.v_bias = None if key_bias else nn.Parameter(torch.zeros(hidden_size))
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """``(B, N, E) -> (B, N, E)``; ``bias`` broadcasts to ``(B, heads, N, N)``."""
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, rotation: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``(B, N, E) -> (B, N, E)``; ``bias`` broadcasts to ``(B, heads, N, N)``, ``rotation`` see :func:`rotate`."""
         bias_qkv: torch.Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias_qkv = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias_qkv)
         batch, count, width = x.shape[0], x.shape[1], x.shape[2]
         q, k, v = qkv.reshape(batch, count, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         attended = dot_product_attention(q, k, v, bias)
         return self.proj(attended.transpose(1, 2).reshape(batch, count, width))
 
@@ -86,6 +97,7 @@ class TransformerBlock(nn.Module):
         key_bias: see :class:`Attention`.
         layer_scale: initial value of ``gamma_1`` and ``gamma_2``; None builds neither.
         drop_path_rate: probability that a residual branch is dropped for a sample in training.
+        eps: of the norms; 1e-6 as in most published networks.
 
     Attributes:
         use_checkpoint: keep the input alone and compute the block again for the gradient; False at first.
@@ -99,25 +111,28 @@ class TransformerBlock(nn.Module):
         key_bias: bool = True,
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.use_checkpoint = False
-        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.norm1 = nn.LayerNorm(hidden_size, eps=eps)
         self.attn = Attention(hidden_size, num_heads, key_bias)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=eps)
         self.mlp = MLP(hidden_size, mlp_dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((hidden_size,), float(layer_scale)))
         self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((hidden_size,), float(layer_scale)))
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """``(B, N, E) -> (B, N, E)``; ``bias`` is added to the attention logits."""
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, rotation: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``(B, N, E) -> (B, N, E)``; ``bias`` is added to the attention logits, ``rotation`` see :func:`rotate`."""
         if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._compute, x, bias, use_reentrant=False)
-        return self._compute(x, bias)
+            return checkpoint(self._compute, x, bias, rotation, use_reentrant=False)
+        return self._compute(x, bias, rotation)
 
-    def _compute(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        x = self._add(x, self.gamma_1, self.attn(self.norm1(x), bias))
+    def _compute(self, x: torch.Tensor, bias: torch.Tensor | None, rotation: torch.Tensor | None) -> torch.Tensor:
+        x = self._add(x, self.gamma_1, self.attn(self.norm1(x), bias, rotation))
         return self._add(x, self.gamma_2, self.mlp(self.norm2(x)))
 
     def _add(self, x: torch.Tensor, gamma: torch.Tensor | None, branch: torch.Tensor) -> torch.Tensor:

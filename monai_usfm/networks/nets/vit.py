@@ -11,12 +11,12 @@ import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 
 from monai_usfm.networks.blocks.patch_embed import PatchEmbedding, patch_grid
-from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
+from monai_usfm.networks.blocks.position import RelativePositionBias, RotaryPositions, TokenPositions
 from monai_usfm.networks.blocks.transformer import TransformerBlock
 
 __all__ = ["FeatureExtractor", "UltrasoundViT", "usfm_vit"]
 
-POSITIONS = ("relative", "relative_per_block", "sincos", "learnable")
+POSITIONS = ("relative", "relative_per_block", "sincos", "learnable", "rotary")
 
 
 class UltrasoundViT(nn.Module):
@@ -38,11 +38,12 @@ class UltrasoundViT(nn.Module):
         num_layers: transformer blocks.
         num_heads: attention heads.
         pos_embed: ``"relative"`` (BEiT bias, one table shared by all blocks), ``"relative_per_block"`` (one table
-            for each block, as in the official fine-tuned classifiers), ``"sincos"`` (fixed table) or ``"learnable"``.
+            for each block, as in the official fine-tuned classifiers), ``"sincos"`` (fixed table), ``"learnable"`` or
+            ``"rotary"`` (:class:`RotaryPositions`, and norms with an epsilon of 1e-5, as in DINOv3).
         layer_scale: initial scale of the residual branches; None builds no layer scale.
         drop_path_rate: stochastic depth of the last block; it grows linearly from zero.
         num_registers: tokens after the class token that no output shows, as of DINOv2 with registers (Darcet et al.
-            2023, https://arxiv.org/abs/2309.16588); only with absolute positions.
+            2023, https://arxiv.org/abs/2309.16588); not with relative positions.
 
     Raises:
         ValueError: for registers with relative positions, an unknown ``pos_embed``, ``spatial_dims`` or a size that is
@@ -79,7 +80,7 @@ class UltrasoundViT(nn.Module):
         self.position = pos_embed
         self.grid = patch_grid(list(self.img_size), list(self.patch_size))
         self.num_registers = num_registers
-        relative = pos_embed.startswith("relative")
+        relative, rotary = pos_embed.startswith("relative"), pos_embed == "rotary"
         if relative and num_registers > 0:
             raise ValueError(f"registers have no relative positions: num_registers must be 0, got {num_registers}.")
 
@@ -87,17 +88,21 @@ class UltrasoundViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         registers = torch.zeros(1, num_registers, hidden_size) if num_registers > 0 else None
         self.register_tokens = None if registers is None else nn.Parameter(registers)
+        self.pos_embed = None
+        self.rel_pos_bias: nn.Module | None = None
+        self.rope_embed: nn.Module | None = None
         if relative:
-            self.pos_embed = None
             tables = num_layers if pos_embed == "relative_per_block" else 1
             self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, tables)
+        elif rotary:
+            self.rope_embed = RotaryPositions(self.grid, hidden_size // num_heads)
         else:
             self.pos_embed = TokenPositions(self.grid, hidden_size, learnable=pos_embed == "learnable")
-            self.rel_pos_bias = None  # type: ignore[assignment]  # TorchScript reads annotations otherwise
         rates = [drop_path_rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
-        blocks = [TransformerBlock(hidden_size, mlp_dim, num_heads, not relative, layer_scale, rate) for rate in rates]
+        key_bias, eps = not relative and not rotary, 1e-5 if rotary else 1e-6  # as published with these positions
+        blocks = [TransformerBlock(hidden_size, mlp_dim, num_heads, key_bias, layer_scale, r, eps) for r in rates]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
         self._initialize(blocks)
 
     @torch.no_grad()
@@ -125,10 +130,11 @@ class UltrasoundViT(nn.Module):
 
     def _place(
         self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Class token, registers and tokens with positions, and the bias of :class:`RelativePositionBias`."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Class token, registers and tokens with positions; bias of :class:`RelativePositionBias`; rotations."""
         cls_token = self.cls_token.to(tokens.dtype)
         bias: torch.Tensor | None = None
+        rotation: torch.Tensor | None = None
         if self.pos_embed is not None:
             codes = self.pos_embed(grid).to(tokens.dtype)
             patch_codes = codes[:, 1:]
@@ -138,10 +144,12 @@ class UltrasoundViT(nn.Module):
             cls_token = cls_token + codes[:, :1]
         if self.rel_pos_bias is not None:
             bias = self.rel_pos_bias(grid, keep)
+        if self.rope_embed is not None:
+            rotation = self.rope_embed(grid, keep, 1 + self.num_registers)
         parts = [cls_token.expand(tokens.shape[0], -1, -1), tokens]
         if self.register_tokens is not None:
             parts.insert(1, self.register_tokens.to(tokens.dtype).expand(tokens.shape[0], -1, -1))
-        return torch.cat(parts, dim=1), bias
+        return torch.cat(parts, dim=1), bias, rotation
 
     def run(
         self, tokens: torch.Tensor, grid: list[int], keep: torch.Tensor | None, indices: list[int], last: int
@@ -151,11 +159,11 @@ class UltrasoundViT(nn.Module):
         The maps ``(B, E, *grid)`` are the outputs of the blocks ``indices`` without the class token; with ``keep``
         there are none.
         """
-        x, bias = self._place(tokens, grid, keep)
+        x, bias, rotation = self._place(tokens, grid, keep)
         maps: dict[int, torch.Tensor] = {}
         for i, block in enumerate(self.blocks):
             if i <= last:
-                x = block(x, _block_bias(bias, i))
+                x = block(x, _block_bias(bias, i), rotation)
                 if i in indices:
                     patches = x[:, 1 + self.num_registers :]
                     maps[i] = patches.transpose(1, 2).reshape([x.shape[0], self.hidden_size] + grid)

@@ -44,6 +44,9 @@ def encoder_arguments(source: Checkpoint, *, source_grid: Sequence[int] | None =
         grid = token_grid(found, [], POSITIONS, source_grid)
         sincos = is_sincos(found.tensors[POSITIONS], grid)
         position, heads = "sincos" if sincos else "learnable", max(width // 64, 1)
+    elif found.rotary:
+        grid = list(source_grid or found.grid or (224 // n for n in found.patch_size))  # any grid has its rotations
+        position, heads = "rotary", max(width // 64, 1)
     else:
         raise ValueError(f"the source ({found.layout.name}) has no positions.")
     arguments = {

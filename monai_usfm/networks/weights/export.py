@@ -53,7 +53,8 @@ def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[s
     net, encoder, state = _export(net, imagenet_input)
     if encoder.rel_pos_bias is None:
         raise ValueError(
-            f'the layout of USFM has relative positions, the network pos_embed="{encoder.position}": use MAE\'s.'
+            f'the layout of USFM has relative positions, the network pos_embed="{encoder.position}"'
+            + (": use MAE's." if encoder.pos_embed is not None else ".")
         )
     index = _relative_index(encoder.grid, torch.arange(math.prod(encoder.grid)))
     table = state.pop(TABLE)
@@ -86,7 +87,8 @@ def to_mae_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[st
     net, encoder, state = _export(net, imagenet_input)
     if encoder.pos_embed is None:
         raise ValueError(
-            f'the layout of MAE has absolute positions, the network pos_embed="{encoder.position}": use USFM\'s.'
+            f'the layout of MAE has absolute positions, the network pos_embed="{encoder.position}"'
+            + (": use USFM's." if encoder.rel_pos_bias is not None else ".")
         )
     whole = net.state_dict()
     if "decoder_embed.weight" in whole:

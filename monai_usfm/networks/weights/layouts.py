@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from monai_usfm.networks.blocks.position import rotary_periods
+
 TABLE = "rel_pos_bias.relative_position_bias_table"
 POSITIONS = "pos_embed.table"
 BLOCK_TABLE = "blocks.{}.attn.relative_position_bias_table"
@@ -23,10 +25,10 @@ HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # Hugging Face names of files (`encoder.layer.0.attention.attention.query`) and modules (`layers.0.attention.q_proj`).
 HUGGING_FACE = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
     (r"^embeddings\.", ""),
     (r"^(encoder\.relative_position_bias|shared_position_bias)\.", "rel_pos_bias."),
-    (r"^(encoder\.)?layers?\.(\d+)\.", r"blocks.\2."),
+    (r"^(?:encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\1."),
     (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\1."),
     (r"^decoder\.", ""),
     (
@@ -39,6 +41,8 @@ HUGGING_FACE = (
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.lambda_([12])$", r".gamma_\1"),
@@ -62,17 +66,20 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = FACEBOOK  # expression and replacement, in turn, from its names to ours
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET  # mean and std of its RGB images
     refusal: str = ""  # why the encoder of monai_usfm cannot compute its function
+    rotary: bool = False  # positions turn queries and keys, and are no weights
 
 
-ROTARY = "it turns queries and keys by their places (RoPE), while this encoder adds positions; use DINOv2's"
-GATED = "its MLPs have gates (SwiGLU), as those of DINOv2's giant size, and ours have none; use a smaller size"
+GATED = (
+    "its MLPs have gates (SwiGLU), as those of DINOv2's giant and DINOv3's plus and 7B sizes, and ours have none; use "
+    "another size"
+)
 HF = r"^embeddings\.patch_embeddings\."
 # The first one that fits is taken.
 LAYOUTS = (
     Layout("monai_usfm", (r"(pos_embed\.table|\.native_grid)$",), normalization=None),
-    Layout("DINOv3", (r"rope_embed|(^|\.)rope\.|storage_tokens",), refusal=ROTARY),
-    Layout("DINOv3 (Hugging Face)", (r"^embeddings\.patch_embeddings\.weight$",), refusal=ROTARY),
     Layout("vision transformer with SwiGLU", (r"\.mlp\.(w12|w1|weights_in|fc1_g|gate_proj)\.",), refusal=GATED),
+    Layout("DINOv3", (r"^storage_tokens$|^rope_embed\.",), rotary=True),
+    Layout("Hugging Face DINOv3", (r"^embeddings\.patch_embeddings\.weight$",), HUGGING_FACE, rotary=True),
     Layout("Hugging Face DINOv2", (HF, r"\.layer_scale1\.lambda1$"), HUGGING_FACE),
     Layout("Hugging Face BEiT", (HF, r"relative_position_bias_table$|\.lambda_1$"), HUGGING_FACE, HALVES),
     Layout("Hugging Face ViTMAE with decoder", (HF, r"(^|\.)decoder_embed\.weight$"), HUGGING_FACE),
@@ -83,15 +90,16 @@ LAYOUTS = (
     Layout("DINOv2", (r"^blocks\.(\d+\.)?0\.ls1\.gamma$", r"^pos_embed$")),
     Layout("MAE with decoder", (r"^decoder_embed\.weight$",)),
     Layout("MAE or ViT", (r"^pos_embed$",)),
+    Layout("timm DINOv3", (r"^reg_token$",), rotary=True),
     Layout("vision transformer without positions", ()),
 )
 OWN = "monai_usfm"
 
 EXPECTED = (
     "USFM_latest.pth or an official USFM classifier or segmentation backbone, MAE/USF-MAE with or without decoder, "
-    "DINOv2, timm BEiT or ViT, Hugging Face BEiT, DINOv2, ViT or ViTMAE, or a checkpoint of this package (an encoder, "
-    "or a network with an 'encoder.'); the state dict may be under 'model', 'state_dict', 'module' or 'network', its "
-    "keys prefixed"
+    "DINOv2, DINOv3, timm BEiT or ViT, Hugging Face BEiT, DINOv2, DINOv3, ViT or ViTMAE, or a checkpoint of this "
+    "package (an encoder, or a network with an 'encoder.'); the state dict may be under 'model', 'state_dict', "
+    "'module' or 'network', its keys prefixed"
 )
 # Keys under which trainers keep the state dict among other things.
 WRAPPERS = ("model", "state_dict", "module", "network", "net", "model_state_dict", "encoder", "teacher")
@@ -112,7 +120,8 @@ OFFICIAL_HEAD = (
     (r"^head\.(input_proj|proj_norm|decoder)_(\d)\.", lambda m: f"head.{m[1]}.{int(m[2]) - 1}."),
 )
 BESIDE_ENCODER = re.compile(r"(mask_token|fc_norm\.|head\.(weight|bias)$|decoder_(embed|pos_embed|blocks|norm|pred)\b)")
-REGISTERS = ("register_tokens", "reg_token")
+REGISTERS = ("register_tokens", "reg_token", "storage_tokens")
+PERIODS = "rope_embed.periods"
 
 
 @dataclass
@@ -129,6 +138,7 @@ class Source:
     origin: dict[str, list[str]] = field(default_factory=dict)  # name -> names in the source
     others: list[str] = field(default_factory=list)  # names of what was not understood
     grid: list[int] | None = None  # of tokens, where the source tells it
+    rotary: bool = False  # positions turn queries and keys
     # name -> (name in the source, tensor) beside the encoder that only another network of this package has a place for
     parts: dict[str, tuple[str, torch.Tensor]] = field(default_factory=dict)
 
@@ -202,7 +212,7 @@ def parse(content: Mapping[str, Any]) -> Source:
     def ours(name: str) -> str:
         return re.sub(r"^((?:decoder_)?pos_embed)$", r"\1.table", _rename(name, layout.renames))
 
-    found = Source(layout)
+    found = Source(layout, rotary=layout.rotary)
     for name, tensor in state.items():
         if (head := _rename(name, OFFICIAL_HEAD)) != name:
             found.others.append(name)
@@ -220,8 +230,9 @@ def parse(content: Mapping[str, Any]) -> Source:
         else:
             found.others.append(name)
             continue
-        if new.endswith((".attn.k_bias", ".attn.qkv.bias_mask")):
-            continue  # buffers of timm's BEiT
+        if new.endswith(".attn.k_bias"):
+            continue  # a buffer of timm's BEiT
+        found.rotary |= new.startswith("rope_embed.")
         if new.endswith("relative_position_index"):
             found.grid = _grid_of_index(tensor)  # derived from the grid, so not a weight
         elif new.endswith(".native_grid"):
@@ -240,10 +251,32 @@ def parse(content: Mapping[str, Any]) -> Source:
         raise ValueError(f"the source is a {layout.name}, which cannot be loaded: {GATED}.")
     if "mask_token" in found.tensors:
         found.tensors["mask_token"] = found.tensors["mask_token"].reshape(1, 1, -1)
+    _check_rotations(found)
     _join_attention(found)
     _join_tables(found)
     _place_registers(found)
     return found
+
+
+def _check_rotations(found: Source) -> None:
+    """Rotary positions must be those of DINOv3, whose frequencies are no weights, and its keys without bias.
+
+    Its official files have a bias of the keys that a mask switches off.
+    """
+    if not found.rotary:
+        return
+    for mask in [n for n in found.tensors if n.endswith(".attn.qkv.bias_mask")]:
+        bias = mask.removesuffix("_mask")
+        found.join([bias, mask], bias, found.tensors[bias] * found.tensors[mask])
+    keys = [t for n, t in found.tensors.items() if n.endswith(".attn.k.bias")]
+    keys += [t.chunk(3)[1] for n, t in found.tensors.items() if n.endswith(".attn.qkv.bias")]
+    found.origin.pop(PERIODS, None)
+    periods = found.tensors.pop(PERIODS, None)
+    # published ones are rounded to bfloat16
+    other = periods is not None and not torch.allclose(periods, rotary_periods(4 * len(periods)), rtol=0.01)
+    if other or any(bias.any() for bias in keys):
+        what = "other frequencies" if other else "biases of the keys"
+        raise ValueError(f"the source has rotary positions with {what}, as DINOv3 has not: it cannot be loaded.")
 
 
 def _join_attention(found: Source) -> None:
@@ -274,16 +307,14 @@ def _join_tables(found: Source) -> None:
 
 
 def _place_registers(found: Source) -> None:
-    """timm's encoders with registers have no position for the class token, which is to say zero."""
+    """timm's DINOv2 with registers has no position for the class token, which is to say zero."""
     registers = next((name for name in REGISTERS if name in found.tensors), None)
     if registers is None:
         return
     if registers != REGISTERS[0]:
         found.join([registers], REGISTERS[0], found.tensors[registers])
     codes = found.tensors.get(POSITIONS)
-    if codes is None:
-        raise ValueError(f"the source has registers and no positions, as DINOv3, which cannot be loaded: {ROTARY}.")
-    if math.isqrt(codes.shape[1]) ** 2 == codes.shape[1]:
+    if codes is not None and math.isqrt(codes.shape[1]) ** 2 == codes.shape[1]:
         found.tensors[POSITIONS] = torch.cat([torch.zeros_like(codes[:, :1]), codes], 1)
 
 

@@ -288,7 +288,7 @@ def _fit(source: Source, target: _Target, report: LoadReport) -> Tensors:
     )
     fitted = {name: tensor for name, tensor in available.items() if not adapted.match(name)}
     fitted |= _fit_blocks(
-        reduced, "blocks", encoder.rel_pos_bias is None, encoder.blocks[0].gamma_1 is not None, report
+        reduced, "blocks", encoder.blocks[0].attn.q_bias is None, encoder.blocks[0].gamma_1 is not None, report
     )
     fitted |= _fit_blocks(reduced, "decoder_blocks", True, False, report)
     fitted |= _fit_table(reduced, target, report)
@@ -345,6 +345,8 @@ def _note_positions(source: Source, encoder: UltrasoundViT, report: LoadReport) 
                 f'the source has no {kind} positions and the network has pos_embed="{encoder.position}": its {what} '
                 "keep their values, so the two networks differ."
             )
+    if encoder.position == "rotary" and not source.rotary:
+        report.notes.append('the source has no rotary positions, as pos_embed="rotary": the two networks differ.')
     if encoder.pos_embed is not None and POSITIONS in source.tensors:
         sincos = is_sincos(source.tensors[POSITIONS], encoder.grid)
         if encoder.position == "sincos" and not sincos:
@@ -392,8 +394,8 @@ def load_pretrained(
         A report of what was loaded, missing, unexpected, started anew and resized; print it.
 
     Raises:
-        ValueError: for an unknown layout, one whose function the encoder cannot compute (DINOv3, SwiGLU), a damaged
-            file or one with code in it, shapes that do not fit, or ``strict``.
+        ValueError: for an unknown layout, one whose function the encoder cannot compute (SwiGLU), a damaged file or one
+            with code in it, shapes that do not fit, or ``strict``.
         FileNotFoundError, IsADirectoryError: if there is no file at the path.
     """
     net = bare(net)
