@@ -112,8 +112,8 @@ def bare_names(path: Path) -> list[str]:
 
 
 def words_of(name: str) -> list[str]:
-    """The words and numbers of a name, in lower case."""
-    return re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    """The words and numbers of a name, in lower case; letters of other alphabets are words of their own."""
+    return re.findall(r"[a-z]+|\d+|[^\W\d_a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def core(name: str) -> list[str]:

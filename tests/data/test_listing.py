@@ -202,6 +202,7 @@ LAYOUTS = {  # image, its masks: folders and names as public data sets have them
     "UDIAT": [("original/000001.png", ["GT/000001.png"])],
     "one_folder": [("image_1.png", ["mask_1.png"]), ("image_2.png", ["mask_2.png"])],
     "endings": [("img/a.png", ["seg/a.png"]), ("img/b.png", ["seg/b_seg.png"])],
+    "other_letters": [(f"{name}/1.png", [f"{name} mask/1.png"]) for name in ("良性", "恶性", "норма")],
     "no_masks": [("breast/mask_1.png", []), ("breast/scan_label_3.png", []), ("breast/x.png", [])],
     "two_of_a_name": [("a_1.png", []), ("b_1.png", [])],
 }
