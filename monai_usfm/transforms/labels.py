@@ -37,7 +37,8 @@ class LabelIndices(Transform):
     are at least 32 gray levels apart and nine pixels of ten lie within a quarter of that distance of one. A mask of
     zeros and ones alone is taken as it is.
 
-    A file with other values than background of which no pixel is left for a class gives a warning.
+    A file with other values than background of which no pixel is left for a class gives a warning. So do ``values``
+    without 0, the first of which may be a structure that is then taken for the background.
 
     Args:
         num_classes: K, background included.
@@ -59,6 +60,12 @@ class LabelIndices(Transform):
             )
         if num_classes > 256:
             raise ValueError(f"num_classes must be at most 256, since labels are kept as bytes, got {num_classes}.")
+        if values is not None and 0 not in whole:
+            warnings.warn(
+                f"label_values {list(values)}: {values[0]} is taken for the background. If it is a structure, and the "
+                "files have no background, put 0 first, and count one class more in num_classes.",
+                stacklevel=2,
+            )
         self.num_classes = num_classes
         self.values = None if values is None else [int(v) for v in values]
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def test_indices_are_taken_as_they_are() -> None:
 )
 def test_two_classes_may_be_stored_as_a_mask_of_0_and_255(stored: list[int], wanted: list[int]) -> None:
     assert LabelIndices(2)(torch.tensor([[stored]])).flatten().tolist() == wanted
+
+
+def test_a_first_class_that_may_be_no_background_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"label_values \[1, 2\]: 1 is taken for the background.* put 0 first"):
+        LabelIndices(2, [1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelIndices(2, [255, 0])
 
 
 @pytest.mark.parametrize("num_classes, stored", [(2, [0, 1, 255]), (2, [0, 2]), (3, [0, 255]), (2, [0, 0.5])])
