@@ -32,8 +32,8 @@ class UltrasoundReader(ImageReader):
 
     PNG, JPEG, BMP, TIFF, GIF and WebP are read by Pillow, AVI, MP4 and other videos by PyAV, NIfTI by nibabel,
     MetaImage by ITK, NRRD by pynrrd, DICOM by pydicom. ``get_data`` returns stored values with MONAI's axes
-    ``(x, y[, z or frame])``, colors of NIfTI, MetaImage, NRRD and DICOM along a last axis of 3 or 4 (others come as
-    luma), and metadata of the same keys for every format:
+    ``(x, y[, z or frame])``, colors of NIfTI, MetaImage, NRRD and DICOM, and those of 16 bits, along a last axis of
+    3 or 4 (others come as luma), and metadata of the same keys for every format:
     ``affine`` and ``original_affine`` (mm, RAS), ``spacing_known``, ``spatial_shape``, ``file_shape``, ``num_frames``,
     ``frame``, ``cine``, ``frame_time`` (s), ``full_scale`` (the value of white, 0 where type and header do not tell),
     ``turn`` (EXIF orientation that was applied). :class:`~monai_usfm.data.UprightGrayd` makes them upright and [0, 1].
@@ -124,8 +124,8 @@ class UltrasoundReader(ImageReader):
             raise UnreadableImageError(
                 path,
                 f"cannot be decoded ({type(error).__name__}: {message}); "
-                "the file is truncated, damaged, of a rare kind (a TIFF of 64-bit values, say) or not of the type its "
-                "name says: save it anew, or leave it out.",
+                "the file is truncated, damaged, of a rare kind (a TIFF of 64-bit integers, say) or not of the type "
+                "its name says: save it anew, or leave it out.",
             ) from error
 
 

@@ -10,10 +10,12 @@ import warnings
 from pathlib import Path
 
 import av
+import cv2
 import itk
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.transforms import LoadImage
 from PIL import Image, TiffImagePlugin
@@ -354,6 +356,36 @@ def test_sixteen_bits_of_tiff_in_which_white_is_zero_are_turned_round(tmp_path, 
         assert np.array_equal(values(tmp_path / ending), GRAY)
 
 
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+def test_colors_of_sixteen_bits_keep_the_lower_eight(tmp_path):
+    for factor in (1, 257):
+        colors = np.stack([GRAY.astype(np.uint16) * factor] * 3, axis=-1)
+        cv2.imwrite(str(tmp_path / "50%d.png"), colors)
+        tifffile.imwrite(tmp_path / "b.tif", colors, photometric="rgb", byteorder=">", compression="zlib")
+        tifffile.imwrite(tmp_path / "c.tif", np.moveaxis(colors, -1, 0), photometric="rgb", planarconfig="separate")
+        for name in ("50%d.png", "b.tif", "c.tif"):
+            np.testing.assert_allclose(LoadUltrasound()(tmp_path / name).numpy()[0], GRAY / 255, atol=1e-6)
+    cv2.imwrite(str(tmp_path / "d.png"), np.stack([MASK.astype(np.uint16)] * 3, axis=-1))
+    np.testing.assert_array_equal(label(tmp_path / "d.png"), MASK)
+    tifffile.imwrite(tmp_path / "e.tif", np.stack([colors] * 2), photometric="rgb")
+    with pytest.raises(UnreadableImageError, match=r"e\.tif: colors of 16 bits in several pages"):
+        LoadUltrasound()(tmp_path / "e.tif")
+
+
+@pytest.mark.filterwarnings("ignore:.*no header tells")
+@pytest.mark.parametrize("order", "<>")
+def test_a_tiff_of_either_byte_order_is_read_or_refused(tmp_path, order):
+    for dtype in (np.float64, np.float32, np.int16, np.int32, np.uint32):
+        written = (GRAY / 255 if np.dtype(dtype).kind == "f" else GRAY).astype(dtype)
+        for compression in (None, "zlib"):
+            tifffile.imwrite(tmp_path / "a.tif", written, byteorder=order, compression=compression)
+            if order == ">" and compression:
+                with pytest.raises(UnreadableImageError, match=r"a\.tif: a compressed big-endian TIFF"):
+                    LoadUltrasound()(tmp_path / "a.tif")
+            else:
+                np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.tif").numpy()[0], GRAY / 255, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
 @pytest.mark.filterwarnings("ignore:.*no header tells")
 def test_one_pixel_beyond_eight_bits_does_not_darken_the_image(tmp_path, dtype):
@@ -448,6 +480,28 @@ def test_the_size_of_a_pixel_comes_from_png_and_from_the_file_beside_it(tmp_path
         volume.SetOrigin([corner] * 3)
         itk.imwrite(volume, str(tmp_path / "d.mha"))
         assert LoadUltrasound(3)(tmp_path / "d.mha").meta["spacing_known"] is known
+
+
+@pytest.mark.parametrize(
+    ("unit", "dots", "mm"),
+    [("mm", 10, 0.1), ("cm", 40, 0.25), (r"\u00B5m", 0.01, 0.1), ("pixel", 10, None), (None, 300, None)],
+)
+def test_the_size_of_a_pixel_that_imagej_states_is_taken_and_print_resolution_is_not(tmp_path, unit, dots, mm):
+    tags = {282: float(dots), 283: dots / 2, 296: 3}
+    text = {} if unit is None else {270: f"ImageJ=1.54f\nunit={unit}\n"}
+    Image.fromarray(GRAY).save(tmp_path / "a.tif", tiffinfo=tags | text)
+    meta = LoadUltrasound()(tmp_path / "a.tif").meta
+    assert meta["spacing_known"] is (mm is not None)
+    assert meta["spacing"].tolist() == pytest.approx([1, 1] if mm is None else [2 * mm, mm])
+
+
+def test_pages_are_a_volume_in_mm_where_their_distance_is_stated(tmp_path):
+    stack, known = np.stack([GRAY] * 5), {"PhysicalSizeX": 100, "PhysicalSizeY": 200}
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "ZYX", **known})
+    tifffile.imwrite(tmp_path / "b.ome.tif", stack, metadata={"axes": "ZYX", **known, "PhysicalSizeZ": 500})
+    still, volume = LoadUltrasound()(tmp_path / "a.ome.tif"), LoadUltrasound(3)(tmp_path / "b.ome.tif")
+    assert still.meta["spacing"].tolist() == pytest.approx([0.2, 0.1]) and still.meta["cine"] is True
+    assert volume.meta["spacing"].tolist() == pytest.approx([0.5, 0.2, 0.1]) and volume.meta["cine"] is False
 
 
 # what is refused
