@@ -35,6 +35,7 @@ class Entry:
     hashes: np.ndarray | None = None
     num_frames: int = 1
     tells_white: bool = True  # data type or header gives the value of white
+    few_values: bool = False  # as a mask has, which was not told by its name
     unreadable: str = ""
 
     @property

@@ -113,6 +113,12 @@ def make_datalist(
     readable = [entry for entry in entries if not entry.unreadable]
     if not readable:
         raise ValueError(f"none of {len(entries)} files is readable; {entries[0].path}: {entries[0].unreadable}")
+    if masks := [entry.path for entry in readable if entry.few_values]:
+        warnings.warn(
+            f"{len(masks)} images, such as {masks[0]}, have eight gray values or fewer, as masks do. If they are "
+            "masks, put them into a folder named masks, under the names of their images.",
+            stacklevel=2,
+        )
     _name_patients(readable, patient_pattern)
     copies = find_copies([entry.hashes for entry in readable if entry.hashes is not None], max_bits=max_bits)
     keys = ([entry.digest for entry in readable], [entry.patient for entry in readable])
@@ -251,6 +257,7 @@ def _inspect(entry: Entry) -> None:
         entry.tells_white = bool(getattr(img, "meta", {}).get("full_scale"))
         entry.digest = hashlib.sha256(repr(img.shape).encode() + img.numpy().tobytes()).hexdigest()
         entry.hashes = image_hashes(img)
+        entry.few_values = len(img.unique()) <= 8
     except UnreadableImageError as error:
         entry.unreadable = error.reason
 

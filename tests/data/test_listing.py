@@ -219,6 +219,15 @@ def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
     assert (f"{len(masks)} files look like masks" in capsys.readouterr().out) == bool(masks)
 
 
+def test_masks_that_no_name_tells_are_warned_of(make, tmp_path):
+    write_image(tmp_path / "set" / "超声" / "1.png", 0)
+    mask = Image.fromarray(np.eye(40, dtype=np.uint8) * 255)
+    (tmp_path / "set" / "掩膜").mkdir()
+    mask.save(tmp_path / "set" / "掩膜" / "1.png")
+    with pytest.warns(UserWarning, match=r"1 images, such as .*掩膜/1\.png, have eight gray values or fewer"):
+        make(tmp_path / "set", split="1/0/0")
+
+
 def test_the_name_of_the_whole_folder_makes_no_masks(make, tmp_path):
     write_image(tmp_path / "segmentation" / "images" / "a.png", 0)
     write_image(tmp_path / "segmentation" / "masks" / "a.png", 1)
