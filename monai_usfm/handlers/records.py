@@ -157,8 +157,8 @@ class MetricsTable:
     """One row an epoch in ``metrics.csv``: mean training loss, learning rates, seconds, and the validation metrics.
 
     ``learning_rate`` is that of the head; where layers learn at rates of their own, these follow by name. Rows of
-    epochs that a resumed run repeats are replaced. The same rows are written to ``metrics.json``, and drawn in
-    ``metrics.png``. Of several processes the first writes; the loss is the mean over all.
+    epochs that a resumed run repeats are replaced. The rows are drawn in ``metrics.png``. Of several processes the
+    first writes; the loss is the mean over all.
 
     Args:
         output_dir: folder of the files.
@@ -225,7 +225,6 @@ class MetricsTable:
         if idist.get_rank() > 0:
             return
         write_csv(self.path, self.rows)
-        write_text_atomically(self.path.with_suffix(".json"), json.dumps(self.rows, indent=1) + "\n")
         draw_metrics(self.rows, self.path.with_suffix(".png"))
 
 
