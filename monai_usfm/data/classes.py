@@ -96,18 +96,12 @@ def class_of(item: Item, num_classes: int, place: str) -> int:
 
 def warn_absent_classes(training: UltrasoundDataset, validation: UltrasoundDataset, num_classes: int) -> None:
     """Warn of classes that no label map of one of the two holds, after their files were read and checked."""
-    if absent := training.absent_classes(num_classes):
-        warnings.warn(
-            f"no label of the training images shows class {', '.join(map(str, absent))}: the network cannot learn it. "
-            "Correct the datalist, num_classes or label_values.",
-            stacklevel=2,
-        )
-    if absent := validation.absent_classes(num_classes):
-        warnings.warn(
-            f"no label of the validation images shows class {', '.join(map(str, absent))}: in their mean Dice it "
-            "counts as 1 where the network does not draw it, else as 0.",
-            stacklevel=2,
-        )
+    lost = "the network cannot learn it. Correct the datalist, num_classes or label_values"
+    counted = "in their mean Dice it counts as 1 where the network does not draw it, else as 0"
+    for name, dataset, effect in (("training", training, lost), ("validation", validation, counted)):
+        if absent := dataset.absent_classes(num_classes):
+            classes = ", ".join(map(str, absent))
+            warnings.warn(f"no label of the {name} images shows class {classes}: {effect}.", stacklevel=2)
 
 
 def _with_values(item: Item, names: Sequence[str]) -> Item:
