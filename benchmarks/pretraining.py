@@ -265,7 +265,7 @@ def compare(group: str, options: argparse.Namespace, bf16: bool) -> None:
     steps: dict[str, Callable[[], object]] = {}
     notes: dict[str, str] = {}
     for name, (build, package) in GROUPS[group].items():
-        if package is not None and not _installed(package):
+        if package is not None and importlib.util.find_spec(package) is None:
             notes[name] = f"skipped: {package} is not installed"
             continue
         step = Step(build(options.size), device, bf16, options.compile)
@@ -379,9 +379,10 @@ def main() -> None:
         parser.error(f"--batch and --rounds must be at least 1, got {options.batch} and {options.rounds}.")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found = [f"{p} {importlib.metadata.version(p)}" for p in ("torch", "monai", "transformers") if _installed(p)]
+    packages = [p for p in ("torch", "monai", "transformers") if importlib.util.find_spec(p)]
+    found = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
     where = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else platform.machine()
-    print(f"{', '.join(found)}; {where}; one thread; median (quartiles) of per-round values")
+    print(f"{found}; {where}; one thread; median (quartiles) of per-round values")
     precisions = {"fp32": [False], "bf16": [True], "both": [True, False]}[options.precision]
     for bf16 in precisions:
         for group in GROUPS:
@@ -390,10 +391,6 @@ def main() -> None:
             joint(options, bf16)
         if options.data:
             whole_loop(options, bf16)
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 if __name__ == "__main__":

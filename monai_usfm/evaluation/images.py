@@ -30,14 +30,12 @@ class ImageSet:
     Args:
         images: ``(M, 1, *S)`` in [0, 1].
         patients: the patient of each image.
-        names: file name of each image.
         classes: class index of each image (M,), or None where not all have one.
         labels: class index of each pixel ``(M, *S)``, or None.
     """
 
     images: torch.Tensor
     patients: list[Any]
-    names: list[str]
     classes: torch.Tensor | None = None
     labels: torch.Tensor | None = None
 
@@ -109,7 +107,6 @@ def load_images(
     return ImageSet(
         images=torch.stack(convert_to_tensor([data["image"] for data in loaded])),
         patients=[item["patient"] for item in items],
-        names=[str(item["image"]) for item in items],
         classes=torch.tensor([item["class"] for item in items]) if has_class else None,
         labels=torch.cat(convert_to_tensor([data["label"] for data in loaded])).long() if num_classes else None,
     )

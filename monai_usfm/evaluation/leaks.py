@@ -140,8 +140,6 @@ def check_leaks(
         LeakError: naming the pairs, once the table is written.
         FileNotFoundError, ValueError: see :func:`~monai_usfm.data.load_datalist`.
     """
-    if not isinstance(datalist, str | Path):
-        raise TypeError("check_leaks takes the name of a datalist; for items there is find_leaks.")
 
     def items(file: str, folder: str | None, splits: Sequence[str]) -> list[Item]:
         present = read_datalist(file)
