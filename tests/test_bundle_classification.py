@@ -156,19 +156,6 @@ def test_label_transforms_leave_the_probabilities_alone(root):
     torch.testing.assert_close(result["pred"], torch.tensor([0.0, 2.0]).softmax(0))
 
 
-def test_low_rank_updates_are_merged_into_weights_that_inference_loads(root, network, tmp_path):
-    train(root, output_dir=str(tmp_path), lora_rank=8, learning_rate=0.05)
-    state = torch.load(tmp_path / "model.pt", weights_only=True)
-    network_after = UltrasoundClassifier(usfm_vit("tiny", img_size=SIZE, layer_scale=0.1), 2, pool="pyramid")
-    network_after.load_state_dict(state)
-    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
-    prefix = "encoder.blocks.0.mlp.fc1"
-    update = best[f"{prefix}.parametrizations.weight.0.lora_b"] @ best[f"{prefix}.parametrizations.weight.0.lora_a"]
-    assert update.abs().max() > 0
-    merged = best[f"{prefix}.parametrizations.weight.original"] + 16.0 / 8 * update
-    torch.testing.assert_close(state[f"{prefix}.weight"], merged.half())
-
-
 def test_linear_probe_keeps_the_pretrained_encoder(root, tmp_path):
     encoder = usfm_vit("tiny", img_size=SIZE, layer_scale=0.1)
     torch.save(encoder.state_dict(), tmp_path / "encoder.pt")

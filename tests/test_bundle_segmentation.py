@@ -266,11 +266,6 @@ def test_images_of_one_name_have_results_of_their_own(
         np.testing.assert_array_equal(found, np.array(Image.open(masks / f"image_{number}_seg.png")))
 
 
-def test_a_share_of_the_labels_above_1_is_refused(bundle: Path, images: Path, tmp_path: Path) -> None:
-    message = training_error(bundle, images, tmp_path / "out", **TRAIN, label_fraction=50)
-    assert "--label_fraction must be in (0, 1]; got 50" in message
-
-
 @pytest.mark.parametrize(
     "options",
     [{"head": "segvit"}, {"head": "upernet", "plan#width": 32}, {"pos_embed": "sincos", "layer_scale": 0}],

@@ -174,14 +174,6 @@ def test_the_first_folder_may_be_the_patient(make, tmp_path):
     check_patient_leak(splits(content))
 
 
-def test_masks_beside_their_image_are_paired(make, tmp_path):
-    for number in range(3):
-        write_image(tmp_path / "busi" / f"benign ({number}).png", number)
-        write_image(tmp_path / "busi" / f"benign ({number})_mask.png", number)
-    items = make(tmp_path / "busi", split="1/0/0")["training"]
-    assert [item["label"] for item in items] == [f"busi/benign ({number})_mask.png" for number in range(3)]
-
-
 LAYOUTS = {  # image, its masks: folders and names as public data sets have them
     "BUSI": [
         (

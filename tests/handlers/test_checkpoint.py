@@ -219,22 +219,15 @@ def test_a_run_that_is_made_longer_follows_the_longer_schedule(tmp_path: Path) -
     assert longer == sorted(longer, reverse=True)
 
 
-def save_and_break(network: torch.nn.Module, folder: Path) -> bytes:
-    """Two good epochs, then a weight that is NaN; what ``last.pt`` was before."""
-    engine = Engine(lambda *_: None)
-    handler = ResumableCheckpoint(str(folder / "last.pt"), {"network": network})
-    handler.attach(engine)
+def test_weights_that_are_no_numbers_never_replace_a_checkpoint(tmp_path: Path) -> None:
+    network, engine = torch.nn.Linear(2, 2), Engine(lambda *_: None)
+    ResumableCheckpoint(str(tmp_path / "last.pt"), {"network": network}).attach(engine)
     engine.run([0], max_epochs=2)
-    before = (folder / "last.pt").read_bytes()
+    before = (tmp_path / "last.pt").read_bytes()
     with torch.no_grad():
         network.weight[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"weight of the network.*last\.pt is that of an earlier epoch"):
         engine.run([0], max_epochs=3)
-    return before
-
-
-def test_weights_that_are_no_numbers_never_replace_a_checkpoint(tmp_path: Path) -> None:
-    before = save_and_break(torch.nn.Linear(2, 2), tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 

@@ -22,10 +22,8 @@ from monai_usfm.networks import (
     UltrasoundEnhancer,
     UltrasoundSegmenter,
     UltrasoundViT,
-    load_pretrained,
     usfm_vit,
 )
-from monai_usfm.networks.nets.task import even_blocks
 
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 _, has_onnxscript = optional_import("onnxscript")
@@ -218,75 +216,6 @@ def test_the_light_head_costs_less_than_the_tiny_encoder():
 # Classification
 
 
-def official_classifier(width, layers, heads, classes, grid):
-    """Names and shapes of an official fine-tuned classifier for a square grid, filled at random."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"cls_token": (1, 1, width), "patch_embed.proj.weight": (width, 3, 16, 16)}
-    shapes |= {"patch_embed.proj.bias": (width,), "head.weight": (classes, width), "head.bias": (classes,)}
-    norms = ["fc_norm"]
-    for i in range(layers):
-        block = f"blocks.{i}."
-        norms += [f"{block}norm1", f"{block}norm2"]
-        shapes |= {f"{block}{name}": (width,) for name in ("gamma_1", "gamma_2", "attn.q_bias", "attn.v_bias")}
-        shapes |= {f"{block}attn.relative_position_bias_table": ((2 * grid - 1) ** 2 + 3, heads)}
-        shapes |= {f"{block}attn.qkv.weight": (3 * width, width), f"{block}attn.proj.weight": (width, width)}
-        shapes |= {f"{block}attn.proj.bias": (width,), f"{block}mlp.fc1.bias": (2 * width,)}
-        shapes |= {f"{block}mlp.fc1.weight": (2 * width, width), f"{block}mlp.fc2.weight": (width, 2 * width)}
-        shapes |= {f"{block}mlp.fc2.bias": (width,)}
-    shapes |= {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
-    return {n: torch.randn(s, generator=generator) * (s[-1] ** -0.5 if len(s) == 2 else 0.2) for n, s in shapes.items()}
-
-
-def naive_classifier(state, image, layers, heads, grid):
-    """The official network written out, one attention head and one pair of tokens at a time for the bias."""
-    width = state["head.weight"].shape[1]
-    functional = torch.nn.functional
-
-    def norm(x, name):
-        return functional.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
-
-    places = [(r, c) for r in range(grid) for c in range(grid)]
-    index = torch.zeros(len(places) + 1, len(places) + 1, dtype=torch.long)
-    rows = (2 * grid - 1) ** 2
-    index[0, :], index[:, 0], index[0, 0] = rows, rows + 1, rows + 2
-    for i, (r, c) in enumerate(places):
-        for j, (r2, c2) in enumerate(places):
-            index[i + 1, j + 1] = (r - r2 + grid - 1) * (2 * grid - 1) + c - c2 + grid - 1
-    x = functional.conv2d(image, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16)
-    x = torch.cat([state["cls_token"].expand(len(image), -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
-    for i in range(layers):
-        block = f"blocks.{i}."
-        bias = [state[f"{block}attn.q_bias"], torch.zeros(width), state[f"{block}attn.v_bias"]]
-        qkv = norm(x, f"{block}norm1") @ state[f"{block}attn.qkv.weight"].T + torch.cat(bias)
-        q, k, v = qkv.split(width, dim=-1)
-        out = []
-        for h in range(heads):
-            part = slice(h * width // heads, (h + 1) * width // heads)
-            scores = q[..., part] @ k[..., part].transpose(1, 2) / (width // heads) ** 0.5
-            scores = scores + state[f"{block}attn.relative_position_bias_table"][index, h]
-            out.append(scores.softmax(-1) @ v[..., part])
-        out = torch.cat(out, -1) @ state[f"{block}attn.proj.weight"].T + state[f"{block}attn.proj.bias"]
-        x = x + state[f"{block}gamma_1"] * out
-        out = norm(x, f"{block}norm2") @ state[f"{block}mlp.fc1.weight"].T + state[f"{block}mlp.fc1.bias"]
-        out = functional.gelu(out) @ state[f"{block}mlp.fc2.weight"].T + state[f"{block}mlp.fc2.bias"]
-        x = x + state[f"{block}gamma_2"] * out
-    return norm(x[:, 1:].mean(1), "fc_norm") @ state["head.weight"].T + state["head.bias"]
-
-
-def test_an_official_fine_tuned_classifier_gives_the_logits_of_the_official_network():
-    state = official_classifier(width=32, layers=2, heads=2, classes=3, grid=3)
-    own = UltrasoundViT(
-        48, in_channels=3, hidden_size=32, mlp_dim=64, num_layers=2, num_heads=2, pos_embed="relative_per_block"
-    )
-    net = UltrasoundClassifier(own, 3).eval()
-    report = load_pretrained(net, {"model": state}, fold_normalization=False)
-    assert {"fc_norm.weight", "head.weight", "head.bias"} <= set(report.loaded)
-    x = torch.rand(2, 3, 48, 48)
-    with torch.no_grad():
-        torch.testing.assert_close(net(x), naive_classifier(state, x, 2, 2, 3), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(net.head(net.forward_features(x)), net(x))
-
-
 def test_pooling_reads_the_tokens_it_names():
     x = torch.rand(2, 1, 48, 64)
     shared = encoder().eval()
@@ -425,10 +354,6 @@ def test_sliding_windows_leave_no_seam_in_a_uniform_image():
 def test_bad_input_gives_one_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_blocks_are_spread_evenly_and_end_with_the_last():
-    assert even_blocks(12, 4) == [2, 5, 8, 11] and even_blocks(5, 2) == [1, 4]
 
 
 def test_networks_can_be_copied():

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from monai_usfm.networks import UltrasoundViT, load_pretrained, usfm_vit
 from monai_usfm.networks.blocks.patch_embed import patchify, unpatchify
 from monai_usfm.networks.blocks.position import (
-    TokenPositions,
     resize_position_table,
     resize_relative_table,
     sincos_position_table,
@@ -232,12 +231,6 @@ def test_absolute_codes_are_resized_as_in_mae(target):
     assert_same(resize_position_table(table, [4, 6], list(target)), expected.reshape(1, -1, 5))
 
 
-def test_the_class_row_is_never_resized():
-    positions = TokenPositions([4, 6], 8, learnable=True)
-    assert torch.equal(positions([5, 5])[:, 0], positions.table[:, 0])
-    assert torch.equal(positions([4, 6]), positions.table)
-
-
 def reference_coordinates(source: int, target: int) -> np.ndarray:
     """Offsets -n..n of ``source`` tokens, in geometric progression, on the axis of ``target``; as BEiT describes it."""
     reach, low, high = target - 1, 1.01, 1.5
@@ -358,8 +351,6 @@ def test_an_untrained_grid_of_one_token_works():
 @pytest.mark.parametrize("pos_embed", POSITIONS)
 def test_weights_of_another_grid_are_resized_also_one_of_equal_length(pos_embed):
     wide, high = (vit("2d", pos_embed, img_size=size) for size in ((16, 32), (32, 16)))
-    if not any("native_grid" in name for name in wide.state_dict()):
-        pytest.skip("positions are computed, not stored")
     given = wide.state_dict()
     high.load_state_dict(given)
     assert [grid.tolist() for name, grid in given.items() if name.endswith("native_grid")] == [wide.grid]

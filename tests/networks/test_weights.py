@@ -22,7 +22,6 @@ from monai_usfm.networks import (
     to_mae_state_dict,
     to_usfm_state_dict,
 )
-from monai_usfm.networks.blocks.position import resize_relative_table
 from monai_usfm.networks.nets.classifier import UltrasoundClassifier
 from monai_usfm.networks.nets.enhancer import UltrasoundEnhancer
 from monai_usfm.networks.nets.masked import MaskedAutoencoder, MaskedImageModel
@@ -758,20 +757,13 @@ def test_half_precision_files_are_read():
 # --- conversions that keep the function ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4])
-def test_other_channel_counts_equal_replicated_gray(channels):
-    source, net = vit(in_channels=3), fresh(in_channels=channels)
+@pytest.mark.parametrize(("old", "channels"), [(3, 1), (3, 2), (3, 4), (1, 3)])
+def test_other_channel_counts_equal_replicated_gray(old, channels):
+    source, net = vit(in_channels=old), fresh(in_channels=channels)
     report = load_pretrained(net, source.state_dict(), strict=True)
     assert list(report.resized) == ["patch_embed.proj.weight"]
     gray = images(2, 1, 64, 64)
-    assert_same(net(gray.expand(-1, channels, -1, -1)), source(gray.expand(-1, 3, -1, -1)))
-
-
-def test_a_gray_encoder_becomes_one_of_rgb():
-    source, net = vit(), fresh(in_channels=3)
-    load_pretrained(net, source.state_dict(), strict=True)
-    gray = images(2, 1, 64, 64)
-    assert_same(net(gray.expand(-1, 3, -1, -1)), source(gray))
+    assert_same(net(gray.expand(-1, channels, -1, -1)), source(gray.expand(-1, old, -1, -1)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -899,14 +891,6 @@ def test_positions_of_another_kind_are_reported_and_refused_by_strict():
         load_pretrained(net, source.state_dict(), strict=True)
 
 
-def test_a_fresh_bias_is_used_after_loading():
-    source, net, x = vit(), fresh(), images(1, 1, 64, 64)
-    with torch.no_grad():
-        net(x)  # fills the cache
-        load_pretrained(net, source.state_dict())
-        assert_same(net(x), source(x), 0)
-
-
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -985,14 +969,12 @@ def test_the_command_line_that_mae_stores_is_no_obstacle(tmp_path):
     assert load_pretrained(autoencoder(), tmp_path / "mae.pth", strict=True).missing == []
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "scripted", "list", "safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "list", "safetensors"])
 def test_unusable_files_give_one_error_that_names_them(damage, tmp_path):
     path = tmp_path / ("w.safetensors" if damage == "safetensors" else "w.pth")
     if damage == "truncated":
         torch.save(vit().state_dict(), path)
         path.write_bytes(path.read_bytes()[:5000])
-    elif damage == "scripted":
-        torch.jit.script(nn.Linear(2, 2)).save(path)
     elif damage == "list":
         torch.save([torch.ones(2)], path)
     else:
@@ -1110,13 +1092,6 @@ def test_encoder_arguments_build_the_encoder_of_a_file(pos_embed, dims):
     assert load_pretrained(net, source.state_dict(), strict=True).resized == {}
     x = images(1, 2, *settings["img_size"])
     assert_same(net(x), source(x), 0)
-
-
-def test_the_upright_resize_is_what_a_larger_network_gets():
-    source, net = vit(), fresh(96)
-    load_pretrained(net, source.state_dict())
-    expected = resize_relative_table(source.rel_pos_bias.relative_position_bias_table, [4, 4], [6, 6])
-    assert_same(net.rel_pos_bias.relative_position_bias_table, expected, 1e-6)
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
