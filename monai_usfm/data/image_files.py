@@ -197,7 +197,7 @@ def _is_wide_color(img: Any) -> bool:
 
 def _wide_color(path: str) -> np.ndarray:
     """``(H, W, 3)`` of 16 bits."""
-    with open(path, "rb") as stream, av.open(stream) as container:  # of a name FFmpeg would take % for a pattern
+    with open(path, "rb") as stream, av.open(stream, "r") as container:  # of a name FFmpeg would take % for a pattern
         return next(container.decode(container.streams.video[0])).to_ndarray(format="rgb48le")
 
 

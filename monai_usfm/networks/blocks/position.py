@@ -256,6 +256,8 @@ class RotaryPositions(_GridTable):
         ValueError: for a ``head_dim`` that is no multiple of four.
     """
 
+    frequencies: torch.Tensor
+
     def __init__(self, grid: Sequence[int], head_dim: int) -> None:
         super().__init__(grid)
         if head_dim % 4 != 0:
@@ -268,10 +270,9 @@ class RotaryPositions(_GridTable):
 
     def forward(self, grid: list[int], keep: torch.Tensor | None, unturned: int) -> torch.Tensor:
         """Cosines and sines ``(2, 1 or B, 1, unturned + K, d)`` of a token grid, or of the tokens ``keep`` (B, K)."""
-        frequencies: torch.Tensor = self.frequencies
-        axes = [(2 * torch.arange(n, device=frequencies.device) + 1) / n - 1 for n in grid]
+        axes = [(2 * torch.arange(n, device=self.frequencies.device) + 1) / n - 1 for n in grid]
         places = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).reshape(-1, len(grid), 1)
-        angles = (2 * math.pi * places * frequencies).sum(1).repeat(1, 2)  # a product of matrices would be in bf16
+        angles = (2 * math.pi * places * self.frequencies).sum(1).repeat(1, 2)  # a product of matrices would be in bf16
         angles = angles.unsqueeze(0) if keep is None else angles[keep]
         angles = F.pad(angles, [0, 0, unturned, 0])
         return torch.stack([angles.cos(), angles.sin()]).unsqueeze(2)

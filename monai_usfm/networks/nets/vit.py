@@ -88,19 +88,14 @@ class UltrasoundViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         registers = torch.zeros(1, num_registers, hidden_size) if num_registers > 0 else None
         self.register_tokens = None if registers is None else nn.Parameter(registers)
-        self.pos_embed = None
-        self.rel_pos_bias: nn.Module | None = None
-        self.rope_embed: nn.Module | None = None
-        if relative:
-            tables = num_layers if pos_embed == "relative_per_block" else 1
-            self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, tables)
-        elif rotary:
-            self.rope_embed = RotaryPositions(self.grid, hidden_size // num_heads)
-        else:
-            self.pos_embed = TokenPositions(self.grid, hidden_size, learnable=pos_embed == "learnable")
+        tables = num_layers if pos_embed == "relative_per_block" else 1
+        self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, tables) if relative else None
+        self.rope_embed = RotaryPositions(self.grid, hidden_size // num_heads) if rotary else None
+        absolute = not relative and not rotary
+        self.pos_embed = TokenPositions(self.grid, hidden_size, pos_embed == "learnable") if absolute else None
         rates = [drop_path_rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
-        key_bias, eps = not relative and not rotary, 1e-5 if rotary else 1e-6  # as published with these positions
-        blocks = [TransformerBlock(hidden_size, mlp_dim, num_heads, key_bias, layer_scale, r, eps) for r in rates]
+        eps = 1e-5 if rotary else 1e-6  # as published, and so are biases of the keys
+        blocks = [TransformerBlock(hidden_size, mlp_dim, num_heads, absolute, layer_scale, r, eps) for r in rates]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
         self._initialize(blocks)

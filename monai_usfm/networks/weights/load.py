@@ -288,7 +288,7 @@ def _fit(source: Source, target: _Target, report: LoadReport) -> Tensors:
     )
     fitted = {name: tensor for name, tensor in available.items() if not adapted.match(name)}
     fitted |= _fit_blocks(
-        reduced, "blocks", encoder.blocks[0].attn.q_bias is None, encoder.blocks[0].gamma_1 is not None, report
+        reduced, "blocks", encoder.pos_embed is not None, encoder.blocks[0].gamma_1 is not None, report
     )
     fitted |= _fit_blocks(reduced, "decoder_blocks", True, False, report)
     fitted |= _fit_table(reduced, target, report)
