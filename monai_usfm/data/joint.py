@@ -15,8 +15,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from monai_usfm.data.datalist import load_datalist, read_datalist
-from monai_usfm.data.splits import load_splits, with_full_scale
-from monai_usfm.simulation import write_synthetic_dataset
+from monai_usfm.data.splits import load_splits, simulated_list, with_full_scale
 from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
 from monai_usfm.transforms.dictionary import TORCH
 from monai_usfm.transforms.labels import LabelIndices
@@ -76,8 +75,7 @@ def joint_splits(
         if not part.get("dataset_dir") and not part.get("datalist"):
             if not synthetic_dir:
                 raise ValueError(f"parts: {name!r} has neither dataset_dir nor datalist.")
-            logger.warning("part %r has no dataset_dir: running on SIMULATED images in %s.", name, synthetic_dir)
-            part = {**part, "datalist": write_synthetic_dataset(synthetic_dir, **(synthetic or {}))}
+            part = {**part, "datalist": simulated_list(synthetic_dir, synthetic, f"part {name!r}: ")}
         key = part.get("label_key", "label")
         labeled = bool(part.get("num_classes"))
         place = places[part.get("output", name)] if labeled else -1

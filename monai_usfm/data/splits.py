@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,7 @@ def load_splits(
         ValueError: for a patient or a file in two splits, see :func:`~monai_usfm.data.check_patient_leak`.
     """
     if not dataset_dir and not datalist:
-        logger.warning(
-            "no dataset_dir given: running on SIMULATED ultrasound images in %s. Give dataset_dir (and datalist) for "
-            "real ones.",
-            synthetic_dir,
-        )
-        datalist = write_synthetic_dataset(synthetic_dir, **(synthetic or {}))
+        datalist = simulated_list(synthetic_dir, synthetic)
         dataset_dir = Path(datalist).parent
     elif not datalist:
         datalist = Path(str(dataset_dir)) / DATALIST_NAME
@@ -112,6 +107,17 @@ def load_splits(
     if "training" in lists:
         lists["training"] = kept
     return lists
+
+
+def simulated_list(synthetic_dir: str | os.PathLike, synthetic: Mapping[str, Any] | None, of: str = "") -> Path:
+    """The datalist of simulated images, written where the user gives none; ``of`` says for what, in the warning."""
+    logger.warning(
+        "%sno dataset_dir given: running on SIMULATED ultrasound images in %s. Give dataset_dir (and datalist) for "
+        "real ones.",
+        of,
+        synthetic_dir,
+    )
+    return write_synthetic_dataset(synthetic_dir, **(synthetic or {}))
 
 
 def common_full_scale(items: Sequence[dict[str, Any]]) -> float | None:

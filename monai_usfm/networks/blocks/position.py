@@ -135,7 +135,7 @@ def _relative_index(grid: list[int], tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.cat([corner, first], -1), torch.cat([to_class, index], -1)], -2)
 
 
-class _GridTable(nn.Module):
+class _GridPositions(nn.Module):
     """Positions over a token grid, which checkpoints keep beside them: a table alone does not tell its grid.
 
     Loading a table of another grid, of images of another size, resizes it as a forward pass on such images does.
@@ -171,7 +171,7 @@ class _GridTable(nn.Module):
         raise NotImplementedError
 
 
-class RelativePositionBias(_GridTable):
+class RelativePositionBias(_GridPositions):
     """BEiT's learned bias on attention logits, by the offset between query and key.
 
     Bao et al. 2022, https://arxiv.org/abs/2106.08254; in USFM one table serves all blocks, in others (``num_tables``)
@@ -217,7 +217,7 @@ class RelativePositionBias(_GridTable):
         return bias.permute(3, 0, 4, 1, 2).contiguous()
 
 
-class TokenPositions(_GridTable):
+class TokenPositions(_GridPositions):
     """Absolute position codes with a row for the class token, resized to any grid: learned, or sines and cosines."""
 
     def __init__(self, grid: Sequence[int], hidden_size: int, learnable: bool) -> None:
@@ -239,7 +239,7 @@ class TokenPositions(_GridTable):
         return torch.cat([table[:, :1], resize_position_table(table[:, 1:], source, target)], dim=1)
 
 
-class RotaryPositions(_GridTable):
+class RotaryPositions(_GridPositions):
     """Rotations of queries and keys by the place of their token, as in DINOv3 (RoPE).
 
     A place is that of the center of the patch, from -1 to 1 across the image, so that every grid has its own rotations.

@@ -251,6 +251,7 @@ def parse(content: Mapping[str, Any]) -> Source:
         raise ValueError(f"the source is a {layout.name}, which cannot be loaded: {GATED}.")
     if "mask_token" in found.tensors:
         found.tensors["mask_token"] = found.tensors["mask_token"].reshape(1, 1, -1)
+    _mask_biases(found)
     _check_rotations(found)
     _join_attention(found)
     _join_tables(found)
@@ -258,16 +259,17 @@ def parse(content: Mapping[str, Any]) -> Source:
     return found
 
 
-def _check_rotations(found: Source) -> None:
-    """Rotary positions must be those of DINOv3, whose frequencies are no weights, and its keys without bias.
-
-    Its official files have a bias of the keys that a mask switches off.
-    """
-    if not found.rotary:
-        return
+def _mask_biases(found: Source) -> None:
+    """Official files of DINOv3 have a bias of the keys, and a mask that switches it off."""
     for mask in [n for n in found.tensors if n.endswith(".attn.qkv.bias_mask")]:
         bias = mask.removesuffix("_mask")
         found.join([bias, mask], bias, found.tensors[bias] * found.tensors[mask])
+
+
+def _check_rotations(found: Source) -> None:
+    """Rotary positions must be those of DINOv3, whose frequencies are no weights, and its keys without bias."""
+    if not found.rotary:
+        return
     keys = [t for n, t in found.tensors.items() if n.endswith(".attn.k.bias")]
     keys += [t.chunk(3)[1] for n, t in found.tensors.items() if n.endswith(".attn.qkv.bias")]
     found.origin.pop(PERIODS, None)
