@@ -58,6 +58,8 @@ cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 print(min(4, cores))')"
         export OMP_NUM_THREADS
     fi
+    # Threads that wait sleep: those that spin, as is the default, slow each other several times where other work runs.
+    export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 }
 
 _make_environment() {

@@ -21,6 +21,7 @@ _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 """Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
 _UNITS = {"inch": 25.4, "m": 1e3, "cm": 10.0, "mm": 1.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "nm": 1e-6}
 """Millimeters of the units that ImageJ and OME name, with both signs for micro."""
+_TILE_WIDTH = 322
 _SWAPPED = ("I;16BS", "I;32BS", "I;32B", "F;32BF", "F;64BF")
 """Kinds of values that libtiff hands over in the order of the machine, while Pillow takes them for big-endian."""
 
@@ -61,11 +62,12 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
         cine = count > 1 and (img.format != "TIFF" or (spacing is not None and spacing[2] == 0))
         turn = img.getexif().get(ExifTags.Base.Orientation, 1)
         turn = turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
-        if wide and (pages_of_file != [0] or turn > 1 or (label and mode == "RGBA")):
+        tiled = img.format == "TIFF" and _TILE_WIDTH in img.tag_v2  # FFmpeg takes tiles for rows
+        if wide and (tiled or pages_of_file != [0] or turn > 1 or (label and mode == "RGBA")):
             raise UnreadableImageError(
                 path,
-                "colors of 16 bits in several pages, with EXIF orientation, or with opacity in a label; store it as "
-                "gray values, or in 8 bits.",
+                "colors of 16 bits in tiles or several pages, with EXIF orientation, or with opacity in a label; store "
+                "it as gray values, or in 8 bits.",
             )
         pages = []
         for index in wanted:

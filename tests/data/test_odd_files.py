@@ -368,8 +368,10 @@ def test_colors_of_sixteen_bits_keep_the_lower_eight(tmp_path):
     cv2.imwrite(str(tmp_path / "d.png"), np.stack([MASK.astype(np.uint16)] * 3, axis=-1))
     np.testing.assert_array_equal(label(tmp_path / "d.png"), MASK)
     tifffile.imwrite(tmp_path / "e.tif", np.stack([colors] * 2), photometric="rgb")
-    with pytest.raises(UnreadableImageError, match=r"e\.tif: colors of 16 bits in several pages"):
-        LoadUltrasound()(tmp_path / "e.tif")
+    tifffile.imwrite(tmp_path / "f.tif", colors, photometric="rgb", tile=(16, 16))
+    for name in ("e.tif", "f.tif"):
+        with pytest.raises(UnreadableImageError, match=rf"{name}: colors of 16 bits in tiles or several pages"):
+            LoadUltrasound()(tmp_path / name)
 
 
 @pytest.mark.filterwarnings("ignore:.*no header tells")
