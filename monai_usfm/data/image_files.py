@@ -62,7 +62,7 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
         cine = count > 1 and (img.format != "TIFF" or (spacing is not None and spacing[2] == 0))
         turn = img.getexif().get(ExifTags.Base.Orientation, 1)
         turn = turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
-        tiled = img.format == "TIFF" and _TILE_WIDTH in img.tag_v2  # FFmpeg takes tiles for rows
+        tiled = _TILE_WIDTH in getattr(img, "tag_v2", {})  # FFmpeg takes tiles for rows
         if wide and (tiled or pages_of_file != [0] or turn > 1 or (label and mode == "RGBA")):
             raise UnreadableImageError(
                 path,
@@ -139,7 +139,7 @@ def _image_values(img: Image.Image) -> np.ndarray:
     img = ImageOps.exif_transpose(img)
     if img.mode in EIGHT_BIT_MODES - {"L"}:
         img = img.convert("L")
-    values = _array(img)
+    values = np.array(img)  # a copy: the view that asarray gives is read-only
     return 65535 - values if inverted else values
 
 
@@ -153,7 +153,7 @@ def _label_values(path: str, img: Image.Image) -> np.ndarray:
 
 def _stored_label(path: str, img: Image.Image) -> np.ndarray:
     if img.mode == "P":
-        indices = _array(img)
+        indices = np.array(img)
         used = np.unique(indices)
         table = np.asarray(img.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
         colors = np.zeros((256, 3), np.uint8)
@@ -170,7 +170,7 @@ def _stored_label(path: str, img: Image.Image) -> np.ndarray:
         img = img.convert("RGB")
     if img.mode == "PA":
         img = img.convert("RGBA")
-    values = _array(img)
+    values = np.array(img)
     if img.mode not in ("LA", "La", "RGBA", "RGBa"):
         return values
     color, alpha = values[..., :-1], values[..., -1]
@@ -201,11 +201,6 @@ def _wide_color(path: str) -> np.ndarray:
     """``(H, W, 3)`` of 16 bits."""
     with open(path, "rb") as stream, av.open(stream, "r") as container:  # of a name FFmpeg would take % for a pattern
         return next(container.decode(container.streams.video[0])).to_ndarray(format="rgb48le")
-
-
-def _array(img: Image.Image) -> np.ndarray:
-    values = np.array(img)  # a copy: the view that asarray gives is read-only
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _significant_bits(img: Any) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.config import KeysCollection, PathLike
+from monai.config import DtypeLike, KeysCollection, PathLike
 from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 
@@ -48,7 +48,7 @@ class LoadUltrasound(Transform):
         self,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        dtype: torch.dtype = torch.float32,
+        dtype: DtypeLike | torch.dtype = torch.float32,
         scale: str | None = "auto",
         full_scale: float | None = None,
         region: str | int | None = "largest_tissue",
@@ -98,7 +98,7 @@ class LoadUltrasoundd(MapTransform):
         keys: KeysCollection,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        dtype: torch.dtype | Sequence[torch.dtype] = torch.float32,
+        dtype: DtypeLike | torch.dtype | Sequence[DtypeLike | torch.dtype] = torch.float32,
         scale: str | Sequence[str | None] | None = "auto",
         full_scale: float | None = None,
         region: str | int | None = "largest_tissue",

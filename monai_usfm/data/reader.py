@@ -102,7 +102,8 @@ class UltrasoundReader(ImageReader):
             raise UnreadableImageError(path, f"an empty image of shape {decoded.values.shape[:-1]}; leave it out.")
         if decoded.values.dtype.kind not in "buif":
             raise UnreadableImageError(path, f"holds values of type {decoded.values.dtype}; store real numbers.")
-        return np.moveaxis(decoded.values, -1, 0), _metadata(path, decoded)
+        native = decoded.values.dtype.newbyteorder("=")  # PyTorch takes no other order of bytes
+        return np.moveaxis(decoded.values.astype(native, copy=False), -1, 0), _metadata(path, decoded)
 
     def _decode(self, path: str, pick: FramePicker | None) -> Decoded:
         """Find the decoder by the file's type and turn whatever its library raises into one kind of error."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
+from monai.config import DtypeLike, KeysCollection
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
 from monai.data.utils import affine_to_spacing, to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
-from monai.utils import TraceKeys, ensure_tuple_rep
+from monai.utils import TraceKeys, ensure_tuple_rep, get_equivalent_dtype
 from monai.utils.misc import ImageMetaKey
 
 from monai_usfm.data.decoded import FramePicker, checked_frame, frame_picker
@@ -75,7 +75,7 @@ class UprightGray(InvertibleTransform):
         self,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        dtype: torch.dtype = torch.float32,
+        dtype: DtypeLike | torch.dtype = torch.float32,
         scale: str | None = "auto",
         full_scale: float | None = None,
     ) -> None:
@@ -86,7 +86,8 @@ class UprightGray(InvertibleTransform):
         if full_scale is not None and not _positive(full_scale):
             raise ValueError(f"full_scale must be a positive number or None, got {full_scale!r}.")
         frame_picker(frame)  # refuses what is neither "middle" nor an index
-        self.spatial_dims, self.frame, self.dtype = spatial_dims, frame, dtype
+        self.spatial_dims, self.frame = spatial_dims, frame
+        self.dtype: torch.dtype = get_equivalent_dtype(dtype, torch.Tensor)
         self.scale, self.full_scale = scale, full_scale
         self._warned: set[str] = set()
 
@@ -367,7 +368,7 @@ class UprightGrayd(MapTransform, InvertibleTransform):
         keys: KeysCollection,
         spatial_dims: int = 2,
         frame: str | int = "middle",
-        dtype: torch.dtype | Sequence[torch.dtype] = torch.float32,
+        dtype: DtypeLike | torch.dtype | Sequence[DtypeLike | torch.dtype] = torch.float32,
         scale: str | Sequence[str | None] | None = "auto",
         full_scale: float | None = None,
         allow_missing_keys: bool = False,

@@ -211,8 +211,9 @@ def test_minmax_of_a_constant_image_is_zero(tmp_path):
 def test_label_maps_keep_their_numbers(tmp_path):
     label = np.arange(20, dtype=np.uint8).reshape(4, 5)
     for kind in ("png", "nii.gz", "mha"):
-        img = LoadUltrasound(scale=None, dtype=torch.uint8)(write(tmp_path / f"a.{kind}", label))
-        assert img.dtype == torch.uint8 and torch.equal(img.as_tensor()[0], torch.from_numpy(label))
+        for dtype in (torch.uint8, np.uint8):  # of either library, as MONAI's readers take them
+            img = LoadUltrasound(scale=None, dtype=dtype)(write(tmp_path / f"a.{kind}", label))
+            assert img.dtype == torch.uint8 and torch.equal(img.as_tensor()[0], torch.from_numpy(label))
 
 
 @pytest.mark.parametrize(

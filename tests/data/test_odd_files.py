@@ -13,6 +13,7 @@ import av
 import cv2
 import itk
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 import tifffile
@@ -386,6 +387,16 @@ def test_a_tiff_of_either_byte_order_is_read_or_refused(tmp_path, order):
                     LoadUltrasound()(tmp_path / "a.tif")
             else:
                 np.testing.assert_allclose(LoadUltrasound()(tmp_path / "a.tif").numpy()[0], GRAY / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">i4", ">f4"])
+def test_masks_of_the_other_byte_order_are_read(tmp_path, dtype):
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(dtype)
+    nib.save(nib.Nifti1Image(MASK.T.astype(dtype), np.eye(4), header), tmp_path / "a.nii")
+    nrrd.write(str(tmp_path / "a.nrrd"), MASK.T.astype(dtype))
+    for name in ("a.nii", "a.nrrd"):
+        np.testing.assert_array_equal(label(tmp_path / name), MASK)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
