@@ -15,6 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.config import PathLike
 
 from monai_usfm.files import keep_apart, read_json, write_text_atomically
@@ -152,7 +153,9 @@ def label_fraction(items: Sequence[Item], fraction: float, seed: int = 0) -> lis
     if not known and fraction < 1:
         warnings.warn("no item has the key 'patient', so single images are drawn, not patients.", stacklevel=2)
     groups = written_alike(items) if known else [item.get("image", index) for index, item in enumerate(items)]
-    classes = [item["class"] for item in items] if _all_have(items, "class") else [None] * len(items)
+    # numbers to be predicted (a tensor) are no classes: each item would be one of its own, of which none may lack
+    told = _all_have(items, "class") and not any(isinstance(item["class"], torch.Tensor) for item in items)
+    classes = [item["class"] if told else None for item in items]
     votes: dict[Hashable, Counter] = defaultdict(Counter)
     for name, one_class in zip(groups, classes, strict=True):
         votes[name][one_class] += 1

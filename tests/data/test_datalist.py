@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +126,12 @@ def test_a_fraction_does_not_depend_on_the_order_of_the_list():
     shuffled = random.Random(0).sample(items, len(items))
     first, second = label_fraction(items, 0.2, 3), label_fraction(shuffled, 0.2, 3)
     assert {item["image"] for item in first} == {item["image"] for item in second}
+
+
+def test_a_fraction_of_items_with_numbers_is_that_of_the_whole():
+    items = [{"image": f"{n}.png", "patient": str(n), "class": torch.tensor([float(n)])} for n in range(20)]
+    plain = [{key: item[key] for key in ("image", "patient")} for item in items]
+    assert [i["image"] for i in label_fraction(items, 0.2)] == [i["image"] for i in label_fraction(plain, 0.2)]
 
 
 def test_seeds_give_different_fractions():
