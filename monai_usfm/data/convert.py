@@ -18,7 +18,7 @@ from pydicom.misc import is_dicom
 
 from monai_usfm.data.deidentify import Pseudonyms, require_strip, with_pixels
 from monai_usfm.data.dicom import UltrasoundDicomReader
-from monai_usfm.data.dicom_geometry import slice_geometry
+from monai_usfm.data.dicom_geometry import slice_geometry, slice_order
 from monai_usfm.data.dicom_pixels import PYDICOM3, display_values, stored_values
 from monai_usfm.data.formats import DICOM_SUFFIXES, UnreadableImageError
 from monai_usfm.data.upright import gray_from_rgb
@@ -78,7 +78,9 @@ def convert_dicom(
     if target.name.lower().endswith(".dcm"):
         if not strip or reader.crop or frame is not None:
             raise ValueError('DICOM is written with deidentify="strip", all frames and no crop; or choose NIfTI.')
-        made = with_pixels(dataset, reader.frames(dataset, stored=True)[0])
+        values = reader.frames(dataset, stored=True)[0]
+        # as they were stored, which is the order of the attributes of each frame
+        made = with_pixels(dataset, values[np.argsort(slice_order(dataset, count))])
         with atomic_write(target) as part, atomic_write(f"{target}.json") as note:
             made.save_as(part, **SAVED_WHOLE)
             report = {"patient": str(made.PatientID), "deidentified": dataset.identity_report}

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import torch
 from monai.transforms import LoadImage
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -229,6 +230,14 @@ def test_an_enhanced_volume_is_sorted_by_position_and_keeps_spacing_and_origin(t
     np.testing.assert_allclose(img.affine.numpy() @ [4, 2, 3, 1], [-1 - 3 * 0.2, -2 - 2 * 0.3, 12, 1])
     still = LoadUltrasound(frame=3)(path)
     np.testing.assert_allclose(still.numpy()[0], volume[3] / 255, atol=1e-6)
+
+
+def test_a_stripped_volume_keeps_its_slices_at_their_places(tmp_path):
+    volume = np.arange(5 * 6 * 7, dtype=np.uint8).reshape(5, 6, 7)
+    ds = enhanced_volume(volume, [3, 0, 4, 1, 2])
+    ds.SequenceOfUltrasoundRegions = Sequence([region((0, 1, 6, 5))])
+    made = convert_dicom(saved(tmp_path, ds), tmp_path / "out.dcm", deidentify="strip")
+    np.testing.assert_array_equal(LoadUltrasound(3, dtype=torch.uint8)(made)[0, :, 1:].numpy(), volume[:, 1:])
 
 
 def test_a_sequence_of_volumes_is_refused(tmp_path):
