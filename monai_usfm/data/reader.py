@@ -140,9 +140,9 @@ def dataset_full_scale(files: Sequence[PathLike], sample: int = 64) -> float | N
     Returns:
         The value, or None where every file tells its own (8 bits, DICOM ...).
     """
-    step = max(1, len(files) // max(1, sample))
+    count = min(sample, len(files))
     reader, found = UltrasoundReader(), []
-    for file in list(files)[::step][:sample]:
+    for file in (files[number * len(files) // count] for number in range(count)):
         try:
             values, meta = reader.load(file)
         except UnreadableImageError:

@@ -428,6 +428,13 @@ def test_a_data_set_has_one_scale(tmp_path):
     )  # its type decides
 
 
+def test_the_scale_of_a_data_set_is_told_from_all_parts_of_its_list(tmp_path):
+    for number in range(31):
+        top = 200 if number < 16 else 3000
+        Image.fromarray(np.linspace(0, top, 48).reshape(6, 8).astype(np.uint16)).save(tmp_path / f"{number:02}.png")
+    assert dataset_full_scale(sorted(tmp_path.iterdir()), sample=16) == 4095
+
+
 @pytest.mark.parametrize(
     ("written", "white", "read"),
     [
