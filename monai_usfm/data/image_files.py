@@ -22,6 +22,8 @@ _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 _UNITS = {"inch": 25.4, "m": 1e3, "cm": 10.0, "mm": 1.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "nm": 1e-6}
 """Millimeters of the units that ImageJ and OME name, with both signs for micro."""
 _TILE_WIDTH = 322
+MM_PER = {"inch": 25.4, "m": 1e3, "cm": 10.0, "mm": 1.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "nm": 1e-6}
+"""Millimeters of the units that ImageJ, OME and NRRD name, with both signs for micro."""
 _SWAPPED = ("I;16BS", "I;32BS", "I;32B", "F;32BF", "F;64BF")
 """Kinds of values that libtiff hands over in the order of the machine, while Pillow takes them for big-endian."""
 
@@ -236,12 +238,12 @@ def _described_mm(tags: Any) -> tuple[float, float, float] | None:
     try:
         if text.startswith("ImageJ="):
             stated = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-            mm = _UNITS[stated["unit"].replace(r"\u00B5", "µ")]
+            mm = MM_PER[stated["unit"].replace(r"\u00B5", "µ")]
             across = 0.0 if "zunit" in stated else abs(float(stated.get("spacing", 0)))
             return (mm / float(tags[282]), mm / float(tags[283]), mm * across) if "yunit" not in stated else None
         stated = dict(re.findall(r'\b(PhysicalSize\w+)="([^"]*)"', text.split("<Pixels", 1)[1].split(">", 1)[0]))
         x, y, z = (
-            float(stated.get(f"PhysicalSize{axis}", 0)) * _UNITS[stated.get(f"PhysicalSize{axis}Unit", "µm")]
+            float(stated.get(f"PhysicalSize{axis}", 0)) * MM_PER[stated.get(f"PhysicalSize{axis}Unit", "µm")]
             for axis in "XYZ"
         )
         return x, y, z

@@ -16,6 +16,7 @@ from monai.utils import optional_import
 
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
+from monai_usfm.data.image_files import MM_PER
 
 itk, _ = optional_import("itk")  # as MONAI does: importing it takes long, and most lists need none of it
 
@@ -178,14 +179,15 @@ def _space(header: dict[str, Any]) -> str:
 
 
 def _nrrd_affine(header: dict[str, Any], domains: list[int], vectors: list[Any]) -> tuple[np.ndarray, bool]:
-    """4x4 matrix in the file's space, and whether it states the size of a pixel."""
+    """4x4 matrix in the file's space in mm, and whether it states the size of a pixel."""
     affine = np.eye(4)
-    steps = np.asarray(header.get("spacings", [np.nan] * len(vectors)), float)
+    steps = np.asarray(header.get("spacings", [np.nan] * len(vectors)), float) * _mm(header, "units", len(vectors))
+    mm = _mm(header, "space units", 3)
     known = False
     for column, axis in enumerate(domains[:3]):
         vector = vectors[axis]
         if vector is not None and np.linalg.norm(vector) > 0:
-            affine[:3, column] = np.pad(vector, (0, 3 - len(vector)))
+            affine[:3, column] = np.pad(vector, (0, 3 - len(vector))) * mm
             known = True
         elif np.isfinite(steps[axis]) and steps[axis] > 0:
             affine[column, column] = steps[axis]
@@ -194,8 +196,14 @@ def _nrrd_affine(header: dict[str, Any], domains: list[int], vectors: list[Any])
         across = np.cross(affine[:3, 0], affine[:3, 1])
         affine[:3, 2] = across / max(float(np.linalg.norm(across)), 1e-12)
     origin = np.nan_to_num(np.asarray(header.get("space origin", [0, 0, 0]), float))
-    affine[: len(origin), 3] = origin
+    affine[: len(origin), 3] = origin * mm[: len(origin)]
     return affine, known
+
+
+def _mm(header: dict[str, Any], field: str, count: int) -> np.ndarray:
+    """Millimeters of the unit of each axis, 1 where none is named."""
+    units = [*(header.get(field) or ()), *[""] * count][:count]
+    return np.array([MM_PER.get(str(unit).lower(), 1.0) for unit in units])
 
 
 def _axes_named(

@@ -515,6 +515,21 @@ def test_the_size_of_a_pixel_that_imagej_states_is_taken_and_print_resolution_is
     assert meta["spacing"].tolist() == pytest.approx([1, 1] if mm is None else [2 * mm, mm])
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"space": "LPS", "space directions": np.eye(2, 3) / 20, "space origin": [1, 2, 3], "space units": ["cm"] * 3},
+        {"spacings": [0.05, 0.05], "units": ["cm", "cm"]},
+    ],
+)
+def test_units_of_nrrd_become_mm(tmp_path, header):
+    nrrd.write(str(tmp_path / "a.nrrd"), GRAY, header)
+    img = LoadUltrasound()(tmp_path / "a.nrrd")
+    assert img.meta["spacing"].tolist() == pytest.approx([0.5, 0.5])
+    if "space origin" in header:
+        assert img.affine[:3, 3].tolist() == pytest.approx([-10, -20, 30])
+
+
 def test_pages_are_a_volume_in_mm_where_their_distance_is_stated(tmp_path):
     stack, known = np.stack([GRAY] * 5), {"PhysicalSizeX": 100, "PhysicalSizeY": 200}
     tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "ZYX", **known})
