@@ -19,8 +19,6 @@ from monai_usfm.files import UNTURN, orientation
 EIGHT_BIT_MODES = {"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 _PAGED = {"TIFF", "GIF", "PNG", "WEBP"}
 """Formats whose pages are frames. Further images of a JPEG (MPO) are gain maps, depth or previews."""
-_UNITS = {"inch": 25.4, "m": 1e3, "cm": 10.0, "mm": 1.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "nm": 1e-6}
-"""Millimeters of the units that ImageJ and OME name, with both signs for micro."""
 _TILE_WIDTH = 322
 MM_PER = {"inch": 25.4, "m": 1e3, "cm": 10.0, "mm": 1.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "nm": 1e-6}
 """Millimeters of the units that ImageJ, OME and NRRD name, with both signs for micro."""
@@ -59,6 +57,8 @@ def decode_image(path: str, pick: FramePicker | None, label: bool) -> Decoded:
         wide = _is_wide_color(img)  # to be asked before EXIF is, for which Pillow decodes a PNG
         eight = img.mode in EIGHT_BIT_MODES and not wide
         mode, bits, spacing = img.mode, _significant_bits(img), _spacing_mm(img)
+        if img.format == "WEBP" and count > 1:
+            img.load()  # which is when Pillow tells the time of its frames
         frame_time = float(img.info.get("duration") or 0) / 1000 if count > 1 else 0.0
         # pages of which nobody says how far apart they lie are no volume to measure
         cine = count > 1 and (img.format != "TIFF" or (spacing is not None and spacing[2] == 0))

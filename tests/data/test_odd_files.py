@@ -530,6 +530,13 @@ def test_units_of_nrrd_become_mm(tmp_path, header):
         assert img.affine[:3, 3].tolist() == pytest.approx([-10, -20, 30])
 
 
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_animations_have_their_frame_time(tmp_path, ending):
+    frames = [Image.fromarray(np.full((16, 16, 3), 60 * n, np.uint8)) for n in range(3)]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], duration=40)
+    assert LoadUltrasound(3)(tmp_path / f"a.{ending}").meta["frame_time"] == pytest.approx(0.04)
+
+
 def test_pages_are_a_volume_in_mm_where_their_distance_is_stated(tmp_path):
     stack, known = np.stack([GRAY] * 5), {"PhysicalSizeX": 100, "PhysicalSizeY": 200}
     tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "ZYX", **known})
