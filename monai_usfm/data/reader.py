@@ -79,7 +79,7 @@ class UltrasoundReader(ImageReader):
         """As :meth:`get_data`, channel first: ``(C, x, y[, z])``; ``pick`` names the only frame that is needed."""
         if wrong := [name for name in ensure_tuple(files) if not isinstance(name, str | os.PathLike)]:
             raise UnreadableImageError(str(files), f"{wrong[0]!r} is no file name; correct the datalist.")
-        names = [str(Path(name).expanduser()) for name in ensure_tuple(files)]
+        names = [str(Path(os.path.expanduser(name))) for name in ensure_tuple(files)]  # Path's refuses ~scan.png
         if len(names) != 1 and not (self.label and names):
             raise UnreadableImageError(
                 str(names), "an image is one file; only a label map (scale=None) may be several masks."

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+
 import av
 import numpy as np
 
@@ -20,7 +22,7 @@ def decode_video(path: str, pick: FramePicker | None) -> Decoded:
     A video that a phone marks as turned is turned. Gray is the luma of the decoded RGB frame, as for images, so that
     limited range (16 to 235) comes out in 0 to 255 as a player shows it.
     """
-    with av.open(path) as container:
+    with av.open(os.path.abspath(path)) as container:  # of "a:b.mp4" FFmpeg would take a for a protocol
         if not container.streams.video:
             raise UnreadableImageError(path, "has no video stream.")
         stream = container.streams.video[0]

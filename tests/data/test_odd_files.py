@@ -135,6 +135,13 @@ def test_an_mp4_is_a_cine_with_its_values_and_frame_rate(tmp_path):
     np.testing.assert_allclose(middle.numpy()[0, 2::4, 2::4] * 255, 255 - SMOOTH, atol=6)
 
 
+def test_a_colon_in_the_name_of_a_video_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mp4(tmp_path / "scan.mp4")
+    os.rename("scan.mp4", "scan:1.mp4")
+    assert LoadUltrasound()("scan:1.mp4").ndim == 3
+
+
 def test_a_video_is_turned_as_it_is_shown(tmp_path):
     img = LoadUltrasound(frame=0)(mp4(tmp_path / "a.mp4", rotated=True))
     assert img.meta["turn"] == 6
@@ -535,6 +542,12 @@ def test_animations_have_their_frame_time(tmp_path, ending):
     frames = [Image.fromarray(np.full((16, 16, 3), 60 * n, np.uint8)) for n in range(3)]
     frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], duration=40)
     assert LoadUltrasound(3)(tmp_path / f"a.{ending}").meta["frame_time"] == pytest.approx(0.04)
+
+
+def test_a_name_that_begins_as_a_home_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(GRAY).save("~scan.png")
+    assert LoadUltrasound()("~scan.png").shape == (1, *GRAY.shape)
 
 
 def test_pages_are_a_volume_in_mm_where_their_distance_is_stated(tmp_path):
