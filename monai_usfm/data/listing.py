@@ -108,7 +108,9 @@ def make_datalist(
     if table:
         _apply_table(entries, table, names)
     import_itk(entry.path for entry in entries)
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+    # around the threads: each of them would put back the filters that another one had set
+    with warnings.catch_warnings(), ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")
         list(pool.map(_inspect, entries))
     readable = [entry for entry in entries if not entry.unreadable]
     if not readable:
@@ -246,13 +248,11 @@ def _apply_table(entries: Sequence[Entry], file: str, classes: Sequence[str] = (
 def _inspect(entry: Entry) -> None:
     """Read a file once: is it sound, how many frames, what does it look like."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            img = LoadUltrasound(dtype=torch.uint8)(entry.path)
-            if entry.patient is None and file_format(entry.path) == "dicom":
-                identity = str(pydicom.dcmread(entry.path, stop_before_pixels=True).get("PatientID") or "")
-                if any(c.isalnum() for c in identity):
-                    entry.patient, entry.rule = identity, "the Patient ID of DICOM"
+        img = LoadUltrasound(dtype=torch.uint8)(entry.path)
+        if entry.patient is None and file_format(entry.path) == "dicom":
+            identity = str(pydicom.dcmread(entry.path, stop_before_pixels=True).get("PatientID") or "")
+            if any(c.isalnum() for c in identity):
+                entry.patient, entry.rule = identity, "the Patient ID of DICOM"
         entry.num_frames = int(getattr(img, "meta", {}).get("num_frames", 1))
         entry.tells_white = bool(getattr(img, "meta", {}).get("full_scale"))
         entry.digest = hashlib.sha256(repr(img.shape).encode() + img.numpy().tobytes()).hexdigest()

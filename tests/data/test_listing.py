@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,14 @@ def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
     found = {i["image"]: [i["label"]] if isinstance(i.get("label"), str) else i.get("label", []) for i in items}
     assert found == dict(LAYOUTS[layout])
     assert (f"{len(masks)} files look like masks" in capsys.readouterr().out) == bool(masks)
+
+
+def test_reading_leaves_the_filters_of_warnings_as_they_were(tmp_path):
+    for number in range(24):
+        write_image(tmp_path / "set" / f"p{number}.png", number)
+    before = list(warnings.filters)
+    make_datalist([str(tmp_path / "set")], num_workers=8)
+    assert warnings.filters == before
 
 
 def test_masks_that_no_name_tells_are_warned_of(make, tmp_path):
