@@ -55,11 +55,12 @@ class Masks:
             names[folder].add(name)
         parts = folders_of_parts(names)
         self.of_parts: set[Path] = set()
+        is_labels = cache(is_label_folder)  # for these files alone: folders come and go
         tails = {(folder, FIRST_WORD.sub("", stem)) for folder, stem in stems if not LABEL_BEGINNING.match(stem)}
         for path in paths:
             folder, stem = composed(path.parent), stem_of(path)
             below = len(path.parent.relative_to(root).parts)
-            apart = any(is_label_folder(part) for part in [path.parent, *path.parent.parents][:below])
+            apart = any(is_labels(part) for part in [path.parent, *path.parent.parents][:below])
             ending, beginning = LABEL_ENDING.search(stem), LABEL_BEGINNING.match(stem)
             bare = stem[: ending.start()] if ending else stem
             # a number after the word, or the word in front, says "mask" only where the image of it is there
@@ -78,7 +79,11 @@ class Masks:
                 self.renamed[folder, stem[beginning.end() :]].append(path)
             else:
                 self.images.append(path)
-        self.folders = sorted({folder for folder, _ in (*self.named, *self.renamed)})
+        # the folders of masks by all but one of their parts: to look at each for each image would take too long
+        self.folders: dict[tuple, list[Path]] = defaultdict(list)
+        for found in sorted({folder for folder, _ in (*self.named, *self.renamed)}):
+            for places in _all_but_one(found):
+                self.folders[places].append(found)
         self.files = set(paths) - set(self.images)
         self.alike = Counter((composed(path.parent), FIRST_WORD.sub("", stem_of(path))) for path in self.images)
 
@@ -87,7 +92,8 @@ class Masks:
         names = bare_names(image)
         tail = FIRST_WORD.sub("", names[0])
         here = composed(image.parent)
-        for folder in [here, *(f for f in self.folders if is_counterpart(here, f))]:
+        near = {folder for places in (here.parts, *_all_but_one(here)) for folder in self.folders.get(places, ())}
+        for folder in [here, *sorted(f for f in near if is_counterpart(here, f))]:
             found = next((self.named[folder, name] for name in names if (folder, name) in self.named), None)
             if not found and self.alike[here, tail] == 1:
                 found = self.renamed.get((folder, tail))
@@ -126,7 +132,12 @@ def says_something(name: str) -> bool:
     return any(len(word) > 1 and word not in NO_ORGAN and not word.isdigit() for word in core(name))
 
 
-@cache
+def _all_but_one(folder: Path) -> list[tuple]:
+    """The parts of a path without each of them in turn, and which one that is; without the last, the folder above."""
+    parts = folder.parts
+    return [parts[:-1], *((place, *parts[:place], *parts[place + 1 :]) for place in range(len(parts)))]
+
+
 def is_label_folder(folder: Path) -> bool:
     """By its name: ``masks``; or ``test-mask`` beside ``test-image``, but no ``Dataset_with_GT``."""
     if not LABEL_WORDS & set(words_of(folder.name)):

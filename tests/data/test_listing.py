@@ -25,8 +25,10 @@ from monai_usfm.data import (
     load_splits,
     make_datalist,
     mark_results,
+    pairing,
 )
 from monai_usfm.data.listing import split_groups
+from monai_usfm.data.pairing import Masks, is_counterpart
 
 SPLITS = ("training", "validation", "test")
 
@@ -210,6 +212,23 @@ def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
     found = {i["image"]: [i["label"]] if isinstance(i.get("label"), str) else i.get("label", []) for i in items}
     assert found == dict(LAYOUTS[layout])
     assert (f"{len(masks)} files look like masks" in capsys.readouterr().out) == bool(masks)
+
+
+def test_a_folder_of_masks_is_told_as_soon_as_its_images_are_there(tmp_path):
+    mask, image = tmp_path / "test-mask" / "a.png", tmp_path / "test-image" / "a.png"
+    mask.parent.mkdir()
+    assert Masks(tmp_path, [mask]).images == [mask]
+    image.parent.mkdir()
+    assert Masks(tmp_path, [image, mask]).of(image) == [mask]
+
+
+def test_of_many_folders_few_are_looked_at_for_an_image(monkeypatch):
+    looked = []
+    monkeypatch.setattr(pairing, "is_counterpart", lambda *folders: looked.append(folders) or is_counterpart(*folders))
+    pairs = [[Path(f"/x/{number}/{kind}/a.png") for kind in ("images", "masks")] for number in range(50)]
+    masks = Masks(Path("/x"), [path for pair in pairs for path in pair])
+    assert [masks.of(image) for image, _ in pairs] == [[mask] for _, mask in pairs]
+    assert len(looked) == 50
 
 
 def test_reading_leaves_the_filters_of_warnings_as_they_were(tmp_path):
