@@ -226,7 +226,8 @@ class UltrasoundDataset(Dataset):
     def _run(self, index: int, end: int | None = None) -> Any:
         """Transform an item; where that failed on a file, raise its error itself instead of Compose's about it."""
         try:
-            return self.transform(self.data[index], end=end)
+            # the fixed transforms are run by several threads, where one that keeps something must be a copy
+            return self.transform(self.data[index], end=end, threading=end == self._split)
         except Exception as error:
             cause = _unreadable(error)
             if cause is None:

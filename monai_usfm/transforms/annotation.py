@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
-from monai.transforms import Transform
+from monai.transforms import ThreadUnsafe, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
@@ -38,7 +38,7 @@ class AnnotationReport:
         return len(self.kinds)
 
 
-class RemoveAnnotations(Transform):
+class RemoveAnnotations(ThreadUnsafe, Transform):
     """Find burned-in annotations, report them, and fill them in from their surroundings: ``(C, *S) -> (C, *S)``.
 
     An annotation is told from tissue by what a beam cannot draw:

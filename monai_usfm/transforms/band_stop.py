@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.config import NdarrayOrTensor
 from monai.data import get_track_meta
-from monai.transforms import RandomizableTransform, Transform
+from monai.transforms import RandomizableTransform, ThreadUnsafe, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from monai_usfm.physics.spectrum import (
@@ -28,7 +28,7 @@ from monai_usfm.transforms.effect import check_image
 __all__ = ["FourierBandStop", "FourierBandStopd", "RandFourierBandStop", "RandFourierBandStopd"]
 
 
-class FourierBandStop(Transform):
+class FourierBandStop(ThreadUnsafe, Transform):
     """Remove rings of the spectrum of an image, the same ones every time.
 
     The mean of the image is kept, so are the sign and the scale. An image in [0, 1] may leave that range a little;

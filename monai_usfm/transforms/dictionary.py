@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, MutableMapping
 from typing import Any, ClassVar
 
 from monai.config import KeysCollection
-from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Transform
+from monai.transforms import InvertibleTransform, MapTransform, Randomizable, ThreadUnsafe, Transform
 from monai.utils import TransformBackends, ensure_tuple_rep
 
 TORCH, NUMPY = [TransformBackends.TORCH], [TransformBackends.NUMPY]  # what a transform computes with, its ``backend``
@@ -116,7 +116,7 @@ def dictionary_form(array: type[Transform], base: type[DictionaryForm] = Diction
     random = issubclass(array, Randomizable)
     summary = f"Dictionary form of :class:`{array.__name__}`." + (" One draw serves every key." if random else "")
     lines = dict.fromkeys(text for _, _, text in entries)  # one entry may document several
-    bases: tuple[type, ...] = (base, Randomizable) if random else (base,)
+    bases: tuple[type, ...] = (base, *(trait for trait in (Randomizable, ThreadUnsafe) if issubclass(array, trait)))
     if issubclass(array, InvertibleTransform) and not issubclass(base, InvertibleForm):
         bases = (InvertibleForm, *bases[(base is DictionaryForm) :])
     name = f"{array.__name__}d"

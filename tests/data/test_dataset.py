@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, decollate_batch, set_track_meta
-from monai.transforms import CastToTyped, Lambdad, RandFlipd, RandGaussianNoised, Resized, SelectItemsd
+from monai.transforms import (
+    CastToTyped,
+    Lambdad,
+    RandFlipd,
+    RandGaussianNoised,
+    Resized,
+    SelectItemsd,
+    ThreadUnsafe,
+    Transform,
+)
 from PIL import Image
 from torch.utils.data import SequentialSampler
 
@@ -251,6 +261,20 @@ def test_what_changed_is_read_anew(items, tmp_path, reads, change):
     dataset[0], dataset[1]
     assert reads == ([0, 3] if change == "size" else [0])
     assert bool(dataset[0]["image"].any()) != (change == "file")
+
+
+class Remembers(ThreadUnsafe, Transform):
+    def __call__(self, data):
+        self.number = data["number"]
+        time.sleep(0.01)  # another thread takes its turn
+        return {**data, "seen": torch.tensor([self.number])}
+
+
+def test_threads_share_no_transform_that_keeps_something(items, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    dataset = stored(good(items), [LOAD, Remembers()], tmp_path)
+    dataset.read_all()
+    assert [int(item["seen"]) for item in dataset] == [0, 3, 4, 5]
 
 
 @pytest.mark.parametrize("damage", ["byte", "cut", "index"])

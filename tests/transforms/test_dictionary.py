@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 import torch
-from monai.transforms import MapTransform, Randomizable, Transform
+from monai.transforms import MapTransform, Randomizable, ThreadUnsafe, Transform
 from monai.utils import TransformBackends
 
 import monai_usfm.data as data
@@ -55,6 +55,21 @@ def test_dictionary_forms_take_and_document_the_options_of_the_array_forms(name)
     for option in parameters:
         assert f"    {option}: " in form.__doc__ or f"{option}, " in form.__doc__ or f", {option}: " in form.__doc__
     assert issubclass(form, Randomizable) == issubclass(form.array, Randomizable)
+    assert issubclass(form, ThreadUnsafe) == issubclass(form.array, ThreadUnsafe)
+
+
+@pytest.mark.parametrize("name", sorted(set(ARRAYS) - {"ToBeamSpace", "FromBeamSpace", "LabelIndices"}))
+def test_what_a_transform_keeps_of_an_image_makes_it_unsafe_for_threads(name):
+    options = {
+        "FourierBandStop": {"rings": [(0.2, 0.4)]},
+        "FitBeam": {"fallback": None},
+        "SeparableResize": {"spatial_size": (8, 8)},
+    }
+    transform = ARRAYS[name](**options.get(name, {}))
+    before = vars(transform).copy()
+    transform(torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0)))
+    kept = {key: value for key, value in vars(transform).items() if before.get(key) is not value}
+    assert isinstance(transform, ThreadUnsafe) or set(kept) <= {"_tracing"}
 
 
 def test_a_form_survives_pickling_with_its_state():
