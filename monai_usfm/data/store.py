@@ -36,8 +36,8 @@ class Uint8Store:
 
     Images in [0, 1] are kept exactly to 1/510, whole numbers from 0 to 255 (labels) exactly, small tensors of other
     values in float32; of metadata the name of the file and what gives mm. An item is found by the hash of what it
-    depends on: the transforms, its own entries, the sizes and times of its files. So subsets, other lists and other
-    runs share what they have in common, and a changed file is read anew.
+    depends on: the transforms, its own entries, the sizes and times of its files and of the ``.json`` beside them. So
+    subsets, other lists and other runs share what they have in common, and a changed file is read anew.
 
     Every process that adds items writes a shard of its own, ``NAME.bin``, and lists them in ``NAME.index`` after the
     bytes. Nothing is locked, and what a killed process wrote stays usable. The index is read by whoever opens the store
@@ -79,8 +79,9 @@ class Uint8Store:
                 continue
             for name in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(name, str | os.PathLike) and os.path.isfile(name):
-                    stat = os.stat(name)
-                    digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+                    for file in filter(os.path.isfile, (name, f"{name}.json")):  # the reader heeds what that one tells
+                        stat = os.stat(file)
+                        digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
         return digest.digest()
 
     def _find(self, item: Mapping[str, Any]) -> bytes | None:

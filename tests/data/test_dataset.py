@@ -246,12 +246,14 @@ def test_random_transforms_stay_random_after_the_store(items, tmp_path):
     assert not torch.equal(dataset[0]["image"], dataset[0]["image"])
 
 
-@pytest.mark.parametrize("change", ["file", "size", "frame"])
+@pytest.mark.parametrize("change", ["file", "note", "size", "frame"])
 def test_what_changed_is_read_anew(items, tmp_path, reads, change):
     items, transform = good(items), list(FIXED)
     list(stored(items, transform, tmp_path))
     if change == "file":
         Image.fromarray(np.zeros((30, 40), np.uint8)).save(items[0]["image"])
+    elif change == "note":
+        Path(items[0]["image"] + ".json").write_text('{"spacing_mm": [0.2, 0.1]}')
     elif change == "size":
         transform[1] = Resized("image", (16, 16))
     else:  # whatever a transform may read from the item
