@@ -102,9 +102,12 @@ class Uint8Store:
         if key is None:
             return None
         shard, start, size, checksum = self._entries[key]
-        if shard not in self._maps or len(self._maps[shard]) < start + size:
-            self._maps[shard] = np.memmap(shard, np.uint8, mode="r")
-        content = self._maps[shard][start : start + size]
+        try:
+            if shard not in self._maps or len(self._maps[shard]) < start + size:
+                self._maps[shard] = np.memmap(shard, np.uint8, mode="r")
+            content = self._maps[shard][start : start + size]
+        except (OSError, ValueError):  # the shard is gone, or empty, as a power failure leaves it
+            content = np.empty(0, np.uint8)
         if len(content) != size or crc32(content) != checksum:  # type: ignore[arg-type]
             logger.warning("%s: an item is damaged and is read from its file again.", shard)
             del self._entries[key]

@@ -265,6 +265,15 @@ def test_what_changed_is_read_anew(items, tmp_path, reads, change):
     assert bool(dataset[0]["image"].any()) != (change == "file")
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_items_of_a_lost_shard_are_read_from_their_files_again(items, tmp_path, reads, empty):
+    list(stored(good(items), FIXED, tmp_path))
+    shard = next((tmp_path / "store").glob("*.bin"))
+    shard.write_bytes(b"") if empty else shard.unlink()
+    reads.clear()
+    assert stored(good(items), FIXED, tmp_path)[0]["image"].any() and reads == [0]
+
+
 class Remembers(ThreadUnsafe, Transform):
     def __call__(self, data):
         self.number = data["number"]
