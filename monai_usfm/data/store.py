@@ -117,7 +117,8 @@ class Uint8Store:
     def put(self, item: Mapping[str, Any], transformed: Mapping[str, Any]) -> dict[str, Any]:
         """Store what the transforms made of ``item``, and give it as :meth:`get` does.
 
-        Tensors that are neither in [0, 1] nor whole numbers up to 255, and new entries of another kind, are refused.
+        Tensors that are neither in [0, 1] nor whole numbers up to 255, and new or changed entries of another kind, are
+        refused.
         """
         content = _packed(item, transformed)
         if self._shard is None:
@@ -159,8 +160,8 @@ def _packed(item: Mapping[str, Any], transformed: Mapping[str, Any]) -> bytes:
     parts = []
     for name, value in transformed.items():
         if not isinstance(value, torch.Tensor | np.ndarray) or value is item.get(name):
-            if name not in item:
-                raise ValueError(f"the store holds tensors, but the fixed transforms also made {name!r}.")
+            if name not in item or (value is not item[name] and repr(value) != repr(item[name])):
+                raise ValueError(f"the store holds tensors, but the fixed transforms also made or changed {name!r}.")
             header["kept"].append(name)
             continue
         tensor = convert_to_tensor(value, track_meta=False).cpu()

@@ -342,6 +342,15 @@ def test_values_that_a_byte_does_not_hold_are_refused(items, tmp_path):
         stored(good(items), [*FIXED, Lambdad("image", large)], tmp_path)[0]
 
 
+def renumbered(number):
+    return number + 1
+
+
+def test_other_entries_that_the_transforms_change_are_refused(items, tmp_path):
+    with pytest.raises(ValueError, match="also made or changed 'number'"):
+        stored(good(items), [*FIXED, Lambdad("number", renumbered)], tmp_path)[0]
+
+
 def test_a_random_loader_cannot_be_stored(items, tmp_path):
     with pytest.raises(ValueError, match="nothing to store before the first random transform"):
         stored(items, [RandGaussianNoised("image")], tmp_path)
