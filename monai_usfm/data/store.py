@@ -62,6 +62,10 @@ class Uint8Store:
         self._maps: dict[Path, np.ndarray] = {}
         self._shard: Path | None = None
 
+    def _check_process(self) -> None:
+        if self._process != os.getpid():  # a forked worker: a shard has one writer
+            self._forget()
+
     def __getstate__(self) -> dict:
         return {"folder": self.folder, "transforms": self.transforms}
 
@@ -85,8 +89,7 @@ class Uint8Store:
         return digest.digest()
 
     def _find(self, item: Mapping[str, Any]) -> bytes | None:
-        if self._process != os.getpid():  # a forked worker: a shard has one writer
-            self._forget()
+        self._check_process()
         key = self.key(item)
         if key not in self._entries:
             self._refresh()
@@ -121,6 +124,7 @@ class Uint8Store:
         refused.
         """
         content = _packed(item, transformed)
+        self._check_process()
         if self._shard is None:
             self._shard = self._new_shard()
         with open(self._shard, "ab") as shard, open(self._shard.with_suffix(".index"), "ab") as index:

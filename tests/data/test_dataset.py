@@ -31,6 +31,7 @@ from monai_usfm.data import (
     LoadUltrasoundd,
     OrganBalancedSampler,
     ResidentImages,
+    Uint8Store,
     UltrasoundDataset,
     UnreadableImageError,
     warn_absent_classes,
@@ -272,6 +273,14 @@ def test_items_of_a_lost_shard_are_read_from_their_files_again(items, tmp_path, 
     shard.write_bytes(b"") if empty else shard.unlink()
     reads.clear()
     assert stored(good(items), FIXED, tmp_path)[0]["image"].any() and reads == [0]
+
+
+def test_a_forked_process_writes_a_shard_of_its_own(tmp_path):
+    store = Uint8Store(tmp_path, [])
+    store.put({"image": "a"}, {"image": torch.zeros(1, 4, 4)})
+    store._process = -1  # as a process finds it that was forked here
+    store.put({"image": "b"}, {"image": torch.ones(1, 4, 4)})
+    assert len(list(tmp_path.glob("*.bin"))) == 2
 
 
 class Remembers(ThreadUnsafe, Transform):
