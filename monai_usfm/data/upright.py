@@ -91,6 +91,12 @@ class UprightGray(InvertibleTransform):
         self.scale, self.full_scale = scale, full_scale
         self._warned: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **super().__getstate__(),
+            "_warned": set(),
+        }  # no part of what the transform does, by which a store knows it
+
     def __call__(
         self,
         img: torch.Tensor,

@@ -360,6 +360,13 @@ def test_other_entries_that_the_transforms_change_are_refused(items, tmp_path):
         stored(good(items), [*FIXED, Lambdad("number", renumbered)], tmp_path)[0]
 
 
+def test_warnings_that_were_given_do_not_change_what_is_stored(items, tmp_path):
+    steps = [LoadUltrasoundd("image")]
+    list(stored(good(items), steps, tmp_path))
+    steps[0].loaders[0].upright._warned.add("guessed")
+    assert good(items)[0] in stored(good(items), steps, tmp_path)._store
+
+
 def test_a_random_loader_cannot_be_stored(items, tmp_path):
     with pytest.raises(ValueError, match="nothing to store before the first random transform"):
         stored(items, [RandGaussianNoised("image")], tmp_path)
