@@ -139,7 +139,8 @@ class UprightGray(InvertibleTransform):
         shape = values.shape[1:]
         kept = _kept_axes(name, shape)
         values = values.squeeze(tuple(1 + axis for axis in range(len(shape)) if axis not in kept))
-        count = int(meta.get("num_frames") or (shape[kept[2]] if len(kept) == 3 else 1))
+        # of a single frame the reader tells how many there are; others may have been cut off since
+        count = shape[kept[2]] if len(kept) == 3 else int(meta.get("num_frames") or 1)
         white = _header_full_scale(values.dtype, meta)
         values = self._scaled(name, self._channels(name, values, white, meta), white, full_scale)
         frame = int(meta.get("frame", -1))
@@ -287,7 +288,7 @@ class UprightGray(InvertibleTransform):
         """Attach affine and metadata: the same keys and types for every format, so that mixed batches collate."""
         affine = _affine_of(meta)
         size_in = affine_to_spacing(affine)
-        cine = bool(meta.get("cine", False))
+        cine = bool(meta.get("cine", len(kept) == 3 and kept[2] > 2))  # the fourth axis is time
         if self.spatial_dims == 2 and frame > 0 and not cine:
             affine[:3, 3] += affine[:3, kept[2] if len(kept) == 3 else 2] * frame
         spare = [axis for axis in range(3) if axis not in kept]  # a fourth axis, time, takes the place of such a one

@@ -11,8 +11,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor, list_data_collate
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Resized, SaveImaged
+from monai.data import MetaTensor, NibabelReader, list_data_collate
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImage,
+    LoadImaged,
+    Resized,
+    SaveImaged,
+    SpatialCrop,
+)
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -110,6 +119,22 @@ def chain(spatial_dims: int, reader=UltrasoundReader) -> Compose:
     return Compose(
         [LoadImaged("image", reader=reader), EnsureChannelFirstd("image"), UprightGrayd("image", spatial_dims)]
     )
+
+
+def test_a_frame_of_a_cine_lies_where_the_file_says_whoever_reads_it(tmp_path):
+    path = write(tmp_path / "cine.nii.gz")
+    ours, theirs = (
+        Compose([LoadImage(reader, ensure_channel_first=True), UprightGray(2, frame=2)])(path)
+        for reader in (UltrasoundReader, NibabelReader)
+    )
+    assert torch.equal(ours.affine, theirs.affine) and ours.meta["cine"] is theirs.meta["cine"] is True
+
+
+def test_the_middle_is_that_of_the_slices_that_are_left(tmp_path):
+    volume = LoadImage(UltrasoundReader, ensure_channel_first=True)(write(tmp_path / "volume.nii.gz"))
+    cropped = SpatialCrop(roi_slices=[slice(None), slice(None), slice(0, 2)])(volume)
+    assert UprightGray(2, frame=-1)(cropped).meta["frame"] == 1
+    assert UprightGray(2)(torch.cat([volume, volume], -1)).meta["frame"] == 3
 
 
 @pytest.mark.parametrize(("name", "spatial_dims"), [(n, 2) for n in STILLS] + [(n, d) for n in VOLUMES for d in (2, 3)])
