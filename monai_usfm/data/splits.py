@@ -302,12 +302,13 @@ def _held_out(items: Sequence[dict[str, Any]], shares: Sequence[float], holdout:
     of_class: dict[str, set[float]] = defaultdict(set)
     for item, share in zip(items, shares, strict=True):
         of_class[str(item.get("class"))].add(share)
-    held: set[float] = set()
+    held, kept = set[float](), set[float]()
     for found in of_class.values():
         if len(found) > 1 or len(of_class) == 1:
             limit = max(holdout, math.nextafter(min(found), 1))  # a short list gives one patient too
             held |= {share for share in found if share < limit}
-    return held
+            kept.add(max(found))
+    return held - kept
 
 
 def _shares(items: Sequence[dict[str, Any]]) -> list[float]:

@@ -292,6 +292,15 @@ def test_classes_of_one_patient_each_are_trained_on_and_validated(tmp_path: Path
     assert len(found["training"]) == len(found["validation"]) == 2
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_class_loses_all_its_patients_to_validation(tmp_path: Path, seed: int) -> None:
+    items = [{"image": f"{p}.png", "patient": f"{seed}-{p}", "class": p % 2} for p in range(4)]
+    write(tmp_path, {"training": items}, files=False)
+    found = load_splits(tmp_path, synthetic_dir=tmp_path, holdout=0.99, check_files=False)
+    assert {item["class"] for item in found["training"]} == {0, 1}
+    assert not {item["image"] for item in found["training"]} & {item["image"] for item in found["validation"]}
+
+
 @pytest.mark.parametrize("way", ["copy", "symlink", "hardlink"])
 def test_a_copy_or_link_in_another_split_is_named(tmp_path: Path, way: str) -> None:
     path = write(tmp_path, {"training": patients(2), "validation": patients(1, first=2)})
