@@ -148,7 +148,7 @@ def with_full_scale(items: Sequence[dict[str, Any]], full_scale: float | None = 
             :func:`common_full_scale`.
     """
     white = common_full_scale(items) if full_scale is None else full_scale
-    return [{"full_scale": white, **item} for item in items] if white else list(items)
+    return [{**item, "full_scale": white} if white and item.get("full_scale") is None else item for item in items]
 
 
 def spread_frames(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

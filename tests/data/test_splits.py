@@ -24,6 +24,7 @@ from monai_usfm.data import (
     results_root,
     spread_frames,
 )
+from monai_usfm.data.splits import with_full_scale
 
 
 def write(folder: Path, lists: dict, name: str = "dataset.json", files: bool = True) -> Path:
@@ -338,6 +339,11 @@ def test_cines_are_spread_into_frames_and_single_frames_stay():
     )
     with pytest.raises(ValueError, match="at least 1, got 0"):
         spread_frames(items, 0)
+
+
+def test_a_null_tells_no_white():
+    items = [{"image": "a", "full_scale": None}, {"image": "b", "full_scale": 255}, {"image": "c"}]
+    assert [item["full_scale"] for item in with_full_scale(items, 4095.0)] == [4095.0, 255, 4095.0]
 
 
 def test_patients_beside_values_are_texts_or_stand_nowhere(tmp_path):
