@@ -116,8 +116,17 @@ def _with_values(item: Item, names: Sequence[str]) -> Item:
 
 
 def value_scale(items: Sequence[Item]) -> dict[str, list[float]]:
-    """``mean`` and ``std`` of each number of the training items of :func:`load_class_splits`; 1 for a std of 0."""
+    """``mean`` and ``std`` of each number of the training items of :func:`load_class_splits`; 1 for a std of 0.
+
+    Raises:
+        ValueError: for a number that no item has.
+    """
     table = torch.stack([item["class"] for item in items]).double()
+    if absent := table.isnan().all(0).nonzero().flatten().tolist():
+        raise ValueError(
+            f"no training item has number {', '.join(str(1 + place) for place in absent)} of --values, so the network "
+            "cannot learn it; correct the datalist, or --values."
+        )
     mean = table.nanmean(0)
     std = (table - mean).square().nanmean(0).sqrt()
     return {"mean": mean.tolist(), "std": torch.where(std > 0, std, torch.ones_like(std)).tolist()}

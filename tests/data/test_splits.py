@@ -23,6 +23,7 @@ from monai_usfm.data import (
     result_name,
     results_root,
     spread_frames,
+    value_scale,
 )
 from monai_usfm.data.splits import with_full_scale
 
@@ -344,6 +345,13 @@ def test_cines_are_spread_into_frames_and_single_frames_stay():
 def test_a_null_tells_no_white():
     items = [{"image": "a", "full_scale": None}, {"image": "b", "full_scale": 255}, {"image": "c"}]
     assert [item["full_scale"] for item in with_full_scale(items, 4095.0)] == [4095.0, 255, 4095.0]
+
+
+def test_a_number_that_no_training_item_has_is_refused(tmp_path):
+    write(tmp_path, {"training": [{"image": f"{n}.png", "age": 2.0} for n in range(2)]})
+    names = {"values": ["age", "weight"], "num_classes": 2, "synthetic_dir": "", "splits": ("training",)}
+    with pytest.raises(ValueError, match="no training item has number 2 of --values"):
+        value_scale(load_class_splits(tmp_path, **names)["training"])
 
 
 def test_patients_beside_values_are_texts_or_stand_nowhere(tmp_path):
