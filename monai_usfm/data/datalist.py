@@ -94,8 +94,9 @@ def load_datalist(
     def entry_of(item: Item) -> tuple[str, str]:
         return path_key(str(item.get("image"))), str(item.get("frame"))
 
-    if len({hash(entry_of(item)) for item in items}) < len(items) and (
-        doubled := [image for (image, _), number in Counter(map(entry_of, items)).items() if number > 1]
+    shown = [item for item in items if item.get("image")]  # recorded pairs may have other keys alone
+    if len({hash(entry_of(item)) for item in shown}) < len(shown) and (
+        doubled := [image for (image, _), number in Counter(map(entry_of, shown)).items() if number > 1]
     ):
         warnings.warn(
             f"{file}: {len(doubled)} images stand more than once in {split!r}, for example {doubled[0]}: they count "
@@ -208,12 +209,12 @@ def check_patient_leak(splits: Mapping[str, Sequence[Item]], keys: Sequence[str]
 def equal_files(files: Iterable[str]) -> dict[str, str]:
     """``file -> name`` such that two names of one file, links and copies with the same bytes have one name.
 
-    Only files of equal size are read, and only their first 64 KB where these differ.
+    Only files of equal size are read, and only their first 64 KB where these differ. Empty files are no copies.
     """
     alike: dict[Any, list[str]] = defaultdict(list)
     for file in sorted(files):
-        size = os.path.getsize(file) if os.path.isfile(file) else None
-        alike[path_key(file) if size is None else size].append(file)
+        size = os.path.getsize(file) if os.path.isfile(file) else 0
+        alike[size or path_key(file)].append(file)
 
     def digest(file: str, length: int) -> bytes:
         with open(file, "rb") as stream:

@@ -217,6 +217,20 @@ def test_an_image_that_stands_twice_in_a_split_is_told_but_not_its_frames(tmp_pa
         assert len(load_datalist(listing(tmp_path, {"training": items}), tmp_path, "training")) == 2
 
 
+def test_recorded_pairs_without_an_image_stand_once(tmp_path):
+    pairs = [{"noisy": f"{n}a.png", "clean": f"{n}b.png"} for n in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_datalist(listing(tmp_path, {"training": pairs}), None, "training", required=("noisy",), check_files=False)
+
+
+def test_empty_files_are_no_copies_of_each_other(tmp_path):
+    lists = {split: [{"image": str(tmp_path / f"{split}.png")}] for split in ("training", "test")}
+    for (item,) in lists.values():
+        Path(item["image"]).touch()
+    check_patient_leak(lists)
+
+
 @pytest.mark.parametrize(("disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_are_found_composed_or_decomposed(tmp_path, disk, listed):
     (tmp_path / unicodedata.normalize(disk, "möhre.png")).touch()
