@@ -323,15 +323,19 @@ def _resolved(base: Path, key: str, value: Any, required: Sequence[str], absent:
 
 def _whole_path(base: Path, name: str, absent: set[str]) -> str:
     """The path without ``..``, so that results named after it stay in their folder; letters as the disk has them."""
-    if os.sep == "/" and name[-1:] not in ("", "/") and "//" not in name and "/." not in f"/{name}":
-        path = os.path.join("" if str(base) == "." else base, name)  # as below, and faster
-    else:
-        whole = base / name
-        path = str(whole.parent.resolve() / whole.name if ".." in whole.parts else whole)
+    path = _joined(base, name)
     if not os.path.exists(path):
-        forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+        # of the name alone: the folder is there as it is written
+        forms = (_joined(base, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))
         found = next((form for form in forms if os.path.exists(form)), None)
         if found is None:
             absent.add(path)
         path = found or path
     return path
+
+
+def _joined(base: Path, name: str) -> str:
+    if os.sep == "/" and name[-1:] not in ("", "/") and "//" not in name and "/." not in f"/{name}":
+        return os.path.join("" if str(base) == "." else base, name)  # as below, and faster
+    whole = base / name
+    return str(whole.parent.resolve() / whole.name if ".." in whole.parts else whole)

@@ -233,8 +233,8 @@ def test_empty_files_are_no_copies_of_each_other(tmp_path):
 
 @pytest.mark.parametrize(("disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_are_found_composed_or_decomposed(tmp_path, disk, listed):
-    (tmp_path / unicodedata.normalize(disk, "möhre.png")).touch()
-    path = listing(tmp_path, {"training": [unicodedata.normalize(listed, "möhre.png")]})
-    assert load_datalist(path, tmp_path, "training")[0]["image"] == str(
-        tmp_path / unicodedata.normalize(disk, "möhre.png")
-    )
+    folder = tmp_path / unicodedata.normalize(listed, "ä")  # which is named as the disk has it
+    folder.mkdir()
+    (folder / unicodedata.normalize(disk, "möhre.png")).touch()
+    path = listing(folder, {"training": [unicodedata.normalize(listed, "möhre.png")]})
+    assert load_datalist(path, folder, "training")[0]["image"] == str(folder / unicodedata.normalize(disk, "möhre.png"))
