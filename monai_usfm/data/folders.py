@@ -68,15 +68,16 @@ def find_files(folder: PathLike) -> FoundFiles:
             continue
         for entry in entries:
             path = here / entry.name
-            if entry.is_dir():
-                if (path / RESULTS_MARK).exists():
+            # of a link that leads to itself, or where it may not, the entry would raise
+            if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
+                if os.path.exists(path / RESULTS_MARK):
                     found.skipped[path] = f"results of monai_usfm, by the file {RESULTS_MARK}"
                 elif SKIPPED_FOLDERS.match(entry.name):
                     found.skipped[path] = "hidden, or kept by the system"
                 else:
                     (linked if entry.is_symlink() else real).append(path)
             elif not SKIPPED_FILES.match(entry.name):
-                if not entry.is_file():
+                if not os.path.isfile(path):
                     found.others[path] = "a broken link" if entry.is_symlink() else "no regular file"
                 elif reason := _why_no_image(path):
                     found.others[path] = reason

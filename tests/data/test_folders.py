@@ -78,9 +78,12 @@ def test_linked_folders_are_searched_once_and_loops_end(tmp_path):
     (tmp_path / "data" / "far").symlink_to(tmp_path / "other")
     (tmp_path / "data" / "b" / "up").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "broken.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "data" / "itself").symlink_to(tmp_path / "data" / "itself")
     found = find_files(tmp_path / "data")
     assert images(tmp_path / "data") == ["b/1.png", "far/2.png"]
-    assert {path.name: reason for path, reason in found.others.items()} == {"broken.png": "a broken link"}
+    assert {path.name: reason for path, reason in found.others.items()} == dict.fromkeys(
+        ["broken.png", "itself"], "a broken link"
+    )
 
 
 def test_other_files_are_named_hidden_ones_are_not(tmp_path):
