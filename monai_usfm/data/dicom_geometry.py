@@ -110,9 +110,8 @@ def frame_times(dataset: Dataset) -> np.ndarray | None:
     From Frame Time Vector, Frame Time, Cine Rate or Recommended Display Frame Rate, whichever comes first.
     """
     count = int(dataset.get("NumberOfFrames") or 1)
-    vector = dataset.get("FrameTimeVector")
-    if vector is not None and count > 1 and len(vector) == count:
-        steps = np.asarray(vector, dtype=np.float64)
+    steps = np.atleast_1d(np.asarray(dataset.get("FrameTimeVector") or [], dtype=np.float64))
+    if count > 1 and len(steps) == count:
         return np.concatenate([[0.0], np.cumsum(steps[1:])]) / 1000
     step = float(dataset.get("FrameTime") or 0) / 1000
     for keyword in ("CineRate", "RecommendedDisplayFrameRate"):

@@ -185,6 +185,7 @@ def test_jpeg_compressed_color_is_decoded(tmp_path):
     [
         ({"FrameTime": 40}, [0, 0.04, 0.08]),
         ({"FrameTimeVector": [0, 30, 50]}, [0, 0.03, 0.08]),
+        ({"FrameTimeVector": 40, "CineRate": 20}, [0, 0.05, 0.1]),
         ({"CineRate": 20}, [0, 0.05, 0.1]),
         ({"RecommendedDisplayFrameRate": 10, "FrameTime": 0}, [0, 0.1, 0.2]),
     ],
