@@ -100,6 +100,8 @@ def display_values(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, fl
         white = 0.0 if vague else float(high)
         if not inverse:
             return values, white
+        if low < 0:  # with no white to count from: turned round within its type
+            return ~values, white
         white = white or (255.0 if values.max() <= 255 else 4095.0 if values.max() <= 4095 else 65535.0)
         return (white - values).astype(values.dtype), white
     shown = apply_modality_lut(values, lut).astype(np.float64)

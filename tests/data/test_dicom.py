@@ -33,6 +33,7 @@ from monai_usfm.data import (
     frame_times,
     ultrasound_regions,
 )
+from monai_usfm.data.dicom_pixels import display_values
 from tests.dicom_files import region, saved, ultrasound
 
 # File in pydicom's wheel: array (x, y, ...), mm per pixel (None: unknown), Hz, region, its rows and columns
@@ -178,6 +179,13 @@ def test_jpeg_compressed_color_is_decoded(tmp_path):
     ds["PixelData"].is_undefined_length = True
     img = UltrasoundReader().get_data([saved(tmp_path, ds)])[0]
     np.testing.assert_allclose(img, color.transpose(1, 0, 2), atol=4)
+
+
+def test_monochrome1_of_signed_values_is_inverted_without_overflow():
+    values = np.array([[-32768, -5], [0, 200]], np.int16)
+    ds = ultrasound(values, PixelRepresentation=1, PhotometricInterpretation="MONOCHROME1")
+    shown, white = display_values(ds, values[None, ..., None])
+    assert np.argsort(shown.ravel()).tolist() == np.argsort(-values.astype(int).ravel()).tolist() and white == 0
 
 
 @pytest.mark.parametrize(
