@@ -59,7 +59,8 @@ def convert_dicom(
         The output's path.
 
     Raises:
-        ValueError: when the output's ending is none of these, or DICOM or options of ``"strip"`` without it.
+        ValueError: when the output's ending is none of these, for DICOM or options of ``"strip"`` without it, and for
+            values that the format does not hold.
         UnreadableImageError: see :class:`UltrasoundDicomReader`, where there is no such frame, and where the output is
             there and was not made from this file.
     """
@@ -95,7 +96,7 @@ def convert_dicom(
         white = 255.0 if int(dataset.BitsStored) <= 8 else 65535.0
         values = np.rint(values * white).astype(np.uint8 if white == 255 else np.uint16)
     if gray and values.shape[-1] == 3:
-        values = gray_from_rgb(values)
+        values = gray_from_rgb(values).round().astype(values.dtype)
     meta = reader.metadata(dataset)
     affine = meta["affine"].copy()
     volume = slice_geometry(dataset, count) is not None
@@ -106,6 +107,11 @@ def convert_dicom(
     with atomic_write(target) as part, atomic_write(f"{target}.json") as note:
         if pixels:
             page = values[0, ..., 0] if values.shape[-1] == 1 else values[0]
+            if page.dtype != np.uint8 and (page.dtype != np.uint16 or page.ndim > 2):
+                raise ValueError(
+                    f"{'colors' if page.ndim > 2 else 'values'} of type {page.dtype} do not fit into PNG; "
+                    f"write {'luma' if page.ndim > 2 else 'NIfTI'}."
+                )
             known: dict[str, Any] = {"dpi": tuple(25.4 / spacing[:2])} if meta["spacing_known"] else {}
             Image.fromarray(page).save(part, **known)
         else:

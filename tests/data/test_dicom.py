@@ -335,6 +335,17 @@ def test_conversion_to_png_keeps_pixels_and_spacing(tmp_path, scan):
     assert sorted(p.name for p in out.parent.iterdir()) == ["a.png", "a.png.json"]
 
 
+def test_colors_of_sixteen_bits_become_luma_in_png(tmp_path):
+    path = saved(tmp_path, ultrasound(np.full((4, 5, 3), 3000, np.uint16)))
+    assert (np.asarray(Image.open(convert_dicom(path, tmp_path / "a.png"))) == 3000).all()
+
+
+def test_values_that_png_does_not_hold_are_refused_by_type(tmp_path):
+    path = saved(tmp_path, ultrasound(np.full((4, 5), -7, np.int16), PixelRepresentation=1))
+    with pytest.raises(ValueError, match="values of type int16 do not fit into PNG; write NIfTI"):
+        convert_dicom(path, tmp_path / "a.png")
+
+
 def test_conversion_of_a_cine_to_nifti_reads_back_the_same(tmp_path):
     cine = np.random.default_rng(0).integers(0, 256, (4, 6, 8), dtype=np.uint8)
     ds = ultrasound(cine, FrameTime=40, SequenceOfUltrasoundRegions=Sequence([region((0, 0, 7, 5))]))
