@@ -116,18 +116,19 @@ class Promptsd(MapTransform):
                     f"{file}: nothing says which structure is meant; give foreground or background, lists of points "
                     "[x, y], or roi, a box [x0, y0, x1, y1]."
                 )
-            size = torch.tensor(image.shape[-2:])
+            size = list(image.shape[-2:])
+            new, old = (torch.tensor(n) for n in ([*size, *image.shape[1:-2]], [shape[1], shape[0], *shape[2:]]))
             for listed in points.values():  # of the file -> of the image as it is resized
-                listed[:, :2] = (listed[:, :2] + 0.5) * size / torch.tensor(shape[1::-1]) - 0.5
+                listed[:] = (listed + 0.5) * new / old - 0.5
             image[1:] = 0
             if image.dim() == 3:
-                image[1:] = _drawn(size.tolist(), points)
+                image[1:] = _drawn(size, points)
             for z in range(image.shape[1]) if image.dim() == 4 else ():
                 here = {name: listed[listed[:, 2].round() == z] for name, listed in points.items()}
                 edges = points["roi"][:, 2:].round()
                 here["roi"] = points["roi"] if len(edges) and edges.min() <= z <= edges.max() else here["roi"][:0]
                 if any(map(len, here.values())):
-                    image[1:, z] = _drawn(size.tolist(), here)
+                    image[1:, z] = _drawn(size, here)
             d[key] = image
         return d
 

@@ -57,6 +57,13 @@ def test_in_a_volume_prompts_lie_on_their_slices():
     assert image[3].flatten(1).any(1).nonzero().flatten().tolist() == [1, 2]
 
 
+def test_in_a_resized_volume_prompts_lie_on_the_slices_of_their_place():
+    given = item((20, 16, 10), (5, 16, 20), foreground=[[4, 5, 8]], roi=[2, 3, 6, 7, 0, 3])
+    image = Promptsd("image")(given)["image"]
+    assert image[1].flatten(1).any(1).nonzero().flatten().tolist() == [4]
+    assert image[3].flatten(1).any(1).nonzero().flatten().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
