@@ -126,7 +126,8 @@ def compound_sweep(poses: str, output: str, *, spacing: float = 1.0, max_gap: fl
     if len(sizes) > 1:
         raise ValueError(f"{poses}: the frames have {len(sizes)} pixel sizes; resample them to one.")
     load = LoadUltrasound(2)
-    frames = [np.asarray(load(Path(poses).parent / row["image"])[0]) for row in rows]
+    files = [Path(poses).parent / row["image"].replace("\\", "/") for row in rows]  # also as Windows writes them
+    frames = [np.asarray(load(file)[0]) for file in files]
     shapes = sorted({frame.shape for frame in frames})
     if len(shapes) > 1:
         raise ValueError(

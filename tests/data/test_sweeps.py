@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from monai_usfm.cli import main
-from monai_usfm.data.sweeps import COLUMNS, compound
+from monai_usfm.data.sweeps import COLUMNS, compound, compound_sweep
 
 
 def field(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -51,6 +51,14 @@ def test_gaps_are_filled_up_to_the_width_that_was_allowed_and_no_further():
     middle = wide[len(wide) // 2, wide.shape[1] // 2]
     assert middle[5:-5].all()
     assert not narrow[len(narrow) // 2, narrow.shape[1] // 2][5:-5].all()
+
+
+def test_frames_are_found_by_the_paths_that_windows_writes(tmp_path):
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(np.full((7, 9), 200, np.uint8)).save(tmp_path / "frames" / "1.png")
+    row = ["frames\\1.png", 1, 1, *np.eye(3, 4).ravel()]
+    (tmp_path / "poses.csv").write_text(f"image,{','.join(COLUMNS)}\n{','.join(map(str, row))}\n")
+    assert compound_sweep(str(tmp_path / "poses.csv"), str(tmp_path / "v.nii.gz")).is_file()
 
 
 def test_the_verb_reads_the_table_and_writes_volume_and_field_of_view(tmp_path, capfd):
