@@ -23,9 +23,10 @@ def literal(value: Any) -> Any:
     if value.lower() in words:
         return words[value.lower()]
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError):  # the last: a dictionary whose keys are lists
         return value
+    return value if isinstance(found, int | float) and "_" in value else found  # 2024_01 is a name
 
 
 def split_named_path(entry: str) -> tuple[str, str]:

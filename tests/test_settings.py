@@ -22,6 +22,8 @@ from monai_usfm.settings import literal, split_named_path
         ("$torch.device('cpu')", "$torch.device('cpu')"),
         ("{'_target_': 'UNet', 'strides': (2, 2)}", {"_target_": "UNet", "strides": (2, 2)}),
         ("x=y", "x=y"),
+        ("2024_01", "2024_01"),  # Python's 202401
+        ("{[1]: 2}", "{[1]: 2}"),
         ("", ""),
     ],
 )
