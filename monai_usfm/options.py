@@ -324,7 +324,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         'a list of whole numbers, such as "[0,255]"',
     ),
     "noise_strength noise_looks noise_psf_sigma noise_blur_sigma": (
-        lambda value: isinstance(value, list | tuple) and len(value) == 2 and 0 <= value[0] <= value[1],
+        lambda value: (
+            isinstance(value, list | tuple) and len(value) == 2 and _each(_number(0))(value) and value[0] <= value[1]
+        ),
         "two numbers, low and high, from 0",
     ),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),

@@ -90,6 +90,8 @@ def test_what_is_read_is_no_error_also_when_only_an_overlay_of_the_user_reads_it
         ("label_values", 255),
         ("label_values", [0, 0.5, 1]),
         ("label_values", "0,255"),
+        ("noise_strength", ["a", "b"]),
+        ("noise_strength", [0, float("inf")]),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: object) -> None:
