@@ -92,10 +92,8 @@ class UprightGray(InvertibleTransform):
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            "_warned": set(),
-        }  # no part of what the transform does, by which a store knows it
+        # without what it warned of, which is no part of what it does, by which a store knows it
+        return {**super().__getstate__(), "_warned": set()}
 
     def __call__(
         self,
