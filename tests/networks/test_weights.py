@@ -719,6 +719,16 @@ def test_another_grid_equals_the_source_at_that_size(pos_embed, grids):
 
 
 def test_a_file_that_does_not_say_its_grid_needs_it():
+@pytest.mark.parametrize("grid", [(128, 96), (96, 80), (32, 48, 64)])
+def test_registers_beside_positions_of_any_grid_load(grid):
+    # 8 x 6 and 6 x 5 tokens, the latter no square with the class token: timm's files have no position for that
+    options = {"spatial_dims": len(grid), "pos_embed": "learnable", "num_registers": 2}
+    source, net = vit(grid, **options), fresh(grid, **options)
+    load_pretrained(net, source.state_dict(), strict=True)
+    x = images(1, 1, *grid)
+    assert_same(net(x), source(x), 0)
+
+
     source, net = vit((32, 96)), fresh((64, 64))
     file = {name: tensor for name, tensor in source.state_dict().items() if "native_grid" not in name}
     with pytest.raises(ValueError, match="source_grid"):

@@ -120,7 +120,8 @@ OFFICIAL_HEAD = (
     (r"^head\.(input_proj|proj_norm|decoder)_(\d)\.", lambda m: f"head.{m[1]}.{int(m[2]) - 1}."),
 )
 BESIDE_ENCODER = re.compile(r"(mask_token|fc_norm\.|head\.(weight|bias)$|decoder_(embed|pos_embed|blocks|norm|pred)\b)")
-REGISTERS = ("register_tokens", "reg_token", "storage_tokens")
+TIMM_REGISTERS = "reg_token"
+REGISTERS = ("register_tokens", TIMM_REGISTERS, "storage_tokens")
 PERIODS = "rope_embed.periods"
 
 
@@ -316,7 +317,8 @@ def _place_registers(found: Source) -> None:
     if registers != REGISTERS[0]:
         found.join([registers], REGISTERS[0], found.tensors[registers])
     codes = found.tensors.get(POSITIONS)
-    if codes is not None and math.isqrt(codes.shape[1]) ** 2 == codes.shape[1]:
+    # Of others 49 positions are those of 8 x 6 tokens and the class token.
+    if registers == TIMM_REGISTERS and codes is not None and math.isqrt(codes.shape[1]) ** 2 == codes.shape[1]:
         found.tensors[POSITIONS] = torch.cat([torch.zeros_like(codes[:, :1]), codes], 1)
 
 
