@@ -59,10 +59,12 @@ def test_built_networks_compile(task):
     torch.testing.assert_close(torch.jit.script(network)(image), network(image))
 
 
-def test_a_network_built_by_hand_has_a_card_too(tmp_path):
+@pytest.mark.parametrize("wrap", [nn.Module.eval, torch.compile, nn.DataParallel])
+def test_a_network_built_by_hand_has_a_card_too(tmp_path, wrap):
     network = UltrasoundSegmenter(UltrasoundViT(32, 8, hidden_size=32, mlp_dim=64, num_layers=4, num_heads=2), 2)
-    save_network(tmp_path / "x.pt", network)
+    save_network(tmp_path / "x.pt", wrap(network))
     assert read_card(tmp_path / "x.pt")["network"]["hidden_size"] == 32
+    assert isinstance(load_network(tmp_path / "x.pt"), UltrasoundSegmenter)
 
 
 def test_the_card_keeps_what_the_outputs_mean(tmp_path):

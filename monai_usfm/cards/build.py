@@ -24,6 +24,7 @@ from monai_usfm.cards.options import (
 )
 from monai_usfm.networks.nets import RandomBandStop, UltrasoundViT, usfm_vit
 from monai_usfm.networks.weights import LoadReport, decoder_arguments, load_pretrained, read_checkpoint
+from monai_usfm.networks.weights.load import bare
 from monai_usfm.networks.weights.read import names_file
 
 __all__ = ["assemble", "build_network", "describe_network"]
@@ -148,6 +149,7 @@ def describe_network(network: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: for a network of another package.
     """
+    network = bare(network)
     encoder = network if isinstance(network, UltrasoundViT) else getattr(network, "encoder", None)
     if not isinstance(encoder, UltrasoundViT):
         raise TypeError(f"{type(network).__name__} has no UltrasoundViT as its encoder, so no card can describe it.")

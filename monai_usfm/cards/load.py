@@ -23,6 +23,7 @@ from monai_usfm.networks.nets.task import module_path
 from monai_usfm.networks.weights import halved, read_checkpoint
 from monai_usfm.networks.weights.adapt import fit_grid
 from monai_usfm.networks.weights.layouts import RESTORED
+from monai_usfm.networks.weights.load import bare
 from monai_usfm.networks.weights.read import names_file
 
 __all__ = ["average_networks", "load_network", "save_network"]
@@ -189,7 +190,7 @@ def save_network(
     Raises:
         ValueError: for weights that are not finite, or low-rank updates that have not been merged.
     """
-    path = Path(path).expanduser()
+    path, network = Path(path).expanduser(), bare(network)
     state = {name: value.detach().cpu() for name, value in (state_dict or network.state_dict()).items()}
     if any(".parametrizations." in name for name in state):
         raise ValueError("the network has low-rank updates: call merge_lora before it is saved.")

@@ -1009,6 +1009,15 @@ def test_a_path_may_be_text_and_a_network_parallel(tmp_path):
 
 
 def test_fewer_blocks_are_reported():
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_filled_and_written_whole(wrap):
+    source, net = randomized(UltrasoundClassifier(fresh(), 3, "mean")), UltrasoundClassifier(fresh(), 3, "mean")
+    load_pretrained(wrap(net), source.state_dict(), strict=True)
+    assert torch.equal(net.head.weight, source.head.weight) and torch.equal(net.fc_norm.weight, source.fc_norm.weight)
+    decoder = autoencoder()
+    assert to_mae_state_dict(wrap(decoder)).keys() == to_mae_state_dict(decoder).keys()
+
+
     report = load_pretrained(fresh(num_layers=1), vit().state_dict())
     assert any("first 1 of 2 blocks" in note for note in report.notes)
     report = load_pretrained(fresh(num_layers=3), vit().state_dict())

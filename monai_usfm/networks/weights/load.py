@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn as nn
@@ -84,9 +85,9 @@ class _Target:
 
 
 def bare(net: nn.Module) -> nn.Module:
-    """A network out of data-parallel wrappers."""
-    while isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        net = net.module
+    """A network out of the wrappers of data parallelism and of :func:`torch.compile`."""
+    while isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(net, "_orig_mod"):
+        net = cast(nn.Module, net._orig_mod if hasattr(net, "_orig_mod") else net.module)
     return net
 
 
