@@ -17,6 +17,7 @@ from monai_usfm.cli import main
 from monai_usfm.networks import (
     LoadReport,
     UltrasoundViT,
+    apply_lora,
     encoder_arguments,
     load_pretrained,
     to_mae_state_dict,
@@ -718,7 +719,6 @@ def test_another_grid_equals_the_source_at_that_size(pos_embed, grids):
     assert_same(net(x), source(x))
 
 
-def test_a_file_that_does_not_say_its_grid_needs_it():
 @pytest.mark.parametrize("grid", [(128, 96), (96, 80), (32, 48, 64)])
 def test_registers_beside_positions_of_any_grid_load(grid):
     # 8 x 6 and 6 x 5 tokens, the latter no square with the class token: timm's files have no position for that
@@ -729,6 +729,7 @@ def test_registers_beside_positions_of_any_grid_load(grid):
     assert_same(net(x), source(x), 0)
 
 
+def test_a_file_that_does_not_say_its_grid_needs_it():
     source, net = vit((32, 96)), fresh((64, 64))
     file = {name: tensor for name, tensor in source.state_dict().items() if "native_grid" not in name}
     with pytest.raises(ValueError, match="source_grid"):
@@ -1008,7 +1009,6 @@ def test_a_path_may_be_text_and_a_network_parallel(tmp_path):
     assert torch.equal(net.cls_token, source.cls_token)
 
 
-def test_fewer_blocks_are_reported():
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 def test_a_wrapped_network_is_filled_and_written_whole(wrap):
     source, net = randomized(UltrasoundClassifier(fresh(), 3, "mean")), UltrasoundClassifier(fresh(), 3, "mean")
@@ -1018,6 +1018,7 @@ def test_a_wrapped_network_is_filled_and_written_whole(wrap):
     assert to_mae_state_dict(wrap(decoder)).keys() == to_mae_state_dict(decoder).keys()
 
 
+def test_fewer_blocks_are_reported():
     report = load_pretrained(fresh(num_layers=1), vit().state_dict())
     assert any("first 1 of 2 blocks" in note for note in report.notes)
     report = load_pretrained(fresh(num_layers=3), vit().state_dict())
@@ -1095,6 +1096,8 @@ def test_layouts_that_cannot_hold_a_network_are_refused():
         to_usfm_state_dict(vit(pos_embed="sincos"))
     with pytest.raises(ValueError, match="use USFM's"):
         to_mae_state_dict(vit())
+    with pytest.raises(ValueError, match="merge_lora"):
+        to_usfm_state_dict(apply_lora(vit()))
 
 
 @pytest.mark.parametrize("pos_embed", POSITIONS)

@@ -23,6 +23,8 @@ def _export(net: nn.Module, imagenet_input: bool) -> tuple[nn.Module, Ultrasound
     """Copy of an image encoder's weights, the patch embedding optionally for normalized RGB."""
     net = bare(net)
     _, encoder = find_encoder(net)
+    if any(".parametrizations." in name for name in net.state_dict()):
+        raise ValueError("the network has low-rank updates: call merge_lora before it is written.")
     if encoder.num_registers:
         raise ValueError("the layouts of USFM and MAE have no registers, the network has.")
     if encoder.spatial_dims != 2:
@@ -48,7 +50,7 @@ def to_usfm_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[s
             [0, 1]. False writes the patch embedding as it is.
 
     Raises:
-        ValueError: for a 3D network or one without relative positions.
+        ValueError: for a 3D network, one with low-rank updates or one without relative positions.
     """
     net, encoder, state = _export(net, imagenet_input)
     if encoder.rel_pos_bias is None:
@@ -82,7 +84,7 @@ def to_mae_state_dict(net: nn.Module, *, imagenet_input: bool = True) -> dict[st
         imagenet_input: see :func:`to_usfm_state_dict`; the decoder then predicts normalized RGB.
 
     Raises:
-        ValueError: for a 3D network or one with relative positions.
+        ValueError: for a 3D network, one with low-rank updates or one with relative positions.
     """
     net, encoder, state = _export(net, imagenet_input)
     if encoder.pos_embed is None:
