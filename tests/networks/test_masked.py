@@ -202,15 +202,23 @@ def test_every_objective_overfits_one_image(dims, size, patch, make):
     assert model.panels(image)["reconstruction"].shape == image.shape
 
 
+BUILD = [
+    MaskedImageModel,
+    lambda encoder: MaskedImageModel(encoder, decoder="pyramid"),
+    lambda encoder: MaskedAutoencoder(encoder, 32, 1, 2, band_stop=RandomBandStop()),
+]
+
+
+@pytest.mark.parametrize("build", BUILD)
+def test_every_trainable_parameter_gets_a_gradient(build):
+    """Distributed training stops where one gets none."""
+    model = build(tiny())
+    model(torch.rand(2, 1, 32, 48))["loss"].backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(
-    "build",
-    [
-        MaskedImageModel,
-        lambda encoder: MaskedImageModel(encoder, decoder="pyramid"),
-        lambda encoder: MaskedAutoencoder(encoder, 32, 1, 2, band_stop=RandomBandStop()),
-    ],
-)
+@pytest.mark.parametrize("build", BUILD)
 def test_the_network_may_be_of_another_precision(build, dtype):
     model = build(tiny()).to(dtype)
     out = model(torch.rand(2, 1, 32, 48, dtype=dtype))

@@ -183,6 +183,7 @@ class MaskedImageModel(nn.Module):
                 encoder.hidden_size, encoder.in_channels, encoder.patch_size, len(self.indices)
             )
             self.to_image = ImageCorrection(self.decoder, encoder.in_channels)
+            encoder.norm.requires_grad_(False)  # gets no gradient, see TaskNetwork
         else:
             self.head = nn.Linear(encoder.hidden_size, encoder.in_channels * math.prod(encoder.patch_size))
             nn.init.trunc_normal_(self.head.weight, std=0.02)
