@@ -46,6 +46,14 @@ def test_every_part_of_the_loss_reaches_its_weights(dims):
     assert not silent
 
 
+@pytest.mark.parametrize("frozen", [0, 3])
+def test_blocks_behind_those_of_the_segmenter_learn_from_the_teacher(frozen):
+    network = UltrasoundSegmenter(encoder(), 2, width=16, indices=[0, 1])
+    net = FoundationModel(network, {"breast": 2}, encoder(16), frozen_blocks=frozen).train()
+    net(*batch())["loss"].backward()
+    assert [block.norm1.weight.grad is not None for block in net.encoder.blocks] == [i >= frozen for i in range(4)]
+
+
 def test_segmentation_is_the_loss_of_each_data_set_by_its_own_output():
     net = model(teacher=False, restoration_weight=0.0).eval()
     image, label, dataset = batch()

@@ -96,12 +96,15 @@ class FoundationModel(nn.Module):
             self.corruption = Corruption(network.patch_size, 0.5)
             network.to_image = ImageCorrection(decoder, network.encoder.in_channels)
             self.restoration_loss = SpatialFrequencyLoss()
+        tokens = teacher is not None or texture_weight > 0
+        if tokens:  # those of the last block, which the segmenter itself need not use
+            network.encoder.blocks[max(network.indices) + 1 :].requires_grad_(True)
         for name, parameter in network.encoder.named_parameters() if frozen_blocks else ():
             block = name.split(".")[1] if name.startswith("blocks.") else "-1"
             if int(block) < frozen_blocks:
                 parameter.requires_grad_(False)
-        if teacher is not None or texture_weight > 0:
-            network.encoder.norm.requires_grad_(True)  # the segmenter itself does not use it
+        if tokens:
+            network.encoder.norm.requires_grad_(True)
         if texture_weight > 0:
             self.patch_texture = PatchTexture(network.patch_size)
             self.texture = TokenDistillation(network.encoder.hidden_size, self.patch_texture.hidden_size)
