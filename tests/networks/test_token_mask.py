@@ -44,6 +44,12 @@ def test_block_masks_of_odd_grids_still_hide_the_ratio():
     assert drawn.mean(1).tolist() == pytest.approx([21 / 35] * 8)
 
 
+@pytest.mark.parametrize(("kind", "size", "hidden"), [("tube", (4, 8, 16), 4), ("block", (32, 32), 12)])
+def test_a_whole_tube_or_block_stays_visible_however_much_is_hidden(kind, size, hidden):
+    drawn = masks(TokenMask(kind, 0.9, unit=2), torch.rand(8, 1, *size), (1, 8, 8)[-len(size) :])
+    assert drawn.sum(1).tolist() == [hidden] * 8
+
+
 def test_tube_masks_are_the_same_at_all_times():
     drawn = masks(TokenMask("tube", 0.75), torch.rand(500, 1, 32, 64, 64), (8, 16, 16)).reshape(500, 4, 4, 4)
     assert torch.equal(drawn, drawn[:, :1].expand_as(drawn))

@@ -83,19 +83,14 @@ class TokenMask(nn.Module):
         """How many tokens of a grid are hidden.
 
         Blocks follow SimMIM: the number of hidden blocks is rounded up. A tube hides whole columns of tokens. Otherwise
-        the visible count is rounded down, as in MAE.
+        the visible count is rounded down, as in MAE. One block, column or token stays visible at least.
         """
         total = math.prod(grid)
-        if self.kind == "block" and all(n % self.unit == 0 for n in grid):
-            size = self.unit ** len(grid)
-            blocks = total // size
-            hidden = -int(-blocks * self.ratio // 1) * size
-        elif self.kind == "tube":
-            still = total // grid[0]
-            hidden = (still - int(still * (1 - self.ratio))) * grid[0]
-        else:
-            hidden = total - int(total * (1 - self.ratio))
-        return min(max(hidden, 1), total - 1)
+        blocks = self.kind == "block" and all(n % self.unit == 0 for n in grid)
+        size = self.unit ** len(grid) if blocks else grid[0] if self.kind == "tube" else 1  # what is hidden together
+        count = total // size
+        hidden = -int(-count * self.ratio // 1) if blocks else count - int(count * (1 - self.ratio))
+        return min(min(max(hidden, 1), max(count - 1, 1)) * size, total - 1)
 
     def forward(
         self, image: torch.Tensor, patch_size: Sequence[int], noise: torch.Tensor | None = None
