@@ -318,6 +318,13 @@ def test_gradients_reach_the_table_through_the_resize():
     assert net.rel_pos_bias.relative_position_bias_table.grad.abs().min() > 0
 
 
+def test_autocast_resizes_the_table_in_its_own_precision():
+    table = torch.randn(13 * 13 + 3, 2, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        resized = resize_relative_table(table, [7, 7], [12, 20])
+    assert torch.equal(resized, resize_relative_table(table, [7, 7], [12, 20]))
+
+
 @pytest.mark.parametrize("case, size", [("2d", (48, 24)), ("3d", (4, 32, 24))])
 @pytest.mark.parametrize("pos_embed", ["relative", "relative_per_block"])
 def test_another_size_uses_the_resized_table(case, size, pos_embed):

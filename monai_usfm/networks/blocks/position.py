@@ -114,7 +114,8 @@ def resize_relative_table(table: torch.Tensor, source: list[int], target: list[i
                 matrix = _spline_matrix(_geometric_coordinates(rows, wanted), wanted // 2)
             matrix = matrix.to(dtype=table.dtype, device=table.device)
             place = len(lead) + axis
-            values = torch.matmul(values.movedim(place, -1), matrix.transpose(0, 1)).movedim(-1, place)
+            with torch.autocast(table.device.type, enabled=False):  # the rounding of each axis would add up
+                values = torch.matmul(values.movedim(place, -1), matrix.transpose(0, 1)).movedim(-1, place)
     return torch.cat([values.reshape(lead + [-1, heads]), table[..., -3:, :]], dim=-2)
 
 
