@@ -37,7 +37,7 @@ class ValueLoss(nn.Module):
     """Negative log-likelihood of numbers under normal distributions whose mean and variance the network gives.
 
     Nix and Weigend 1994, https://doi.org/10.1109/ICNN.1994.374138. Numbers are standardized, so that those of different
-    units count alike. Numbers that are NaN do not count.
+    units count alike. Numbers that are NaN or infinite do not count.
 
     Args:
         mean: of each number over the training images.
@@ -66,7 +66,7 @@ class ValueLoss(nn.Module):
         wanted = (target.float() - self.mean.to(mean)) / self.std.to(mean)
         known = wanted.isfinite()
         log_variance = log_variance.clamp(-8, 8)
-        terms = 0.5 * ((mean - wanted.nan_to_num()).square() * torch.exp(-log_variance) + log_variance)
+        terms = 0.5 * ((mean - torch.where(known, wanted, 0.0)).square() * torch.exp(-log_variance) + log_variance)
         return (terms * known).sum() / known.sum().clamp(min=1)
 
     def estimate(self, output: torch.Tensor) -> torch.Tensor:

@@ -60,10 +60,11 @@ def test_heatmap_loss_is_the_divergence_and_leaves_absent_points_out():
     assert spatial_softmax(uniform[0]).flatten(1).sum(1).tolist() == pytest.approx([1, 1])
 
 
-def test_value_loss_is_the_negative_log_likelihood_up_to_a_constant():
+@pytest.mark.parametrize("unknown", [math.nan, math.inf])
+def test_value_loss_is_the_negative_log_likelihood_up_to_a_constant(unknown):
     loss = ValueLoss(mean=[10.0, 0.0], std=[2.0, 1.0])
     output = torch.tensor([[0.5, 1.0, 0.2, -0.4]])
-    target = torch.tensor([[12.0, math.nan]])
+    target = torch.tensor([[12.0, unknown]])
     normal = torch.distributions.Normal(0.5, math.exp(0.1))
     expected = -normal.log_prob(torch.tensor(1.0)) - 0.5 * math.log(2 * math.pi)
     assert loss(output, target).item() == pytest.approx(expected.item(), abs=1e-5)
