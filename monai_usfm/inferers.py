@@ -211,7 +211,7 @@ class FlipInferer(Inferer):
         total = torch.zeros((), device=inputs.device)
         for flip in flips:
             axes = [axis + 2 for axis in flip]
-            output = self.inferer(torch.flip(inputs, axes) if axes else inputs, network, *args, **kwargs)
+            output = self.inferer(torch.flip(inputs, axes) if axes else inputs, network, *args, **kwargs).float()
             if self.classes:
                 output = to_probabilities(output)
             if axes and self.spatial:

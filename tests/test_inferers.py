@@ -218,6 +218,13 @@ def test_flips_of_a_classifier_average_probabilities():
     )
 
 
+def test_flips_of_a_sure_network_in_bfloat16_keep_its_logits():
+    def network(image):  # 1 - sigmoid(6) is less than bfloat16 tells from 0.5 %
+        return torch.full((1, 1), 6.0, dtype=torch.bfloat16)
+
+    assert FlipInferer((1,), spatial=False)(torch.rand(1, 1, 4, 4), network).item() == pytest.approx(6, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
