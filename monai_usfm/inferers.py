@@ -325,7 +325,14 @@ def probabilities(
         presence_threshold: see :class:`~monai_usfm.transforms.PresenceThresholdd`; None as on the card.
         frames: the first axis is that of the frames of a cine.
         temporal_sigma: frames over which their probabilities are smoothed; 0 for none.
+
+    Raises:
+        ValueError: for a network of classes with one output.
     """
+    if not card.get("landmarks") and card.get("network", {}).get("num_classes") == 1:  # its softmax is always 1
+        raise ValueError(
+            "the network has one output; here each class needs its own, the background too: num_classes=2."
+        )
     threshold = card.get("presence_threshold") if presence_threshold is None else presence_threshold
     scale = TemperatureScaling(float(card.get("temperature", 1.0) if temperature is None else temperature))
     if card.get("values"):

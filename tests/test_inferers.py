@@ -228,6 +228,7 @@ def test_flips_of_a_sure_network_in_bfloat16_keep_its_logits():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: mean_entropy({"network": {"num_classes": 1}}, torch.zeros(1, 1, 4, 4)), "one output"),
         (lambda: DropoutInferer(samples=1), "samples"),
         (lambda: FlipInferer(()), "spatial_axes"),
         (lambda: FlipInferer((0, 0)), "spatial_axes"),
