@@ -19,7 +19,7 @@ __all__ = ["LowRankUpdate", "apply_lora", "freeze", "layer_decay_groups", "merge
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_EMBEDDING = ("patch_embed.", "cls_token", "register_tokens", "pos_embed", "mask_token")
+_EMBEDDING = ("patch_embed.", "cls_token", "register_tokens", "pos_embed")
 
 
 def layer_decay_groups(

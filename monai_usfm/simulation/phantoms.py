@@ -177,13 +177,6 @@ class Phantom:
         """Ripples for :meth:`ellipse` with random weights: low orders large, high orders small."""
         return [(k, amount * self.uniform(0.3, 1.0) / np.sqrt(k)) for k in (2, 3, 4, 5, 7)]
 
-    def at(self, values: np.ndarray, point: Sequence[float]) -> float:
-        """Value of a map at the voxel nearest to ``point``, (x, z) in mm, in the middle slice."""
-        z_axis, x_axis = self.axes[-2:]
-        row = int(np.abs(z_axis - point[1]).argmin())
-        column = int(np.abs(x_axis - point[0]).argmin())
-        return float(values[(*(n // 2 for n in self.shape[:-2]), row, column)])
-
     def beam_position(self) -> np.ndarray:
         """Lateral position of each pixel between the outermost visible beams, -1 to 1; constant along a beam."""
         widths = np.array([self.width(float(z)) for z in self.axes[-2]], np.float32)
