@@ -306,7 +306,10 @@ def detect(intensity: torch.Tensor, device: Device) -> torch.Tensor:
     stacked = level.reshape(-1, 1, *level.shape[-2:])
     if device.line_step > 1:
         sent = stacked[..., :: device.line_step]
-        stacked = F.interpolate(sent, size=stacked.shape[-2:], mode="bilinear", align_corners=True)
+        rows, width = stacked.shape[-2:]
+        reached = (sent.shape[-1] - 1) * device.line_step + 1  # every line sent keeps its place
+        between = F.interpolate(sent, size=(rows, reached), mode="bilinear", align_corners=True)
+        stacked = F.pad(between, (0, width - reached, 0, 0), mode="replicate")
     if device.smoothing > 0:
         mean = F.avg_pool2d(F.pad(stacked, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         stacked = stacked + device.smoothing * (mean - stacked)

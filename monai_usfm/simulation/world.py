@@ -40,7 +40,7 @@ from monai_usfm.simulation.phantoms import STRUCTURES, Phantom
 from monai_usfm.simulation.view import Motion, MovingScatterers, View
 
 DESCRIPTION = "Synthetic ultrasound simulated by monai_usfm; no patient, no scanner. Not for clinical conclusions."
-_VERSION = 2  # of the simulation: a data set written by another one is written anew
+_VERSION = 3  # of the simulation: a data set written by another one is written anew
 _FILES = ("image", "label", "structures", "instances", "clean", "low", "annotations")  # keys that are written
 _SPECULAR_GAIN = 4.5  # amplitude of a full impedance step that faces the probe, relative to soft tissue
 

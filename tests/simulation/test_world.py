@@ -131,6 +131,13 @@ def test_interfaces_shine_only_when_they_face_the_beam():
     assert along.max() < 1e-6 < oblique.max() < 0.2 * facing.max()
 
 
+@pytest.mark.parametrize("width", [64, 65])
+def test_interpolated_lines_lie_where_they_were_sent(width):
+    level = torch.linspace(0, 10, width).expand(4, -1)
+    found = detect(10 ** (level / 10), replace(QUIET, line_step=2))
+    torch.testing.assert_close(found[:, ::2], level[:, ::2], atol=1e-4, rtol=0)
+
+
 # ----------------------------------------------------------------------------------------------------------- the items
 
 
