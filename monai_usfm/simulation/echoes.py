@@ -133,17 +133,20 @@ def scatterers(beam_shape: Sequence[int], rng: np.random.Generator) -> torch.Ten
     return torch.view_as_complex(torch.from_numpy(pair))
 
 
-def specular_strength(impedance: np.ndarray, direction: Sequence[np.ndarray | None]) -> np.ndarray:
+def specular_strength(
+    impedance: np.ndarray, direction: Sequence[np.ndarray | None], steps: Sequence[float]
+) -> np.ndarray:
     """Amplitude of mirror-like echoes: change of impedance along the beam, times the cube of the cosine of incidence.
 
     ``direction`` is the unit vector of the beam at each pixel, an array per axis of ``impedance``, ``None`` for zeros.
+    ``steps`` are mm per pixel along each axis; the change is that from column to column.
     """
     along = np.zeros_like(impedance)
     square = np.full_like(impedance, 1e-12)
     for axis, component in enumerate(direction):
         if impedance.shape[axis] < 2:
             continue
-        slope = np.gradient(impedance, axis=axis)
+        slope = np.gradient(impedance, axis=axis) * np.float32(steps[-1] / steps[axis])
         square += slope * slope
         if component is not None:
             along += slope * component

@@ -191,7 +191,8 @@ def _still(
     tissue: _Tissue, view: View, machines: Sequence[Device], field: torch.Tensor, rng: np.random.Generator
 ) -> list[torch.Tensor]:
     """One image or volume ``(*S)`` per machine of the same tissue and scatterers."""
-    specular = torch.from_numpy(specular_strength(tissue.maps[2].numpy(), view.beam_direction()) * _SPECULAR_GAIN)
+    specular = torch.from_numpy(specular_strength(tissue.maps[2].numpy(), view.beam_direction(), view.steps))
+    specular = specular * _SPECULAR_GAIN
     beams = to_beams(torch.stack([tissue.maps[0], tissue.maps[1], specular]), view.geometry, view.beam_shape)
     step = (view.geometry.radii[1] - view.geometry.radii[0]) / (view.beam_shape[-2] - 1)
     grid = view.geometry.image_grid(view.shape[-view.geometry.spatial_dims :])

@@ -125,10 +125,19 @@ def test_receiver_noise_grows_with_depth():
 def test_interfaces_shine_only_when_they_face_the_beam():
     rows, columns = np.mgrid[:64, :64].astype(np.float32)
     down = [np.ones((1, 1), np.float32), None]
-    facing = specular_strength(1 / (1 + np.exp(rows - 32)), down)
-    oblique = specular_strength(1 / (1 + np.exp((rows - 32) * 0.5 + (columns - 32) * 0.866)), down)
-    along = specular_strength(1 / (1 + np.exp(columns - 32)), down)
+    facing = specular_strength(1 / (1 + np.exp(rows - 32)), down, (1, 1))
+    oblique = specular_strength(1 / (1 + np.exp((rows - 32) * 0.5 + (columns - 32) * 0.866)), down, (1, 1))
+    along = specular_strength(1 / (1 + np.exp(columns - 32)), down, (1, 1))
     assert along.max() < 1e-6 < oblique.max() < 0.2 * facing.max()
+
+
+@pytest.mark.parametrize("step", [0.5, 2.0])
+def test_the_angle_of_incidence_is_that_in_millimeters_whatever_the_distance_of_slices(step):
+    slices, rows, _ = np.mgrid[:33, :64, :2].astype(np.float32)
+    plane = 1 / (1 + np.exp((rows - 32 + (slices - 16) * step) / 8))  # at 45 degrees to the beams
+    down = [None, np.ones((1, 1, 1), np.float32), None]
+    shining = specular_strength(plane, down, (step, 1, 1))
+    assert shining.max() == pytest.approx(1 / 32 * 0.5**1.5, rel=0.02)
 
 
 @pytest.mark.parametrize("width", [64, 65])
