@@ -152,7 +152,8 @@ def apply_lora(
     _, encoder = find_encoder(net)
     if _updated_layers(encoder):
         raise ValueError("the encoder has LoRA updates already: merge them with merge_lora first.")
-    layers = {name: module for name, module in encoder.blocks.named_modules() if isinstance(module, nn.Linear)}
+    used = encoder.blocks[: max(getattr(net, "indices", [encoder.num_layers - 1])) + 1]  # others get no gradient
+    layers = {name: module for name, module in used.named_modules() if isinstance(module, nn.Linear)}
     unknown = set(targets) - {name.rpartition(".")[2] for name in layers}
     if unknown:
         raise ValueError(f"no linear layer of a block is called {', '.join(sorted(unknown))}.")

@@ -122,6 +122,12 @@ def test_lora_starts_as_the_network_and_changes_every_target(pos_embed):
         assert torch.equal(now, parameter), name
 
 
+def test_blocks_that_a_network_does_not_use_get_no_updates():
+    net = apply_lora(UltrasoundSegmenter(encoder(), 2, indices=[0]), rank=2).train()
+    net(torch.rand(2, 1, 32, 32)).square().mean().backward()
+    assert not [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+
+
 def test_merged_lora_gives_the_same_outputs_under_the_old_names_and_can_be_scripted():
     torch.manual_seed(0)
     net = UltrasoundClassifier(encoder(), 2)
