@@ -569,6 +569,13 @@ def test_a_pretrained_norm_initializes_fc_norm_and_the_report_says_so():
 # --- own checkpoints -----------------------------------------------------------------------------------------------
 
 
+def test_the_norm_of_another_pooling_is_left_and_the_report_says_so():
+    source, net = UltrasoundClassifier(fresh(), 2, "pyramid"), UltrasoundClassifier(fresh(), 2, "mean")
+    report = load_pretrained(net, randomized(source).state_dict())
+    assert {"fc_norm.weight", "fc_norm.bias", "head.weight"} <= set(report.anew)
+    assert net.fc_norm.weight.eq(1).all() and "fc_norm.weight" not in report.unexpected
+
+
 @pytest.mark.parametrize("wrap", [MaskedImageModel, lambda e: UltrasoundClassifier(e, 256), lambda e: e])
 def test_an_encoder_comes_out_of_any_network_of_ours(wrap):
     source = vit()

@@ -181,8 +181,10 @@ def _fit_norms(source: Source, target: _Target, report: LoadReport) -> Tensors:
         wanted = target.own.get(f"fc_norm.{part}")
         if final is not None:
             fitted[f"norm.{part}"] = final
-        if wanted is not None and after_pool is not None and after_pool.shape == wanted.shape:  # else another pooling
+        if wanted is not None and after_pool is not None and after_pool.shape == wanted.shape:
             fitted[f"fc_norm.{part}"] = after_pool
+        elif wanted is not None and pooled is not None:  # of another pooling
+            report.anew[f"fc_norm.{part}"] = f"{tuple(pooled.shape)} -> {tuple(wanted.shape)}"
     if "norm.weight" not in source.tensors and fitted:
         report.notes.append(
             "no final norm in the source: filled from fc_norm, which its network applies after pooling."
