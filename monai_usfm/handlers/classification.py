@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -190,6 +189,6 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     confusion = confusion_counts(labels.numpy(), probabilities.argmax(1).numpy(), probabilities.shape[1])
     return {
         "count": len(rows),
-        **{name: value if math.isfinite(value) else None for name, value in scores.items()},
+        **scores,
         "confusion_matrix": confusion.astype(int).tolist(),
     }

@@ -151,10 +151,11 @@ class ValueReport(EvaluationReport):
             labels, values = (np.array([row[key] for row in chosen]) for key in ("label", "value"))
             errors, stds = values - labels, np.array([row["std"] for row in chosen])
             summary[name] = {
+            varies = len(chosen) > 2 and labels.std() > 0 and values.std() > 0
                 **_error_of(np.abs(errors)),
-                "bias": float(errors.mean()),
-                "within_2_std": float((np.abs(errors) <= 2 * stds).mean()),
-                "correlation": float(np.corrcoef(labels, values)[0, 1]) if len(chosen) > 2 else None,
+                "bias": moments(errors, "bias")["bias"],
+                "within_2_std": moments(np.abs(errors) <= 2 * stds, "share")["share"],
+                "correlation": float(np.corrcoef(labels, values)[0, 1]) if varies else None,
             }
         self.write_summary(engine, summary)
 

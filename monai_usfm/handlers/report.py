@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,14 @@ class EvaluationReport:
         write_csv(self.folder / name, shown)
 
     def write_summary(self, engine: Engine, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json`` and log it."""
-        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        """Write ``summary.json`` and log it; a number that could not be computed is ``null``."""
+        summary = _finite(summary)
+        write_text_atomically(self.folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
         engine.logger.info(f"{type(self).__name__}: {json.dumps(summary)}")
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and infinity, which JSON has no form for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ignite.engine import Engine
 
-from monai_usfm.handlers import EvaluationReport
+from monai_usfm.handlers import EvaluationReport, ValueReport
 
 
 class Squares(EvaluationReport):
@@ -48,6 +48,16 @@ def test_rows_of_all_batches_are_written_and_a_second_run_starts_anew(tmp_path: 
 def test_without_rows_nothing_is_written(tmp_path: Path) -> None:
     evaluate(Squares(str(tmp_path / "none")), [[]])
     assert not (tmp_path / "none").exists()
+
+
+def test_a_number_that_cannot_be_computed_is_null(tmp_path: Path) -> None:
+    row, nan = {"image": "a.png", "value": 1.0, "std": 1.0}, float("nan")
+    labels = {"alike": {"label": 2.0, "error": -1.0}, "none": {"label": nan, "error": nan}}
+    rows = [{**row, "name": name, **label} for name, label in labels.items()] * 3
+    ValueReport(str(tmp_path), list(labels)).write(Engine(lambda *_: None), rows)
+    found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert (found["alike"]["bias"], found["alike"]["correlation"]) == (-1.0, None)
+    assert set(found["none"].values()) == {None}
 
 
 def share_of_process(rank: int, folder: str) -> None:
