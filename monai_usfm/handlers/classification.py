@@ -115,6 +115,7 @@ class ClassificationReport(EvaluationReport):
         ValueError: during the run, if there are more or fewer names than classes.
     """
 
+    files = ("images.csv", "patients.csv", "summary.json", "confusion.png")
     streamed = "images.csv"
 
     def __init__(self, output_dir: str, names: Sequence[str] | None = None) -> None:

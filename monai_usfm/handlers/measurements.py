@@ -125,6 +125,7 @@ class ValueReport(EvaluationReport):
         names: of the numbers.
     """
 
+    files = ("values.csv", "summary.json")
     streamed = "values.csv"
 
     def collect(self, engine: Engine) -> list[dict[str, Any]]:
@@ -150,8 +151,8 @@ class ValueReport(EvaluationReport):
             chosen = [row for row in rows if row["name"] == name and np.isfinite(row["error"])]
             labels, values = (np.array([row[key] for row in chosen]) for key in ("label", "value"))
             errors, stds = values - labels, np.array([row["std"] for row in chosen])
-            summary[name] = {
             varies = len(chosen) > 2 and labels.std() > 0 and values.std() > 0
+            summary[name] = {
                 **_error_of(np.abs(errors)),
                 "bias": moments(errors, "bias")["bias"],
                 "within_2_std": moments(np.abs(errors) <= 2 * stds, "share")["share"],

@@ -59,10 +59,13 @@ class EvaluationReport:
     evaluator that decollates.
 
     Args:
-        output_dir: folder of the files, which are replaced atomically.
+        output_dir: folder of the files. Those of an earlier run are removed at the start: they would pass for results
+            of this one, if it is broken off or writes fewer.
         names: of what is measured, for subclasses that need them.
     """
 
+    # what it may write; those of an earlier run are removed at the start
+    files: tuple[str, ...] = ("cases.csv", "summary.json")
     # table that grows with every batch, so that a run that is broken off leaves what it had
     streamed: str | None = None
 
@@ -86,6 +89,8 @@ class EvaluationReport:
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
+        for name in self.files if idist.get_rank() == 0 else ():
+            (self.folder / name).unlink(missing_ok=True)
 
     def _collect(self, engine: Engine) -> None:
         found = list(self.collect(engine))

@@ -48,8 +48,8 @@ class CasePreviews:
 
     Attach it to an evaluator that decollates: ``pred`` has the axes of the file, ``image`` the metadata that
     tells which file it was. The file is read again, so that the preview has its full resolution. After every 24 cases
-    another sheet begins, ``contact_sheet_2.jpg`` and so on. All this is done in a thread beside the network. Figures of
-    an earlier run in the same folder are removed.
+    another sheet begins, ``contact_sheet_2.jpg`` and so on. All this is done in a thread beside the network. Figures
+    and tables of an earlier run in the same folder are removed.
 
     Args:
         output_dir: folder of the results.
@@ -86,11 +86,13 @@ class CasePreviews:
     def _start(self, engine: Engine) -> None:
         self.page, self.pages, self.rows = [], 0, []
         self.waiting.clear()
-        figures = [*self.folder.parent.glob("contact_sheet*.jpg")]  # of another run, which may have had more cases
+        former = [*self.folder.parent.glob("contact_sheet*.jpg")]  # of another run, which may have had more cases
+        if table := type(self).table:
+            former += [self.folder.parent / f"{table}.{ending}" for ending in ("csv", "json")]
         if (self.folder / RESULTS_MARK).is_file():  # else it was there before, and may hold what is not ours
-            figures += [*self.folder.rglob("*.jpg"), *self.folder.rglob("*.mp4")]
-        for old in figures:
-            old.unlink()
+            former += [*self.folder.rglob("*.jpg"), *self.folder.rglob("*.mp4")]
+        for old in former:
+            old.unlink(missing_ok=True)
         self.beside = ThreadPoolExecutor(1)  # one, so that cases keep their order
 
     def record(self, item: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -188,6 +190,8 @@ class SegmentationResults(CasePreviews):
         muscle: of 2D images also what :func:`~monai_usfm.metrics.muscle_architecture` finds between two aponeuroses.
     """
 
+    table = "statistics"
+
     def __init__(
         self,
         output_dir: str,
@@ -204,7 +208,7 @@ class SegmentationResults(CasePreviews):
         names = names if len(names) == num_classes else ["background", *names]
         super().__init__(output_dir, names, data_root_dir, preview)
         self.num_classes = num_classes
-        self.table = "statistics" if statistics else ""
+        self.table = self.table if statistics else ""
         self.components = components
         self.time = time
         self.muscle = muscle
@@ -289,6 +293,7 @@ class EmbeddingSaver(EvaluationReport):
             number in the list first) with one entry ``block_<i>`` each.
     """
 
+    files = ("embeddings.csv", "embeddings.npz")
     streamed = "embeddings.csv"
 
     def __init__(

@@ -120,9 +120,10 @@ def test_without_labels_only_tables_are_written(tmp_path):
 
 def test_a_second_run_starts_afresh(tmp_path):
     report = ClassificationReport(tmp_path)
-    for _ in range(2):
-        evaluate([[("a.png", None, 0, [0.9, 0.1])]], report)
+    for patient in ("p1", None):
+        evaluate([[("a.png", patient, 0, [0.9, 0.1])]], report)
     assert len(read(tmp_path / "images.csv")) == 1
+    assert not (tmp_path / "patients.csv").exists()
 
 
 def test_wrong_number_of_class_names_is_refused(tmp_path):

@@ -50,6 +50,19 @@ def test_without_rows_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_that_is_broken_off_leaves_no_results_of_another(tmp_path: Path) -> None:
+    evaluate(Squares(str(tmp_path)), [[1]])
+
+    class Broken(Squares):
+        def collect(self, engine: Engine) -> list[dict]:
+            raise ValueError("this image")
+
+    (tmp_path / "run.json").touch()
+    with pytest.raises(ValueError, match="this image"):
+        evaluate(Broken(str(tmp_path)), [[2]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "run.json"]  # of a name of its own
+
+
 def test_a_number_that_cannot_be_computed_is_null(tmp_path: Path) -> None:
     row, nan = {"image": "a.png", "value": 1.0, "std": 1.0}, float("nan")
     labels = {"alike": {"label": 2.0, "error": -1.0}, "none": {"label": nan, "error": nan}}

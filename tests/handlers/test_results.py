@@ -112,6 +112,8 @@ def test_contact_sheets_take_so_many_cases_each(tmp_path, monkeypatch):
     run(SegmentationResults(str(tmp_path), 2), items[:1])  # fewer cases into the same folder
     assert [path.name for path in tmp_path.glob("contact_sheet*")] == ["contact_sheet.jpg"]
     assert [path.name for path in (tmp_path / "previews").glob("*.jpg")] == ["0.jpg"]
+    run(SegmentationResults(str(tmp_path), 2, statistics=False), items[:1])
+    assert not list(tmp_path.glob("statistics.*"))
 
 
 def test_figures_in_a_folder_that_no_run_made_are_left_there(tmp_path):
