@@ -61,15 +61,18 @@ def training_items(items: Sequence[dict[str, Any]], fraction: float = 1.0, seed:
 
 
 def fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
-    """Hash of the images and what they are labeled with, wherever their folder lies: two runs on the same data have the
-    same."""
+    """Hash of the images, their frames and what they are labeled with, wherever their folder lies: two runs on the same
+    data have the same."""
     names = [os.path.abspath(str(item["image"])) for item in items]
     root = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
 
     def line(item: Mapping[str, Any], name: str) -> str:
-        labels = {key: item[key] for key in ("class", "label", "landmarks", "values") if item.get(key) is not None}
-        if isinstance(labels.get("label"), str):
-            labels["label"] = os.path.relpath(labels["label"], root)
+        told = ("class", "label", "landmarks", "values", "frame")
+        labels = {key: item[key] for key in told if item.get(key) is not None}
+        if isinstance(files := labels.get("label"), str):
+            labels["label"] = os.path.relpath(files, root)
+        elif isinstance(files, list):  # masks that are joined
+            labels["label"] = [os.path.relpath(str(file), root) for file in files]
         return os.path.relpath(name, root) + (json.dumps(labels, sort_keys=True, default=str) if labels else "")
 
     text = "\n".join(map(line, items, names))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,10 +59,14 @@ def test_the_fingerprint_of_the_data_is_that_of_the_names_wherever_they_lie() ->
     assert first != fingerprint(items("/data", "a/1.png", "b/3.png"))
 
 
-@pytest.mark.parametrize(("key", "value", "other"), [("class", 0, 1), ("label", "m/1.png", "m/2.png")])
-def test_the_fingerprint_of_the_data_is_that_of_the_labels_too(key: str, value: object, other: object) -> None:
-    def of(root: str, value: object) -> str:
-        value = f"{root}/{value}" if key == "label" else value
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [("class", 0, 1), ("frame", 0, 1), ("label", "m/1.png", "m/2.png"), ("label", ["a.png", "b.png"], ["a.png"])],
+)
+def test_the_fingerprint_of_the_data_is_that_of_frames_and_labels_too(key: str, value: Any, other: Any) -> None:
+    def of(root: str, value: Any) -> str:
+        if key == "label":
+            value = f"{root}/{value}" if isinstance(value, str) else [f"{root}/{name}" for name in value]
         return fingerprint([{"image": f"{root}/a/1.png", key: value}, {"image": f"{root}/b/2.png", key: value}])
 
     assert of("/data", value) == of("/mnt/other", value) != of("/data", other)
