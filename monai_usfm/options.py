@@ -329,6 +329,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "two numbers, low and high, from 0",
     ),
+    "views": (
+        lambda value: isinstance(value, list | tuple) and all(map(_number(0, open_low=True), value)),
+        'a list of sizes above 0, such as "[0.83, 1, 1.17]"',
+    ),
+    "feature_blocks": (_accepted(lambda value: list(map(operator.index, value))), 'a list such as "[5, 11]"'),
+    "presence_threshold": (_number(-math.inf), "a number"),
     "num_classes": (_whole(2), "a whole number from 2, the background included"),
     "spatial_dims": (lambda value: value in (2, 3) and not isinstance(value, bool), "2 or 3"),
     "device": (

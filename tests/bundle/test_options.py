@@ -92,6 +92,10 @@ def test_what_is_read_is_no_error_also_when_only_an_overlay_of_the_user_reads_it
         ("label_values", "0,255"),
         ("noise_strength", ["a", "b"]),
         ("noise_strength", [0, float("inf")]),
+        ("views", 1),
+        ("views", [1, 0]),
+        ("feature_blocks", 3),
+        ("presence_threshold", "high"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: object) -> None:
