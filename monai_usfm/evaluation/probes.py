@@ -432,9 +432,15 @@ def _logistic_regression(
     l2: Sequence[float],
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[Pipeline, dict[str, Any]]:
-    """The model with the penalty of the lowest held-out cross-entropy; the penalty, and the loss of each."""
+    """The model with the penalty of the lowest held-out cross-entropy; the penalty, and the loss of each.
+
+    A fold whose training part lacks a class that is held out has no probability of it, and is left out.
+    """
     if len(l2) == 0 or min(l2) <= 0:
         raise ValueError(f"l2 must hold at least one penalty, all positive, got {list(l2)}.")
+    splits = [(inside, held_out) for inside, held_out in splits if np.isin(y[held_out], y[inside]).all()]
+    if len(l2) > 1 and not splits:
+        raise ValueError("no fold can choose a penalty: each lacks a class. Add patients, or give a single l2.")
 
     def fitted(penalty: float, rows: np.ndarray | slice) -> Pipeline:
         model = LogisticRegression(C=1 / (penalty * weights[rows].sum()), tol=1e-6, max_iter=5000)

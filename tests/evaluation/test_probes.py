@@ -95,6 +95,19 @@ def test_the_penalty_is_judged_on_patients_that_the_fit_has_not_seen():
     assert together.settings["cross_validation_loss"][1e-3] > 1.0 > apart.settings["cross_validation_loss"][1e-3]
 
 
+@pytest.mark.parametrize(
+    ("labels", "patients"),
+    [
+        ([1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 0, 1, 2, 2], [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 1, 0]),
+        ([1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 2]),
+    ],
+)
+def test_a_fold_whose_training_part_lacks_a_class_is_left_out(labels: list[int], patients: list[int]) -> None:
+    x, y = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(0)), torch.tensor(labels)
+    losses = linear_probe(x, y, x, y, patients).settings["cross_validation_loss"]
+    assert all(0 < loss < math.inf for loss in losses.values())
+
+
 def test_the_choice_does_not_depend_on_the_test_data():
     train_x, train_y, test_x, test_y = blobs(spread=3.0)
     one = linear_probe(train_x, train_y, test_x, test_y)
