@@ -224,7 +224,8 @@ def summarize_board(output: PathLike, reference: str, instead: Sequence[str] = (
     Each entry is the mean over seeds of the score on the test images, Dice or, of classes, macro-F1, with a bootstrap
     interval over patients; ``seed_std`` is the standard deviation over seeds. Dice is also averaged over the tasks.
     Each start is compared with ``reference`` on that mean and on each task of classes, by a bootstrap over patients
-    within tasks (two-sided, Holm-corrected for the number of comparisons), on the seeds that both have.
+    within tasks (two-sided, Holm-corrected for the number of comparisons), on the seeds that both have; without one in
+    common there is no comparison.
 
     ``curves.csv`` and ``curves.png`` have the validation score after each epoch against steps and computing seconds.
 
@@ -276,7 +277,7 @@ def summarize_board(output: PathLike, reference: str, instead: Sequence[str] = (
                 if group == "mean":
                     mean = np.mean([found[name, task, fraction]["score"] for task in wanted])
                     found[name, group, fraction] = {"metric": "dice", "score": mean}
-                if name != reference:
+                if name != reference and all(_common(scores, task, fraction, reference, name) for task in wanted):
                     tests[name, group, fraction] = _compare(scores, bootstrap, wanted, fraction, reference, name)
     adjusted = holm_adjust([test.p_value for test in tests.values()]) if tests else []
     for (key, test), p_value in zip(tests.items(), adjusted, strict=True):
@@ -368,6 +369,12 @@ def _bootstrap(
     return [float(_score(s.sum(0))) for s in sums], np.mean([_score(drawn @ s) for s in sums], axis=0)
 
 
+def _common(scores: Mapping[Cell, Cells], task: str, fraction: float, first: str, second: str) -> tuple[int, ...]:
+    """The seeds that two starts have on a task."""
+    there = scores[task, fraction, second][1]
+    return tuple(seed for seed in scores[task, fraction, first][1] if seed in there)
+
+
 def _compare(
     scores: Mapping[Cell, Cells],
     bootstrap: Callable[[Cell, tuple[int, ...]], tuple[list[float], np.ndarray]],
@@ -379,13 +386,11 @@ def _compare(
     """Mean over tasks of the difference of the scores, by a bootstrap of the patients within each task."""
     values, draws, count = [], [], 0
     for task in tasks:
-        pair = [(task, fraction, first), (task, fraction, second)]
-        patients, ours = scores[pair[0]]
-        common = tuple(seed for seed in ours if seed in scores[pair[1]][1])
-        (left, left_draws), (right, right_draws) = (bootstrap(cell, common) for cell in pair)
+        seeds = _common(scores, task, fraction, first, second)
+        (left, left_draws), (right, right_draws) = (bootstrap((task, fraction, n), seeds) for n in (first, second))
         values.append(np.mean(left) - np.mean(right))
         draws.append(left_draws - right_draws)
-        count += len(set(patients))
+        count += len(set(scores[task, fraction, first][0]))
     return PairedTest.of_draws(float(np.mean(values)), np.mean(draws, axis=0), count)
 
 

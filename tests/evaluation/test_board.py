@@ -73,6 +73,14 @@ def test_a_start_that_lacks_a_task_has_no_mean(cells: Path) -> None:
     assert "| - |" in text
 
 
+def test_starts_without_a_seed_in_common_are_not_compared(cells: Path) -> None:
+    for task, count in (("breast", 12), ("head", 6)):
+        write_cell(cells, task, "late", 7, [0.5] * count, [f"p{i // 2}" for i in range(count)])
+    summarize_board(cells, "foundation")
+    late = board(cells)["late", "mean"]
+    assert (late["score"], late["p_adjusted"]) == ("0.5", "") and board(cells)["scratch", "mean"]["p_adjusted"]
+
+
 def test_classes_have_macro_f1_and_a_comparison_of_their_own(cells: Path) -> None:
     labels, guesses = [0, 0, 0, 1, 1, 1], {"foundation": [0, 0, 0, 1, 1, 1], "scratch": [0, 0, 1, 1, 1, 0]}
     for start, guessed in guesses.items():
