@@ -343,11 +343,12 @@ class BestCheckpoint:
             engine.logger.info(f"new best {name}: {self.sign * value:.4f}, saved to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:
-        return {"best": self.best, "start": self.start}
+        return {"best": self.best, "start": self.start, "asked": self.asked}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
         self.best = float(state["best"])  # type: ignore[arg-type]
         self.start = state.get("start")
+        self.asked = bool(state.get("asked"))
 
 
 @dataclass(eq=False)

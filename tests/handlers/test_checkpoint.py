@@ -384,10 +384,12 @@ def test_export_takes_the_best_file_over_the_last_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_validation_that_is_never_a_number_exports_nothing(tmp_path: Path, last: bool) -> None:
-    best = BestCheckpoint(str(tmp_path / "best.pt"), torch.nn.Linear(2, 2))
+    best, resumed = (BestCheckpoint(str(tmp_path / "best.pt"), torch.nn.Linear(2, 2)) for _ in range(2))
     evaluated(best, float("nan"))
-    with pytest.raises(FloatingPointError, match="no validation gave a score that is a number"):
-        ExportWeights(str(tmp_path / "model.pt"), best.network, best, last=last)(Engine(lambda *_: None))
+    resumed.load_state_dict(best.state_dict())  # after its last epoch
+    for handler in (best, resumed):
+        with pytest.raises(FloatingPointError, match="no validation gave a score that is a number"):
+            ExportWeights(str(tmp_path / "model.pt"), best.network, handler, last=last)(Engine(lambda *_: None))
     assert not list(tmp_path.iterdir())
 
 
