@@ -318,4 +318,4 @@ def test_a_bad_datalist_is_one_clear_error_before_training(root, tmp_path, chang
         train(root, datalist=str(tmp_path / "bad.json"), output_dir=str(tmp_path / "none"))
     assert isinstance(error.value.__cause__, ValueError)  # MONAI names the line of the config, the cause what is wrong
     assert message in str(error.value.__cause__)
-    assert not (tmp_path / "none" / "checkpoints").exists()
+    assert not list((tmp_path / "none").rglob("*.pt"))

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+FILES = ("last.pt", "previous.pt", "best.pt")  # in the folder of the checkpoints
 
 
 class TrainingSteps:
@@ -101,7 +102,7 @@ class _Former:
         first, self.asked = not self.asked, True
         if rank() > 0 or not first or not (self.folder / "last.pt").is_file():
             return
-        for name in ("last.pt", "previous.pt", "best.pt"):
+        for name in FILES:
             if (self.folder / name).is_file():
                 (self.folder / name).replace(self.folder / f"former_{name}")
         engine.logger.warning(
@@ -148,9 +149,10 @@ class TrainingRecords:
         card: Mapping[str, Any] | None = None,
         save_interval: int | None = None,
     ) -> None:
-        self.folder = Path(output_dir)
+        self.folder, self.checkpoints = Path(output_dir), Path(ckpt_dir)
         self.network, self.optimizer, self.evaluator = network, optimizer, evaluator
         self.writer: SummaryWriter | None = None
+        self.resume = resume
         objects = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "best": best}
         plain = self.options = readable(options)
         self.export_path = Path(export_path)
@@ -170,7 +172,7 @@ class TrainingRecords:
             ValidateStart(evaluator, best),
             Progress(name, loss=loss),
             ExportWeights(export_path, network if exported is None else exported, best, last, half=True, card=card),
-            *([] if resume else [_Former(Path(ckpt_dir))]),  # behind all that may refuse the training
+            *([] if resume else [_Former(self.checkpoints)]),  # behind all that may refuse the training
             RunRecord(output_dir, plain, configuration()),
         ]
 
@@ -190,12 +192,14 @@ class TrainingRecords:
         """Refuse a disk too full for the checkpoints: weights and two moments in two files and a third, the best, the
         export."""
         needed = sum(p.numel() for p in self.network.parameters()) * 4 * (3 * 3 + 2)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.checkpoints).free
+        if self.resume:  # which are replaced
+            free += sum(file.stat().st_size for file in map(self.checkpoints.joinpath, FILES) if file.is_file())
         if free < needed:
             raise RuntimeError(
-                f"the disk of {self.folder} has {free / 1e6:.0f} MB left, and the checkpoints of this network need "
-                f"{needed / 1e6:.0f} MB: free some, or give another --output_dir."
+                f"the disk of {self.checkpoints} has {free / 1e6:.0f} MB left, and the checkpoints of this network "
+                f"need {needed / 1e6:.0f} MB: free some, or give another --output_dir or --ckpt_dir."
             )
 
     def _open(self, engine: Engine) -> None:

@@ -109,8 +109,9 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = exact, not exact
     if export_path is not None:
         require_writable(Path(str(export_path)).parent, "export_path")
-        if values.get("cache_dir"):
-            require_writable(Path(str(values["cache_dir"])), "cache_dir")
+        for name in ("ckpt_dir", "cache_dir"):
+            if values.get(name):
+                require_writable(Path(str(values[name])), name)
     if output_dir is not None:
         require_writable(Path(str(output_dir)), "output_dir")
         mark_results(str(output_dir), values.get("dataset_dir"))

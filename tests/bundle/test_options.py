@@ -12,7 +12,7 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_usfm import build_network, save_network
-from monai_usfm.bundle import check_names, check_values, describe, flag
+from monai_usfm.bundle import check_names, check_values, describe, flag, root_cause
 from monai_usfm.bundle.start import checked_options
 from monai_usfm.options import set_options
 from monai_usfm.workflow import load_bundle
@@ -157,6 +157,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as error:
         workflow(tmp_path).initialize()
     assert "--output_dir: nothing can be written" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("name", ["ckpt_dir", "cache_dir"])
+def test_a_folder_of_a_training_that_cannot_be_written_is_named_before_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    flow = load_bundle("segmentation", output_dir=str(tmp_path / "out"), **{name: str(tmp_path / "file" / "here")})
+    with pytest.raises(RuntimeError) as caught:
+        flow.initialize()
+    assert str(root_cause(caught.value)).startswith(f"--{name}: nothing can be written to")
 
 
 def test_arguments_of_generated_dictionary_forms_are_known() -> None:

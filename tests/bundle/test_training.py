@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,3 +184,18 @@ def test_what_was_loaded_is_told_once(caplog: pytest.LogCaptureFixture, capsys: 
     caplog.set_level("INFO")
     prepare_network(build_network("classification", build_network("encoder", **tiny).state_dict(), **tiny))
     assert (caplog.text + capsys.readouterr().out).count("layout: monai_usfm") == 1
+
+
+@pytest.mark.parametrize(("resume", "refused"), [(False, True), (True, False)])
+def test_the_disk_of_the_checkpoints_must_have_room(tmp_path: Path, monkeypatch, resume: bool, refused: bool) -> None:
+    records = TrainingRecords.__new__(TrainingRecords)
+    records.network, records.resume = torch.nn.Linear(100, 100), resume
+    records.folder, records.checkpoints = tmp_path / "full", tmp_path / "large"
+    size = 4 * 10_100
+    free = {records.folder: 0, records.checkpoints: 20 * size}
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free[folder]))
+    records._require_space(Engine(lambda *_: None))
+    free[records.checkpoints] = 5 * size  # beside what is there and will be replaced
+    (records.checkpoints / "last.pt").write_bytes(bytes(6 * size))
+    with pytest.raises(RuntimeError, match="or --ckpt_dir") if refused else nullcontext():
+        records._require_space(Engine(lambda *_: None))
