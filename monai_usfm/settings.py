@@ -11,6 +11,9 @@ from typing import Any
 
 __all__ = ["literal", "parse_options", "split_named_path"]
 
+PATHS = "bundle_root dataset_dir datalist output_dir ckpt_dir export_path cache_dir checkpoint pretrained"
+"""Options that name a file or folder, which may be called 2024."""
+
 
 def literal(value: Any) -> Any:
     """The Python literal that a text stands for, ``true``, ``false`` and ``null`` too, or else the text.
@@ -38,9 +41,9 @@ def split_named_path(entry: str) -> tuple[str, str]:
 def parse_options(tokens: Sequence[str]) -> dict[str, Any]:
     """``["--size", "96", "96", "--net#name", "small"] -> {"size": [96, 96], "net#name": "small"}``.
 
-    A value is a Python literal, or else text; several values are a list; none is True. ``--name=value`` is taken too,
-    and dashes in a name are underscores. The parser of ``fire`` is not used: it takes what follows ``#`` for a comment,
-    which in a bundle separates the parts of a name.
+    A value is a Python literal, or else text; a number that names a file or folder is text. Several values are a list;
+    none is True. ``--name=value`` is taken too, and dashes in a name are underscores. The parser of ``fire`` is not
+    used: it takes what follows ``#`` for a comment, which in a bundle separates the parts of a name.
 
     Raises:
         ValueError: for a value without an option.
@@ -56,5 +59,10 @@ def parse_options(tokens: Sequence[str]) -> dict[str, Any]:
             found[name].append(token)
         else:
             raise ValueError(f"{token!r} belongs to no option; options are written --name value.")
-    values = {name: [literal(text) for text in texts] or [True] for name, texts in found.items()}
+
+    def read(name: str, text: str) -> Any:
+        found = literal(text)
+        return text if name in PATHS.split() and type(found) in (int, float) else found
+
+    values = {name: [read(name, text) for text in texts] or [True] for name, texts in found.items()}
     return {name: texts[0] if len(texts) == 1 else texts for name, texts in values.items()}

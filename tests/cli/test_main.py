@@ -26,6 +26,7 @@ from monai_usfm.settings import parse_options
             {"weight_decay": -1, "resume": False, "pretrained": None},
         ),
         ("--device $torch.device('cpu')", {"device": "$torch.device('cpu')"}),
+        ("--output_dir 2024 --cache_dir null --seed 7", {"output_dir": "2024", "cache_dir": None, "seed": 7}),
         ("--a#b {'_target_':'UNet','strides':(2,2)}", {"a#b": {"_target_": "UNet", "strides": (2, 2)}}),
     ],
 )
