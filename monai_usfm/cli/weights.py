@@ -176,7 +176,7 @@ def _describe(metadata: dict[str, Any], card: dict[str, Any]) -> None:
         named = ", ".join(f"{index} {name}" for index, name in enumerate(names))
         metadata.update({key: named for key in ("label_classes", "pred_classes") if key in metadata})
         stands = f"As it stands: {', '.join(map(str, names))} in {len(size)}D."
-        metadata["description"] = re.sub(r"As it stands: [^.]*\.", stands, metadata["description"])
+        metadata["description"] = re.sub(r"As it stands: [^.]*\.", lambda _: stands, metadata["description"])
     metadata["eval_metrics"] = dict(card.get("scores") or {})
 
 

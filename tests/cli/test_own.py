@@ -9,6 +9,7 @@ from pathlib import Path
 
 from monai.bundle import verify_net_in_out
 
+from monai_usfm import build_network, save_network
 from monai_usfm.cards.card import sha256_of
 from monai_usfm.cli.weights import own_bundle
 from monai_usfm.workflow import load_bundle
@@ -42,3 +43,10 @@ def test_a_bundle_of_volumes_needs_nothing_but_its_weights(repository, tmp_path)
         device="cpu",
         bundle_root=str(copy),
     )
+
+
+def test_a_class_may_have_any_name(repository, tmp_path):
+    network = build_network("segmentation", num_layers=1, hidden_size=24, mlp_dim=48, num_heads=3, spatial_size=32)
+    save_network(tmp_path / "x.pt", network, class_names=["background", r"a\d"])
+    copy = own_bundle(repository / "bundles" / "usfm_segmentation", tmp_path / "copy", tmp_path / "x.pt")
+    assert json.loads((copy / "configs" / "metadata.json").read_text())["label_classes"] == r"0 background, 1 a\d"
