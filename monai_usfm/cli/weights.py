@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from monai_usfm.bundle.training import start_file
-from monai_usfm.cards import average_networks, card_path, find_card, read_card, save_network
+from monai_usfm.cards import average_networks, card_path, find_card, read_card, save_network, sha256_of
 from monai_usfm.cli.export import write_safetensors
 from monai_usfm.files import write_text_atomically
 from monai_usfm.workflow import find_bundle
@@ -287,8 +287,12 @@ def serve_label(
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parents[1] / "label_app" / "main.py", home)
     for folder in folders:
-        if not (home / "model" / folder.name).exists():
-            shutil.copytree(folder, home / "model" / folder.name, ignore=shutil.ignore_patterns("output", "eval"))
+        copy, weights = home / "model" / folder.name, Path("models", "model.pt")
+        if not copy.exists():
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("output", "eval"))
+        elif sha256_of(copy / weights) != sha256_of(folder / weights):
+            print(f"{copy} has other weights than {folder}, by a training or an earlier call, and is served as it is;")
+            print(f"remove it to serve {folder}.")
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(home), "--studies", studies]
     command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(folder.name for folder in folders)]
     settings = {

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from monai.bundle import verify_net_in_out
 
 from monai_usfm import build_network, save_network
 from monai_usfm.cards.card import sha256_of
-from monai_usfm.cli.weights import own_bundle
+from monai_usfm.cli.weights import own_bundle, serve_label
+from monai_usfm.files import write_text_atomically
 from monai_usfm.workflow import load_bundle
 
 
@@ -50,3 +52,14 @@ def test_a_class_may_have_any_name(repository, tmp_path):
     save_network(tmp_path / "x.pt", network, class_names=["background", r"a\d"])
     copy = own_bundle(repository / "bundles" / "usfm_segmentation", tmp_path / "copy", tmp_path / "x.pt")
     assert json.loads((copy / "configs" / "metadata.json").read_text())["label_classes"] == r"0 background, 1 a\d"
+
+
+def test_a_served_copy_with_other_weights_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("monai_usfm.cli.weights.find_spec", lambda _: True)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=0))
+    bundle = tmp_path / "gland_segmentation"
+    write_text_atomically(bundle / "configs" / "inference.json", '{"network_def": {"task": "segmentation"}}')
+    for weights, told in (("old", False), ("old", False), ("new", True)):
+        write_text_atomically(bundle / "models" / "model.pt", weights)
+        assert serve_label([str(bundle)], studies=".", app=str(tmp_path / "app")) == 0
+        assert ("has other weights" in capsys.readouterr().out) is told
