@@ -137,7 +137,7 @@ def check_names(config: Mapping[str, Any]) -> None:
         )
 
 
-def warn_without_effect(config: Mapping[str, Any], given: Iterable[str]) -> None:
+def warn_without_effect(config: Mapping[str, Any], given: Iterable[str], used: Sequence[str] = STEPS) -> None:
     """Say which of the names that a user gave are options that change nothing (:func:`without_effect`).
 
     No error, because one list of options may serve a training and its evaluation. Names that are no options are left to
@@ -145,7 +145,7 @@ def warn_without_effect(config: Mapping[str, Any], given: Iterable[str]) -> None
     """
     described = config.get(DESCRIPTIONS, ())
     names = [name for name in given if name in described or len(ReferenceResolver.split_id(name)) > 1]
-    if idle := without_effect(config, names):
+    if idle := without_effect(config, names, used):
         logger.warning("these options change nothing here: %s.", ", ".join(f"--{name}" for name in idle))
 
 
@@ -195,15 +195,16 @@ def _entry(config: Any, place: str) -> Any:
     return config
 
 
-def without_effect(config: Mapping[str, Any], options: Iterable[str]) -> list[str]:
+def without_effect(config: Mapping[str, Any], options: Iterable[str], used: Sequence[str] = STEPS) -> list[str]:
     """Those options that change nothing, because no entry that a run comes to refers to them, such as
     ``learning_rate`` in an evaluation, whose config lies over that of the training.
 
     Args:
         config: a merged configuration, command line included.
         options: ids of its entries.
+        used: ids of the entries that are evaluated; default: those of a run.
     """
-    reached, waiting = set(READ_AT_START), [name for name in STEPS if name in config]
+    reached, waiting = set(READ_AT_START), list(used)
     while waiting:
         name = waiting.pop()
         if name not in reached:

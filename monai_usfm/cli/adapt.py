@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -20,8 +20,9 @@ from monai_usfm.data.folders import mark_results
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.evaluation.pseudo_labels import pseudo_label
 from monai_usfm.files import write_text_atomically
+from monai_usfm.options import warn_without_effect
 from monai_usfm.settings import parse_options
-from monai_usfm.workflow import run_bundle
+from monai_usfm.workflow import load_bundle, run_loaded
 
 from .bundles import DEFAULT, Bundle, Options, Task, train
 
@@ -93,7 +94,9 @@ def adapt(
     def run(**defaults: Any) -> None:
         places: dict[str, Any] = {"overlays": overlays, "bundle_root": bundle.bundle_root}
         defaults |= {"spatial_size": card["network"]["spatial_size"], "pretrained": checkpoint, "num_workers": 0}
-        run_bundle(task, "train", **places, **{**defaults, **given})
+        flow = load_bundle(task, "train", **places, **{**defaults, **given})
+        warn_without_effect(cast(Any, flow.parser.config), given)
+        run_loaded(flow)
 
     used = len(images)
     if method == "self_training":

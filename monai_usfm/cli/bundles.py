@@ -123,7 +123,9 @@ def calibrate(
     """
     from monai_usfm.evaluation import calibrate
 
-    calibrate(checkpoint, bundle_root=bundle_root, sensitivity=sensitivity, **parse_options(options))
+    given = parse_options(options)
+    given.setdefault("output_dir", "output/calibration")  # of simulated images
+    calibrate(checkpoint, bundle_root=bundle_root, sensitivity=sensitivity, **given)
 
 
 def _run_weights(

@@ -14,11 +14,13 @@ from monai_usfm.bundle.start import checked_options
 from monai_usfm.cards import full_scale_of, load_network, read_card, require_classes, write_card
 from monai_usfm.metrics.scores import classification_scores
 from monai_usfm.networks import TemperatureScaling
+from monai_usfm.options import warn_without_effect
 from monai_usfm.transforms import presence_score
 from monai_usfm.workflow import load_bundle
 
 __all__ = ["calibrate"]
 
+READ = ("device", "validate#inferer", "validate#dataloader")  # entries of train.json
 MAX_PIXELS = 20_000  # of one image: more tell nothing new
 PLAUSIBLE = (0.05, 20.0)  # beyond, the network says nothing about these images, or is never wrong about them
 
@@ -61,6 +63,7 @@ def calibrate(
         config["full_scale"] = full_scale_of(card)
     flow.parser.parse(reset=True)
     checked_options(flow.parser)
+    warn_without_effect(config, options, [entry.replace("#", "::") for entry in READ])
     logits, labels, presence, shown = _collect(flow.parser, load_network(checkpoint))
     result = _fit(logits, labels)
     fitted = {"temperature": round(result["temperature"], 4)}
@@ -93,12 +96,12 @@ def _collect(parser: Any, network: torch.nn.Module) -> tuple[torch.Tensor, torch
 
     Of a segmentation also the presence score of each image, and whether its label shows anything.
     """
-    device = torch.device(parser.get_parsed_content("device"))
-    inferer = parser.get_parsed_content("validate#inferer")
+    place, inferer, loader = (parser.get_parsed_content(entry) for entry in READ)
+    device = torch.device(place)
     network.to(device)
     generator = torch.Generator().manual_seed(0)
     logits, labels, presence, shown = [], [], [torch.empty(0)], [torch.empty(0, dtype=torch.bool)]
-    for batch in parser.get_parsed_content("validate#dataloader"):
+    for batch in loader:
         output = inferer(convert_to_tensor(batch["image"]).to(device), network).cpu()
         truth = convert_to_tensor(batch["class" if output.dim() == 2 else "label"])
         if output.dim() > 2:

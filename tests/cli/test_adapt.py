@@ -93,9 +93,10 @@ def test_the_head_is_moved_to_the_encoder_that_was_pretrained_further(place: Pat
     assert "scores" not in card and "temperature" not in card
 
 
-def test_labeled_images_are_shown_in_the_style_of_the_new_ones(place: Path) -> None:
-    labeled = ["--method", "style", "--labeled", str(place / "own" / "dataset.json")]
+def test_labeled_images_are_shown_in_the_style_of_the_new_ones(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labeled = ["--method", "style", "--labeled", str(place / "own" / "dataset.json"), "--holdout", "0.2"]
     assert main(arguments(place, *labeled, "--epoch_length", "8", "--warmup_epochs", "0")) == 0
+    assert "these options change nothing here: --holdout." in capsys.readouterr().out
     lists = json.loads((place / "out" / "datalist.json").read_text())
     assert len(lists["training"]) == 5
     card = read_card(place / "out" / "model.pt")

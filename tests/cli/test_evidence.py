@@ -136,14 +136,15 @@ def test_every_network_of_a_curve_is_trained_by_the_bundle_and_has_its_cell(data
     assert "seed0.json" in capsys.readouterr().err
 
 
-def test_the_temperature_of_a_network_that_says_one_thing_goes_to_its_card(dataset, tmp_path):
+def test_the_temperature_of_a_network_that_says_one_thing_goes_to_its_card(dataset, tmp_path, capsys):
     network = build_network("segmentation", spatial_size=[SIZE, SIZE], num_classes=2)
     with torch.no_grad():
         network.head.to_pixels.weight.zero_()
         network.head.to_pixels.bias.copy_(torch.tensor([5.0, 0.0]))
     save_network(tmp_path / "model.pt", network, half=False, class_names=["background", "disc"])
     arguments = ["--dataset_dir", dataset, "--device", "cpu", "--amp", "fp32"]
-    assert call("calibrate", "--checkpoint", tmp_path / "model.pt", *arguments) == 0
+    assert call("calibrate", "--checkpoint", tmp_path / "model.pt", *arguments, "--max_epochs", 3) == 0
+    assert "these options change nothing here: --max_epochs." in capsys.readouterr().out
     # the likelihood of equal probabilities p for all pixels is highest where p is the share of the foreground
     masks = [np.asarray(Image.open(dataset / f"validation_{i}_mask.png").resize((SIZE, SIZE), 0)) for i in range(4)]
     share = (np.stack(masks) > 0).mean()
@@ -151,6 +152,13 @@ def test_the_temperature_of_a_network_that_says_one_thing_goes_to_its_card(datas
     assert card["temperature"] == pytest.approx(5 / np.log((1 - share) / share), rel=0.03)
     assert card["calibration"]["samples"] == 4 * SIZE**2
     assert card["class_names"] == ["background", "disc"]
+
+
+def test_calibration_on_simulated_images_writes_nothing_into_the_bundle(monkeypatch):
+    given = {}
+    monkeypatch.setattr("monai_usfm.evaluation.calibrate", lambda checkpoint, **options: given.update(options))
+    assert call("calibrate", "--checkpoint", "model.pt") == 0
+    assert given["output_dir"] == "output/calibration"
 
 
 def test_the_command_of_the_documentation_calibrates_means_over_flips_and_dropout(
