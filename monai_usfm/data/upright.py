@@ -361,7 +361,8 @@ class UprightGrayd(MapTransform, InvertibleTransform):
 
     Args:
         keys: images, channel first, with MONAI's axes.
-        spatial_dims, frame, full_scale: see :class:`UprightGray`.
+        spatial_dims, frame: see :class:`UprightGray`.
+        full_scale: value of white of items that do not tell it, such as those of MONAI Label.
         dtype, scale: see :class:`UprightGray`; one, or one per key: ``("auto", None)`` for image and label.
         allow_missing_keys: do not raise when an item lacks a key.
     """
@@ -379,6 +380,7 @@ class UprightGrayd(MapTransform, InvertibleTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.full_scale = full_scale
         self.steps = [
             UprightGray(spatial_dims, frame, one_dtype, one_scale, full_scale)
             for one_dtype, one_scale in zip(
@@ -389,7 +391,7 @@ class UprightGrayd(MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, step in self.key_iterator(d, self.steps):
-            d[key] = step(d[key], d.get("frame"), d.get("spacing"), d.get("full_scale"))
+            d[key] = step(d[key], d.get("frame"), d.get("spacing"), d.get("full_scale", self.full_scale))
         return d
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -4,11 +4,15 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from monai_usfm import build_network, save_network
 from monai_usfm.bundle import class_indices
 from monai_usfm.data import InferenceDataset, UnreadableImageError
+from monai_usfm.workflow import load_bundle
 
 
 def read(item):
@@ -39,3 +43,17 @@ def test_an_error_met_ahead_is_raised_at_its_item():
 def test_the_most_probable_class_is_that_of_argmax(classes):
     probabilities = torch.randint(0, 4, (classes, 30, 40), generator=torch.Generator().manual_seed(0)) / 4  # ties
     assert torch.equal(class_indices(probabilities).long(), probabilities.argmax(0, keepdim=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*values of type")
+def test_a_client_that_knows_no_datalist_reads_an_image_with_the_white_of_the_card(tmp_path):
+    tiny = {"network_size": "custom", "num_layers": 1, "hidden_size": 24, "mlp_dim": 48, "num_heads": 3}
+    network = build_network("classification", **tiny, spatial_size=32)
+    save_network(tmp_path / "x.pt", network, preprocessing={"full_scale": 4095.0})
+    Image.fromarray(np.full((40, 36), 200, np.uint16)).save(tmp_path / "dark.png")
+    places = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "checkpoint": str(tmp_path / "x.pt")}
+    parser = load_bundle("classification", "predict", **places).parser
+    dataset, preprocessing = (parser.get_parsed_content(name) for name in ("dataset", "preprocessing"))
+    alone = preprocessing({"image": str(tmp_path / "dark.png")})["image"]  # as MONAI Label asks
+    assert float(alone.max()) == pytest.approx(200 / 4095, rel=1e-3)
+    torch.testing.assert_close(alone, dataset[0]["image"])
