@@ -4,16 +4,21 @@
 
 from __future__ import annotations
 
+import dis
 import errno
 import re
 import sys
 import traceback
+from pathlib import Path
 from types import TracebackType
 
 import torch
 
-__all__ = ["describe", "install_hook", "root_cause", "under_command_line"]
+__all__ = ["describe", "install_hook", "report", "root_cause", "under_command_line"]
 
+PACKAGE = Path(__file__).parent
+REFUSALS = (ValueError, ImportError, RuntimeError, FloatingPointError)
+WORKER = " in DataLoader worker process"
 LONGEST = 600  # characters of the last line
 # How MONAI begins the message of an exception that only says where another one happened.
 FRAMES = ("Failed to evaluate", "Failed to instantiate", "applying transform")
@@ -29,6 +34,30 @@ def root_cause(error: BaseException) -> BaseException:
             break
         error = inner
     return error
+
+
+def report(error: BaseException) -> None:
+    """Print the root cause as the last line; before it the traceback, unless the line says all.
+
+    It does of a file that cannot be read or written, and of what this package refuses; not of a call that failed.
+    """
+    root = root_cause(error)
+    if not (isinstance(root, OSError) or (isinstance(root, REFUSALS) and _refused(root))):
+        traceback.print_exception(error)
+    print(f"error: {describe(error)}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether a ``raise`` of this package made the error, in this process or in a worker of a data loader."""
+    if WORKER in str(error):
+        return PACKAGE in Path(_of_worker(str(error))[2]).parents
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    if trace is None or PACKAGE not in Path(trace.tb_frame.f_code.co_filename).parents:
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def describe(error: BaseException) -> str:
@@ -49,27 +78,28 @@ def describe(error: BaseException) -> str:
     kind = type(error).__name__
     if isinstance(error, KeyError) and isinstance(error.__cause__, ValueError):  # MONAI's look-up in a config
         return f"there is no such entry in the config. {str(error.__cause__).splitlines()[0]}"
-    if " in DataLoader worker process" in message:
-        kind, message = _of_worker(message)
+    if WORKER in message:
+        kind, message, _ = _of_worker(message)
     message = " ".join(message.split())
     message = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."  # a list of every weight, say
     clear = isinstance(error, RuntimeError | ValueError | OSError | FloatingPointError) and len(message) > 20
     return message if clear else f"{kind}: {message}"
 
 
-def _of_worker(text: str) -> tuple[str, str]:
-    """Kind and message of the root cause in the traceback that a worker process prints for its parent."""
-    kind, message = "RuntimeError", text
+def _of_worker(text: str) -> tuple[str, str, str]:
+    """Kind, message and file of the root cause in the traceback that a worker process prints for its parent."""
+    kind, message, file = "RuntimeError", text, ""
     for part in reversed(LINKS.split(text)):  # outermost first, as root_cause goes
         found = re.search(r"^(?:\w+\.)*(\w+): (.*)\Z", part.strip(), re.DOTALL | re.MULTILINE)
         last = [line for line in part.strip().splitlines() if re.match(r"^(?:\w+\.)*\w+(?:: |$)", line)]
         if not found or not last:
             continue
         name, _, message = part[part.rindex(last[-1]) :].strip().partition(": ")
-        kind = name.rpartition(".")[2]
+        kind, files = name.rpartition(".")[2], re.findall(r'^  File "(.+)", line', part, re.MULTILINE)
+        file = files[-1] if files else ""
         if not message.startswith(FRAMES):
             break
-    return kind, message
+    return kind, message, file
 
 
 def under_command_line() -> bool:
@@ -79,15 +109,13 @@ def under_command_line() -> bool:
 
 
 def install_hook() -> None:
-    """Under MONAI's command line, print the root cause as the last line after the traceback of a failing run."""
+    """Under MONAI's command line, :func:`report` the error of a failing run."""
     if under_command_line():
         sys.excepthook = _print_error
 
 
 def _print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, KeyboardInterrupt):
+        return report(error)
     traceback.print_exception(kind, error, trace)
-    if isinstance(error, KeyboardInterrupt):
-        print("\nstopped; a training goes on where it was with --resume true.", file=sys.stderr)
-    else:
-        print(f"\nerror: {describe(error)}", file=sys.stderr)
-    sys.stderr.flush()
+    print("\nstopped; a training goes on where it was with --resume true.", file=sys.stderr, flush=True)

@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 
-from monai_usfm.data import UnreadableImageError
-from monai_usfm.errors import describe, root_cause
+from monai_usfm.data import LoadUltrasound, UnreadableImageError
+from monai_usfm.errors import describe, report, root_cause
+from monai_usfm.metrics.scores import confusion_counts
+from monai_usfm.settings import parse_options
 
 
 def broken(path: str) -> None:
@@ -22,6 +25,10 @@ def broken(path: str) -> None:
         raise KeyError("decoder")
     except KeyError as error:
         raise UnreadableImageError(path, "not an image; convert it to PNG.") from error
+
+
+def load(path: str) -> None:
+    LoadUltrasound()(path)
 
 
 def caught(function) -> Exception:
@@ -53,6 +60,22 @@ def test_a_full_disk_is_said_as_such() -> None:
     assert "no space is left on the disk of out/last.pt: free some" in describe(OSError(28, "No space", "out/last.pt"))
     torchs = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 24256 vs 24144")
     assert "no space is left on the disk for a checkpoint" in describe(torchs)
+
+
+@pytest.mark.parametrize(
+    ("function", "traceback"),
+    [
+        (lambda: parse_options(["stray"]), False),
+        (lambda: list(DataLoader(Dataset(["x.png"], transform=load), num_workers=1)), False),
+        (Path("gone.txt").read_text, False),
+        (lambda: confusion_counts(np.array([-1]), np.array([0]), 2), True),  # what is called from this package
+        (lambda: json.loads("{"), True),
+    ],
+)
+def test_a_traceback_is_printed_unless_the_sentence_says_all(function, traceback: bool, capsys) -> None:
+    report(caught(function))
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1].startswith("error: ") and ("Traceback" in told.splitlines()[0]) is traceback
 
 
 def test_the_last_line_of_a_failing_command_is_the_cause(tmp_path: Path) -> None:

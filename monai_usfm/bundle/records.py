@@ -33,6 +33,7 @@ from monai_usfm.handlers import (
     RunRecord,
     ValidateStart,
     learning_rates,
+    leave_errors,
     validate_whole,
 )
 from monai_usfm.handlers.gradient import loss_of
@@ -179,6 +180,7 @@ class TrainingRecords:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._require_space)
         engine.add_event_handler(Events.STARTED, self._start_mlflow)
+        leave_errors(engine)
         validate_whole(self.network, self.evaluator)
         for handler in self.handlers:
             handler.attach(engine)

@@ -12,9 +12,7 @@ could not be read (``predict``, ``convert-dicom``); 130 interrupted.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -88,25 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:  # of a workflow; text is a message, as Python has it
         return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
     except Exception as error:
-        from monai_usfm.errors import describe, root_cause
+        from monai_usfm.errors import report
 
-        root = root_cause(error)
-        # what this package refuses is said in one sentence, however deep in a config it was found
-        told = isinstance(root, OSError | ValueError) and root is error
-        if not told and not (isinstance(root, OSError | ValueError | ImportError) and _is_own(root)):
-            traceback.print_exception(error)
-        return _fail(describe(error), 1)
+        report(error)
+        return 1
     if isinstance(result, list):
         from monai_usfm.files import FAILED, Failures
 
         return FAILED if result and isinstance(result, Failures) else 0
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
-
-
-def _is_own(error: BaseException) -> bool:
-    """Whether this package raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _fail(message: str, status: int) -> int:

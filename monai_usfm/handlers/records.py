@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -24,7 +25,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from matplotlib.figure import Figure
 from monai.engines import Evaluator
-from monai.handlers import ValidationHandler
+from monai.handlers import StatsHandler, ValidationHandler
 from monai.utils import convert_to_tensor
 from PIL import Image
 
@@ -41,14 +42,33 @@ __all__ = [
     "Progress",
     "RunLock",
     "RunRecord",
+    "ScoreLog",
     "draw_metrics",
     "learning_rates",
+    "leave_errors",
     "network_panels",
     "save_panels",
 ]
 
 
 ROWS = 8  # of a figure
+
+
+def leave_errors(engine: Engine) -> None:
+    """Ignite logs an error twice before it raises it; whoever runs the engine tells it, once."""
+    engine.logger = engine.logger.getChild("monai_usfm")  # that of the class is everybody's
+    engine.logger.addFilter(lambda record: record.levelno < logging.ERROR)
+
+
+class ScoreLog(StatsHandler):
+    """MONAI's log of the scores, without the traceback that it logs, twice, of an error that is then raised."""
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine)
+        leave_errors(engine)
+
+    def exception_raised(self, _engine: Engine, e: Exception) -> None:
+        raise e
 
 
 class EpochValidation(ValidationHandler):

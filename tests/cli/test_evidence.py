@@ -188,6 +188,14 @@ def test_calibration_reads_masks_as_the_card_says_and_refuses_what_nothing_reads
     assert (tmp_path / "model.json").read_text() == before
 
 
+def test_an_error_in_the_middle_of_an_evaluation_is_told_once(dataset, weights, tmp_path, capsys):
+    save_network(tmp_path / "more.pt", load_network(weights["segmentation"]), half=False, label_values=[0, 7])
+    arguments = ["--checkpoint", tmp_path / "more.pt", "--dataset_dir", dataset, "--output_dir", tmp_path / "out"]
+    assert call("evaluate", *arguments, "--device", "cpu") == 1
+    told = capsys.readouterr()
+    assert "Traceback" not in told.out + told.err and (told.out + told.err).count("stand for no class") == 1
+
+
 def test_the_presence_threshold_keeps_the_wanted_share_of_the_images(dataset, weights, tmp_path):
     network = load_network(weights["segmentation"])
     save_network(tmp_path / "model.pt", network, half=False)
