@@ -20,6 +20,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from monai_usfm import save_network
+from monai_usfm.bundle import root_cause
 from monai_usfm.data import LoadUltrasound
 from monai_usfm.inferers import DropoutInferer
 from monai_usfm.networks import UltrasoundSegmenter, usfm_vit
@@ -291,6 +292,14 @@ def test_each_head_has_its_loss(bundle: Path, head: str, kind: str) -> None:
     parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "train.json"))
     parser["head"] = head
     assert type(parser.get_parsed_content("loss")).__name__ == kind
+
+
+def test_segvit_finds_no_landmarks(bundle: Path) -> None:
+    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "train.json"))
+    parser.update({"head": "segvit", "landmarks": ["tip"]})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("loss")
+    assert str(root_cause(caught.value)).startswith("--head segvit learns classes and finds no landmarks")
 
 
 def test_the_loss_is_that_of_exclusive_classes(bundle: Path) -> None:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from monai_usfm.cards import build_network, find_card, network_options, read_card
 from monai_usfm.handlers import shard
 from monai_usfm.inferers import WindowInferer
-from monai_usfm.losses import ATMLoss
+from monai_usfm.losses import ATMLoss, HeatmapLoss
 from monai_usfm.networks import apply_lora, freeze
 from monai_usfm.networks.blocks import TransformerBlock
 from monai_usfm.networks.weights import read_checkpoint
@@ -245,7 +245,12 @@ def loss_of_head(plan: Mapping[str, Any], pixel_loss: Any) -> Any:
     Args:
         plan: options of the network, with its ``head``.
         pixel_loss: of all other outputs.
+
+    Raises:
+        ValueError: for landmarks by SegViT, whose loss is one of classes.
     """
     if plan["head"] == "segvit":
+        if isinstance(pixel_loss, HeatmapLoss):
+            raise ValueError("--head segvit learns classes and finds no landmarks: choose pyramid or upernet.")
         return ATMLoss()
     return DeepSupervisionLoss(pixel_loss, weights=[1.0, 0.4]) if plan.get("auxiliary") else pixel_loss
