@@ -12,6 +12,7 @@ from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_usfm.workflow import TASKS, load_bundle, run_bundle
+from tests.tables import rows
 
 METRICS = {
     "pretraining": "val_loss",
@@ -40,6 +41,8 @@ def test_tensorboard_has_losses_scores_figures_and_the_rate_of_every_layer(train
     tags = events.Tags()
     rates = {f"rate/{name}" for name in ("learning_rate", "rate_embedding", "rate_block_1", "rate_head")}
     assert set(tags["scalars"]) >= {*rates, "train_loss", "train_loss/epoch", "val_mean_dice"}
+    losses = [event.value for event in events.Scalars("train_loss/epoch")]
+    assert losses == pytest.approx([float(row["train_loss"]) for row in rows(tmp_path / "metrics.csv")])
     assert tags["images"] == ["segmentation"]
     assert [event.step for event in events.Images("segmentation")] == [1, 2]
 
@@ -49,6 +52,17 @@ def test_tensorboard_has_the_confusion_of_each_validation_of_a_classification(tr
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("confusion")] == [1, 2]
+
+
+def test_each_number_is_written_once_in_a_training_of_several_rounds(simulated_images, tiny_training, tmp_path):
+    places = {"dataset_dir": str(simulated_images), "output_dir": str(tmp_path), "max_epochs": 1}
+    trainer = run_bundle("segmentation", **{**tiny_training, **places}).parser.get_parsed_content("train#trainer")
+    trainer.state.max_epochs = 2
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name, steps in (("train_loss/epoch", [1, 2]), ("train_loss", list(range(1, trainer.state.iteration + 1)))):
+        assert [event.step for event in events.Scalars(name)] == steps
 
 
 def test_the_switch_of_monai_reaches_its_workflow(monkeypatch, tmp_path):

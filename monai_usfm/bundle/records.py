@@ -36,7 +36,6 @@ from monai_usfm.handlers import (
     leave_errors,
     validate_whole,
 )
-from monai_usfm.handlers.gradient import loss_of
 from monai_usfm.handlers.records import readable
 
 __all__ = [
@@ -158,9 +157,10 @@ class TrainingRecords:
         plain = self.options = readable(options)
         self.export_path = Path(export_path)
         loss = EpochLoss()
+        self.table = MetricsTable(output_dir, optimizer, evaluator, loss)
         self.handlers: list[Any] = [
             RunLock(output_dir),
-            MetricsTable(output_dir, optimizer, evaluator, loss),
+            self.table,
             ResumableCheckpoint(
                 f"{ckpt_dir}/last.pt",
                 objects,
@@ -205,6 +205,8 @@ class TrainingRecords:
             )
 
     def _open(self, engine: Engine) -> None:
+        if self.writer is not None:  # a further round of a federation, of which each number is written once
+            return
         self.writer = SummaryWriter(str(self.folder / "tensorboard"))
         TensorBoardStatsHandler(
             self.writer, tag_name="train_loss", output_transform=lambda output: output[0]["loss"], epoch_log=False
@@ -217,7 +219,7 @@ class TrainingRecords:
         if self.writer is not None:
             for name, rate in learning_rates(self.optimizer).items():
                 self.writer.add_scalar(f"rate/{name}", rate, engine.state.epoch)
-            self.writer.add_scalar("train_loss/epoch", loss_of(engine), engine.state.epoch)
+            self.writer.add_scalar("train_loss/epoch", float(self.table.rows[-1]["train_loss"]), engine.state.epoch)
             for file in self._figures(engine.state.epoch):
                 pixels = np.asarray(Image.open(file).convert("RGB"))
                 self.writer.add_image(file.stem.split("_epoch_")[0], pixels, engine.state.epoch, dataformats="HWC")
@@ -252,7 +254,7 @@ class TrainingRecords:
 
     def _tell(self, engine: Engine) -> None:
         if self.writer is not None:
-            self.writer.close()
+            self.writer.flush()
         engine.logger.info(f"results of this training: {self.folder}")
 
 
