@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.bundle import ConfigParser
 from monai.transforms import Resize
 from PIL import Image
 
@@ -276,3 +278,12 @@ def test_unreadable_files_are_skipped_and_counted(
     for index in range(len(dataset)):
         dataset[index]
     assert [Path(path).name for path in dataset.skipped] == ["image_1.png", "image_2.png"]
+
+
+def test_the_validation_loss_counts_each_image_alike(bundle: Path) -> None:
+    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "train.json"))
+    batches = [{"pred": {"loss": torch.tensor(1.0)}, "image": torch.zeros(4, 1, 2, 2)}]
+    batches += [{"pred": {"loss": torch.tensor(3.5)}, "image": torch.zeros(1, 1, 2, 2)}]
+    engine = Engine(lambda _, batch: batch)
+    parser.get_parsed_content("validate#key_metric")["val_loss"].attach(engine, "val_loss")
+    assert engine.run(batches).metrics["val_loss"] == 1.5
