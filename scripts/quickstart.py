@@ -84,6 +84,7 @@ def run_steps(plan: dict[str, Any], output: Path, options: argparse.Namespace) -
     from monai_usfm.workflow import run_bundle
 
     data = {"dataset_dir": plan["dataset_dir"], "datalist": plan["datalist"]}
+    labeled = {**data, "datalist": plan.get("labeled_list", plan["datalist"])}
     size = [128, 128]
     classes = {"num_classes": plan["num_classes"], "label_values": plan["label_values"]}
     shipped = {**data, "checkpoint": str(SEGMENTATION / "model.pt"), "output_dir": str(output / "shipped")}
@@ -91,7 +92,7 @@ def run_steps(plan: dict[str, Any], output: Path, options: argparse.Namespace) -
         run_bundle("segmentation", "predict", **shipped)
     if plan["labeled"] and plan["num_classes"] == 2:
         with step(output, plan, "Scoring them"):
-            run_bundle("segmentation", "evaluate", **shipped, label_values=plan["label_values"])
+            run_bundle("segmentation", "evaluate", **{**shipped, **labeled}, label_values=plan["label_values"])
     epochs = 2 if options.quick else 20
     for name, start in (
         ("start", {"pretrained": str(options.start)}),
@@ -104,7 +105,7 @@ def run_steps(plan: dict[str, Any], output: Path, options: argparse.Namespace) -
         words = {"start": "from the shipped start", "scratch": "from scratch"}[name]
         training = {"max_epochs": epochs, "batch_size": 8, "val_interval": 5, "figure_interval": epochs}
         with step(output, plan, f"Fine-tuning on {plan['labels']} labels {words}"):
-            network = {**data, **classes, **folder, "spatial_size": size}
+            network = {**labeled, **classes, **folder, "spatial_size": size}
             run_bundle("segmentation", "train", **network, **start, **training, export_path=weights)
             drop_checkpoints(output / name)
         with step(output, plan, f"Scoring and segmenting the test images ({words})"):
@@ -196,7 +197,8 @@ def choose_images(options: argparse.Namespace, output: Path) -> dict[str, Any]:
         notes.append(f"Few labels were not compared: labels were found for {found} that it needs.")
     elif options.data:
         values = label_values(folder, [item for found in labels.values() for item in found])
-        plan |= {"num_classes": len(values), "label_values": values}
+        plan |= {"num_classes": len(values), "label_values": values, "labeled_list": str(output / "labeled.json")}
+        Path(plan["labeled_list"]).write_text(json.dumps(labels), encoding="utf-8")  # others cannot be scored
     return plan
 
 

@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter, median_filter
 
 from monai_usfm.data import LoadUltrasound, load_datalist, results_root
 from monai_usfm.data.folders import stem_of
-from monai_usfm.evaluation.statistics import bootstrap_interval, paired_test
+from monai_usfm.evaluation.statistics import PairedTest, bootstrap_interval, paired_test
 from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import draw_overlay
 from monai_usfm.transforms import LabelIndices
@@ -78,11 +78,12 @@ def write(output: Path, plan: dict[str, Any]) -> list[str]:
     parts.append(grid(previews(output, shown, 8), "wide"))
     dice = mean_of_images(output / "shipped" / "evaluation" / "cases.csv", "dice")
     if dice:
-        cards.append((f"Dice {np.mean(list(dice.values())):.3f}", f"{interval(dice)} of the shipped network, {images}"))
+        scored = f"{interval(dice, shown)} of the shipped network, {len(dice)} {plan['images']}"
+        cards.append((f"Dice {np.mean(list(dice.values())):.3f}", scored))
 
     if plan["labeled"]:
         scores = {name: mean_of_images(output / name / "evaluation" / "cases.csv", "dice") for name in RUNS}
-        cards.append(few_labels(parts, output, plan, shown, scores))
+        cards.append(few_labels(parts, output, plan, [item for item in shown if item.get("label")], scores))
     cards.append(adaptation(parts, output, plan, shown))
 
     head = [f"<h1>What monai_usfm did with {text(images)}</h1>"]
@@ -105,7 +106,7 @@ def few_labels(
     """The comparison of fine-tuning with training from scratch."""
     both = sorted(scores["start"].keys() & scores["scratch"].keys())
     pairs = np.array([[scores[name][image] for name in RUNS] for image in both])
-    effect = paired_test(pairs[:, 0], pairs[:, 1], patients=patients(shown, both))
+    effect = compared(pairs[:, 0], pairs[:, 1], patients(shown, both))
     words = verdict(pairs.mean(0), effect.low, effect.high)
     parts.append(f"<h2>Few labels: {plan['labels']} labeled images</h2><p>{text(words)}.")
     parts.append(
@@ -124,15 +125,14 @@ def few_labels(
     table = [["network", "mean test Dice", "95 % interval", "median", "Dice below 0.1"]]
     for column, (name, title) in enumerate(RUNS.items()):
         dice = pairs[:, column]
-        table.append(
-            [title, f"{dice.mean():.3f}", interval(scores[name]), f"{np.median(dice):.3f}", f"{(dice < 0.1).sum()}"]
-        )
+        spread_of = interval(scores[name], shown)
+        table.append([title, f"{dice.mean():.3f}", spread_of, f"{np.median(dice):.3f}", f"{(dice < 0.1).sum()}"])
     parts.append(as_table(table))
     curves = {title: curve(output / name, "val_mean_dice") for name, title in RUNS.items()}
     parts.append(grid([(draw_curves(curves, "validation Dice"), "Dice of the validation images during training")], ""))
     return (
         f"Dice {effect.difference:+.3f}",
-        f"95 % interval {effect.low:+.3f} to {effect.high:+.3f}: {plan['labels']} labels, {pairs[:, 0].mean():.3f} "
+        f"95 % interval {ends(effect.low, effect.high, '+.3f')}: {plan['labels']} labels, {pairs[:, 0].mean():.3f} "
         f"{RUNS['start']}, {pairs[:, 1].mean():.3f} {RUNS['scratch']}. {words}.",
     )
 
@@ -172,10 +172,9 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     table = pd.read_csv(output / "reconstructions.csv").pivot(index="image", columns="method", values="psnr")
     mean = table.mean()
     best = {name: mean[[f"{name} {w}" for w in WIDTHS]].idxmax() for name in FILTERS}
-    effect = paired_test(
-        table["adapted"].to_numpy(), table["shipped"].to_numpy(), patients=patients(shown, list(table.index))
-    )
+    effect = compared(table["adapted"].to_numpy(), table["shipped"].to_numpy(), patients(shown, list(table.index)))
     words = "helped" if effect.low > 0 else "did harm" if effect.high < 0 else "showed no gain"
+    words = words if effect.count > 1 else "says nothing of other patients"
     parts.append(f"<h2>No labels: adapting the network to {plan['training']} images</h2>")
     parts.append(f"<p>{HIDDEN:.0%} of the patches are overwritten by speckle of their mean brightness, and half of the")
     parts.append("frequencies are missing; encoder and decoder learn to restore the image. This needs no labels, and")
@@ -202,7 +201,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
         f"{mean['adapted'] - mean['seen']:+.1f} dB",
         f"PSNR of corrupted test images {mean['seen']:.1f} dB; by the better filter {filtered:.1f}; restored by the "
         f"shipped start {mean['shipped']:.1f}, by the one adapted without labels {mean['adapted']:.1f}: the "
-        f"adaptation {words} (95 % interval {effect.low:+.2f} to {effect.high:+.2f} dB).",
+        f"adaptation {words} (95 % interval {ends(effect.low, effect.high, '+.2f')} dB).",
     )
 
 
@@ -244,6 +243,8 @@ def verdict(means: np.ndarray, low: float, high: float) -> str:
     """What was measured, in words that claim no more than the interval allows."""
     if means.max() < LEARNT:
         return "Neither network learnt its task in these few steps, so nothing can be said about the start"
+    if np.isnan(low):
+        return "All test images are of one patient, so nothing can be said about others"
     if low > 0:
         return "In this run the shipped start helped"
     if high < 0:
@@ -264,10 +265,21 @@ def patients(items: list[dict], images: list[str]) -> list[str]:
     return [known.get(image, image) for image in images]
 
 
-def interval(dice: dict[str, float]) -> str:
+def compared(first: np.ndarray, second: np.ndarray, patients: list[str]) -> PairedTest:
+    """The paired test over patients; of a single one the difference without an interval."""
+    if len(set(patients)) > 1:
+        return paired_test(first, second, patients)
+    return PairedTest(float(np.mean(first - second)), np.nan, np.nan, np.nan, 1)
+
+
+def interval(dice: dict[str, float], items: list[dict]) -> str:
     values = np.array(list(dice.values()))
-    span = bootstrap_interval(lambda rows: float(values[rows].mean()), list(dice))
-    return f"{span.low:.3f} to {span.high:.3f}"
+    span = bootstrap_interval(lambda rows: float(values[rows].mean()), patients(items, list(dice)))
+    return ends(span.low, span.high, ".3f")
+
+
+def ends(low: float, high: float, form: str) -> str:
+    return "unknown (one patient)" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
 def curve(folder: Path, column: str) -> dict[int, float]:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_usfm.data import make_datalist
+from monai_usfm.data import load_splits, make_datalist
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 EXAMPLE = SCRIPTS.parent / "examples" / "breast"
@@ -272,6 +272,17 @@ def test_without_labels_nothing_is_compared(report, tmp_path):
     assert "Few labels:" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_test_images_of_one_patient_give_no_interval(report, tmp_path):
+    plan = finished_run(tmp_path, [0.8] * 5, [0.5] * 5)
+    content = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
+    for item in content["test"]:
+        item["patient"] = "p1"
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    told = " ".join(report.write(tmp_path, plan))
+    assert told.count("unknown (one patient)") == 3 and "nan" not in told
+    assert "All test images are of one patient" in told and "says nothing of other patients" in told
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [(0.01, 0.1, "helped"), (-0.01, 0.1, "No gain"), (-0.1, -0.01, "did harm")],
@@ -322,6 +333,16 @@ def test_labels_of_the_user_are_used_with_their_values(quickstart, tmp_path):
     plan = choose(quickstart, tmp_path / "out put", "--data", str(folder))
     assert plan["labeled"] and plan["own"]
     assert plan["label_values"] == [0, 7] and plan["num_classes"] == 2
+
+
+def test_of_images_without_a_label_nothing_is_scored(quickstart, tmp_path):
+    folder = write_user_images(write_user_images(tmp_path / "mine", 60), 40, label=7)
+    plan = choose(quickstart, tmp_path / "out", "--data", str(folder))
+    everything, labeled = (json.loads(Path(plan[name]).read_text()) for name in ("datalist", "labeled_list"))
+    assert plan["labeled"] and sum(len(everything[split]) for split in labeled) == 60
+    found = load_splits(folder, plan["labeled_list"], synthetic_dir="", required=("image", "label"))
+    assert len(found["training"]) == plan["labels"] < plan["training"]
+    assert sum(map(len, labeled.values())) == 40
 
 
 def test_splits_of_the_user_are_kept(quickstart, tmp_path):
