@@ -166,9 +166,10 @@ def main() -> None:
     }
     encoder = train(out / "tokens", JOINT, {**tiny, **tokens})
     begin = ["$bundle.start(@output_dir, @export_path)"]
-    # What maps tokens to the teacher's is in no exported file.
-    state = f"torch.load('{out}/tokens/checkpoints/last.pt', weights_only=True)['network']"
+    state = "torch.load(@matched, weights_only=True)['network']"
     joint = {
+        # What maps tokens to the teacher's is in no exported file.
+        "matched": f"{out}/tokens/checkpoints/last.pt",
         "shares": {"target": 0.26, "pseudo": 0.22, "lines": 0.06, "structures": 0.08, "unlabeled": 0.38},
         "distillation_weight": 1.5,
         "sizes": [[128, 128], [128, 128], [192, 192]],

@@ -72,9 +72,10 @@ def test_the_recipe_of_the_start_runs_from_the_first_image_to_the_file(script, t
     teacher = build_network("encoder", network_size="small", spatial_size=[128, 128])
     save_network(tmp_path / "dinov2.pt", teacher)
     sizes = ("--simulated", 34, "--agreement", 0, "--epoch_length", 16, "--batch_size", 8, "--max_epochs", 1)
-    arguments = (unlabeled, tmp_path / "dinov2.pt", tmp_path / "out", *sizes)
+    out = tmp_path / "it's @out"  # no part of an expression
+    arguments = (unlabeled, tmp_path / "dinov2.pt", out, *sizes)
     assert script("train_foundation", *arguments) == 0
-    made = {name: load_network(tmp_path / "out" / name / "model.pt") for name in ("joint", "mean", "foundation")}
+    made = {name: load_network(out / name / "model.pt") for name in ("joint", "mean", "foundation")}
     start, joint, mean, final = (
         network.state_dict()
         for network in (load_network(ROOT / "bundles/usfm_pretraining/models/model.pt"), *made.values())
