@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dis
 import errno
 import re
 import sys
@@ -52,12 +51,8 @@ def _refused(error: BaseException) -> bool:
     """Whether a ``raise`` of this package made the error, in this process or in a worker of a data loader."""
     if WORKER in str(error):
         return PACKAGE in Path(_of_worker(str(error))[2]).parents
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    if trace is None or PACKAGE not in Path(trace.tb_frame.f_code.co_filename).parents:
-        return False
-    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and PACKAGE in Path(frames[-1].filename).parents and str(frames[-1].line).startswith("raise ")
 
 
 def describe(error: BaseException) -> str:
