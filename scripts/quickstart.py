@@ -133,8 +133,9 @@ def adapt(plan: dict[str, Any], output: Path, options: argparse.Namespace, data:
     epochs = 1 if options.quick else 10
     training = {"pretrained": str(FOUNDATION), "objective": "pyramid", "max_epochs": epochs, "warmup_epochs": 1}
     training |= {"batch_size": 8, "learning_rate": 3e-4, "augmentation#scale": [0.5, 1.0], "figure_interval": 0}
+    training["epoch_length"] = plan["adapted"]
     folder = {"output_dir": str(output / "adapted"), "export_path": str(output / "adapted" / "model.pt")}
-    with step(output, plan, f"Adapting the shipped start to {plan['training']} images, without labels"):
+    with step(output, plan, f"Adapting the shipped start to {plan['adapted']} images, without labels"):
         run_bundle("pretraining", "train", **data, **folder, **training, val_interval=epochs, num_workers=0)
         drop_checkpoints(output / "adapted")
     with step(output, plan, "Restoring corrupted test images"):
@@ -192,6 +193,7 @@ def choose_images(options: argparse.Namespace, output: Path) -> dict[str, Any]:
     plan = {"dataset_dir": str(folder), "datalist": str(datalist), "images": words, "notes": notes}
     plan |= {"own": bool(options.data), "labeled": not lacking, "num_classes": 2, "label_values": None}
     plan |= {"training": len(content["training"]), "labels": len(labels["training"]), "test": len(content["test"])}
+    plan["adapted"] = min(64, plan["training"]) if options.quick else plan["training"]  # one pass of thousands is long
     if lacking:
         found = ", ".join(f"{count} of {MINIMUM[name]} {name} images" for name, count in lacking.items())
         notes.append(f"Few labels were not compared: labels were found for {found} that it needs.")

@@ -175,7 +175,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
     effect = compared(table["adapted"].to_numpy(), table["shipped"].to_numpy(), patients(shown, list(table.index)))
     words = "helped" if effect.low > 0 else "did harm" if effect.high < 0 else "showed no gain"
     words = words if effect.count > 1 else "says nothing of other patients"
-    parts.append(f"<h2>No labels: adapting the network to {plan['training']} images</h2>")
+    parts.append(f"<h2>No labels: adapting the network to {plan['adapted']} images</h2>")
     parts.append(f"<p>{HIDDEN:.0%} of the patches are overwritten by speckle of their mean brightness, and half of the")
     parts.append("frequencies are missing; encoder and decoder learn to restore the image. This needs no labels, and")
     parts.append("is how a network gets to know your images. The speckle of overwritten parts cannot be known:")

@@ -66,6 +66,7 @@ def finished_run(folder, start, scratch, **changes):
     plan |= {"notes": ["A note with <angle> brackets."], "labeled": True, "num_classes": 2, "label_values": None}
     plan |= {
         "training": 60,
+        "adapted": 60,
         "labels": 60,
         "test": len(start),
         "start": "start.pt",
