@@ -20,7 +20,7 @@ from monai_usfm.workflow import load_bundle
 
 __all__ = ["calibrate"]
 
-READ = ("device", "validate#inferer", "validate#dataloader")  # entries of train.json
+READ = ("device", "validate::inferer", "validate::dataloader")  # entries of train.json
 MAX_PIXELS = 20_000  # of one image: more tell nothing new
 PLAUSIBLE = (0.05, 20.0)  # beyond, the network says nothing about these images, or is never wrong about them
 
@@ -63,7 +63,7 @@ def calibrate(
         config["full_scale"] = full_scale_of(card)
     flow.parser.parse(reset=True)
     checked_options(flow.parser)
-    warn_without_effect(config, options, [entry.replace("#", "::") for entry in READ])
+    warn_without_effect(config, options, READ)
     logits, labels, presence, shown = _collect(flow.parser, load_network(checkpoint))
     result = _fit(logits, labels)
     fitted = {"temperature": round(result["temperature"], 4)}
