@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ __all__ = [
     "write_text_atomically",
 ]
 
-PART = re.compile(r"^\.(\d+)\..+")  # names of unfinished files: the process that writes, the name it will have
+PART = re.compile(r"^\.(\d+)\.\d+\..+")  # unfinished files: the process and thread that write, and the name to be
 UNTURN = {  # EXIF orientation: what undoes the turn that shows an image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -87,7 +88,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
+    # a name that has 255 bytes, the most there may be, has no place for more
+    part = path.with_name(f".{os.getpid()}.{threading.get_native_id()}.{path.name[-50:]}")
     try:
         yield part
         with open(part, "rb+") as file:
@@ -154,6 +156,8 @@ def remove_abandoned(folder: PathLike) -> list[Path]:
 
 
 def _lives(process: int) -> bool:
+    if os.name == "nt":  # where asking would interrupt it
+        return True
     try:
         os.kill(process, 0)  # signal 0 only asks
     except ProcessLookupError:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -37,6 +39,27 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
         raise KeyError
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
+
+
+def test_the_longest_name_that_there_may_be(tmp_path: Path) -> None:
+    longest = tmp_path / ("é" * 124 + ".nii.gz")
+    with atomic_write(longest) as part:
+        assert part.name.endswith(".nii.gz")
+        part.write_text("whole")
+    assert longest.read_text() == "whole"
+
+
+def test_threads_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        with atomic_write(tmp_path / "a.txt") as part, part.open("w") as file:
+            for _ in range(20):
+                file.write(f"{number}")
+                file.flush()
+                time.sleep(0.001)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(set((tmp_path / "a.txt").read_text())) == 1 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_other_name_has_the_same_ending(tmp_path: Path) -> None:

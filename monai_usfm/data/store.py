@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -22,6 +23,8 @@ from monai.data import MetaTensor
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
+from ..files import TWO_FILES
+
 __all__ = ["Uint8Store"]
 
 logger = logging.getLogger(__name__)
@@ -36,8 +39,9 @@ class Uint8Store:
 
     Images in [0, 1] are kept exactly to 1/510, whole numbers from 0 to 255 (labels) exactly, small tensors of other
     values in float32; of metadata the name of the file and what gives mm. An item is found by the hash of what it
-    depends on: the transforms, its own entries, the sizes and times of its files and of the ``.json`` beside them. So
-    subsets, other lists and other runs share what they have in common, and a changed file is read anew.
+    depends on: the transforms, its own entries, the sizes and times of its files, of the ``.json`` beside them and of
+    the pixels that a header (``.mhd``, ``.nhdr``, ``.hdr``) describes. So subsets, other lists and other runs share
+    what they have in common, and a changed file is read anew.
 
     Every process that adds items writes a shard of its own, ``NAME.bin``, and lists them in ``NAME.index`` after the
     bytes. Nothing is locked, and what a killed process wrote stays usable. The index is read by whoever opens the store
@@ -83,7 +87,7 @@ class Uint8Store:
                 continue
             for name in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(name, str | os.PathLike) and os.path.isfile(name):
-                    for file in filter(os.path.isfile, (name, f"{name}.json")):  # the reader heeds what that one tells
+                    for file in filter(os.path.isfile, _files(os.fspath(name))):
                         stat = os.stat(file)
                         digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
         return digest.digest()
@@ -156,6 +160,13 @@ class Uint8Store:
                 self._read[path] = known + whole
                 shard = path.with_suffix(".bin")
                 self._entries.update((key, (shard, *place)) for key, *place in ENTRY.iter_unpack(content[:whole]))
+
+
+def _files(name: str) -> list[str]:
+    """What an image is read from: its file, the notes beside it, and the pixels of a header that has none."""
+    stem, ending = os.path.splitext(name)
+    pixels = sorted(glob.glob(f"{glob.escape(stem)}.*")) if ending.lower() in TWO_FILES else []
+    return [name, f"{name}.json", *pixels]
 
 
 def _packed(item: Mapping[str, Any], transformed: Mapping[str, Any]) -> bytes:

@@ -266,6 +266,18 @@ def test_what_changed_is_read_anew(items, tmp_path, reads, change):
     assert bool(dataset[0]["image"].any()) != (change == "file")
 
 
+@pytest.mark.parametrize(("header", "pixels"), [("mhd", "raw"), ("nhdr", "raw.gz"), ("hdr", "img")])
+def test_pixels_beside_a_header_are_part_of_an_image(tmp_path, header, pixels):
+    store, item = Uint8Store(tmp_path / "store", []), {"image": str(tmp_path / f"a [1].{header}")}
+    for ending in (header, pixels):
+        (tmp_path / f"a [1].{ending}").write_bytes(b"0")
+    before = store.key(item)
+    (tmp_path / f"a [2].{pixels}").write_bytes(b"00")  # of another image
+    assert store.key(item) == before
+    (tmp_path / f"a [1].{pixels}").write_bytes(b"00")
+    assert store.key(item) != before
+
+
 @pytest.mark.parametrize("empty", [True, False])
 def test_items_of_a_lost_shard_are_read_from_their_files_again(items, tmp_path, reads, empty):
     list(stored(good(items), FIXED, tmp_path))

@@ -189,13 +189,14 @@ def test_what_killed_runs_left_is_removed_and_what_is_being_written_is_not(tmp_p
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (tmp_path / "checkpoints").mkdir()
-    for name in (f".{ended.pid}.last.pt", f".{os.getpid()}.last.pt", "last.pt", ".hidden"):
+    kept = {"last.pt", ".hidden", f".{ended.pid}.py.swp"}  # an editor's too
+    for name in (f".{ended.pid}.1.last.pt", f".{os.getpid()}.1.last.pt", *kept):
         (tmp_path / "checkpoints" / name).touch()
     engine = Engine(lambda *_: None)
     RunLock(str(tmp_path)).attach(engine)
     engine.run([0])
     left = {file.name for file in (tmp_path / "checkpoints").iterdir()}
-    assert left == {f".{os.getpid()}.last.pt", "last.pt", ".hidden"}
+    assert left == {f".{os.getpid()}.1.last.pt", *kept}
 
 
 def test_run_record_holds_options_versions_and_command(tmp_path: Path) -> None:
