@@ -411,11 +411,13 @@ def gray_from_rgb(values: np.ndarray) -> np.ndarray:
 
     8-bit values give rounded 8-bit values, by the fixed-point weights of Pillow's ``convert("L")``; others give floats.
     """
-    red, green, blue = values[..., 0:1], values[..., 1:2], values[..., 2:3]
+    bands = values[..., 0:1], values[..., 1:2], values[..., 2:3]
     if values.dtype == np.uint8:
-        red, green, blue = (band.astype(np.uint32) for band in (red, green, blue))
-        return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) // 65536).astype(np.uint8)
-    red, green, blue = (band.astype(np.float64) for band in (red, green, blue))
+        luma = np.full(bands[0].shape, 0x8000, np.uint32)
+        for band, share in zip(bands, (19595, 38470, 7471), strict=True):  # one by one: a cine is large
+            luma += np.multiply(band, share, dtype=np.uint32)
+        return (luma >> 16).astype(np.uint8)
+    red, green, blue = (band.astype(np.float64) for band in bands)
     return (green + 0.299 * (red - green) + 0.114 * (blue - green)).astype(
         np.float64 if values.dtype == np.float64 else np.float32
     )

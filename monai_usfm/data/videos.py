@@ -33,7 +33,7 @@ def decode_video(path: str, pick: FramePicker | None) -> Decoded:
             if frame.format.name in _FULL_RANGE_GRAY:
                 frames.append(frame.to_ndarray(format="gray")[..., None])
             else:
-                frames.append(frame.to_ndarray(format="rgb24"))
+                frames.append(gray_from_rgb(frame.to_ndarray(format="rgb24")))
             check_size(path, frame.width, frame.height, len(frames))
             quarters = round(getattr(frame, "rotation", 0) / 90) % 4  # how a phone was held, as EXIF tells of an image
     if not frames:
@@ -43,8 +43,6 @@ def decode_video(path: str, pick: FramePicker | None) -> Decoded:
         index = checked_frame(path, pick, count)
         frames = frames[index : index + 1]
     values = np.rot90(np.stack(frames), quarters, (1, 2))
-    if values.shape[-1] == 3:
-        values = gray_from_rgb(values)
     values = values.transpose(2, 1, 0, 3)  # (x, y, frame, channel)
     if index is not None or count == 1:
         values = values[:, :, 0]
