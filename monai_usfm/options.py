@@ -345,7 +345,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_ext": (lambda value: value in EXACT_TYPES, f"one of {', '.join(EXACT_TYPES)}"),
     "amp": (lambda value: value in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
     "resume resume_anyway compile use_checkpoint sharded deterministic freeze_encoder class_balance "
-    "circumference resident uncertainty box pairs preview statistics components muscle frames skip_unreadable": (
+    "circumference fill_outlines resident uncertainty box pairs preview statistics components muscle frames "
+    "skip_unreadable": (
         _accepted(flag),
         "true or false",
     ),

@@ -30,7 +30,7 @@ __all__ = ["Uint8Store"]
 logger = logging.getLogger(__name__)
 SMALL = 4096  # values of a tensor that is kept in float32 where bytes do not hold it
 META = ("filename_or_obj", "frame", "spatial_shape", "spacing", "spacing_known")  # what the tables of a training need
-FORMAT = b"2"  # of the shards: items of another are read anew
+FORMAT = b"3"  # of the shards: items of another are read anew
 ENTRY = struct.Struct("<16sQQI")  # key, first byte, number of bytes, checksum
 
 

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from monai.utils.misc import ImageMetaKey
+from scipy import ndimage
 
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
 
@@ -37,6 +39,9 @@ class LabelIndices(Transform):
     are at least 32 gray levels apart and nine pixels of ten lie within a quarter of that distance of one. A mask of
     zeros and ones alone is taken as it is.
 
+    Labels drawn as closed lines, as HC18 has them, stand for what the lines enclose, and are filled, slice by slice:
+    lines of at most six pixels around at least as many as they have. The first such file gives a warning.
+
     A file with other values than background of which no pixel is left for a class gives a warning. So do ``values``
     without 0, the first of which may be a structure that is then taken for the background.
 
@@ -44,6 +49,7 @@ class LabelIndices(Transform):
         num_classes: K, background included.
         values: file value of each class, in the order of the classes. None takes class indices as they are, and, for
             two classes, 0/255 masks too.
+        fill_outlines: false leaves closed lines as they are: where a thin wall is the structure.
 
     Raises:
         ValueError: for more than 256 classes, when ``values`` are not K different numbers, or a label has a value that
@@ -52,7 +58,7 @@ class LabelIndices(Transform):
 
     backend = TORCH
 
-    def __init__(self, num_classes: int, values: Sequence[int] | None = None) -> None:
+    def __init__(self, num_classes: int, values: Sequence[int] | None = None, fill_outlines: bool = True) -> None:
         whole = {int(v) for v in values or () if float(v).is_integer()}
         if values is not None and (len(values) != num_classes or len(whole) != num_classes):
             raise ValueError(
@@ -68,6 +74,11 @@ class LabelIndices(Transform):
             )
         self.num_classes = num_classes
         self.values = None if values is None else [int(v) for v in values]
+        self.fill_outlines = fill_outlines
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_warned": False}  # no part of what it does, by which a store knows it
 
     def __call__(self, label: torch.Tensor) -> torch.Tensor:
         """``(1, *S) -> (1, *S)`` uint8 class indices."""
@@ -98,6 +109,8 @@ class LabelIndices(Transform):
         index = torch.zeros_like(label, dtype=torch.uint8)
         for number, value in enumerate(values):
             index[label == value] = number
+        if self.fill_outlines:
+            self._fill(index, stored)
         if not index.any() and bool((stored != values[0]).any()):
             warnings.warn(
                 f"{_file_name(stored) or 'a label'}: has values up to {float(stored.max()):g}, but no pixel of a class "
@@ -105,6 +118,22 @@ class LabelIndices(Transform):
                 stacklevel=2,
             )
         return index
+
+    def _fill(self, index: torch.Tensor, stored: torch.Tensor) -> None:
+        classes = index.as_subclass(torch.Tensor)[0].cpu().numpy()  # type: ignore[arg-type]
+        areas = {number: filled_outlines(classes == number) for number in np.unique(classes).tolist() if number}
+        found = sorted(
+            ((area, number) for number, area in areas.items() if area is not None), key=lambda pair: -pair[0].sum()
+        )
+        for area, number in found:  # one within another lies on it
+            index[0][torch.from_numpy(area)] = number
+        if found and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{_file_name(stored) or 'a label'}: has closed lines around a structure; they are filled, in other "
+                "files too. If a thin wall is the structure, give LabelIndices fill_outlines=False.",
+                stacklevel=3,
+            )
 
     def _nearest(self, label: torch.Tensor, values: list[int]) -> torch.Tensor:
         levels = torch.tensor(sorted(values), dtype=torch.float32, device=label.device)
@@ -122,6 +151,23 @@ class LabelIndices(Transform):
             )
         _refuse_plateaus(label, nearest, step, values)
         return nearest.to(label.dtype)
+
+
+def filled_outlines(mask: np.ndarray) -> np.ndarray | None:
+    """A mask ``([D,] H, W)`` of closed lines with what they enclose in each slice; None where it is no such mask."""
+    places = np.nonzero(mask)
+    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)
+    inside = mask[box]
+    if inside.size < 2 * len(places[0]):  # as nearly all masks are: told without looking for holes
+        return None
+    slices, square = inside.reshape(-1, *inside.shape[-2:]), np.ones((1, 3, 3), bool)
+    filled = np.stack([ndimage.binary_fill_holes(one) for one in slices]).reshape(inside.shape)
+    thick = ndimage.binary_erosion(np.pad(slices, ((0, 0), (1, 1), (1, 1))), square, iterations=3)
+    if thick.sum() > 0.02 * len(places[0]) or filled.sum() < 2 * len(places[0]):
+        return None
+    result = mask.copy()
+    result[box] = filled
+    return result
 
 
 def _refuse_plateaus(label: torch.Tensor, nearest: torch.Tensor, step: float, values: list[int]) -> None:

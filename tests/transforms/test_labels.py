@@ -124,3 +124,37 @@ def test_label_on_another_grid_than_its_image_is_refused() -> None:
 def test_more_classes_than_bytes_tell_are_refused():
     with pytest.raises(ValueError, match="num_classes must be at most 256"):
         LabelIndices(257)
+
+
+def ring(size: tuple[int, int], center: tuple[float, float], radius: float, thickness: float) -> np.ndarray:
+    rows, columns = np.indices(size)
+    distance = np.hypot(rows - center[0], columns - center[1])
+    return (distance <= radius) & (distance > radius - thickness)
+
+
+@pytest.mark.parametrize("thickness", [1.5, 6])
+@pytest.mark.parametrize("slices", [(), (3,)])
+def test_closed_lines_are_what_they_enclose(thickness: float, slices: tuple[int, ...]) -> None:
+    outer, inner = ((50, 40), 36.0), ((50, 46), 22.0)
+    label = 2 * ring((100, 90), *outer, thickness) + 1 * ring((100, 90), *inner, thickness)  # one within another
+    wanted = np.where(ring((100, 90), *outer, 99), 2, 0)
+    wanted[ring((100, 90), *inner, 99)] = 1
+    given = torch.from_numpy(np.broadcast_to(label, (1, *slices, 100, 90)).copy())
+    transform = LabelIndices(3)
+    with pytest.warns(UserWarning, match="closed lines") as caught:
+        found = transform(given), transform(given)
+    assert len(caught) == 1  # of all files
+    assert all(np.array_equal(one[0], np.broadcast_to(wanted, (*slices, 100, 90))) for one in found)
+    assert np.array_equal(LabelIndices(3, fill_outlines=False)(given), given)
+
+
+@pytest.mark.parametrize("kind", ["wall", "hole", "open", "lines"])
+def test_what_is_no_outline_stays_as_it_is(kind: str) -> None:
+    label = ring((100, 90), (50, 40), 36, {"wall": 8, "hole": 30}.get(kind, 3))
+    if kind == "open":
+        label[:, 40:45] = False
+    elif kind == "lines":  # two fasciae across the image
+        label[:] = False
+        label[30:33] = label[70:73] = True
+    found = LabelIndices(2)(torch.from_numpy(label[None].astype(np.uint8)))
+    assert np.array_equal(found[0], label)
