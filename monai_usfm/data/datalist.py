@@ -22,7 +22,7 @@ from monai_usfm.files import keep_apart, read_json, write_text_atomically
 
 from .formats import SUPPORTED_SUFFIXES
 from .patients import patient_key, written_alike
-from .tables import Table, path_key, value_of
+from .tables import Table, named_columns, path_key, value_of
 
 __all__ = ["check_patient_leak", "join_table", "label_fraction", "load_datalist", "read_datalist"]
 
@@ -245,7 +245,8 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
         datalist: JSON file with the splits.
         table: CSV file with a column ``image`` that names the images as the datalist does, or by the ends of their
             paths.
-        columns: what to take over, ``KEY=COLUMN`` or ``COLUMN``: ``patient=subject_id spacing=pixel_size_mm``.
+        columns: what to take over, ``KEY=COLUMN`` or ``COLUMN``: ``patient=subject_id spacing=pixel_size_mm``;
+            ``image=COLUMN`` is the one that names the images.
         output: the new list, with the same paths: keep it in the folder of the old one, or name that folder by
             ``dataset_dir``. Without it the datalist itself is replaced.
 
@@ -255,13 +256,11 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
     Raises:
         FileNotFoundError: for no such file.
         ValueError: for a column that the table lacks, an image that it does not name, an empty cell, a length
-            that is no number, the key ``image``, or a file that is no datalist. Nothing is written then.
+            that is no number, or a file that is no datalist. Nothing is written then.
     """
-    pairs = [entry.partition("=") for entry in columns]
-    wanted = {key: column or key for key, _, column in pairs}
-    if "image" in wanted:
-        raise ValueError("the images of a datalist stay as they are: a table that names others makes a new list.")
-    rows = Table(table, list(wanted.values()))
+    wanted = named_columns(columns)
+    rows = Table(table, list(wanted), wanted)
+    wanted.pop("image", None)
     keep_apart(output or datalist, table)
     content = read_datalist(datalist)
     count = 0
@@ -274,12 +273,12 @@ def join_table(datalist: str, table: str, columns: Sequence[str], *, output: str
             if row is None:
                 raise ValueError(f"{table}: no row for {item.get('image')} of {datalist}.")
             for key, column in wanted.items():
-                if not row[column]:
+                if not row[key]:
                     raise ValueError(f"{table}: {column} of {item['image']} is empty.")
                 # a patient is a name even where all its characters are digits
-                item[key] = row[column] if key in ("patient", "patient_id") else value_of(row[column], key)
+                item[key] = row[key] if key in ("patient", "patient_id") else value_of(row[key], key)
                 if key in NUMBERS and isinstance(item[key], str):
-                    raise ValueError(f"{table}: {column} of {item['image']} must be a number, is {row[column]!r}.")
+                    raise ValueError(f"{table}: {column} of {item['image']} must be a number, is {row[key]!r}.")
         content[split] = items
         count += len(items)
     if not count:

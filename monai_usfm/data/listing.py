@@ -11,7 +11,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from .folders import FoundFiles, find_files
 from .formats import SUPPORTED_SUFFIXES, UnreadableImageError, file_format
 from .list_report import Entry, ListReport
 from .loading import LoadUltrasound
-from .pairing import IMAGE_WORDS, SPLIT_WORDS, Masks, says_something, words_of
+from .pairing import IMAGE_WORDS, SPLIT_WORDS, Masks, PatternMasks, path_by_rule, says_something, words_of
 from .patients import patient_by_pattern, patient_by_rule, patient_key
 from .reader import dataset_full_scale
-from .tables import Table, value_of
+from .tables import Table, named_columns, value_of
 
 __all__ = ["UnknownPatientsError", "make_datalist"]
 
@@ -50,7 +50,9 @@ def make_datalist(
     output: str | None = None,
     dataset_dir: str | None = None,
     table: str | None = None,
+    columns: Sequence[str] = (),
     patient_pattern: str | None = None,
+    label_pattern: str | None = None,
     classes: Sequence[str] | None = None,
     split: str = "0.8/0.1/0.1",
     seed: int = 0,
@@ -68,8 +70,8 @@ def make_datalist(
     ``ID`` or ``P`` and a number). Where some images tell none, nothing is split.
 
     Masks are found by their folder or name as public data sets have them: ``masks/a.png``, ``a_mask.png``,
-    ``Masks/mask_1.png`` for ``Images/bus_1.png``, ``labelsTr`` for ``imagesTr``. Folders of results of our tools are
-    skipped, as are hidden ones and those of operating systems.
+    ``Masks/mask_1.png`` for ``Images/bus_1.png``, ``labelsTr`` for ``imagesTr``; others by ``label_pattern``. Folders
+    of results of our tools are skipped, as are hidden ones and those of operating systems.
 
     Args:
         folders: searched with all folders below them; ``ORGAN=FOLDER`` names the organ, else a folder's name does.
@@ -78,11 +80,16 @@ def make_datalist(
             one that does.
         table: CSV file with a column ``image`` (a path's end, a file name or its stem); ``organ``, ``patient`` (or
             ``patient_id``), ``class`` and other columns are taken over.
+        columns: names of the table's columns where they are others, ``KEY=COLUMN``: ``image=Image_name
+            patient=Patient_num class=Plane split=Set``.
         patient_pattern: regular expression searched in the path below the folder, or else in the file name; its first
             group, or the whole match, is the patient. ``^([^/]+)/`` takes the first folder, ``(.*)`` every image for a
             patient.
+        label_pattern: ``PATTERN=>REPLACEMENT``, a regular expression that makes of the path of an image, below the
+            folder, that of its mask: ``source/(.*)=>masks/fascicle/\1``, ``\.png$=>_tumor.png``.
         classes: names of folders that tell the class, for 0, 1, ...: ``benign,malignant``.
-        split: shares of training, validation and test, or ``folders``, which keeps the splits that folders name.
+        split: shares of training, validation and test; ``folders`` keeps the splits that folders name, ``table`` those
+            of a column ``split`` of the table.
         seed: of the split.
         max_bits: largest distance of two near-copies, in bits of 256; 0 joins equal hashes only.
         num_workers: threads that read; by default one for each core.
@@ -99,14 +106,16 @@ def make_datalist(
     names = _class_names(classes)
     roots = [(organ, Path(folder)) for organ, folder in map(split_named_path, folders)]
     base, file = _places([folder for _, folder in roots], output, dataset_dir)
-    entries, found, unpaired = _find_images(roots, names)
+    entries, found, unpaired = _find_images(roots, names, label_pattern)
     if not entries:
         raise FileNotFoundError(
             f"no image files in {', '.join(folders)}; supported are {', '.join(SUPPORTED_SUFFIXES)}."
             f"{found.not_searched()}"
         )
     if table:
-        _apply_table(entries, table, names)
+        _apply_table(entries, table, named_columns(columns), names)
+    elif columns or split == "table":
+        raise ValueError("columns and split table are about a table: name it by --table.")
     import_itk(entry.path for entry in entries)
     # around the threads: each of them would put back the filters that another one had set
     with warnings.catch_warnings(), ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
@@ -118,14 +127,19 @@ def make_datalist(
     if masks := [entry.path for entry in readable if entry.few_values]:
         warnings.warn(
             f"{len(masks)} images, such as {masks[0]}, have eight gray values or fewer, as masks do. If they are "
-            "masks, put them into a folder named masks, under the names of their images.",
+            "masks, say whose by --label_pattern, or put them into a folder named masks, under the names of their "
+            "images.",
             stacklevel=2,
         )
     _name_patients(readable, patient_pattern)
     copies = find_copies([entry.hashes for entry in readable if entry.hashes is not None], max_bits=max_bits)
     keys = ([entry.digest for entry in readable], [entry.patient for entry in readable])
     groups = joined_groups(len(readable), copies, keys)
-    splits = _splits_by_folders(readable, groups, seed) if shares is None else _drawn(readable, groups, shares, seed)
+    splits = (
+        _given_splits(readable, groups, seed, split == "table")
+        if shares is None
+        else _drawn(readable, groups, shares, seed)
+    )
 
     if white := dataset_full_scale([entry.path for entry in readable if not entry.tells_white]):
         for entry in readable:
@@ -141,9 +155,13 @@ def make_datalist(
     report.classes(readable, names)
     report.empty(splits, shares)
     report.folders_name_splits(readable, groups, shares)
+    if shares and any("split" in entry.extra for entry in readable):
+        print("Note: the table has a column split, but the split is a new one (--split table).")
     if white:
         print(f"Value of white of files that do not tell theirs: {white:g}, from the largest; in the list full_scale.")
-    report.left_out("look like masks and belong to no image", dict.fromkeys(unpaired, ""))
+    report.left_out(
+        "look like masks and belong to no image (--label_pattern can say whose)", dict.fromkeys(unpaired, "")
+    )
     report.left_out("are unreadable", {entry.path: entry.unreadable for entry in entries if entry.unreadable})
     ours = {os.path.realpath(path) for path in (file, table) if path}
     found.others = {path: why for path, why in found.others.items() if os.path.realpath(path) not in ours}
@@ -192,7 +210,7 @@ def split_groups(strata: Sequence[Any], groups: Sequence[int], shares: Sequence[
 
 
 def _find_images(
-    roots: Sequence[tuple[str, Path]], classes: Sequence[str]
+    roots: Sequence[tuple[str, Path]], classes: Sequence[str], label_pattern: str | None
 ) -> tuple[list[Entry], FoundFiles, list[Path]]:
     """All image files, masks paired with their images; what was left out; masks without an image.
 
@@ -207,7 +225,7 @@ def _find_images(
         found = find_files(root)
         left_out.others |= found.others
         left_out.skipped |= found.skipped
-        masks = Masks(root, found.images)
+        masks = Masks(root, found.images) if label_pattern is None else PatternMasks(root, found.images, label_pattern)
         here = []
         for path in masks.images:
             if path in seen:  # one FOLDER lies in another
@@ -223,13 +241,19 @@ def _find_images(
             here.append(entry)
         unpaired += sorted(masks.files - {path for entry in here for path in (*entry.labels, entry.fov)})
         entries += here
+    if entries and label_pattern is not None and not any(entry.labels for entry in entries):
+        below = entries[0].path.relative_to(entries[0].root)
+        raise ValueError(
+            f"label_pattern {label_pattern!r} finds the mask of no image: it leads from {below} to "
+            f"{path_by_rule(label_pattern, below)}. Correct it; it is about paths below {entries[0].root}."
+        )
     return entries, left_out, unpaired
 
 
-def _apply_table(entries: Sequence[Entry], file: str, classes: Sequence[str] = ()) -> None:
+def _apply_table(entries: Sequence[Entry], file: str, columns: Mapping[str, str], classes: Sequence[str] = ()) -> None:
     """Organ, patient and further columns of a table; a ``class`` that is one of the names becomes its number."""
     number_of = {name: number for number, name in enumerate(classes)}
-    table = Table(file)
+    table = Table(file, renamed=columns)
     rows = table.rows_of([entry.path for entry in entries])
     for entry, row in zip(entries, rows, strict=True):
         if row is None:
@@ -328,20 +352,23 @@ def _drawn(
     return splits
 
 
-def _splits_by_folders(entries: Sequence[Entry], groups: Sequence[int], seed: int) -> dict[str, list[Entry]]:
-    """As the folders say; where they name no validation, groups of the training files are held out for it."""
+def _given_splits(entries: Sequence[Entry], groups: Sequence[int], seed: int, table: bool) -> dict[str, list[Entry]]:
+    """As folders or table say; where they name no validation, groups of the training files are held out for it."""
     splits: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     for entry in entries:
-        name = entry.named_split
+        word = str(entry.extra.pop("split", "")) if table else ""
+        name = SPLIT_WORDS.get(word.lower()) if table else entry.named_split
         if name is None:
-            raise ValueError(f"{entry.path}: no folder names its split; expected one of {', '.join(SPLIT_WORDS)}.")
+            what = f"the table has the split {word!r}" if table else "no folder names its split"
+            raise ValueError(f"{entry.path}: {what}; expected one of {', '.join(SPLIT_WORDS)}.")
         splits[name].append(entry)
     if splits["training"] and not splits["validation"]:
         of = dict(zip(map(id, entries), groups, strict=True))
         shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE, 0.0)
         drawn = _drawn(splits["training"], [of[id(entry)] for entry in splits["training"]], shares, seed)
         splits |= {name: drawn[name] for name in ("training", "validation")}
-        print(f"No folder names a validation split: {len(splits['validation'])} training files are held out for it.")
+        where = "The table names no" if table else "No folder names a"
+        print(f"{where} validation split: {len(splits['validation'])} training files are held out for it.")
     return splits
 
 
@@ -408,15 +435,17 @@ def _write(
 
 
 def _shares(text: str) -> tuple[float, ...] | None:
-    """``"0.8/0.1/0.1"`` -> three shares; None for ``"folders"``."""
-    if text == "folders":
+    """``"0.8/0.1/0.1"`` -> three shares; None for ``"folders"`` and ``"table"``."""
+    if text in ("folders", "table"):
         return None
     try:
         shares = tuple(float(part) for part in text.split("/"))
     except ValueError:
         shares = ()
     if len(shares) != 3 or not min(shares) >= 0 or shares[0] <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise ValueError(f"split is 'folders' or three shares that sum to 1, such as 0.8/0.1/0.1; not {text!r}.")
+        raise ValueError(
+            f"split is 'folders', 'table' or three shares that sum to 1, such as 0.8/0.1/0.1; not {text!r}."
+        )
     return shares
 
 

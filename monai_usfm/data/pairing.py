@@ -18,9 +18,10 @@ from pathlib import Path
 from .folders import stem_of
 
 LABEL_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "seg"}
-LABEL_WORDS |= {"gt", "groundtruth", "ground", "truth"}
+LABEL_WORDS |= {"gt", "groundtruth", "ground", "truth", "msk", "msks", "labelmap", "labelmaps", "contour", "contours"}
 IMAGE_WORDS = {"image", "images", "img", "imgs", "frame", "frames", "data", "original", "originals"}
 IMAGE_WORDS |= {"png", "jpg", "jpeg", "bmp", "tif", "nii", "nifti", "mha", "nrrd", "dicom"}
+IMAGE_WORDS |= {"us", "ultrasound", "bmode", "scan", "scans", "expert", "manual"}  # nor do these name what is shown
 SPLIT_WORDS = {"train": "training", "training": "training", "trainval": "training", "tr": "training"}
 SPLIT_WORDS |= {"val": "validation", "valid": "validation", "validation": "validation", "dev": "validation"}
 SPLIT_WORDS |= {"test": "test", "testing": "test", "ts": "test"}
@@ -28,10 +29,10 @@ NO_ORGAN = {"set", "dataset", "database", "case", "study", "series", *SPLIT_WORD
 NO_ORGAN |= {
     word + ending for word in ("patient", "pat", "subject", "sub", "case", "id", "ses") for ending in ("", "s")
 }
-LABEL_NAMES = "mask|label|annotation|segmentation|seg|gt|truth"
+LABEL_NAMES = "mask|msk|label|labelmap|annotation|segmentation|seg|gt|truth|contour"
 LABEL_ENDING = re.compile(rf"(?i)[ _-](?:{LABEL_NAMES})(?P<number>[ _-]?\d+)?$")
-LABEL_BEGINNING = re.compile(rf"(?i)^(?:{LABEL_NAMES})[ _-]+")
-IMAGE_ENDING = re.compile(r"(?i)[ _-](?:image|img|us|0000)$")  # the last one is nnU-Net's number of a channel
+LABEL_BEGINNING = re.compile(rf"(?i)^(?:(?:expert|manual)[ _-]+)?(?:{LABEL_NAMES})[ _-]+")
+IMAGE_ENDING = re.compile(r"(?i)[ _-](?:image|img|us|bmode|0000)$")  # the last one is nnU-Net's number of a channel
 FIRST_WORD = re.compile(r"^[A-Za-z]+[ _-]+")
 FOV_ENDINGS = ("_fov", "-fov")
 
@@ -104,6 +105,37 @@ class Masks:
     def fov_of(self, image: Path) -> Path | None:
         """The mask of an image's field of view."""
         return self.fov.get((composed(image.parent), stem_of(image)))
+
+
+class PatternMasks(Masks):
+    """Masks by a rule that the user gives (:func:`path_by_rule`); what else looks like one belongs to no image."""
+
+    def __init__(self, root: Path, paths: Sequence[Path], rule: str) -> None:
+        files = {composed(path): path for path in paths}
+        leads = {path: files.get(composed(root / path_by_rule(rule, path.relative_to(root)))) for path in paths}
+        self.found = {path: mask for path, mask in leads.items() if mask not in (path, None)}
+        by_rule = set(self.found.values())
+        super().__init__(root, [path for path in paths if path not in by_rule])
+        self.files |= by_rule
+
+    def of(self, image: Path) -> list[Path]:
+        return [self.found[image]] if image in self.found else []
+
+
+def path_by_rule(rule: str, below: Path) -> str:
+    """The path of the mask of an image, both below the folder of the data, by ``PATTERN=>REPLACEMENT``.
+
+    Raises:
+        ValueError: for what is no regular expression and its replacement.
+    """
+    pattern, sign, replacement = rule.partition("=>")
+    try:
+        if sign:
+            return re.sub(pattern, replacement, below.as_posix())
+        reason = "there is no '=>' in it"
+    except (re.error, IndexError) as error:
+        reason = str(error)
+    raise ValueError(rf"label_pattern {rule!r} is no 'PATTERN=>REPLACEMENT', such as '\.png$=>_mask.png': {reason}.")
 
 
 def composed(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,16 @@ class Table:
     Commas, semicolons and tabs separate; cells are UTF-8 text, without spaces at their ends. Other columns than the
     wanted ones may differ between two rows of one image.
 
+    Args:
+        file: the table.
+        columns: wanted ones; all by default.
+        renamed: name that a column gets -> the one that it has in the file, as :func:`named_columns` reads them.
+
     Raises:
         ValueError: for no table, a column that lacks, or two rows of one image that differ in the wanted columns.
     """
 
-    def __init__(self, file: PathLike, columns: Sequence[str] = ()) -> None:
+    def __init__(self, file: PathLike, columns: Sequence[str] = (), renamed: Mapping[str, str] | None = None) -> None:
         import pandas as pd  # takes half a second, and most runs read no table
 
         self.file = Path(file)
@@ -49,9 +54,19 @@ class Table:
         except ValueError as error:  # what pandas raises too
             raise ValueError(f"{file} is no CSV table in UTF-8: {error}. Save it as CSV UTF-8.") from None
         frame.columns = [str(name).strip() for name in frame.columns]
-        missing = {"image", *columns} - set(frame.columns)
+        names = {"image": "image", **(renamed or {})}
+        missing = {*names.values(), *(name for name in columns if name not in names)} - set(frame.columns)
         if missing:
-            raise ValueError(f"{file}: no column {', '.join(sorted(missing))}; it has {', '.join(frame.columns)}.")
+            hint = (
+                "; columns image=NAME says which one names the images"
+                if renamed is not None and "image" in missing
+                else ""
+            )
+            raise ValueError(
+                f"{file}: no column {', '.join(sorted(missing))}; it has {', '.join(frame.columns)}{hint}."
+            )
+        kept = {name: frame[name] for name in frame.columns if name not in names.values()}
+        frame = pd.DataFrame(kept | {name: frame[column] for name, column in names.items()})
         self.columns = [name for name in frame.columns if name != "image"]
         self.rows: dict[str, dict[str, str]] = {}
         for row in frame.apply(lambda column: column.str.strip()).to_dict("records"):
@@ -79,6 +94,11 @@ class Table:
                     f"{self.file}: the row of {key} may belong to {users[key]} and to {ends[0]}; give their paths."
                 )
         return found
+
+
+def named_columns(columns: Sequence[str]) -> dict[str, str]:
+    """``KEY=COLUMN`` or ``COLUMN`` -> the name of each column by its key."""
+    return {key: column or key for key, _, column in (entry.partition("=") for entry in columns)}
 
 
 def path_key(path: PathLike) -> str:

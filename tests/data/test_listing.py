@@ -196,6 +196,13 @@ LAYOUTS = {  # image, its masks: folders and names as public data sets have them
     "CETUS": [("patient1/patient1_ED.png", ["patient1/patient1_ED_truth.png"])],
     "UDIAT": [("original/000001.png", ["GT/000001.png"])],
     "one_folder": [("image_1.png", ["mask_1.png"]), ("image_2.png", ["mask_2.png"])],
+    "carotid": [(f"US images/{i}.png", [f"Expert mask images/{i}.png"]) for i in (1, 2)],
+    "MicroSegNet": [
+        (f"micro_ultrasound_scans/microUS_train_0{i}.png", [f"expert_annotations/expert_annotation_train_0{i}.png"])
+        for i in (1, 2)
+    ],
+    "LUMINOUS": [("B-mode/1_Bmode.png", ["Masks/1_Mask.png"]), ("B-mode/2_Bmode.png", ["Masks/2_Mask.png"])],
+    "short": [("img/a_img.png", ["msk/a_msk.png"]), ("b.png", ["b-labelmap.png"])],
     "endings": [("img/a.png", ["seg/a.png"]), ("img/b.png", ["seg/b_seg.png"])],
     "other_letters": [(f"{name}/1.png", [f"{name} mask/1.png"]) for name in ("良性", "恶性", "норма")],
     "no_masks": [("breast/mask_1.png", []), ("breast/scan_label_3.png", []), ("breast/x.png", [])],
@@ -212,6 +219,59 @@ def test_masks_of_public_data_sets_are_paired(make, tmp_path, layout, capsys):
     found = {i["image"]: [i["label"]] if isinstance(i.get("label"), str) else i.get("label", []) for i in items}
     assert found == dict(LAYOUTS[layout])
     assert (f"{len(masks)} files look like masks" in capsys.readouterr().out) == bool(masks)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "rule"),
+    [
+        ("case{}.png", "case{}_tumor.png", r"\.png$=>_tumor.png"),
+        ("source/{}.png", "masks/fascicle/{}.png", "source/=>masks/fascicle/"),
+        ("images/us-{}.png", "masks/{}/abdomen.png", r"images/us-(\d+)=>masks/\1/abdomen"),
+        ("é/{}.png", "é mask/{}.png", "^é/=>é mask/"),
+    ],
+)
+def test_a_rule_says_whose_a_mask_is(make, tmp_path, image, mask, rule):
+    for number in range(4):
+        write_image(tmp_path / "set" / image.format(number), number)
+        write_image(tmp_path / "set" / mask.format(number), 10 + number)
+        write_image(tmp_path / "set" / "masks" / "other" / f"{number}.png", 20 + number)  # of another structure
+    write_image(tmp_path / "set" / image.format(9), 9)  # without one
+    folder = {"dataset_dir": tmp_path / "set", "split": "1/0/0"}
+    found = {
+        item["image"]: item.get("label") for item in make(tmp_path / "set", label_pattern=rule, **folder)["training"]
+    }
+    assert found == {image.format(n): mask.format(n) if n < 4 else None for n in (0, 1, 2, 3, 9)}
+    with pytest.raises(ValueError, match="finds the mask of no image: it leads from"):
+        make(tmp_path / "set", label_pattern=r"\.png$=>_lesion.png", **folder)
+    for wrong in (r"(\.png=>x", r"\.png=>\1", "_tumor"):
+        with pytest.raises(ValueError, match="is no 'PATTERN=>REPLACEMENT'"):
+            make(tmp_path / "set", label_pattern=wrong, **folder)
+
+
+def test_columns_of_a_table_have_the_names_of_their_authors(make, tmp_path, capsys):
+    names = [f"v{number}" for number in range(8)]
+    for seed, name in enumerate(names):
+        write_image(tmp_path / "set" / f"{name}.png", seed)
+    table = tmp_path / "FileList.csv"
+    table.write_text(
+        "FileName,Who,EF,Split\n"
+        + "".join(f"{n},{n[-1]},5{n[-1]}.5,{'TEST' if n > 'v5' else 'TRAIN'}\n" for n in names)
+    )
+    columns = ["image=FileName", "patient=Who", "split=Split"]
+    options = {"table": str(table), "dataset_dir": tmp_path / "set"}
+    content = make(tmp_path / "set", columns=columns, split="table", **options)
+    assert [len(content[split]) for split in SPLITS] == [5, 1, 2]
+    first = next(item for split in SPLITS for item in content[split] if item["image"] == "v3.png")
+    assert first == {"image": "v3.png", "organ": "set", "patient": "3", "num_frames": 1, "EF": 53.5}
+    capsys.readouterr()
+    make(tmp_path / "set", columns=columns, **options)
+    assert "the table has a column split, but the split is a new one" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no column image; it has FileName.*columns image=NAME says which"):
+        make(tmp_path / "set", **options)
+    with pytest.raises(ValueError, match=r"v0\.png: the table has the split '50\.5'; expected one of train"):
+        make(tmp_path / "set", columns=["image=FileName", "split=EF"], split="table", **options)
+    with pytest.raises(ValueError, match="name it by --table"):
+        make(tmp_path / "set", columns=columns)
 
 
 def test_a_folder_of_masks_is_told_as_soon_as_its_images_are_there(tmp_path):

@@ -37,6 +37,14 @@ def test_items_get_the_values_of_their_row(folder):
     assert content["test"][0]["patient"] == "12"
 
 
+def test_a_column_of_another_name_may_name_the_images(folder):
+    text = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(text.replace("image,", "file,"))
+    assert join(folder, "image=file", "spacing=mm")["test"] == [
+        {"image": "b.png", "label": "b_mask.png", "spacing": 0.5}
+    ]
+
+
 def test_classes_beside_empty_cells_are_whole_numbers(folder):
     (folder / "labels.csv").write_text("image,kind,mm\na.png,0.0,1.0\nb.png,1.5,2.0\n")
     found = [part[0] for part in (join(folder, "class=kind", "spacing=mm")[split] for split in ("training", "test"))]
@@ -64,7 +72,8 @@ def test_parts_of_a_split_get_them_too_and_a_list_without_items_is_refused(folde
     [
         ("age=years", "no column years"),
         ("circumference=hc", "b.png is empty"),
-        ("image=mm", "the images of a datalist stay"),
+        ("image=file", "no column file"),
+        ("image=mm", r"no row for a\.png"),
         ("spacing=image", "image of a.png must be a number, is 'a.png'"),
     ],
 )
