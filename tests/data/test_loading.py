@@ -502,3 +502,17 @@ def test_itk_is_imported_before_threads_read(tmp_path):
         assert set(moved) == {"MainThread"}, moved
     """
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("kind", ["nii.gz", "mha", "nrrd"])
+def test_gray_stored_as_three_equal_slices_is_a_still(tmp_path: Path, kind: str) -> None:
+    still, label = asymmetric(), write(tmp_path / f"label.{kind}", asymmetric() // 128)
+    bands = np.stack([still] * 3)
+    path = write(tmp_path / f"a.{kind}", bands)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = LoadUltrasoundd(["image", "label"], scale=("auto", None))({"image": path, "label": label})
+    assert np.array_equal(found["image"][0].numpy() * 255, still)
+    assert found["image"].meta["num_frames"] == 1 and not found["image"].meta["cine"]
+    bands[2, 0, 0] += 1
+    assert LoadUltrasound()(write(tmp_path / f"a.{kind}", bands)).meta["num_frames"] == 3
