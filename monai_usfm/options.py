@@ -276,6 +276,10 @@ def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: all(map(fits, value)) and len(value) > 0 if isinstance(value, list | tuple) else fits(value)
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _accepted(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
     def fits(value: Any) -> bool:
         try:
@@ -321,8 +325,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of names, such as \"['length']\"",
     ),
     "label_values": (
-        _accepted(lambda value: [operator.index(number) for number in value]),
-        'a list of whole numbers, such as "[0,255]"',
+        _accepted(lambda value: [operator.index(n) for entry in value for n in _listed(entry)]),
+        'a list of whole numbers, such as "[0,255]", or of colors, such as "[[0,0,0],[0,255,0]]"',
     ),
     "noise_strength noise_looks noise_psf_sigma noise_blur_sigma": (
         lambda value: (

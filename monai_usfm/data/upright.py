@@ -23,6 +23,7 @@ from monai_usfm.data.formats import UnreadableImageError
 from monai_usfm.data.grids import is_sheared
 from monai_usfm.data.image_files import EIGHT_BIT_MODES
 from monai_usfm.transforms.dictionary import TORCH
+from monai_usfm.transforms.labels import color_values
 
 __all__ = ["UprightGray", "UprightGrayd"]
 
@@ -50,7 +51,8 @@ class UprightGray(InvertibleTransform):
     may be up to twice as large and is clipped. The first such guess is named in a warning. A data set should not be
     guessed file by file: :func:`~monai_usfm.data.dataset_full_scale` decides for all. Negative or larger values are
     stretched from minimum to maximum, with a warning. ``scale="minmax"`` always stretches, without a warning.
-    ``scale=None`` keeps the stored numbers, for label maps.
+    ``scale=None`` keeps the stored numbers, for label maps, and gives each color a number of its own
+    (:func:`~monai_usfm.transforms.labels.color_values`).
 
     The inverse, as called by MONAI's ``Invertd``, takes an image or prediction ``(K, H, W)`` or ``(K, D, H, W)`` back
     to the axes, the shape (axes of size 1 too) and the affine that came in. The channels and values stay as they are.
@@ -192,9 +194,11 @@ class UprightGray(InvertibleTransform):
             return values
         values = values[:3]
         if self.scale is None and (np.ptp(values, axis=0) != 0).any():
-            raise UnreadableImageError(
-                name, "a colored image where a label map is expected; store one class index per pixel."
-            )
+            if (values != np.rint(values)).any() or values.min() < 0 or values.max() > 255:
+                raise UnreadableImageError(
+                    name, "a colored image where a label map is expected; store one class index per pixel."
+                )
+            return color_values(values)[None]
         if white == 255 and values.dtype.kind == "f" and (values == np.rint(values)).all():
             values = values.astype(np.uint8)  # MONAI's readers hand 8 bits over as floats
         return np.moveaxis(gray_from_rgb(np.moveaxis(values, 0, -1)), -1, 0)

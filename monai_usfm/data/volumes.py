@@ -233,7 +233,8 @@ def _axes_named(
 
 def _are_bands_of_gray(values: np.ndarray) -> bool:
     """Whether ``(x, y, 3, 1)`` are the red, green and blue of a gray image, as SimpleITK writes those of an array."""
-    return values.ndim == 4 and values.shape[2:] == (3, 1) and bool((values == values[:, :, :1]).all())
+    flat = values.ndim == 4 and values.shape[2:] == (3, 1) and min(values.shape[:2]) > 1
+    return flat and bool((values == values[:, :, :1]).all())
 
 
 def _check_frames(path: str, sizes: list[int]) -> None:

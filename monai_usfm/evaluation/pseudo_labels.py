@@ -23,6 +23,7 @@ from monai_usfm.data.image_files import save_mask
 from monai_usfm.data.splits import with_full_scale
 from monai_usfm.files import keep_apart, write_csv, write_text_atomically
 from monai_usfm.inferers import autocast, autocast_dtype, each_calibrated, probabilities
+from monai_usfm.transforms.labels import label_value
 
 __all__ = ["agreeing_masks", "pseudo_label"]
 
@@ -113,7 +114,7 @@ def pseudo_label(
     require_classes(whole, checkpoint, "segmentation", spatial_dims=2)
     card = whole["network"]
     # As in the files that the network was trained on, so that the two can stand in one list.
-    values = np.array(whole.get("label_values") or range(card["num_classes"]))
+    values = np.array([label_value(v) for v in whole.get("label_values") or range(card["num_classes"])])
     if values.min() < 0 or values.max() >= 2**16:
         raise ValueError(f"{checkpoint}: masks are PNG files of 0 to 65535; its label_values are {values.tolist()}.")
     values = values.astype(np.uint8 if values.max() < 256 else np.uint16)

@@ -18,12 +18,41 @@ from scipy import ndimage
 
 from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
 
-__all__ = ["LabelIndices", "LabelIndicesd", "is_jpeg_label"]
+__all__ = ["LabelIndices", "LabelIndicesd", "is_jpeg_label", "label_value"]
 
 
 def is_jpeg_label(label: torch.Tensor) -> bool:
     """Whether a label map was read from a JPEG, whose compression spreads the value of each class."""
     return _file_name(label).lower().endswith((".jpg", ".jpeg"))
+
+
+def label_value(value: int | Sequence[int]) -> int:
+    """The value of a class in a label map; a color ``[R, G, B]`` has the one that :func:`color_values` gives it.
+
+    Raises:
+        ValueError: for what is neither a whole number nor such a color.
+    """
+    if isinstance(value, Sequence) and len(value) == 3 and all(part in range(256) for part in value):
+        return int(color_values(np.array(value)))
+    if isinstance(value, Sequence) or not float(value).is_integer():
+        raise ValueError(f"{value} is neither a whole number nor a color such as [0, 255, 0].")
+    return int(value)
+
+
+def color_values(colors: np.ndarray) -> np.ndarray:
+    """One number for each color ``(3, ...)`` of 8 bits: of a gray one its value, up to 255, of others 0xRRGGBB."""
+    red, green, blue = colors.astype(np.int64)
+    # pure blue is below 256: it takes the places that gray ones have left
+    mixed = np.where((red == 0) & (green == 0), blue * 0x010101, (red << 16) | (green << 8) | blue)
+    return np.where((red == green) & (green == blue), red, mixed)
+
+
+def _named(value: float) -> str:
+    """A value as the user would give it: a color where it stands for one."""
+    if value < 256 or not float(value).is_integer():
+        return f"{value:g}"
+    bands = int(value).to_bytes(3, "big") if value < 2**24 else b""
+    return str([0, 0, bands[0]] if len(set(bands)) == 1 else list(bands) or int(value))
 
 
 def _file_name(label: torch.Tensor) -> str:
@@ -47,8 +76,8 @@ class LabelIndices(Transform):
 
     Args:
         num_classes: K, background included.
-        values: file value of each class, in the order of the classes. None takes class indices as they are, and, for
-            two classes, 0/255 masks too.
+        values: file value of each class, in the order of the classes; of a colored file ``[R, G, B]``. None takes class
+            indices as they are, and, for two classes, 0/255 masks too.
         fill_outlines: false leaves closed lines as they are: where a thin wall is the structure.
 
     Raises:
@@ -58,12 +87,18 @@ class LabelIndices(Transform):
 
     backend = TORCH
 
-    def __init__(self, num_classes: int, values: Sequence[int] | None = None, fill_outlines: bool = True) -> None:
-        whole = {int(v) for v in values or () if float(v).is_integer()}
-        if values is not None and (len(values) != num_classes or len(whole) != num_classes):
+    def __init__(
+        self, num_classes: int, values: Sequence[int | Sequence[int]] | None = None, fill_outlines: bool = True
+    ) -> None:
+        try:
+            whole = [label_value(v) for v in values or ()]
+            if values is not None and not len(values) == len(set(whole)) == num_classes:
+                raise ValueError("two are equal, or their number is another one.")
+        except ValueError as error:
             raise ValueError(
-                f"label_values must be {num_classes} different whole numbers, one per class, got {list(values)}."
-            )
+                f"label_values must be {num_classes} different whole numbers or colors, one per class, got "
+                f"{list(values or ())}: {error}"
+            ) from None
         if num_classes > 256:
             raise ValueError(f"num_classes must be at most 256, since labels are kept as bytes, got {num_classes}.")
         if values is not None and 0 not in whole:
@@ -73,7 +108,7 @@ class LabelIndices(Transform):
                 stacklevel=2,
             )
         self.num_classes = num_classes
-        self.values = None if values is None else [int(v) for v in values]
+        self.values = None if values is None else whole
         self.fill_outlines = fill_outlines
         self._warned = False
 
@@ -100,9 +135,9 @@ class LabelIndices(Transform):
         unknown = sorted(set(found) - set(values))
         if unknown:
             name = _file_name(label) or "a label"
-            shown = ", ".join(f"{v:g}" for v in unknown[:8])
+            shown = ", ".join(map(_named, unknown[:8]))
             raise ValueError(
-                f"{name}: value(s) {shown} stand for no class; expected {values}. "
+                f"{name}: value(s) {shown} stand for no class; expected {', '.join(map(_named, values))}. "
                 "Set num_classes, and label_values to the file values of the classes in their order; to score or go on "
                 "from weights, choose some that have these classes."
             )

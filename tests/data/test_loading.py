@@ -25,8 +25,9 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from monai_usfm.data import LoadUltrasound, LoadUltrasoundd, UnreadableImageError
+from monai_usfm.data import LoadUltrasound, LoadUltrasoundd, UnreadableImageError, UprightGray
 from monai_usfm.data.upright import gray_from_rgb
+from monai_usfm.transforms.labels import label_value
 from tests.dicom_files import saved, ultrasound
 
 STILLS = ["png", "bmp", "tif", "jpg", "nii", "nii.gz", "mha", "mhd", "nrrd", "dcm"]
@@ -357,11 +358,20 @@ def test_a_frame_that_does_not_exist_is_refused(tmp_path):
         LoadUltrasoundd("image")({"image": path, "frame": 7})
 
 
-def test_a_colored_label_is_refused(tmp_path):
-    color = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(color).save(tmp_path / "a.png")
+def test_a_label_in_colors_of_16_bits_is_refused():
     with pytest.raises(UnreadableImageError, match="a colored image where a label map is expected"):
-        LoadUltrasound(scale=None)(tmp_path / "a.png")
+        UprightGray(scale=None)(torch.arange(900).reshape(3, 15, 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_each_color_of_a_label_has_a_number_of_its_own(tmp_path, dtype):
+    edges = [0, 1, 2, 127, 254, 255]
+    colors = np.array([[r, g, b] for r in edges for g in edges for b in edges], np.uint8)
+    Image.fromarray(colors.reshape(12, 18, 3)).save(tmp_path / "a.png")
+    label = LoadUltrasound(scale=None, dtype=dtype)(tmp_path / "a.png").flatten().tolist()
+    assert len(set(label)) == len(colors)
+    assert label == [label_value(color) for color in colors.tolist()]
+    assert [value for value, (r, g, b) in zip(label, colors, strict=True) if r == g == b] == edges
 
 
 def test_several_masks_of_an_image_are_one_label(tmp_path):

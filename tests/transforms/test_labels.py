@@ -158,3 +158,20 @@ def test_what_is_no_outline_stays_as_it_is(kind: str) -> None:
         label[30:33] = label[70:73] = True
     found = LabelIndices(2)(torch.from_numpy(label[None].astype(np.uint8)))
     assert np.array_equal(found[0], label)
+
+
+def test_colors_are_values_of_classes(tmp_path: Path) -> None:
+    index = np.random.default_rng(0).integers(0, 4, (6, 8))
+    colors = np.array([[0, 0, 0], [0, 255, 0], [255, 255, 255], [0, 0, 255]], np.uint8)
+    Image.fromarray(colors[index]).save(tmp_path / "a.png")
+    label = LoadUltrasound(scale=None)(tmp_path / "a.png")
+    found = LabelIndices(4, [0, [0, 255, 0], 255, [0, 0, 255]])(label)
+    assert np.array_equal(found[0], index)
+    with pytest.raises(
+        ValueError,
+        match=r"a\.png: value\(s\) 255, \[0, 255, 0\], \[0, 0, 255\] stand for no class; expected 0, \[255, 0, 0\]",
+    ):
+        LabelIndices(2, [[0, 0, 0], [255, 0, 0]])(label)
+    for values in ([0, [0, 255]], [0, [0, 256, 0]], [0, "green"]):
+        with pytest.raises(ValueError, match=r"neither a whole number nor a color such as \[0, 255, 0\]"):
+            LabelIndices(2, values)
