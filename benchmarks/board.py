@@ -62,10 +62,11 @@ def unet(dims: int, weights: Path | None = None) -> dict[str, Any]:
     """Options of a start: MONAI's UNet, from scratch or with weights of its own."""
     channels = [16, 32, 64, 128, 256][: 7 - dims]
     definition = f"monai.networks.nets.UNet({dims}, 1, 2, {channels}, {[2] * (len(channels) - 1)}, num_res_units=2)"
-    if weights:
-        loaded = f"torch.load('{weights.resolve()}', weights_only=True)"
+    if weights:  # an entry of its own: a name in an expression may end it
+        loaded = "torch.load(@unet_weights, weights_only=True)"
         definition = f"monai.networks.copy_model_state(n := {definition}, {loaded}) and n"
-    return {"network_def": f"${definition}", "layer_decay": 1.0}
+    start = {"network_def": f"${definition}", "layer_decay": 1.0}
+    return {**start, "unet_weights": str(weights.resolve())} if weights else start
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from monai_usfm.data import write_synthetic_dataset
 
@@ -124,3 +125,14 @@ def test_a_joint_step_has_the_parts_of_the_recipe():
         frozen = network.net.encoder.patch_embed.proj.weight.grad is None
         assert frozen == (not teachers)
         found.clear()
+
+
+def test_a_unet_starts_from_weights_in_any_folder(tmp_path):
+    folder = tmp_path / 'it\'s "@home" 100%'
+    folder.mkdir()
+    made = script("board")
+    plain = ConfigParser(made.unet(2)).get_parsed_content("network_def")
+    torch.save(plain.state_dict(), folder / "unet.pt")
+    parser = ConfigParser({"imports": ["$import torch", "$import monai"], **made.unet(2, folder / "unet.pt")})
+    found = parser.get_parsed_content("network_def").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in plain.state_dict().items())
