@@ -192,6 +192,9 @@ def _baseline(name: str, task: str, options: Mapping[str, Any]) -> dict[str, Any
 
 def _fill(plan: Mapping[str, Any], base: Path, output: PathLike) -> Path:
     """Make the cells of a board whose paths start from ``base``, and its tables."""
+    for name in (*plan["tasks"], *plan["starts"]):
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"the name {name!r} is to be that of files: write it without / and a dot at its begin.")
     for name in plan["tasks"]:
         task = _resolved(base, plan["tasks"][name], name)
         networks = {start: _resolved(base, settings, name) for start, settings in plan["starts"].items()}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from monai_usfm.data import join_table, load_datalist
 from monai_usfm.evaluation import label_subsets, run_cells, summarize_board, transfer_board
-from monai_usfm.evaluation.cells import BundleTraining
+from monai_usfm.evaluation.cells import BundleTraining, run_name
 
 TINY = {"num_layers": 2, "hidden_size": 48, "mlp_dim": 96, "num_heads": 3}
 
@@ -151,6 +151,20 @@ def test_the_bundle_trains_and_scores_every_cell_on_its_part_of_the_labels(
     assert all(cell["conditions"]["pretrained"] == "" for cell in cells)  # not the start that the bundle ships
     assert not list((tmp_path / "out").rglob("*.pt"))
     assert (tmp_path / "out" / "curves.csv").read_text().count("\n") == 1 + len(cells)  # of one epoch each
+
+
+@pytest.mark.parametrize("change", [{"starts": {"a/b": {}}, "reference": "a/b"}, {"tasks": {".x": {"datalist": "a"}}}])
+def test_a_name_that_is_none_of_a_file_is_refused(plan: Path, tmp_path: Path, change: dict) -> None:
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | change))
+    with pytest.raises(ValueError, match="write it without /"):
+        transfer_board(str(plan), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_two_cells_share_a_folder() -> None:
+    cells = [("a+b", 0.05), ("a-b", 0.05), ("a b", 0.05), ("a_b", 0.05), ("a", 0.025), ("a_2", 0.05), ("ä/@$", 1.0)]
+    names = {run_name(start, fraction, 0) for start, fraction in cells}
+    assert len(names) == len(cells) and not any(set(name) & set("/@$ +") for name in names)
 
 
 def test_an_unknown_start_is_named(plan: Path, tmp_path: Path) -> None:
