@@ -15,6 +15,8 @@ import torch
 from monai.fl.utils.constants import ExtraItems, ModelType
 
 from monai_usfm import load_network
+from monai_usfm.data import load_datalist
+from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import TASKS, find_bundle, run_bundle
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "federated"
@@ -101,8 +103,37 @@ def test_fedprox_stays_nearer_to_the_start_of_the_round(federated, simulated_ima
     assert 0 < moved[1] < moved[0]
 
 
-def test_sites_see_different_organs_and_share_no_patient(federated, tmp_path):
-    folders = federated.make_sites(tmp_path, number=2, images=20)
+def test_the_term_of_fedprox_is_clipped_and_counted_once_in_an_accumulated_step(federated, options, tmp_path):
+    images = tmp_path / "images"
+    file = write_synthetic_dataset(images, 4, 4, 0, image_size=(40, 40), organs=("breast",))
+    (images / "dataset.json").write_text(file.read_text())
+    gradients = {}
+    for name, more in {"one": {"batch_size": 4}, "two": {"batch_size": 2, "accumulation_steps": 2}}.items():
+        given = {**options, **more, "clip_norm": 1e6, "pixel_loss": "$lambda prediction, label: 0 * prediction.sum()"}
+        site = federated.Site("a", "segmentation", images, tmp_path / name, 1, proximal=1.0, **given)
+        weights = {key: value + 1 if value.is_floating_point() else value for key, value in site.weights.items()}
+        site.before = [weights[key] for key, _ in site.trainer.network.named_parameters()]
+        seen, named = [], dict(site.trainer.network.named_parameters())
+        site.trainer.optimizer.step = lambda *_, seen=seen, named=named: seen.append(
+            {key: weight.grad.clone() for key, weight in named.items() if weight.requires_grad}
+        )
+        site.trainer.run()
+        gradients[name] = seen[0]
+    assert all(torch.allclose(gradients["one"][key], torch.tensor(-1.0)) for key in gradients["one"])
+    assert same(gradients["one"], gradients["two"])
+
+
+def test_a_client_is_given_folders_with_blanks_and_signs(federated):
+    folder = "/a b/it's ü 100%"
+    words = federated.client_arguments(task="segmentation", images=folder, output=folder, rounds=5, local_epochs=1)
+    given = federated.client_parser().parse_args(words.split())  # as NVFlare parts them
+    assert (given.images, given.output, given.rounds) == (folder, folder, 5)
+
+
+def test_sites_see_different_organs_and_share_no_patient(federated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = federated.make_sites("sites", number=2, images=20)
+    assert len(load_datalist(folders[0] / "dataset.json", folders[0], "training")) == 20  # also of a relative folder
     lists = [json.loads((folder / "dataset.json").read_text())["training"] for folder in folders]
     common = [
         sum(item["organ"] in {i["organ"] for i in lists[0][:16]} for item in items) / len(items) for items in lists

@@ -4,21 +4,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import nvflare.client as flare
 import torch
-from federated import SMALL, Site
+from federated import SMALL, Site, client_parser
 from nvflare.app_common.app_constant import AlgorithmConstants
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--task")
-parser.add_argument("--images", help="folder with a folder of each site's name")
-parser.add_argument("--output")
-parser.add_argument("--rounds", type=int)
-parser.add_argument("--local_epochs", type=int)
-given = parser.parse_args()
+given = client_parser().parse_args()
 
 flare.init()
 name = flare.get_site_name()

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import torch
 from monai.engines import IterationEvents
@@ -90,13 +91,17 @@ class Site:
         self.algo.initialize({ExtraItems.CLIENT_NAME: name})
         self.trainer: Any = self.algo.trainer
         self.before: list[torch.Tensor] = []
-        self.trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._draw_back)
+        self.trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, self._draw_back)
 
     def _draw_back(self) -> None:
-        """The gradient of ``mu / 2 * |w - w_start|^2`` (Li et al. 2020, https://arxiv.org/abs/1812.06127)."""
-        for weight, start in zip(self.trainer.network.parameters(), self.before, strict=True):
-            if self.proximal and weight.grad is not None:
-                weight.grad.add_(weight.detach() - start, alpha=self.proximal)
+        """Add ``mu / 2 * |w - w_start|^2`` to the loss (Li et al. 2020, https://arxiv.org/abs/1812.06127).
+
+        So its gradient is clipped with that of the images, and divided among the batches of a step as theirs is.
+        """
+        if self.proximal:
+            pairs = zip(self.trainer.network.parameters(), self.before, strict=True)
+            away = sum((weight - start).square().sum() for weight, start in pairs if weight.requires_grad)
+            self.trainer.state.output["loss"] = self.trainer.state.output["loss"] + self.proximal / 2 * away
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -158,7 +163,7 @@ def make_sites(folder: str | Path, number: int = 4, images: int = 240, seed: int
     Returns:
         The folders of the sites, each with a ``dataset.json``.
     """
-    root, names, folders = Path(folder), list(ORGANS), []
+    root, names, folders = Path(folder).resolve(), list(ORGANS), []
     for index in range(number):
         own = [names[(3 * index + k) % len(names)] for k in range(3)]
         other = [name for name in names if name not in own]
@@ -190,6 +195,22 @@ def simulated(folder: Path, training: int, validation: int, organs: Sequence[str
         ]
         for split in ("training", "validation")
     }
+
+
+def client_arguments(**options: Any) -> str:
+    """What :func:`client_parser` reads: NVFlare parts it at blanks, which a folder may have, so names are encoded."""
+    return " ".join(f"--{name} {quote(str(value))}" for name, value in options.items())
+
+
+def client_parser() -> argparse.ArgumentParser:
+    """Arguments of ``client.py``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--task")
+    parser.add_argument("--images", type=unquote, help="folder with a folder of each site's name; %%20 is a blank")
+    parser.add_argument("--output", type=unquote)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--local_epochs", type=int)
+    return parser
 
 
 def add_options(parser: argparse.ArgumentParser, task: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from federated import SMALL, add_options, make_sites
+from federated import SMALL, add_options, client_arguments, make_sites
 from nvflare.app_common.filters import PercentilePrivacy, SVTPrivacy
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -46,8 +46,13 @@ def main() -> None:
         "min_clients": given.sites,
         "num_rounds": given.rounds,
         "train_script": str(HERE / "client.py"),
-        "train_args": f"--task {given.task} --images {root / 'images'} --output {root / 'sites'} "
-        f"--rounds {given.rounds} --local_epochs {given.local_epochs}",
+        "train_args": client_arguments(
+            task=given.task,
+            images=root / "images",
+            output=root / "sites",
+            rounds=given.rounds,
+            local_epochs=given.local_epochs,
+        ),
         "params_transfer_type": TransferType.DIFF if given.privacy else TransferType.FULL,
     }
     recipe = FedProxRecipe(fedprox_mu=given.proximal, **settings) if given.proximal else FedAvgRecipe(**settings)
