@@ -12,7 +12,7 @@ import math
 
 import torch
 
-__all__ = ["check_dynamic_range", "from_power", "to_power"]
+__all__ = ["check_dynamic_range", "from_power", "require_log_compressed", "to_power"]
 
 
 def to_power(image: torch.Tensor, dynamic_range_db: float | None) -> torch.Tensor:
@@ -33,3 +33,10 @@ def check_dynamic_range(dynamic_range_db: float | None) -> None:
     """Refuse a display range that is not positive; ``None`` stands for linear images."""
     if dynamic_range_db is not None and not (math.isfinite(dynamic_range_db) and dynamic_range_db > 0):
         raise ValueError(f"dynamic_range_db must be positive, or None for linear images, got {dynamic_range_db}.")
+
+
+def require_log_compressed(dynamic_range_db: float | None) -> None:
+    """Refuse what :func:`check_dynamic_range` does, and ``None`` too: where a linear image has no such display."""
+    if dynamic_range_db is None:
+        raise ValueError("this is for log-compressed images: dynamic_range_db must be a number of dB, got None.")
+    check_dynamic_range(dynamic_range_db)

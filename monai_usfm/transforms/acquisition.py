@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from monai_usfm.physics.beam import BeamGeometry, beam_coordinates
-from monai_usfm.physics.display import check_dynamic_range
+from monai_usfm.physics.display import check_dynamic_range, require_log_compressed
 from monai_usfm.transforms.dictionary import dictionary_form
 from monai_usfm.transforms.effect import RandEffect, RandEffectForm, Range, blend, check_image
 
@@ -122,8 +122,8 @@ def recompress(
     :func:`apply_gain`.
     """
     image = check_image(img)
-    check_dynamic_range(dynamic_range_db)
-    check_dynamic_range(target_db)
+    for value in (dynamic_range_db, target_db):
+        require_log_compressed(value)
     out = 1 + (image - 1) * (dynamic_range_db / target_db)
     return blend(img, image, out, fov, geometry)
 
@@ -206,6 +206,7 @@ class RandDynamicRange(RandEffect):
     def __init__(
         self, prob: float = 0.1, target_db: float | Range = (45.0, 75.0), dynamic_range_db: float = 60.0
     ) -> None:
+        require_log_compressed(dynamic_range_db)
         super().__init__(prob, dynamic_range_db, target_db=target_db)
 
 

@@ -13,7 +13,7 @@ import torch
 from monai.networks.layers.convutils import gaussian_1d
 from monai.networks.layers.simplelayers import separable_filtering
 
-from monai_usfm.physics.display import check_dynamic_range
+from monai_usfm.physics.display import require_log_compressed
 from monai_usfm.physics.speckle import add_speckle, speckle_intensity
 from monai_usfm.transforms.batch import BatchAugmentation, unit_range
 
@@ -77,7 +77,7 @@ class NoiseRecovery:
                 )
         if any(n != int(n) for n in looks):
             raise ValueError(f"looks must be whole numbers, got {tuple(looks)}.")
-        check_dynamic_range(dynamic_range_db)
+        require_log_compressed(dynamic_range_db)
         self.augmentation = augmentation
         self.strength, self.looks = tuple(strength), (int(looks[0]), int(looks[1]))
         self.psf_sigma, self.blur_sigma = tuple(psf_sigma), tuple(blur_sigma)

@@ -10,6 +10,7 @@ import torch
 
 from monai_usfm.transforms import (
     BeamGeometry,
+    NoiseRecovery,
     RandDepthAttenuation,
     RandDynamicRange,
     RandGain,
@@ -110,6 +111,9 @@ def test_the_drawn_sliders_are_the_ones_applied():
     [
         (lambda: RandGain(gain_db=(3.0, 1.0)), "gain_db must be a number or a range"),
         (lambda: RandDynamicRange(target_db=(0.0, 50.0)), "above 0"),
+        (lambda: RandDynamicRange(dynamic_range_db=None), "log-compressed images: dynamic_range_db must be"),
+        (lambda: recompress(torch.rand(1, 4, 4), None, 60.0), "log-compressed images: dynamic_range_db must be"),
+        (lambda: NoiseRecovery(dynamic_range_db=None), "log-compressed images: dynamic_range_db must be"),
         (lambda: RandGain(dynamic_range_db=-60.0), "dynamic_range_db must be positive"),
         (lambda: RandTimeGain(sliders=1), "sliders"),
         (lambda: time_gain(torch.zeros(1, 4, 4), []), "gains_db"),
