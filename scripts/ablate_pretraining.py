@@ -60,6 +60,8 @@ def ablate(
     output_dir: str = "ablation",
 ) -> None:
     """Train the arms that are not there yet, probe all of them, write the table."""
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise SystemExit(f"there are no arms {', '.join(unknown)}; choose from {', '.join(ARMS)}.")
     out, encoders = Path(output_dir), []
     for seed in seeds:
         for arm in arms:

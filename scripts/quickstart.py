@@ -73,7 +73,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.output = options.output.absolute()
     if options.data and not options.data.is_dir():
         parser.error(f"--data: there is no folder {options.data}")
-    output = options.output
+    if not options.start.is_file():
+        parser.error(f"--start: there is no file {options.start}")
+    output, options.start = options.output, options.start.absolute()
+    if output.exists() and not output.is_dir():
+        parser.error(f"{output} is no folder; give another one with --output")
     if output.exists() and any(output.iterdir()) and not (output / "quickstart.json").is_file():
         parser.error(f"{output} is not empty and not from a former quickstart; give another folder with --output")
     return options

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from scipy.ndimage import gaussian_filter, median_filter
 
 from monai_usfm.data import LoadUltrasound, load_datalist, results_root
 from monai_usfm.data.folders import stem_of
+from monai_usfm.data.formats import SUPPORTED_SUFFIXES
 from monai_usfm.evaluation.statistics import PairedTest, bootstrap_interval, paired_test
 from monai_usfm.files import write_csv, write_text_atomically
 from monai_usfm.handlers.drawing import draw_overlay
@@ -207,7 +209,7 @@ def adaptation(parts: list[str], output: Path, plan: dict[str, Any], shown: list
 
 def ending(output: Path, plan: dict[str, Any]) -> list[str]:
     """What was not shown, what to do next, and under which conditions this ran."""
-    start = f" --pretrained {plan['start']}" if plan["start"] else ""
+    start = f" --pretrained {quote(plan['start'])}" if plan["start"] else ""
     limits = [
         "One training run each: the intervals cover the choice of test images, not the luck of a run.",
         "Minutes of training on two cores show a direction, not what a full training reaches (docs/RESULTS.md).",
@@ -218,7 +220,7 @@ def ending(output: Path, plan: dict[str, Any]) -> list[str]:
     if not plan["own"]:
         limits.insert(0, "Your images. That is what the next commands are for.")
     commands = (
-        f"source {sys.prefix}/bin/activate\n"
+        f"source {quote(f'{sys.prefix}/bin/activate')}\n"
         "# your images; masks in images/ and masks/, or as NAME_mask. If no name tells a patient, it asks for one\n"
         "monai-usfm datalist MY_IMAGES\n"
         f"monai-usfm train --task segmentation --dataset_dir MY_IMAGES{start} --output_dir runs/mine\n"
@@ -301,8 +303,9 @@ def spread(items: list[dict], number: int) -> list[dict]:
 
 
 def stem(item: dict) -> str:
+    """Of the mask of an image, whose letters are as those of the image; DICOM may have no ending."""
     name = Path(item["image"]).name
-    return name.removesuffix(".gz").rsplit(".", 1)[0]
+    return name.removesuffix(".gz").rsplit(".", 1)[0] if name.lower().endswith(SUPPORTED_SUFFIXES) else name
 
 
 def previews(output: Path, items: list[dict], number: int) -> list[tuple[Image.Image, str]]:

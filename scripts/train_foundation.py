@@ -35,6 +35,7 @@ from monai_usfm.simulation import write_synthetic_dataset
 from monai_usfm.workflow import find_bundle, run_bundle
 
 JOINT = ("foundation",)
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 PSEUDO = ("breast", "fetal head")  # organs of real images whose structures small knows from simulated ones
 # Breasts and heads more often: lesions are what varies most.
 ORGANS = ("breast", "fetal_head", "muscle", "breast", "thyroid", "breast", "nerve", "breast", "prostate", "fetal_head")
@@ -46,7 +47,7 @@ def simulate(folder: Path, number: int) -> None:
     if (folder / "targets.json").is_file():
         return
     shown = {"image_size": (192, 192), "organs": ORGANS, "healthy": 0.12}
-    file = write_synthetic_dataset(folder, number, len(ORGANS), 0, num_workers=len(os.sched_getaffinity(0)), **shown)
+    file = write_synthetic_dataset(folder, number, len(ORGANS), 0, num_workers=WORKERS, **shown)
     lists = json.loads(file.read_text())
     # Lines have an output layer of their own: in that of lesions they would be painted into breasts.
     for name, left_out in {"lines": set(ORGANS) - {"muscle"}, "targets": {"muscle", "nerve"}}.items():

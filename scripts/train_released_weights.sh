@@ -12,6 +12,7 @@
 # core, 33 with DINOV2.
 set -euo pipefail
 trap 'kill 0' INT # what runs in the background does not hear of it otherwise
+[ $# -ge 2 ] || { echo "usage: bash scripts/train_released_weights.sh DATA_FOLDER OUTPUT_FOLDER [OPTION...]" >&2 && exit 2; }
 data=$(cd "$1" && pwd)
 mkdir -p "$2"
 out=$(cd "$2" && pwd)

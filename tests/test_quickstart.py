@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import html
 import importlib.util
 import itertools
 import json
@@ -117,6 +118,8 @@ def test_ci_runs_the_test_script_and_may_be_executed():
         (["--venv"], "--venv needs a folder"),
         (["--data", "no such folder"], "there is no folder no such folder"),
         (["--output", "used"], "not from a former quickstart"),
+        (["--output", "used/file"], "is no folder; give another one with --output"),
+        (["--start", "no.pt"], "--start: there is no file no.pt"),
     ],
 )
 def test_wrong_arguments_stop_before_anything_is_installed(tmp_path, arguments, message):
@@ -264,6 +267,18 @@ def test_report_ends_with_commands_for_own_images(finished):
     for verb in ("datalist", "train", "predict"):
         assert finished.index("What was not shown") < finished.index(f"monai-usfm {verb}")
     assert f"source {sys.prefix}/bin/activate" in finished and "--pretrained start.pt" in finished
+
+
+def test_commands_of_the_report_hold_where_folders_have_blanks(report, tmp_path, monkeypatch):
+    plan = finished_run(tmp_path, [0.8] * 5, [0.5] * 5) | {"start": "my start.pt"}
+    monkeypatch.setattr(sys, "prefix", "/a b")
+    text = html.unescape("".join(report.ending(tmp_path, plan)))
+    assert "source '/a b/bin/activate'" in text and "--pretrained 'my start.pt'" in text
+
+
+@pytest.mark.parametrize(("name", "stem"), [("1.2.840", "1.2.840"), ("a.b.nii.gz", "a.b"), ("A.PNG", "A")])
+def test_the_mask_of_an_image_is_found_by_its_name(report, name, stem):
+    assert report.stem({"image": f"folder/{name}"}) == stem
 
 
 def test_without_labels_nothing_is_compared(report, tmp_path):
