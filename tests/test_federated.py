@@ -109,7 +109,13 @@ def test_the_term_of_fedprox_is_clipped_and_counted_once_in_an_accumulated_step(
     (images / "dataset.json").write_text(file.read_text())
     gradients = {}
     for name, more in {"one": {"batch_size": 4}, "two": {"batch_size": 2, "accumulation_steps": 2}}.items():
-        given = {**options, **more, "clip_norm": 1e6, "pixel_loss": "$lambda prediction, label: 0 * prediction.sum()"}
+        given = {
+            **options,
+            **more,
+            "max_epochs": 1,
+            "clip_norm": 1e6,
+            "pixel_loss": "$lambda prediction, label: 0 * prediction.sum()",
+        }
         site = federated.Site("a", "segmentation", images, tmp_path / name, 1, proximal=1.0, **given)
         weights = {key: value + 1 if value.is_floating_point() else value for key, value in site.weights.items()}
         site.before = [weights[key] for key, _ in site.trainer.network.named_parameters()]
