@@ -59,14 +59,14 @@ class EvaluationReport:
     evaluator that decollates.
 
     Args:
-        output_dir: folder of the files. Those of an earlier run are removed at the start: they would pass for results
-            of this one, if it is broken off or writes fewer.
+        output_dir: folder of the files. Those of an earlier run stay until this one has written its own; then what it
+            did not write is removed, as it would pass for a result of this one.
         names: of what is measured, for subclasses that need them.
     """
 
-    # what it may write; those of an earlier run are removed at the start
+    # what it may write
     files: tuple[str, ...] = ("cases.csv", "summary.json")
-    # table that grows with every batch, so that a run that is broken off leaves what it had
+    # table that grows with every batch, so that a run that is broken off leaves what it had, and nothing of another
     streamed: str | None = None
 
     def __init__(self, output_dir: str, names: Sequence[str] | None = None) -> None:
@@ -89,8 +89,18 @@ class EvaluationReport:
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
-        for name in self.files if idist.get_rank() == 0 else ():
-            (self.folder / name).unlink(missing_ok=True)
+        if self.streamed is not None and idist.get_rank() == 0:
+            self._remove(self._there())
+
+    def _there(self) -> dict[Path, int]:
+        """Files that there are, by which one that is replaced is told: it has another number."""
+        return {file: file.stat().st_ino for name in self.files if (file := self.folder / name).is_file()}
+
+    def _remove(self, former: Mapping[Path, int]) -> None:
+        """Delete those files that are the former ones."""
+        for file, number in self._there().items():
+            if former.get(file) == number:
+                file.unlink()
 
     def _collect(self, engine: Engine) -> None:
         found = list(self.collect(engine))
@@ -108,8 +118,11 @@ class EvaluationReport:
             parts: list[Any] = [None] * idist.get_world_size()
             dist.all_gather_object(parts, rows)
             rows = [row for part in parts for row in part]
-        if rows and idist.get_rank() == 0:
-            self.write(engine, rows)
+        if idist.get_rank() == 0:
+            former = self._there()
+            if rows:
+                self.write(engine, rows)
+            self._remove(former)
 
     def file_of(self, image: Any, rows: Sequence[Row] = (), each: int = 1) -> str:
         """File of an image of the batch, or its number where it does not know; each has so many rows."""

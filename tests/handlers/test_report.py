@@ -50,17 +50,41 @@ def test_without_rows_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_that_is_broken_off_leaves_no_results_of_another(tmp_path: Path) -> None:
-    evaluate(Squares(str(tmp_path)), [[1]])
+class Named(Squares):
+    files = ("rows.csv", "summary.json")
 
-    class Broken(Squares):
-        def collect(self, engine: Engine) -> list[dict]:
-            raise ValueError("this image")
 
-    (tmp_path / "run.json").touch()
+class Broken(Named):
+    def collect(self, engine: Engine) -> list[dict]:
+        raise ValueError("this image")
+
+
+class BrokenTable(Named):
+    streamed = "rows.csv"
+    collect = Broken.collect
+
+
+@pytest.mark.parametrize(("kind", "left"), [(Broken, ["rows.csv", "summary.json"]), (BrokenTable, [])])
+def test_a_run_that_is_broken_off_leaves_the_results_of_another_but_where_its_own_grow(
+    tmp_path: Path, kind: type[Squares], left: list[str]
+) -> None:
+    evaluate(Named(str(tmp_path)), [[1]])
     with pytest.raises(ValueError, match="this image"):
-        evaluate(Broken(str(tmp_path)), [[2]])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "run.json"]  # of a name of its own
+        evaluate(kind(str(tmp_path)), [[2]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert not left or numbers(tmp_path) == [1]
+
+
+def test_what_a_run_did_not_write_again_is_removed_at_its_end(tmp_path: Path) -> None:
+    class Fewer(Named):
+        def write(self, engine: Engine, rows: list[dict]) -> None:
+            self.write_table("rows.csv", rows)
+
+    evaluate(Named(str(tmp_path)), [[1]])
+    evaluate(Fewer(str(tmp_path)), [[2]])
+    assert numbers(tmp_path) == [2] and not (tmp_path / "summary.json").exists()
+    evaluate(Named(str(tmp_path)), [[]])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_number_that_cannot_be_computed_is_null(tmp_path: Path) -> None:
