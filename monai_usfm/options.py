@@ -404,7 +404,12 @@ _TOGETHER: tuple[tuple[str, bool, str, str], ...] = (
     ("cine", True, "temporal_sigma", "is only for cines: give --frames true too"),
     ("statistics", True, "components muscle", "is for the table of measurements: give --statistics true too"),
     ("paired", True, "input_key target_key", "is only for recorded pairs: give --pairs true too"),
-    ("uncertainty", True, "dropout", "is only for the mean over dropout masks: give --uncertainty true too"),
+    (
+        "uncertainty",
+        True,
+        "dropout dropout_samples",
+        "is for the mean over dropout masks: give --uncertainty true too",
+    ),
     ("roi_key", True, "background_key", "is only for the contrast of a structure: give --roi_key too"),
     ("prompts", True, "box", "is only for weights that take prompts: leave it out"),
 )

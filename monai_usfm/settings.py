@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["literal", "parse_options", "split_named_path"]
 
-PATHS = "bundle_root dataset_dir datalist output_dir ckpt_dir export_path cache_dir checkpoint pretrained"
+PATHS = "bundle_root dataset_dir datalist output_dir ckpt_dir export_path cache_dir checkpoint pretrained teacher"
 """Options that name a file or folder, which may be called 2024."""
 
 

@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 import tempfile
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +22,11 @@ from monai_usfm.data import mark_results
 from monai_usfm.errors import install_hook, under_command_line
 from monai_usfm.handlers import RunRecord
 from monai_usfm.options import DESCRIPTIONS, check_names, check_together, check_values, flag, warn_without_effect
+from monai_usfm.settings import PATHS, parse_options
 
-__all__ = ["options", "require_writable", "start", "stop"]
+__all__ = ["options", "path_names", "require_writable", "start", "stop"]
+
+_waiting: list[RunRecord] = []  # of an evaluation that has not ended
 
 
 def _parser() -> ConfigParser | None:
@@ -74,15 +78,32 @@ def checked_options(parser: ConfigParser) -> dict[str, Any]:
     return values
 
 
+def path_names() -> None:
+    """Before :func:`start` in ``initialize``: a file or folder that is called 2024 is no number.
+
+    MONAI's command line takes it for one, and 2024_01 for 202401: what was typed is text again.
+    """
+    parser = _parser()
+    if parser is None:
+        raise RuntimeError("path_names() is for an expression of a bundle's configuration.")
+    config: Any = parser.config
+    words = list(dropwhile(lambda word: not word.startswith("--"), sys.argv)) if under_command_line() else []
+    given = parse_options(words)
+    for name in PATHS.split():
+        if type(config.get(name)) in (int, float):
+            config[name] = str(given.get(name, config[name]))
+            parser.ref_resolver.items[name].update_config(config[name])
+
+
 def start(output_dir: str | os.PathLike | None = None, export_path: str | os.PathLike | None = None) -> None:
     """First entry of ``initialize``: refuse what cannot work, in one sentence, before anything is read or computed.
 
     Names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`), options that would do
     nothing (:func:`check_together`) and places that cannot be written are refused. Under torchrun the processes are
     joined, see :func:`stop`. Under MONAI's command line the root cause of any later failure becomes the last line that
-    is printed. ``output_dir`` is marked as a folder of results. An evaluation or inference is recorded there
-    (:class:`~monai_usfm.handlers.RunRecord`), in the folder of a training as ``inference_config.json`` and so on; a
-    training records itself once nothing refuses it any more.
+    is printed. ``output_dir`` is marked as a folder of results. An inference is recorded there
+    (:class:`~monai_usfm.handlers.RunRecord`), in the folder of a training as ``inference_config.json`` and so on; an
+    evaluation at its end, with its tables; a training once nothing refuses it any more.
 
     Args:
         output_dir: folder of the results.
@@ -93,6 +114,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
         PermissionError: for a place that cannot be written.
     """
     install_hook()
+    _waiting.clear()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
@@ -119,11 +141,17 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
             weights = Path(str(values.get("checkpoint")))
             scored = {"sha256": sha256_of(weights)} if weights.is_file() else {}
             prefix = "inference_" if (Path(str(output_dir)) / "tensorboard").is_dir() else ""
-            RunRecord(str(output_dir), {**values, **scored}, configuration(), prefix)()
+            record = RunRecord(str(output_dir), {**values, **scored}, configuration(), prefix)
+            if "validate" in cast(Any, parser.config):
+                _waiting.append(record)
+            else:
+                record()
 
 
 def stop() -> None:
-    """Entry of ``finalize`` of a training: part the processes that :func:`start` joined."""
+    """Entry of ``finalize``: write the record of an evaluation, part the processes that :func:`start` joined."""
+    while _waiting:
+        _waiting.pop()()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

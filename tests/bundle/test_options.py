@@ -15,7 +15,7 @@ from monai_usfm import build_network, save_network
 from monai_usfm.bundle import check_names, check_values, describe, flag, root_cause
 from monai_usfm.bundle.start import checked_options
 from monai_usfm.options import set_options
-from monai_usfm.workflow import load_bundle
+from monai_usfm.workflow import TASKS, load_bundle
 
 CONFIG = {
     "imports": ["$import monai_usfm.bundle as bundle"],
@@ -152,6 +152,19 @@ def test_an_option_of_monais_command_line_that_changes_nothing_is_told(
     assert "these options change nothing here: --learning_rate, --max_epochs." in caplog.messages
 
 
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["train", "evaluate", "predict"])
+def test_a_path_that_looks_like_a_number_is_text(task: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["monai_usfm.bundle.start"], "under_command_line", lambda: True)
+    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--output_dir", "2024_01", "--max_epochs", "2"])
+    flow = load_bundle(task, kind, output_dir=202401, dataset_dir=7, checkpoint=1.5)  # as fire reads them
+    flow.parser.parse(reset=True)
+    flow.parser.get_parsed_content("initialize#0")
+    found = [flow.parser.get_parsed_content(name) for name in ("output_dir", "dataset_dir", "checkpoint")]
+    assert found == ["2024_01", "7", "1.5"]
+    assert kind == "predict" or flow.parser.get_parsed_content("export_path") == "2024_01/model.pt"
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(RuntimeError) as error:
@@ -246,6 +259,8 @@ def test_an_option_of_a_training_that_would_do_nothing_beside_another_is_refused
         ("classification", "predict", {"values": ["a"]}, {"uncertainty": True}, "--uncertainty is not for numbers"),
         ("classification", "evaluate", {"values": ["a"]}, {"temperature": 2}, "--temperature is not for numbers"),
         ("classification", "predict", {}, {"dropout": 0.1}, "give --uncertainty true"),
+        ("classification", "predict", {}, {"dropout_samples": 4}, "--dropout_samples .* give --uncertainty true"),
+        ("segmentation", "predict", {}, {"dropout_samples": 4}, "--dropout_samples .* give --uncertainty true"),
         ("enhancement", "evaluate", {}, {"background_key": "mask"}, "give --roi_key too"),
     ],
 )
