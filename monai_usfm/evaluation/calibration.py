@@ -64,7 +64,9 @@ def calibrate(
     flow.parser.parse(reset=True)
     checked_options(flow.parser)
     warn_without_effect(config, options, READ)
-    logits, labels, presence, shown = _collect(flow.parser, load_network(checkpoint))
+    logits, labels, presence, shown = _collect(
+        flow.parser, load_network(checkpoint, spatial_size=options.get("spatial_size"))
+    )
     result = _fit(logits, labels)
     fitted = {"temperature": round(result["temperature"], 4)}
     if sensitivity is not None:
