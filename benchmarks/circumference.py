@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--pretrained", default="bundles/usfm_pretraining/models/model.pt")
+    parser.add_argument("--pretrained", default="shipped")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--spatial_size", type=int, nargs=2, default=[96, 128])

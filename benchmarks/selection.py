@@ -22,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, n
 from monai_usfm import load_network
 from monai_usfm.evaluation.images import extract_features, load_images, read_items
 from monai_usfm.evaluation.selection import choose
+from monai_usfm.workflow import find_bundle
 
 STRATEGIES = ("random", "uncertainty", "coreset", "mix")
 
@@ -98,7 +99,7 @@ def simulate(metric: str, features: np.ndarray, learn: Callable, arguments: argp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("datalist")
-    parser.add_argument("--checkpoint", default="bundles/usfm_pretraining/models/model.pt")
+    parser.add_argument("--checkpoint", default=find_bundle("pretraining") / "models" / "model.pt")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--number", type=int, default=20, help="images added in a round")

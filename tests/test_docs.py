@@ -113,6 +113,20 @@ def test_the_citation_is_of_this_version():
     assert f"\nversion: {monai_usfm.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("task", ["pretraining", "segmentation", "classification", "enhancement"])
+def test_metadata_cards_and_page_of_a_bundle_have_the_same_scores(task):
+    bundle = ROOT / "bundles" / f"usfm_{task}"
+    told = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))["eval_metrics"]
+    for card in bundle.glob("models/*.json"):
+        scores = json.loads(card.read_text(encoding="utf-8")).get("scores", {})
+        assert {name: scores[name] for name in scores if name in told} == {n: v for n, v in told.items() if n in scores}
+    if task == "pretraining":
+        page = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+        names = ("linear_probe_auc", "linear_probe_macro_f1", "dense_linear_probe_dice")
+        auc, f1, dice = (told[f"BUS-BRA_validation_{name}"] for name in names)
+        assert f"| `models/model.pt` | {auc:.3f} ({f1:.3f}) | {dice:.3f} |" in page
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda path: str(path.relative_to(ROOT))
 )

@@ -92,7 +92,7 @@ def propagate(cine: str, label: str, *, frame: int = 0, output: str = "propagate
     """Carry the label of one frame to all frames of a cine by optical flow.
 
     Writes ``NAME_label.nii.gz``, on the grid of the file, a first draft of the labels of a cine. Needs OpenCV
-    (``pip install 'monai_usfm[augment]'``). Structures that leave the plane are followed wrongly: look at the result.
+    (``pip install opencv-python-headless``). Structures that leave the plane are followed wrongly: look at the result.
 
     Args:
         cine: file.

@@ -200,7 +200,7 @@ OWN_PAGE = """# {name}
 ## Use
 
 ```bash
-pip install monai_usfm
+pip install WHEEL    # of monai_usfm, which is on no package index
 monai-usfm predict --checkpoint models/model.pt --dataset_dir FOLDER --output_dir OUT
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir FOLDER --output_dir OUT
 ```

@@ -28,7 +28,7 @@ class TextBox(NamedTuple):
 def require_ocr() -> None:
     """Refuse, before any file is read, what cannot be done without RapidOCR."""
     if find_spec("rapidocr_onnxruntime") is None:
-        raise ValueError('reading text in pixels needs RapidOCR: pip install "monai_usfm[ocr]".')
+        raise ValueError('reading text in pixels needs RapidOCR: pip install "rapidocr-onnxruntime<2".')
 
 
 @lru_cache(maxsize=1)

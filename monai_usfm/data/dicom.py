@@ -76,7 +76,7 @@ class UltrasoundDicomReader(ImageReader):
         pseudonyms: with ``"strip"``, keyed names of patients and unique identifiers; without, they are random in each
             process.
         text: with ``"strip"``, what becomes of text in the pixels that stay: ``"keep"``, ``"blacken"`` or ``"refuse"``,
-            see :func:`~monai_usfm.data.deidentify.kept_pixels`; needs RapidOCR (``monai_usfm[ocr]``).
+            see :func:`~monai_usfm.data.deidentify.kept_pixels`; needs RapidOCR.
         beam: with ``"strip"``, blacken all outside the fitted beam as well.
 
     Raises:

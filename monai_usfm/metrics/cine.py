@@ -51,7 +51,7 @@ def motion(first: np.ndarray, second: np.ndarray, start: np.ndarray | None = Non
         OptionalImportError: where OpenCV is not installed.
     """
     if not _has_cv2:
-        raise OptionalImportError("motion between frames needs OpenCV: pip install 'monai_usfm[augment]'.")
+        raise OptionalImportError("motion between frames needs OpenCV: pip install opencv-python-headless.")
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     gray = [(255 * np.clip(frame, 0, 1)).astype(np.uint8) for frame in (first, second)]
     return search.calc(*gray, None if start is None else start.astype(np.float32).copy())
