@@ -92,14 +92,15 @@ class EvaluationReport:
         if self.streamed is not None and idist.get_rank() == 0:
             self._remove(self._there())
 
-    def _there(self) -> dict[Path, int]:
-        """Files that there are, by which one that is replaced is told: it has another number."""
-        return {file: file.stat().st_ino for name in self.files if (file := self.folder / name).is_file()}
+    def _there(self) -> dict[Path, tuple[int, int]]:
+        """Files that there are, each with what tells it from one that replaces it."""
+        files = (self.folder / name for name in self.files)
+        return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files if file.is_file()}
 
-    def _remove(self, former: Mapping[Path, int]) -> None:
+    def _remove(self, former: Mapping[Path, tuple[int, int]]) -> None:
         """Delete those files that are the former ones."""
-        for file, number in self._there().items():
-            if former.get(file) == number:
+        for file, mark in self._there().items():
+            if former.get(file) == mark:
                 file.unlink()
 
     def _collect(self, engine: Engine) -> None:
