@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -144,11 +145,15 @@ def lists(folder: Path, counts: list[int], rounds: int) -> dict[int, dict[str, f
     rows = {}
     for count in counts:
         datalist, store = write_list(folder, count), folder / f"store{count}"
-        for task in ("--fill", "--measure"):
+        part = folder / f"part{count}"  # of a store: one that was broken off is not measured
+        for task, place in (("--fill", part), ("--measure", store)):
             if task == "--fill" and store.exists():
                 continue
-            command = [sys.executable, __file__, str(datalist), task, str(store), "--rounds", str(rounds)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            shutil.rmtree(part, ignore_errors=True)
+            command = [sys.executable, __file__, str(datalist), task, str(place), "--rounds", str(rounds)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            if task == "--fill":
+                part.rename(store)
         row = rows[count] = json.loads(output.splitlines()[-1])
         cells = [f"{count:,}", f"{row['listing_s']:.2f}, {row['listing_mb']:.0f}"]
         cells += [f"{row['opening_s']:.2f}, {row['opening_mb']:.0f}", f"{row['store_ms']:.2f}"]
