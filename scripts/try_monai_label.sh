@@ -9,23 +9,25 @@
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 env="${1:-$root/.venv-label}"
-if [ ! -x "$env/bin/pytest" ]; then
+mkdir -p "$env"
+env="$(cd "$env" && pwd)"
+install() { "$env/bin/python" -m pip install --quiet -c "$env/constraints.txt" "$@"; }
+if [ ! -f "$env/complete" ]; then
     python3 -m venv "$env"
     printf '%s\n' "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" >"$env/constraints.txt"
-    export PIP_CONSTRAINT="$env/constraints.txt"
-    pip="$env/bin/pip install --quiet"
-    $pip torch==2.13.0 monai==1.6.1 numpy
-    $pip --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
-    $pip pydicom pynetdicom dicomweb-client SimpleITK jsonschema fastapi uvicorn pydantic-settings \
+    install torch==2.13.0 monai==1.6.1 numpy
+    install --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
+    install pydicom pynetdicom dicomweb-client SimpleITK jsonschema fastapi uvicorn pydantic-settings \
         python-dotenv python-multipart httpx psutil schedule timeloop expiringdict expiring_dict cachetools watchdog numpymaxflow \
         girder-client passlib pyjwt bcrypt shapely requests requests-toolbelt google-auth scikit-image setuptools pytest
-    $pip -e "$root"
+    install -e "$root"
     site="$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
     if ! "$env/bin/python" -c 'import torchvision.utils' 2>/dev/null; then
         mkdir -p "$site/torchvision"
         : >"$site/torchvision/__init__.py"
         echo 'make_grid = save_image = None' >"$site/torchvision/utils.py"
     fi
+    : >"$env/complete"
 fi
 cd "$root"
 exec "$env/bin/python" -m pytest -ra tests/test_monai_label.py

@@ -83,6 +83,7 @@ def test_two_evaluations_are_compared_image_by_image(tmp_path, monkeypatch, caps
     for name, dice in scores.items():
         (tmp_path / name / "evaluation").mkdir(parents=True)
         table = pd.DataFrame({"image": ["1.png", "2.png", "3.png"], "patient": ["x", "x", "y"], "dice": dice})
+        table["hd95"] = [1.0, np.nan if name == "a" else 2.0, 3.0]
         table = pd.concat([table, table]) if name == "a" else table[::-1]  # two classes of each
         table.to_csv(tmp_path / name / "evaluation" / "cases.csv", index=False)
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "a"), str(tmp_path / "b")])
@@ -91,6 +92,14 @@ def test_two_evaluations_are_compared_image_by_image(tmp_path, monkeypatch, caps
     assert "mean 0.7000 and 0.8333, median 0.8000 and 0.8000, below 0.5 in 1 and 0 of 3" in text
     assert "first minus second -0.1333 [-0.5000, 0.0500]" in text  # all of y, all of x
     assert "over 2 patients; larger in 1, smaller in 1" in text
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--metric", "hd95"])
+    script("paired").main()
+    text = capsys.readouterr().out
+    assert "of 2, 1 left out\nfirst minus second +0.0000" in text and "nan" not in text
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "hd"])
+    with pytest.raises(SystemExit):
+        script("paired").main()
+    assert "--metric hd: there is no such column" in capsys.readouterr().err
 
 
 def test_parts_without_a_lesion_lie_beside_its_box():

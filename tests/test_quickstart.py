@@ -100,7 +100,10 @@ def finished(report, tmp_path_factory):
     return (folder / "report.html").read_text(encoding="utf-8") if report.write(folder, plan) else None
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "environment.sh", "test.sh", "../.ci/run"])
+@pytest.mark.parametrize(
+    "name",
+    ["quickstart.sh", "environment.sh", "test.sh", "try_monai_label.sh", "train_released_weights.sh", "../.ci/run"],
+)
 def test_shell_scripts_parse(name):
     subprocess.run(["bash", "-n", SCRIPTS / name], check=True)
 
@@ -180,6 +183,26 @@ def test_a_failed_installation_names_its_log_and_shows_its_end(tmp_path):
     assert f"Read {tmp_path}/the step.log" in done.stderr
     assert "because" in done.stderr
     assert "on\n" not in done.stdout.replace("Doing", "")
+
+
+def test_monai_label_is_tried_in_a_folder_of_any_name_and_an_interrupted_installation_goes_on(tmp_path):
+    made(tmp_path / "bin" / "python3").write_text(  # makes an "environment" whose Python tells what it was called for
+        '#!/bin/bash\nmkdir -p "$3/bin" && cp "$(dirname "$0")/python" "$3/bin/python"\n'
+    )
+    told = tmp_path / "told"
+    made(tmp_path / "bin" / "python").write_text(
+        f'#!/bin/bash\necho "$PWD: $*" >>"{told}"; echo "{tmp_path}"; [[ "$*" != *"$BREAK"* ]]\n'
+    )
+    for file in (tmp_path / "bin").iterdir():
+        file.chmod(0o755)
+    command = ["bash", SCRIPTS / "try_monai_label.sh", "my env"]
+    root = SCRIPTS.resolve().parent
+    for breaks, ends in ((f"-e {root}", f"-e {root}"), ("nothing", "pytest -ra tests/test_monai_label.py")):
+        path = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "BREAK": breaks}
+        done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=60)
+        lines = told.read_text().splitlines()
+        assert (done.returncode == 0) == (breaks == "nothing") and lines[-1].endswith(ends)
+    assert lines[-1].startswith(f"{root}: ") and sum(f"-e {root}" in line for line in lines) == 2
 
 
 def test_html_report_needs_no_other_file(finished):
