@@ -83,7 +83,7 @@ def label_subsets(
 
 def run_name(start: str, fraction: float, seed: int) -> str:
     """Name of the folder of the run that made a cell; no two cells share one, as ``a+b`` and ``a-b`` would by ``_``."""
-    return re.sub(r"\W", lambda sign: f"%{ord(sign[0]):x}", f"{start}_{100 * fraction:g}pct_seed{seed}")
+    return re.sub(r"\W", lambda sign: f"~{ord(sign[0]):x}", f"{start}_{100 * fraction:g}pct_seed{seed}")
 
 
 class BundleTraining:
