@@ -280,8 +280,9 @@ def summarize_board(output: PathLike, reference: str, instead: Sequence[str] = (
                 if group == "mean":
                     mean = np.mean([found[name, task, fraction]["score"] for task in wanted])
                     found[name, group, fraction] = {"metric": "dice", "score": mean}
-                if name != reference and all(_common(scores, task, fraction, reference, name) for task in wanted):
-                    tests[name, group, fraction] = _compare(scores, bootstrap, wanted, fraction, reference, name)
+                shared = {task: _common(scores, task, fraction, reference, name) for task in wanted}
+                if name != reference and all(shared.values()):
+                    tests[name, group, fraction] = _compare(scores, bootstrap, shared, fraction, reference, name)
     adjusted = holm_adjust([test.p_value for test in tests.values()]) if tests else []
     for (key, test), p_value in zip(tests.items(), adjusted, strict=True):
         ends = {"difference_low": test.low, "difference_high": test.high}
@@ -360,14 +361,12 @@ def _score(sums: np.ndarray) -> np.ndarray:
     return macro_f1(sums.reshape(*sums.shape[:-1], classes, classes))
 
 
-def _bootstrap(
-    scores: Mapping[Cell, Cells], cell: Cell, seeds: Sequence[int], resamples: int = 10_000
-) -> tuple[list[float], np.ndarray]:
+def _bootstrap(scores: Mapping[Cell, Cells], cell: Cell, seeds: Sequence[int]) -> tuple[list[float], np.ndarray]:
     """Score of each seed, and draws of their mean over patients, the same patients for every start."""
     patients, parts = scores[cell]
     place = np.unique(patients, return_inverse=True)[1]
     members = place.max() + 1
-    drawn = np.random.default_rng(0).multinomial(members, np.full(members, 1 / members), size=resamples)
+    drawn = np.random.default_rng(0).multinomial(members, np.full(members, 1 / members), size=10_000)
     sums = [np.stack([np.bincount(place, column) for column in parts[seed].T], axis=1) for seed in seeds]
     return [float(_score(s.sum(0))) for s in sums], np.mean([_score(drawn @ s) for s in sums], axis=0)
 
@@ -381,15 +380,15 @@ def _common(scores: Mapping[Cell, Cells], task: str, fraction: float, first: str
 def _compare(
     scores: Mapping[Cell, Cells],
     bootstrap: Callable[[Cell, tuple[int, ...]], tuple[list[float], np.ndarray]],
-    tasks: Sequence[str],
+    shared: Mapping[str, tuple[int, ...]],
     fraction: float,
     first: str,
     second: str,
 ) -> PairedTest:
-    """Mean over tasks of the difference of the scores, by a bootstrap of the patients within each task."""
+    """Mean over tasks of the difference of the scores on the seeds that both have (``shared``), by a bootstrap of the
+    patients within each task."""
     values, draws, count = [], [], 0
-    for task in tasks:
-        seeds = _common(scores, task, fraction, first, second)
+    for task, seeds in shared.items():
         (left, left_draws), (right, right_draws) = (bootstrap((task, fraction, n), seeds) for n in (first, second))
         values.append(np.mean(left) - np.mean(right))
         draws.append(left_draws - right_draws)
