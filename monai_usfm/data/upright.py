@@ -384,7 +384,6 @@ class UprightGrayd(MapTransform, InvertibleTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.full_scale = full_scale
         self.steps = [
             UprightGray(spatial_dims, frame, one_dtype, one_scale, full_scale)
             for one_dtype, one_scale in zip(
@@ -395,7 +394,7 @@ class UprightGrayd(MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, step in self.key_iterator(d, self.steps):
-            d[key] = step(d[key], d.get("frame"), d.get("spacing"), d.get("full_scale", self.full_scale))
+            d[key] = step(d[key], d.get("frame"), d.get("spacing"), d.get("full_scale", step.full_scale))
         return d
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -491,7 +490,7 @@ def _header_full_scale(dtype: np.dtype, meta: Mapping[str, Any]) -> float:
         return 255.0
     if "datatype" in meta and "scl_slope" in meta:  # NibabelReader
         slope, shift = float(meta["scl_slope"]), float(meta.get("scl_inter", 0.0))
-        plain = not np.isfinite(slope) or slope == 0 or (slope == 1 and shift in (0.0,))
+        plain = not np.isfinite(slope) or slope == 0 or (slope == 1 and shift == 0)
         return 255.0 if int(meta["datatype"]) in (2, 128, 2304) and plain else 0.0
     if str(meta.get("type")) in ("uchar", "unsigned char", "uint8", "uint8_t"):  # NrrdReader
         return 255.0
