@@ -18,6 +18,7 @@ from monai_usfm.cards.card import NO_CLASSES, TASKS, card_path, card_text, find_
 from monai_usfm.cards.options import encoder_options, network_options
 from monai_usfm.files import atomic_write
 from monai_usfm.networks.blocks.position import RelativePositionBias, TokenPositions
+from monai_usfm.networks.fine_tuning import require_merged
 from monai_usfm.networks.nets import UltrasoundViT
 from monai_usfm.networks.nets.task import module_path
 from monai_usfm.networks.weights import halved, read_checkpoint
@@ -113,7 +114,6 @@ def _agree(path: str | os.PathLike, card: Mapping[str, Any], options: Mapping[st
         if isinstance(value, nn.Module):  # a head or pool of the user's
             value = module_path(value)
         value = list(value) if isinstance(value, tuple) else value
-        there = list(there) if isinstance(there, tuple) else there
         if value != there:
             differing.append(f"{name} {given[name]} (the card says {ours[name]})")
     for name in ("head", "pool"):
@@ -192,8 +192,7 @@ def save_network(
     """
     path, network = Path(path).expanduser(), bare(network)
     state = {name: value.detach().cpu() for name, value in (state_dict or network.state_dict()).items()}
-    if any(".parametrizations." in name for name in state):
-        raise ValueError("the network has low-rank updates: call merge_lora before it is saved.")
+    require_merged(state)
     if half:
         state = halved(state)
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -177,6 +177,12 @@ def merge_lora(net: Network) -> Network:
     for layer in _updated_layers(net):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return net
+
+
+def require_merged(names: Iterable[str]) -> None:
+    """Refuse, by a ValueError, a state dict of these names that has low-rank updates: no other program knows them."""
+    if any(".parametrizations." in name for name in names):
+        raise ValueError("the network has low-rank updates: call merge_lora before it is saved.")
 
 
 def _updated_layers(net: nn.Module) -> list[nn.Module]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 
 from monai_usfm.networks.blocks.position import _relative_index
+from monai_usfm.networks.fine_tuning import require_merged
 from monai_usfm.networks.nets.vit import UltrasoundViT, find_encoder
 from monai_usfm.networks.weights.adapt import fit_block, fit_channels, fit_prediction, fold_normalization, inverse
 from monai_usfm.networks.weights.layouts import BLOCK_TABLE, IMAGENET, TABLE
@@ -23,8 +24,7 @@ def _export(net: nn.Module, imagenet_input: bool) -> tuple[nn.Module, Ultrasound
     """Copy of an image encoder's weights, the patch embedding optionally for normalized RGB."""
     net = bare(net)
     _, encoder = find_encoder(net)
-    if any(".parametrizations." in name for name in net.state_dict()):
-        raise ValueError("the network has low-rank updates: call merge_lora before it is written.")
+    require_merged(net.state_dict())
     if encoder.num_registers:
         raise ValueError("the layouts of USFM and MAE have no registers, the network has.")
     if encoder.spatial_dims != 2:
