@@ -97,7 +97,7 @@ def field_of_view(gray: np.ndarray, threshold: float | None = None) -> np.ndarra
 
     # closing would join a word or a gray bar a few pixels off the sector; where the sector is one piece without it,
     # which speckle and shadows may prevent, nothing has to be joined
-    mask, whole = _solid(_largest(tissue)), _solid(tissue)
+    mask, whole = _solid(largest_part(tissue)), _solid(tissue)
     if mask.sum() < 0.98 * whole.sum():
         mask = whole
     return mask & ~outside
@@ -110,7 +110,7 @@ def _solid(tissue: np.ndarray) -> np.ndarray:
     core = _filter(_filter(mask, 0.02, grow=False, border=1), 0.02, grow=True)
     if not core.any():
         core = mask  # a field of view of a few pixels
-    core = _largest(core)
+    core = largest_part(core)
     # growing the core back inside the mask returns the sharp corners that opening rounds off, but not the text beyond
     mask = mask & _filter(core, 0.02, grow=True)
     return ndimage.binary_fill_holes(_closing(ndimage.binary_fill_holes(mask), 0.04))
@@ -146,7 +146,8 @@ def _closing(mask: np.ndarray, fraction: float) -> np.ndarray:
     return closed[tuple(slice(r, r + n) for r, n in zip(pad, mask.shape, strict=True))]
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest of the parts of a mask whose pixels touch at their sides."""
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0

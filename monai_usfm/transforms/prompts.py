@@ -19,6 +19,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from monai_usfm.transforms.dictionary import TORCH
+from monai_usfm.transforms.field_of_view import largest_part
 from monai_usfm.transforms.landmarks import draw_heatmaps
 
 __all__ = ["PROMPTS", "PromptSimulation", "Promptsd", "draw_prompts", "next_click"]
@@ -65,10 +66,9 @@ def next_click(target: np.ndarray, found: np.ndarray, anywhere: float | None = N
         Row and column, and whether it lies in the target, so that it is a click of the foreground; None where nothing
         is wrong.
     """
-    labels, count = ndimage.label(target != found)
-    if count == 0:
+    if not (target != found).any():
         return None
-    region = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+    region = largest_part(target != found)
     depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
     places = np.argwhere(depth >= (1.0 if anywhere is None else 0.5) * depth.max())
     row, column = places[int((anywhere or 0.0) * len(places))].tolist()
