@@ -91,20 +91,19 @@ def _scale_bar(drawn: Image.Image, pixels_per_mm: float) -> None:
 
 
 def draw_volume(
-    image: np.ndarray, labels: np.ndarray, spacing: Sequence[float] | None = None, time: bool = False, number: int = 8
+    image: np.ndarray, labels: np.ndarray, spacing: Sequence[float] | None = None, time: bool = False
 ) -> Image.Image:
-    """Three planes of a volume through the middle of what was found, over a montage of its slices.
+    """Three planes of a volume through the middle of what was found, over a montage of eight slices where it is.
 
     Args:
         image: ``(D, H, W)`` in [0, 1].
         labels: class indices ``(D, H, W)``.
         spacing: mm per voxel along (D, H, W).
-        time: the first axis is time: a montage of frames alone.
-        number: slices or frames of the montage, evenly over those in which something was found.
+        time: the first axis is time: a montage of frames alone, over all of them.
     """
     found = np.flatnonzero((labels > 0).any(axis=(1, 2)))
     first, last = (found[0], found[-1]) if len(found) and not time else (0, len(image) - 1)
-    chosen = sorted(set(np.linspace(first, last, number).round().astype(int).tolist()))
+    chosen = sorted(set(np.linspace(first, last, 8).round().astype(int).tolist()))
     word = "frame" if time else "slice"
     slices = [
         label_figure(draw_overlay(image[k], labels[k], spacing and spacing[1:], 260), f"{word} {k}") for k in chosen
@@ -122,17 +121,17 @@ def draw_volume(
     return tile([tile(planes, 3), montage], 1)
 
 
-def draw_pair(before: np.ndarray, after: np.ndarray, size: int = 420) -> Image.Image:
+def draw_pair(before: np.ndarray, after: np.ndarray) -> Image.Image:
     """Before | after | their difference, four times as strong around gray."""
     nothing = np.zeros(before.shape, dtype=np.uint8)
     change = 0.5 + 4 * (after.astype(np.float64) - before)
     panels = {"before": before, "after": after, "change x 4": change}
-    return tile([label_figure(draw_overlay(p, nothing, None, size), name) for name, p in panels.items()], 3)
+    return tile([label_figure(draw_overlay(p, nothing, None, 420), name) for name, p in panels.items()], 3)
 
 
-def draw_bars(image: np.ndarray, probabilities: Mapping[str, float], size: int = 420) -> Image.Image:
+def draw_bars(image: np.ndarray, probabilities: Mapping[str, float]) -> Image.Image:
     """An image over one bar per class, the most probable one in color."""
-    drawn = draw_overlay(image, np.zeros(image.shape, dtype=np.uint8), None, size)
+    drawn = draw_overlay(image, np.zeros(image.shape, dtype=np.uint8), None, 420)
     row, best = TEXT + 7, max(probabilities, key=lambda name: probabilities[name])
     bars = Image.new("RGB", (drawn.width, row * len(probabilities) + 6), PAPER)
     draw = ImageDraw.Draw(bars)
