@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from monai.config import PathLike
 from monai.data import Dataset
-from monai.transforms import Transform
+from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 from monai.utils import convert_to_tensor
 from torch.utils.data import get_worker_info
@@ -30,6 +30,11 @@ from .store import Uint8Store
 __all__ = ["InferenceDataset", "UltrasoundDataset"]
 
 logger = logging.getLogger(__name__)
+
+
+def first_random(transform: Compose) -> int | None:
+    """Place of the first transform that may give another result each time, as a plain function may; None for none."""
+    return transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
 
 
 def _unreadable(error: BaseException | None) -> UnreadableImageError | None:
@@ -139,9 +144,7 @@ class UltrasoundDataset(Dataset):
         # in shared memory, so that the main process knows what the loader's workers met
         self._unreadable = torch.zeros(len(data), dtype=torch.uint8).share_memory_()
         self._store: Uint8Store | None = None
-        self._split = self.transform.get_index_of_first(
-            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
-        )
+        self._split = first_random(self.transform)
         if cache_dir is not None:
             if self._split == 0 or not self.transform.transforms:
                 raise ValueError("there is nothing to store before the first random transform.")

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from monai.data import Dataset
-from monai.transforms import Transform
-from monai.transforms.traits import RandomizableTrait
 from torch.utils.data import DataLoader, default_collate
+
+from .dataset import first_random
 
 __all__ = ["ResidentImages"]
 
@@ -38,10 +38,7 @@ class ResidentImages(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, device: torch.device | str, num_workers: int = 0) -> None:
         super().__init__()
-        known = dataset.transform.get_index_of_first(
-            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
-        )
-        if known is not None:
+        if first_random(dataset.transform) is not None:
             raise ValueError("a resident data set has no random transforms of single items: leave resident out.")
         self.dataset, self.device, self.num_workers = dataset, device, num_workers
         self._tensors: dict[str, torch.Tensor] = {}
