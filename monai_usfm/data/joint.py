@@ -14,9 +14,9 @@ import torch
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from monai_usfm.data.datalist import load_datalist, read_datalist
+from monai_usfm.data.datalist import DATALIST_NAME, load_datalist, read_datalist
 from monai_usfm.data.splits import load_splits, simulated_list, with_full_scale
-from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation
+from monai_usfm.transforms.batch import BatchAppearance, BatchAugmentation, item_on_device
 from monai_usfm.transforms.dictionary import TORCH
 from monai_usfm.transforms.labels import LabelIndices
 
@@ -106,7 +106,7 @@ def _split(part: Mapping[str, Any], split: str, required: Sequence[str]) -> list
             folder, datalist, synthetic_dir="", splits=("training",), required=required, check_files=False
         )
         return lists["training"]
-    datalist = datalist or f"{folder}/dataset.json"
+    datalist = datalist or f"{folder}/{DATALIST_NAME}"
     if not read_datalist(datalist).get(split):
         return []
     return load_datalist(datalist, folder, split, required=required, check_files=False)
@@ -198,8 +198,7 @@ class JointBatch:
     ) -> tuple[torch.Tensor, None, tuple[torch.Tensor | None, torch.Tensor], dict]:
         """``(image, no target, (label, data set), {})``: inputs and arguments of the network."""
         image, label, dataset = (
-            torch.as_tensor(batch[key]).as_subclass(torch.Tensor).to(device=device, non_blocking=non_blocking)
-            for key in ("image", "label", "dataset")
+            item_on_device(batch, key, device, non_blocking) for key in ("image", "label", "dataset")
         )
         drawn = self.augmentations[int(torch.randint(len(self.augmentations), ()))]
         augmented, moved = drawn.augment(image, label)

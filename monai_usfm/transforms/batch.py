@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers import Pool
 from monai.utils import ensure_tuple_rep
 
 __all__ = ["BatchAppearance", "BatchAugmentation"]
@@ -26,6 +27,12 @@ def unit_range(image: torch.Tensor) -> torch.Tensor:
     if not image.is_floating_point():
         raise ValueError(f"images must be uint8 or floats in [0, 1], got {image.dtype}; scale them first.")
     return image.float()
+
+
+def item_on_device(batch: Mapping[str, Any], key: str, device: Any, non_blocking: bool, **kwargs: Any) -> torch.Tensor:
+    """An item of a batch as a plain tensor, where a ``prepare_batch`` of MONAI's engines is to have it."""
+    tensor = torch.as_tensor(batch[key]).as_subclass(torch.Tensor)
+    return tensor.to(device=device, non_blocking=non_blocking, **kwargs)
 
 
 class BatchAugmentation:
@@ -90,16 +97,11 @@ class BatchAugmentation:
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``prepare_batch`` of MONAI's engines: ``(image, target)`` on ``device``."""
-
-        def move(key: str) -> torch.Tensor:
-            tensor = torch.as_tensor(batch[key]).as_subclass(torch.Tensor)
-            return tensor.to(device=device, non_blocking=non_blocking, **kwargs)
-
-        image = move(self.key)
+        image = item_on_device(batch, self.key, device, non_blocking, **kwargs)
         if self.label_key is None:
             augmented, _ = self.augment(image)
             return augmented, augmented
-        label = move(self.label_key)
+        label = item_on_device(batch, self.label_key, device, non_blocking, **kwargs)
         if label.dim() == image.dim():
             return self.augment(image, label)
         return self.augment(image)[0], label
@@ -242,6 +244,5 @@ class BatchAppearance:
             small = F.interpolate(image[coarse], size, mode=mode, align_corners=False)
             image = image.index_copy(0, coarse, F.interpolate(small, image.shape[2:], mode=mode, align_corners=False))
         grain = torch.randn_like(image[:, :1])
-        pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
-        grain = pool(grain, 3, stride=1, padding=1) * 3 ** (dims / 2)
+        grain = Pool[Pool.AVG, dims](3, stride=1, padding=1)(grain) * 3 ** (dims / 2)
         return (image * (1 + chosen() * uniform(0, 0.25) * grain)).clamp(0, 1) * lit  # resampling spreads over black

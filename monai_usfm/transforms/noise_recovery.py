@@ -15,7 +15,7 @@ from monai.networks.layers.simplelayers import separable_filtering
 
 from monai_usfm.physics.display import require_log_compressed
 from monai_usfm.physics.speckle import add_speckle, speckle_intensity
-from monai_usfm.transforms.batch import BatchAugmentation, unit_range
+from monai_usfm.transforms.batch import BatchAugmentation, item_on_device, unit_range
 
 __all__ = ["NoiseRecovery", "gaussian_blur"]
 
@@ -90,9 +90,7 @@ class NoiseRecovery:
         if self.augmentation is not None:
             clean, _ = self.augmentation(batch, device, non_blocking, **kwargs)
         else:
-            clean = torch.as_tensor(batch["image"]).as_subclass(torch.Tensor)
-            clean = clean.to(device=device, non_blocking=non_blocking, **kwargs)
-            clean = unit_range(clean)
+            clean = unit_range(item_on_device(batch, "image", device, non_blocking, **kwargs))
         return self.degrade(clean), clean
 
     def degrade(self, clean: torch.Tensor) -> torch.Tensor:
