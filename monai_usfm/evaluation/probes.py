@@ -8,7 +8,7 @@ scores: standardization, the strength of regularization and the weights come fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from monai.networks.layers import Pool
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
@@ -479,8 +480,8 @@ def _token_rows(maps: torch.Tensor) -> np.ndarray:
 
 def _patch_share(labels: torch.Tensor, value: int, grid: Sequence[int]) -> torch.Tensor:
     """Share of the pixels of each patch that hold ``value``: ``(M, *S) -> (M, *grid)``."""
-    pool: Callable[..., torch.Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
-    return torch.cat([pool((part == value).float(), tuple(grid)) for part in labels.split(64)])
+    pool = Pool[Pool.ADAPTIVEAVG, len(grid)](tuple(grid))
+    return torch.cat([pool((part == value).float()) for part in labels.split(64)])
 
 
 def _checked_classes(train_x: torch.Tensor, train_y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor) -> int:

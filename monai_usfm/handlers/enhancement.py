@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine
 from monai.handlers import from_engine
 from monai.metrics import PSNRMetric, SSIMMetric
@@ -94,9 +93,8 @@ def surrounding_region(region: torch.Tensor, image: torch.Tensor, gap: int = 2, 
     Returns:
         Boolean mask ``(B, 1, *S)``.
     """
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[region.dim() - 3]
-    mask = (region > 0).float()
-    near, far = (pool(mask, 2 * reach + 1, 1, reach) > 0 for reach in (gap, gap + width))
+    pool, mask = Pool[Pool.MAX, region.dim() - 2], (region > 0).float()
+    near, far = (pool(2 * reach + 1, 1, reach)(mask) > 0 for reach in (gap, gap + width))
     return far & ~near & (image[:, :1] > 0)
 
 

@@ -14,8 +14,8 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.metrics.regression import RegressionMetric
+from monai.networks.layers import Pool
 from monai.utils import convert_to_tensor
 
 from monai_usfm.physics.display import check_dynamic_range
@@ -185,11 +185,7 @@ class LocalNCCMetric(RegressionMetric):
         dims = y.ndim - 2
         if dims not in (1, 2, 3) or min(y.shape[2:]) < self.window:
             raise ValueError(f"images (B, C, *S) must be at least window={self.window} wide, got {tuple(y.shape)}.")
-        pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
-
-        def mean(x: torch.Tensor) -> torch.Tensor:
-            return pool(x, self.window, 1)  # type: ignore[operator]
-
+        mean = Pool[Pool.AVG, dims](self.window, 1)
         # float64 and a shared offset keep E[ab] - E[a]E[b] exact enough to recognize a constant window
         a, b = _finite(y_pred, "y_pred"), _finite(y, "y")
         spatial = tuple(range(2, y.ndim))
