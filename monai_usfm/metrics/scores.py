@@ -112,12 +112,12 @@ def overlap_scores(prediction: torch.Tensor, label: torch.Tensor, num_classes: i
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} must have one shape.")
     check_classes(prediction, label, num_classes)
-    pairs = torch.bincount(label.flatten().long() * num_classes + prediction.flatten().long(), minlength=num_classes**2)
-    confusion = pairs.reshape(num_classes, num_classes).double()
+    wanted, found = (np.asarray(classes.flatten().long().cpu()) for classes in (label, prediction))
+    confusion = confusion_counts(wanted, found, num_classes)
     hits = confusion.diagonal()[1:]
     total = (confusion.sum(0) + confusion.sum(1))[1:]
     present = total > 0
-    if not bool(present.any()):
+    if not present.any():
         return {"dice": 1.0, "iou": 1.0}
     hits, total = hits[present], total[present]
-    return {"dice": (2 * hits / total).mean().item(), "iou": (hits / (total - hits)).mean().item()}
+    return {"dice": float((2 * hits / total).mean()), "iou": float((hits / (total - hits)).mean())}
