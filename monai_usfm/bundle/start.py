@@ -17,6 +17,7 @@ import torch.distributed as dist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+from monai_usfm.bundle.training import rank
 from monai_usfm.cards.card import sha256_of
 from monai_usfm.data import mark_results
 from monai_usfm.errors import install_hook, under_command_line
@@ -49,7 +50,7 @@ def options() -> dict[str, Any]:
     parser = _parser()
     if parser is None:
         raise RuntimeError("options() is for an expression of a bundle's configuration.")
-    return _values(parser, parser.config)
+    return _values(parser)
 
 
 def configuration() -> dict[str, Any] | None:
@@ -59,7 +60,8 @@ def configuration() -> dict[str, Any] | None:
     return {name: value for name, value in config.items() if name not in ("_meta_", DESCRIPTIONS)} or None
 
 
-def _values(parser: ConfigParser, config: Any) -> dict[str, Any]:
+def _values(parser: ConfigParser) -> dict[str, Any]:
+    config: Any = parser.config
     return {name: parser.get_parsed_content(name) for name in config.get(DESCRIPTIONS, {}) if name in config}
 
 
@@ -70,9 +72,8 @@ def checked_options(parser: ConfigParser) -> dict[str, Any]:
         ValueError: for names that nothing reads (:func:`check_names`), values out of range (:func:`check_values`) and
             options that would do nothing (:func:`check_together`).
     """
-    config: Any = parser.config
-    check_names(config)
-    values = _values(parser, config)
+    check_names(cast(Any, parser.config))
+    values = _values(parser)
     check_values(values)
     check_together(values, parser)
     return values
@@ -137,7 +138,7 @@ def start(output_dir: str | os.PathLike | None = None, export_path: str | os.Pat
     if output_dir is not None:
         require_writable(Path(str(output_dir)), "output_dir")
         mark_results(str(output_dir), values.get("dataset_dir"))
-        if export_path is None and parser is not None and int(os.environ.get("RANK", 0)) == 0:
+        if export_path is None and parser is not None and rank() == 0:
             weights = Path(str(values.get("checkpoint")))
             scored = {"sha256": sha256_of(weights)} if weights.is_file() else {}
             prefix = "inference_" if (Path(str(output_dir)) / "tensorboard").is_dir() else ""
