@@ -31,9 +31,9 @@ def test_a_window_is_applied(tmp_path):
     assert np.allclose(shown(tmp_path, RAMP, WindowCenter=100, WindowWidth=101), expected, atol=1e-6)
 
 
-def test_a_window_of_the_whole_range_changes_nothing(tmp_path):
-    found = shown(tmp_path, RAMP, WindowCenter=128, WindowWidth=256)
-    np.testing.assert_allclose(found, RAMP / 255, atol=1e-6)
+@pytest.mark.parametrize("width", [256, 0])
+def test_a_window_of_the_whole_range_or_without_width_changes_nothing(tmp_path, width):
+    np.testing.assert_allclose(shown(tmp_path, RAMP, WindowCenter=128, WindowWidth=width), RAMP / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,9 @@ def test_eight_bits_in_sixteen_are_not_black(tmp_path):
     np.testing.assert_allclose(found, RAMP / 255, atol=1e-6)
 
 
-def test_a_rescale_with_a_negative_slope_turns_the_scale_round(tmp_path):
-    found = shown(tmp_path, RAMP, RescaleSlope=-1, RescaleIntercept=255)
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 128, "WindowWidth": 256}])
+def test_a_rescale_with_a_negative_slope_turns_the_scale_round_before_a_window(tmp_path, window):
+    found = shown(tmp_path, RAMP, RescaleSlope=-1, RescaleIntercept=255, **window)
     np.testing.assert_allclose(found, 1 - RAMP / 255, atol=1e-6)
 
 
@@ -92,15 +93,6 @@ def test_a_file_that_claims_all_bits_of_wide_values_is_guessed_by_its_values(tmp
     with pytest.warns(UserWarning, match="taken as 255"):
         found = shown(tmp_path, RAMP.astype(dtype), PixelRepresentation=signed)
     np.testing.assert_allclose(found, RAMP / 255, atol=1e-6)
-
-
-def test_a_window_counts_in_values_that_a_negative_slope_has_turned(tmp_path):
-    found = shown(tmp_path, RAMP, RescaleSlope=-1, RescaleIntercept=255, WindowCenter=128, WindowWidth=256)
-    np.testing.assert_allclose(found, 1 - RAMP / 255, atol=1e-6)
-
-
-def test_a_window_without_width_is_none(tmp_path):
-    np.testing.assert_allclose(shown(tmp_path, RAMP, WindowCenter=128, WindowWidth=0), RAMP / 255, atol=1e-6)
 
 
 def test_bits_that_lie_elsewhere_are_refused(tmp_path):
