@@ -30,6 +30,9 @@ __all__ = ["UprightGray", "UprightGrayd"]
 _USUAL_SCALES = (255.0, 4095.0, 65535.0, 2.0**32 - 1)
 
 
+BANDS = 3  # red, green and blue
+
+
 class UprightGray(InvertibleTransform):
     """Turn a channel-first image with MONAI's axes into an upright gray one with values in [0, 1].
 
@@ -41,7 +44,8 @@ class UprightGray(InvertibleTransform):
     (3). The result has rows first: ``(C, H, W)`` or ``(C, D, H, W)``, where ``D`` is the slice, page or time axis. The
     affine's columns are reversed with them, so a voxel keeps its place in the world.
 
-    **Frames.** With ``spatial_dims=2`` a volume or cine gives one frame. With ``spatial_dims=3`` a still is an error.
+    **Frames.** With ``spatial_dims=2`` a volume or cine gives one frame; three equal slices are the red, green and blue
+    of a gray still, as SimpleITK writes those of an array. With ``spatial_dims=3`` a still is an error.
 
     **Channels.** Colored files give one channel, ITU-R BT.601 luma.
 
@@ -141,6 +145,8 @@ class UprightGray(InvertibleTransform):
         values = values.squeeze(tuple(1 + axis for axis in range(len(shape)) if axis not in kept))
         # of a single frame the reader tells how many there are; others may have been cut off since
         count = shape[kept[2]] if len(kept) == 3 else int(meta.get("num_frames") or 1)
+        if self.spatial_dims == 2 and len(kept) == 3 and not meta.get("cine") and _are_bands_of_gray(values):
+            count = 1
         white = _header_full_scale(values.dtype, meta)
         values = self._scaled(name, self._channels(name, values, white, meta), white, full_scale)
         frame = int(meta.get("frame", -1))
@@ -407,6 +413,10 @@ class UprightGrayd(MapTransform, InvertibleTransform):
 def _positive(value: Any) -> bool:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return bool(number and 0 < value < float("inf"))
+
+
+def _are_bands_of_gray(values: np.ndarray) -> bool:
+    return values.shape[-1] == BANDS and bool((values == values[..., :1]).all())
 
 
 def gray_from_rgb(values: np.ndarray) -> np.ndarray:

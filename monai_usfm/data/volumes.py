@@ -17,6 +17,7 @@ from monai.utils import optional_import
 from monai_usfm.data.decoded import Decoded, FramePicker, checked_frame
 from monai_usfm.data.formats import UnreadableImageError, check_size
 from monai_usfm.data.image_files import MM_PER
+from monai_usfm.data.upright import BANDS
 
 itk, _ = optional_import("itk")  # as MONAI does: importing it takes long, and most lists need none of it
 
@@ -51,7 +52,7 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
     count, frame = (file_shape[wide[2]] if len(wide) == 3 else 1), None
     unscaled = (getattr(img.dataobj, "slope", 1), getattr(img.dataobj, "inter", 0)) == (1, 0)
     stored = img.get_data_dtype()
-    if pick is not None and count > 3 and stored == np.uint8 and unscaled:
+    if pick is not None and count > BANDS and stored == np.uint8 and unscaled:
         frame = checked_frame(path, pick, count)
         img = img.slicer[(slice(None),) * wide[2] + (slice(frame, frame + 1),)]
         shape[axes.index(wide[2])] = 1
@@ -62,8 +63,6 @@ def decode_nifti(path: str, pick: FramePicker | None) -> Decoded:
     values = values.reshape(*shape, channels)
     if frame is not None:
         values = values.squeeze(axes.index(wide[2]))
-    if _are_bands_of_gray(values):
-        values, count, wide, file_shape = values[:, :, 0], 1, wide[:2], file_shape[:2]
     if not np.isfinite(affine).all() or (affine_to_spacing(affine, suppress_zeros=False) == 0).any():
         affine, known, place = np.eye(4), False, ""
     else:  # pixels of 1 mm in a file that names no unit: nobody said so
@@ -214,8 +213,6 @@ def _axes_named(
     spatial = values.ndim - 1
     if spatial > 3:
         values = values.squeeze(tuple(axis for axis in range(2, spatial) if values.shape[axis] == 1))
-    if _are_bands_of_gray(values):
-        values, cine = values[:, :, 0], False
     if values.ndim - 1 not in (2, 3):
         raise UnreadableImageError(path, f"has {spatial} spatial axes; expected 2 or 3.")
     wide = [n for n in values.shape[:-1] if n > 1]
@@ -229,12 +226,6 @@ def _axes_named(
         place=place,
         file_shape=values.shape[:-1],
     )
-
-
-def _are_bands_of_gray(values: np.ndarray) -> bool:
-    """Whether ``(x, y, 3, 1)`` are the red, green and blue of a gray image, as SimpleITK writes those of an array."""
-    flat = values.ndim == 4 and values.shape[2:] == (3, 1) and min(values.shape[:2]) > 1
-    return flat and bool((values == values[:, :, :1]).all())
 
 
 def _check_frames(path: str, sizes: list[int]) -> None:

@@ -502,7 +502,7 @@ def test_the_size_of_a_pixel_comes_from_png_and_from_the_file_beside_it(tmp_path
         Image.fromarray(GRAY).save(tmp_path / "c.png", dpi=(25.4 / mm, 25.4 / mm))
         assert LoadUltrasound()(tmp_path / "c.png").meta["spacing_known"] is True
     for mm, corner, known in ((1.0, 0.0, False), (1.0, 20.0, True), (0.3, 0.0, True)):
-        volume = itk.image_from_array(np.stack([GRAY] * 4))
+        volume = itk.image_from_array(np.stack([GRAY] * 3))
         volume.SetSpacing([mm] * 3)
         volume.SetOrigin([corner] * 3)
         itk.imwrite(volume, str(tmp_path / "d.mha"))
