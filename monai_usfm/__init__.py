@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai_usfm.cards import build_network, load_network, network_options, read_card, save_network, write_card
 
-__version__ = "0.22.0"
+__version__ = "0.23.0"
 __all__ = [
     "__version__",
     "build_network",

@@ -64,5 +64,5 @@ def test_a_label_is_carried_through_the_cine_in_both_directions():
 
 def test_without_opencv_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(cine, "_has_cv2", False)
-    with pytest.raises(OptionalImportError, match="augment"):
+    with pytest.raises(OptionalImportError, match="pip install opencv"):
         motion(np.zeros((8, 8)), np.zeros((8, 8)))
