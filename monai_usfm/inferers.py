@@ -345,9 +345,15 @@ def probabilities(
     ]
     if frames and temporal_sigma > 0:
         steps.append(GaussianSmoothd("pred", sigma=[float(temporal_sigma), 0.0, 0.0]))
+        steps.append(Lambdad("pred", _shares))  # the filter takes zeros for frames beyond both ends
     if preprocessing is not None:
         steps.append(Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True))
     return Compose(steps)
+
+
+def _shares(scores: torch.Tensor) -> torch.Tensor:
+    """Scores of the classes ``(K, *S)`` as shares of their sum."""
+    return scores / scores.sum(0, keepdim=True)
 
 
 def each_calibrated(calibrated: Compose, logits: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,11 @@ from monai_usfm.inferers import (
     AutocastInferer,
     DropoutInferer,
     FlipInferer,
+    ImagePredictor,
     ScaleInferer,
     WindowInferer,
     mean_entropy,
+    probabilities,
 )
 from monai_usfm.networks import UltrasoundClassifier, UltrasoundSegmenter, UltrasoundViT
 
@@ -38,6 +40,45 @@ def test_the_entropy_of_an_image_is_that_of_its_calibrated_classes_whatever_the_
     one = -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
     found = mean_entropy({"temperature": 1.5, "presence_threshold": 3.0}, logits)
     assert found.tolist() == pytest.approx([(one + 1) / 2, 1.0], abs=1e-5)
+
+
+def test_frames_are_smoothed_over_time_alone_and_stay_probabilities_at_both_ends():
+    logits = torch.tensor([4.0, 0.0]).reshape(2, 1, 1, 1).repeat(1, 11, 6, 7)
+    logits[:, 5, 2, 3] = torch.tensor([0.0, 4.0])
+    before = logits.softmax(0)
+    after = probabilities({}, frames=True, temporal_sigma=1.0)({"pred": logits})["pred"].as_subclass(torch.Tensor)
+    torch.testing.assert_close(after.sum(0), torch.ones(11, 6, 7))
+    rise = (after - before[:, :1, :1, :1])[1]
+    assert (rise.abs() > 1e-5).any(0).nonzero().tolist() == [[2, 3]]
+    share = rise[:, 2, 3] / rise[:, 2, 3].sum()
+    assert (share * (torch.arange(11) - 5) ** 2).sum().sqrt().item() == pytest.approx(1, abs=0.06)
+    still = probabilities({}, frames=False, temporal_sigma=1.0)({"pred": logits})["pred"]
+    torch.testing.assert_close(still.as_subclass(torch.Tensor), before)
+
+
+class Bright(nn.Module):
+    """Two classes: the second is the more likely the brighter the image."""
+
+    card = {  # noqa: RUF012
+        "task": "segmentation", "temperature": 2.0,
+        "network": {"num_classes": 2, "spatial_size": [8, 8], "in_channels": 3},
+    }  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x.shape
+        return torch.cat([torch.zeros_like(x[:, :1]), 4 * x[:, :1]], 1)
+
+
+def test_a_predictor_gives_calibrated_probabilities_at_the_size_of_the_images():
+    images = torch.tensor([0.5, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 16, 24)
+    network = Bright()
+    found = ImagePredictor(network)(images)
+    assert network.seen == (2, 3, 8, 8) and found.shape == (2, 2, 16, 24) and not network.training
+    wanted = torch.tensor([1.0, 2.0]).sigmoid().reshape(2, 1, 1).expand(2, 4, 6)
+    torch.testing.assert_close(found[:, 1, 6:10, 9:15], wanted)  # MONAI's antialiasing takes zeros for what is beyond
+    for wrong in (255 * images, images[:, 0], images.expand(2, 3, -1, -1), images[:0]):
+        with pytest.raises(ValueError, match="image"):
+            ImagePredictor(network)(wrong)
 
 
 @pytest.mark.parametrize("inferer", [None, SlidingWindowInferer((4, 4), sw_batch_size=4, overlap=0)])

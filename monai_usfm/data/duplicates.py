@@ -106,10 +106,10 @@ def find_copies(
     """
     if max_bits < 0:
         raise ValueError(f"max_bits must be 0 or more, got {max_bits}.")
-    first = np.stack(hashes) if len(hashes) else np.zeros((0, 2, 2, 16, 32), np.uint8)
-    second = first if others is None else np.stack(others) if len(others) else first[:0]
-    if not len(first) or not len(second):
+    if not len(hashes) or (others is not None and not len(others)):
         return []
+    first = np.stack(hashes)
+    second = first if others is None else np.stack(others)
     whole, wide = (torch.from_numpy(_signs(first[:, :, 0, crop])) for crop in (0, -1))
     turned, turned_wide = (torch.from_numpy(_signs(_turned(second)[:, :, :, crop])) for crop in (0, -1))
     sides = [(whole[:, part], turned[:, part]) for part in range(2)] + [

@@ -180,8 +180,8 @@ class SegmentationReport(EvaluationReport):
         circumference: also measure the ellipse of each class in 2D, as the head circumference is
             (:func:`~monai_usfm.metrics.fit_ellipse`): columns ``circumference``, ``circumference_label`` and their
             difference ``circumference_error``, which is NaN where one of them is missing.
-        published: circumferences to compare with instead of the ellipse of the label, by the path of the image, or by
-            (path, frame) where frames of one file are cases.
+        published: circumferences in mm to compare with instead of the ellipse of the label where the pixel size is
+            known, by the path of the image, or by (path, frame) where frames of one file are cases.
         names: of the classes, with or without the background; None leaves the column ``name`` out.
     """
 
@@ -216,7 +216,7 @@ class SegmentationReport(EvaluationReport):
                     masks = (torch.as_tensor(x) == row["class"] for x in (prediction, label))
                     ellipses = (fit_ellipse(mask, spacing or 1.0) for mask in masks)
                     found, drawn = (ellipse.circumference if ellipse else float("nan") for ellipse in ellipses)
-                    expected = drawn if published is None else published
+                    expected = published if published is not None and spacing else drawn
                     row |= {"circumference": found, "circumference_label": expected}
                     row["circumference_error"] = found - expected
                 row = {"class": row["class"], **self._name(row["class"]), **row}

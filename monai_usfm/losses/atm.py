@@ -55,7 +55,7 @@ class ATMLoss(_Loss):
                 'ATMLoss takes the list that UltrasoundSegmenter(head="segvit") returns in training mode, got '
                 f"{type(input).__name__}: use DiceCELoss for other heads, and to validate in evaluation mode."
             )
-        classes, masks = input[1], input[2]
+        masks = input[2]
         if target.shape != (masks.shape[0], 1, *masks.shape[2:]):
             raise ValueError(
                 f"target must be class indices of shape {(masks.shape[0], 1, *masks.shape[2:])}, "
@@ -71,7 +71,7 @@ class ATMLoss(_Loss):
             raise ValueError(f"labels {found} are neither one of the {count} classes nor {self.ignore_index}.")
         present = truth.any(2)
         wanted = torch.where(present, kinds.reshape(1, -1), count)
-        weight = classes.new_ones(count + 1)
+        weight = input[1].new_ones(count + 1)
         weight[count] = NO_OBJECT_WEIGHT
         total = masks.new_zeros(())
         for classes, masks in zip(input[1::2], input[2::2], strict=True):

@@ -103,6 +103,16 @@ def test_pairs_within_one_distance_are_those_of_a_count_bit_by_bit():
         assert {(j, i) for i, j in near} <= found
 
 
+def test_copies_are_found_in_every_block_of_many_images():
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 256, (270, 2, 2, 17, 32), dtype=np.uint8)
+    flipped = random.random((70, 32, 8)) < 0.18
+    hashes[200:, 0, 0, 0] = hashes[200, 0, 0, 0] ^ np.packbits(flipped, axis=-1)[..., 0]  # alike, but no copies
+    hashes[265], hashes[269] = hashes[3], hashes[258]
+    hashes[255, 0, 0, 5] = hashes[268, 0, 0, 0]  # a crop of one is the other
+    assert [c[:3] for c in find_copies(list(hashes))] == [(3, 265, 0), (255, 268, 0), (258, 269, 0)]
+
+
 def test_blank_images_are_no_copies_of_each_other():
     blank = image_hashes(torch.zeros(1, 64, 64))
     assert find_copies([blank, blank]) == [] and find_copies([]) == []

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from monai_usfm.handlers import (
     EnhancementReport,
@@ -24,7 +24,7 @@ from monai_usfm.handlers import (
     score_enhancement,
     surrounding_region,
 )
-from monai_usfm.metrics import EnhancementQualityMetric
+from monai_usfm.metrics import EnhancementQualityMetric, GeneralizedCNRMetric, LocalNCCMetric
 from monai_usfm.transforms import gaussian_blur
 
 
@@ -68,6 +68,7 @@ def test_matched_blur_finds_the_blur_that_was_applied(sigma, shape):
 def test_matched_blur_of_an_unchanged_image_is_the_image():
     image = torch.rand(1, 1, 20, 20)
     torch.testing.assert_close(matched_blur(image, image)[0], image)
+    assert matched_blur(image, 1 - image)[1] == 16  # no blur changes it as much
 
 
 def test_best_blur_is_the_nearest_of_all_it_tries():
@@ -103,7 +104,13 @@ def test_scores_are_those_of_an_independent_computation():
     assert scores["cnr"] == pytest.approx(float(abs(inside.mean() - outside.mean()) / noise), rel=1e-4)
     envelope = 10 ** ((outside - 1) * 3)
     assert scores["speckle_snr"] == pytest.approx(float(envelope.mean() / envelope.std(unbiased=False)), rel=1e-4)
+    whole = structural_similarity(
+        target[0].numpy(), image[0].numpy(), data_range=1.0, gaussian_weights=True, use_sample_covariance=False
+    )
+    assert scores["ssim"] == pytest.approx(whole, abs=1e-3)
+    assert scores["lncc"] == pytest.approx(LocalNCCMetric(9)(image[None], target[None]).item())
     y = torch.cat([target, disc, background])[None]
+    assert scores["gcnr"] == pytest.approx(GeneralizedCNRMetric()(image[None], y[:, 1:]).item())
     assert scores["quality"] == pytest.approx(EnhancementQualityMetric()(image[None], y).item())
 
 

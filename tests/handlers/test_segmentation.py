@@ -219,6 +219,10 @@ def test_report_compares_circumferences_with_the_label_or_with_the_published_val
     assert float(second["circumference_error"]) == pytest.approx(expected - 20.0, rel=1e-3)
     summary = json.loads((tmp_path / "summary.json").read_text())["class_1"]
     assert summary["circumference_absolute_error"] == pytest.approx(abs(expected - 20.0) / 2, rel=1e-3)
+    engine.run([[item(1, "b.png", UNKNOWN)]])
+    with open(tmp_path / "cases.csv", newline="") as file:
+        (pixels,) = csv.DictReader(file)
+    assert pixels["unit"] == "px" and float(pixels["circumference_error"]) == 0  # 20 mm are no pixels
 
 
 def scored(pairs: list[tuple[torch.Tensor, torch.Tensor]], labeled_only: bool) -> float:

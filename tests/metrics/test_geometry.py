@@ -35,6 +35,21 @@ def test_muscle_is_measured_as_it_was_drawn(deep: float, fascicle: float, thickn
     assert muscle_architecture(mask)["pennation_angle"] is None
 
 
+def test_lines_that_converge_and_pixels_that_are_not_square():
+    step, top, deep, fascicle = (0.2, 0.12), 10, 4, 22
+    y, x = np.indices((240, 320)) * np.reshape(step, (2, 1, 1))
+    upper, lower = (start + math.tan(math.radians(angle)) * x for start, angle in ((12, top), (30, deep)))
+    mask = ((y > upper - 3) & (y < upper)) | ((y > lower) & (y < lower + 3))
+    mask[120:124, 150:156] = True  # a speck between them
+    angle = math.radians(deep + fascicle)
+    image = np.sin(2 * math.pi * (y * math.cos(angle) - x * math.sin(angle)) / 2.5)
+    found = muscle_architecture(mask, image, step)
+    assert found["aponeurosis_angle"] == pytest.approx(top - deep, abs=0.3)
+    assert found["thickness"] == pytest.approx((lower - upper).mean() * math.cos(math.radians(deep)), abs=0.1)
+    assert found["pennation_angle"] == pytest.approx(fascicle, abs=1.0)
+    assert found["coherence"] > 0.9
+
+
 def test_one_aponeurosis_gives_no_muscle():
     mask = np.zeros((60, 80), dtype=bool)
     mask[10:14] = True
@@ -47,15 +62,18 @@ def test_simpson_of_one_pixel_is_the_disc_of_that_pixel():
     assert simpson_volume(mask, mask, 2.0) == pytest.approx(math.pi / 4 * 8, rel=1e-6)
 
 
+@pytest.mark.parametrize("spacing", [(0.5, 0.5), (0.5, 0.4)])
 @pytest.mark.parametrize("tilt", [0, 20])
-def test_simpson_gives_the_volume_of_an_ellipsoid_also_where_the_base_cuts_it(tilt: float):
-    y, x = np.indices((200, 160)) * 0.5
+def test_simpson_gives_the_volume_of_an_ellipsoid_also_where_the_base_cuts_it(tilt: float, spacing: tuple):
+    y, x = np.indices((200, 200)) * np.reshape(spacing, (2, 1, 1))
     turned = math.radians(tilt)
     along = (y - 50) * math.cos(turned) + (x - 40) * math.sin(turned)
     across = (x - 40) * math.cos(turned) - (y - 50) * math.sin(turned)
     first, second = ((along / 42) ** 2 + (across / short) ** 2 < 1 for short in (20, 26))
-    assert simpson_volume(first, second, 0.5) == pytest.approx(4 / 3 * math.pi * 42 * 20 * 26, rel=0.01)
+    assert simpson_volume(first, second, spacing) == pytest.approx(4 / 3 * math.pi * 42 * 20 * 26, rel=0.01)
     base = along > -20
     height = 62 - (42**3 + 20**3) / (3 * 42**2)  # integral of 1 - (t / 42)^2 from -20 to 42
-    assert simpson_volume(first & base, second & base, 0.5) == pytest.approx(math.pi * 20 * 26 * height, rel=0.02)
-    assert simpson_volume(first & False, second, 0.5) == 0
+    for view in (second & base, (second & base)[:, ::-1]):  # whichever side it is seen from
+        volume = simpson_volume(first & base, view, spacing)
+        assert volume == pytest.approx(math.pi * 20 * 26 * height, rel=0.02)
+    assert simpson_volume(first & False, second, spacing) == 0

@@ -113,16 +113,24 @@ def test_with_a_box_the_network_is_asked_first_and_a_right_answer_is_left_alone(
 
 
 def test_random_users_differ_and_repeat_with_the_seed():
-    def play(seed: int) -> torch.Tensor:
+    def play(seed: int, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
-        many = {"image": torch.zeros(12, 4, 64, 80), "label": torch.as_tensor(disc(20, 30, 9)).expand(12, 1, -1, -1)}
+        many = {"image": torch.zeros(12, 4, 64, 80), "label": torch.as_tensor(label).expand(12, 1, -1, -1)}
         network = Answer(np.zeros((64, 80), bool))
-        return PromptSimulation(default_prepare_batch, network, clicks=3, random=True)(many)[0][:, 1:]
+        return PromptSimulation(default_prepare_batch, network, clicks=3, random=True)(many)
 
-    first = play(0)
-    assert torch.equal(first, play(0)) and not torch.equal(first, play(1))
+    large, small = disc(20, 30, 9), disc(50, 60, 4)
+    first = play(0, large)[0][:, 1:]
+    assert torch.equal(first, play(0, large)[0][:, 1:]) and not torch.equal(first, play(1, large)[0][:, 1:])
     boxed, clicked = first[:, 2].flatten(1).any(1), first[:, 0].flatten(1).any(1)
     assert 0 < boxed.sum() < 12 and (boxed | clicked).all()
+    edges = [[*p.amin(0).tolist(), *p.amax(0).tolist()] for p in map(torch.nonzero, first[boxed, 2])]
+    off = np.subtract(edges, [11, 21, 29, 39])
+    assert len(np.unique(off, axis=0)) > 1 and np.abs(off).max() == 2  # up to a tenth of 18 pixels
+    label = 5 * large + 3 * small
+    label[60, 70:72] = 7  # a speck
+    chosen = play(0, label)[1].flatten(1).sum(1).unique().tolist()
+    assert chosen == [small.sum(), large.sum()]
 
 
 def test_volumes_and_points_are_refused():
