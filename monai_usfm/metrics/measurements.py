@@ -134,8 +134,7 @@ def contours(mask: np.ndarray, sigma: float = 0.0) -> list[np.ndarray]:
     if not len(rows):
         return []
     box = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    values = np.pad(box.astype(np.float64), margin)
-    values = ndimage.gaussian_filter(values, sigma) if sigma else values
+    values = ndimage.gaussian_filter(np.pad(box.astype(np.float64), margin), sigma)
     lines = contourpy.contour_generator(z=values, name="serial").lines(0.5)
     return [np.asarray(line)[:, ::-1] + (rows[0] - margin, columns[0] - margin) for line in lines]
 

@@ -37,13 +37,13 @@ def test_the_most_uncertain_come_first_and_a_mix_spreads_among_them():
 @pytest.mark.parametrize("strategy", ["coreset", "uncertainty"])
 def test_classifiers_choose_too(tmp_path, strategy):
     rng = np.random.default_rng(0)
-    for number in range(3):
+    for number in range(34):  # more than one batch
         Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(tmp_path / f"{number}.png")
     network = build_network("classification", spatial_size=[32, 32], network_size="custom", hidden_size=24, mlp_dim=48,
                             num_layers=4, num_heads=3, num_classes=3)  # fmt: skip
-    chosen = select(str(save_network(tmp_path / "m.pt", network)), str(tmp_path), number=2, strategy=strategy,
+    chosen = select(str(save_network(tmp_path / "m.pt", network)), str(tmp_path), number=40, strategy=strategy,
                     output=str(tmp_path / "chosen.csv"), device="cpu")  # fmt: skip
-    assert len(set(chosen)) == 2
+    assert len(chosen) == len(set(chosen)) == 34
 
 
 def test_the_verb_leaves_labeled_images_out_and_ranks_the_rest(tmp_path):

@@ -78,7 +78,9 @@ def test_table_has_the_probabilities_in_the_order_of_the_classes(tmp_path):
     assert not (tmp_path / "patients.csv").exists()
 
 
-def test_patients_have_the_mean_of_their_images_across_batches(tmp_path):
+def test_patients_have_the_mean_of_their_images_across_batches(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("monai_usfm.handlers.classification.save_confusion", lambda *given: drawn.append(given[1:]))
     report = ClassificationReport(tmp_path)
     rows = [
         ("a.png", "p1", 1, [0.9, 0.1]),
@@ -97,6 +99,7 @@ def test_patients_have_the_mean_of_their_images_across_batches(tmp_path):
     assert summary["patients"]["confusion_matrix"] == [[1, 0], [0, 1]]
     assert (summary["images"]["count"], summary["patients"]["count"]) == (4, 2)
     assert summary["patients"]["macro_f1"] == 1.0
+    assert drawn == [([[1, 0], [0, 1]], ["0", "1"], "patients")]
 
 
 def test_one_class_alone_gives_scores_without_an_auc(tmp_path):
@@ -116,6 +119,9 @@ def test_without_labels_only_tables_are_written(tmp_path):
     assert read(tmp_path / "patients.csv") == [
         {"patient": "7", "images": "1", "prediction": "1", "p_0": "0.250000", "p_1": "0.750000"}
     ]
+    evaluate([[("a.png", 7, None, [0.25, 0.75]), ("b.png", None, None, [0.25, 0.75])]], ClassificationReport(tmp_path))
+    assert [row["patient"] for row in read(tmp_path / "images.csv")] == ["7", ""]
+    assert not (tmp_path / "patients.csv").exists()
 
 
 def test_a_second_run_starts_afresh(tmp_path):

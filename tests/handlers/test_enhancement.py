@@ -125,6 +125,9 @@ def test_without_masks_contrast_is_not_a_number_and_structure_is():
     scores = score_enhancement(target, target)
     assert math.isinf(scores["psnr"]) and scores["ssim"] == pytest.approx(1) and scores["lncc"] == pytest.approx(1)
     assert all(math.isnan(scores[name]) for name in ("cnr", "gcnr", "speckle_snr", "quality"))
+    lines = target[:, :2]  # too thin for any window
+    thin = score_enhancement(lines, lines, lines)
+    assert list(thin) == list(scores) and [name for name in thin if not math.isnan(thin[name])] == ["psnr"]
 
 
 def test_a_network_that_only_blurs_does_not_beat_the_blur(tmp_path):
@@ -146,6 +149,7 @@ def test_a_network_that_recovers_the_target_beats_the_blur(tmp_path):
         items.append((before, 0.2 * before + 0.8 * target, target, {"roi": disc}))
     rows, summary = report(tmp_path, items)
     assert set(summary["blur_wins"].values()) == {0.0}
+    assert [name for name in summary if "blur_sigma" in str(summary[name])] == ["matched_blur", "best_blur"]
     assert [row["method"] for row in rows[:4]] == ["input", "enhanced", "matched_blur", "best_blur"]
     assert [row["image"] for row in rows[::4]] == [f"figure_{i}.png" for i in range(3)]
     enhanced = [float(row["psnr"]) for row in rows if row["method"] == "enhanced"]
@@ -162,7 +166,10 @@ def test_a_report_without_masks_is_valid_json_without_contrast(tmp_path):
 
 def test_panels_show_the_change_around_gray():
     target, _ = scene()
-    panels = enhancement_panels([{"image": target, "pred": target - 0.05, "label": target}])
+    target = target.expand(3, -1, -1)
+    item = {"image": target, "pred": target - 0.05}
+    assert list(enhancement_panels([item])) == ["before", "after", "change x4"]
+    panels = enhancement_panels([{**item, "label": target}])
     assert list(panels) == ["before", "after", "change x4", "target"]
     torch.testing.assert_close(panels["change x4"], torch.full((1, 1, 48, 64), 0.3))
 

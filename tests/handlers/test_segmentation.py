@@ -93,6 +93,7 @@ def test_each_class_has_its_own_row() -> None:
     first, second = score_case(prediction, label, 3)
     assert (first["class"], first["dice"], first["hd95"]) == (1, 1.0, 0.0)
     assert (second["class"], second["dice"]) == (2, 0.5)
+    assert (first["iou"], second["iou"]) == (1.0, pytest.approx(1 / 3))
 
 
 def report(

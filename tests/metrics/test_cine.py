@@ -47,7 +47,8 @@ def test_motion_is_the_shift_and_a_label_that_follows_it_has_dice_one():
     inside = labels[0] > 0
     flow = motion(frames[0], frames[1])[inside]
     assert np.median(flow, axis=0) == pytest.approx([-2.0, 1.5], abs=0.1)
-    assert warped_dice(labels, frames)[0] > 0.97
+    (dice,) = warped_dice(labels, frames)
+    assert dice > 0.97
     still = np.repeat(labels[:1], 3, axis=0)
     assert warped_dice(still, frames)[0] < 0.95
 
@@ -58,6 +59,10 @@ def test_a_label_is_carried_through_the_cine_in_both_directions():
     for t in range(len(frames)):
         both = (found[t] > 0) & (labels[t] > 0)
         assert 2 * both.sum() / ((found[t] > 0).sum() + (labels[t] > 0).sum()) > 0.95
+    found = propagate_label(*moving_disc((1.5, -2.0), frames=12)[:1], labels[0])
+    assert np.array_equal(found[0], labels[0])
+    last = ndimage.center_of_mass(found[11])
+    assert last == pytest.approx(np.add(ndimage.center_of_mass(labels[0]), [16.5, -22]), abs=1)
     with pytest.raises(ValueError, match="does not fit"):
         propagate_label(frames, labels[4], frame=8)
 

@@ -60,6 +60,8 @@ def test_simpson_of_one_pixel_is_the_disc_of_that_pixel():
     mask = np.zeros((5, 5))
     mask[2, 2] = 1
     assert simpson_volume(mask, mask, 2.0) == pytest.approx(math.pi / 4 * 8, rel=1e-6)
+    with pytest.raises(ValueError, match=r"need masks \(H, W\)"):
+        simpson_volume(mask[None], mask, 2.0)
 
 
 @pytest.mark.parametrize("spacing", [(0.5, 0.5), (0.5, 0.4)])
