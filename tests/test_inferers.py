@@ -186,6 +186,8 @@ def test_views_average_the_logits_of_sizes_and_mirrored_images():
 def test_views_that_are_no_size_are_refused():
     with pytest.raises(ValueError, match=r"scales must be one positive number or more \(--views\), got \[0\.5, 0\]"):
         ScaleInferer([0.5, 0])
+    with pytest.raises(ValueError, match="one positive number or more"):
+        ScaleInferer([])
     with pytest.raises(ValueError, match="volumes and cines are segmented at one size"):
         ScaleInferer([1.0])(torch.zeros(1, 1, 4, 4, 4), lambda x: x)
     with pytest.raises(ValueError, match="would swap landmarks"):

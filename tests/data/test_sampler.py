@@ -80,6 +80,11 @@ def test_seeds_draw_differently_and_do_not_shift_into_each_others_epochs():
             sampler.set_epoch(epoch)
             draws.add(tuple(sampler))
     assert len(draws) == 9
+    for epoch in range(200):
+        sampler = OrganBalancedSampler(ORGANS, num_samples=20, seed=9)
+        sampler.set_epoch(epoch)
+        draws.add(tuple(sampler))
+    assert len(draws) == 209
 
 
 @given(replicas=st.integers(1, 7), samples=st.integers(1, 60))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monai_usfm.evaluation import PairedTest, bootstrap_interval, holm_adjust, paired_test
+from monai_usfm.evaluation import Interval, PairedTest, bootstrap_interval, holm_adjust, paired_test
 
 
 def test_the_bootstrap_interval_has_the_width_of_the_normal_theory():
@@ -19,6 +19,17 @@ def test_the_bootstrap_interval_has_the_width_of_the_normal_theory():
     half = 1.96 * values.std() / math.sqrt(400)
     assert interval.high - interval.low == pytest.approx(2 * half, rel=0.06)
     assert (interval.low + interval.high) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
+
+
+def test_the_ends_are_those_of_95_percent():
+    values = np.repeat([0.0, 1.0], [7, 3])  # a draw without a one has 0.7 ** 10 = 2.8 %
+    assert bootstrap_interval(lambda i: values[i].mean(), range(10), resamples=20_000).low == 0
+    assert bootstrap_interval(lambda i: 1 - values[i].mean(), range(10), resamples=20_000).high == 1
+    assert bootstrap_interval(lambda i: values[i].mean(), [0] * 7 + [1] * 3).low == 0  # of two patients
+    found = PairedTest.of_draws(0.5, np.linspace(0, 1, 1001), 30)
+    assert (found.low, found.high) == pytest.approx((0.025, 0.975))
+    assert str(Interval(0.5, math.nan, math.nan, 1)) == "0.500"
+    assert str(Interval(0.5, 0.25, 0.75, 2)) == "0.500 [0.250, 0.750]"
 
 
 def test_repeated_images_of_a_patient_do_not_narrow_the_interval():
@@ -50,6 +61,7 @@ def test_wilcoxon_equals_scipy_on_patient_means():
 def test_equal_methods_are_not_told_apart():
     found = paired_test([0.1, 0.5, 0.9], [0.1, 0.5, 0.9])
     assert found.p_value == 1.0 and found.difference == 0.0
+    assert PairedTest.of_draws(0.0, np.zeros(1000), 30).p_value == 1.0
 
 
 def test_the_bootstrap_test_agrees_with_the_t_test_on_a_mean():
@@ -75,10 +87,15 @@ def test_the_interval_leaves_out_draws_without_a_value():
 def test_holm_correction_of_a_textbook_example():
     # 0.005 * 4; 0.01 * 3; then 0.03 * 2; 0.04 * 1 is raised to its predecessor
     assert holm_adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_adjust([0.9, 0.8]) == [1, 1]
 
 
 def test_scores_that_do_not_pair_up_are_refused():
     with pytest.raises(ValueError, match="3 and 2 cases"):
         paired_test([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="2 and 2 cases, with a patient each"):
+        paired_test([1, 2], [1, 2], ["a"])
+    with pytest.raises(ValueError, match="at least two patients"):
+        paired_test([1, 2], [1, 3], ["a", "a"])
     with pytest.raises(ValueError, match="1 of 3 pairs of scores are not finite"):
         paired_test([1, 2, float("nan")], [1, 2, 3])

@@ -30,6 +30,7 @@ def test_the_next_click_is_the_middle_of_the_largest_error_and_knows_its_side():
     assert next_click(target, target) is None
     drawn = [next_click(target, found, share) for share in (0.0, 0.5, 0.99)]
     assert all(np.hypot(row - 20, column - 30) < 5.5 and inside for (row, column), inside in drawn)
+    assert drawn[0] != drawn[1] != drawn[2]
 
 
 def item(shape: tuple[int, ...], size: tuple[int, ...], **prompts) -> dict:
@@ -55,6 +56,8 @@ def test_in_a_volume_prompts_lie_on_their_slices():
     assert image[1].flatten(1).any(1).nonzero().flatten().tolist() == [7]
     assert image[1, 7, 5, 4] == 1
     assert image[3].flatten(1).any(1).nonzero().flatten().tolist() == [1, 2]
+    image = Promptsd("image")(item((20, 16, 9), (9, 16, 20), foreground=[[4, 5, 7]]))["image"]
+    assert image[1, 7, 5, 4] == 1 and not image[2:].any()
 
 
 def test_in_a_resized_volume_prompts_lie_on_the_slices_of_their_place():
@@ -69,6 +72,7 @@ def test_in_a_resized_volume_prompts_lie_on_the_slices_of_their_place():
     [
         ({}, "a.png: nothing says which structure is meant"),
         ({"foreground": [[80, 3]]}, "foreground is .*, expected x, y within 80 x 60 pixels"),
+        ({"foreground": [[3, -1]]}, "foreground is .*, expected x, y within 80 x 60 pixels"),
         ({"roi": [1, 2, 3]}, r"roi is \["),
         ({"background": "here"}, "background is 'here'"),
         ({"roi": 7}, r"roi is \["),
@@ -127,6 +131,8 @@ def test_random_users_differ_and_repeat_with_the_seed():
     edges = [[*p.amin(0).tolist(), *p.amax(0).tolist()] for p in map(torch.nonzero, first[boxed, 2])]
     off = np.subtract(edges, [11, 21, 29, 39])
     assert len(np.unique(off, axis=0)) > 1 and np.abs(off).max() == 2  # up to a tenth of 18 pixels
+    counts = {int((play(seed, large)[0][:, 1] == 1).flatten(1).sum(1).max()) for seed in range(8)}
+    assert counts == {1, 2, 3}
     label = 5 * large + 3 * small
     label[60, 70:72] = 7  # a speck
     chosen = play(0, label)[1].flatten(1).sum(1).unique().tolist()
