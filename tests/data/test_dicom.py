@@ -75,6 +75,7 @@ def test_a_palette_file_has_two_regions_of_which_the_wave_form_has_no_millimeter
     ds = pydicom.dcmread(get_testdata_file("examples_palette.dcm"))
     tissue, ecg = ultrasound_regions(ds)
     assert (tissue.spatial_format, tissue.data_type) == (1, 1) and (ecg.spatial_format, ecg.data_type) == (4, 10)
+    assert (tissue.kind, ecg.kind) == ("tissue", "trace")
     assert ecg.spacing is None and ecg.box is None  # rows 522 to 576 of 350
 
 
@@ -226,6 +227,16 @@ def enhanced_volume(volume: np.ndarray, order: list[int], positions: list[float]
         groups.append(group)
     ds.PerFrameFunctionalGroupsSequence = Sequence(groups)
     return ds
+
+
+@pytest.mark.parametrize(("count", "mm"), [(1, 0.9), (2, 0.5), (4, 0.5)])
+def test_slices_are_as_far_apart_as_their_positions_and_one_alone_is_as_thick_as_it_says(tmp_path, count, mm):
+    path = saved(tmp_path, enhanced_volume(np.zeros((count, 6, 7), np.uint8), list(range(count))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        affine = LoadUltrasound(frame=0)(path).affine.numpy()
+    np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), [0.3, 0.2, mm])
+    np.testing.assert_allclose(affine[:3, 3], [-1, -2, 10])
 
 
 def test_an_enhanced_volume_is_sorted_by_position_and_keeps_spacing_and_origin(tmp_path):
