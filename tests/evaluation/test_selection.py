@@ -20,6 +20,7 @@ LINE = np.array([[0.0], [1.0], [2.0], [9.0], [10.0], [5.2]])
 
 def test_the_coreset_covers_what_the_labeled_images_leave_bare():
     assert choose(LINE, 2, "coreset", labeled=np.array([[0.0]])) == [4, 5]  # the far end, then the middle
+    assert choose(LINE, 1, "coreset", labeled=np.array([[0.0], [10.0]])) == [5]  # the nearest labeled one counts
     assert choose(LINE, 3, "coreset") == [5, 0, 4]  # the mean is 4.5: its neighbor, then both ends
     assert sorted(choose(LINE, 99, "coreset")) == list(range(6))
 
