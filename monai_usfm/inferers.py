@@ -345,7 +345,8 @@ def probabilities(
     ]
     if frames and temporal_sigma > 0:
         steps.append(GaussianSmoothd("pred", sigma=[float(temporal_sigma), 0.0, 0.0]))
-        steps.append(Lambdad("pred", _shares))  # the filter takes zeros for frames beyond both ends
+        if not points:
+            steps.append(Lambdad("pred", _shares))  # the filter takes zeros for frames beyond both ends
     if preprocessing is not None:
         steps.append(Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True))
     return Compose(steps)
