@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import NdarrayOrTensor
-from monai.transforms import AdjustContrast, GaussianSmooth, Resize
+from monai.transforms import AdjustContrast, Resize
 from monai.utils import convert_to_tensor
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_usfm.transforms.annotation import RemoveAnnotations
+from monai_usfm.transforms.noise_recovery import gaussian_blur
 from monai_usfm.transforms.speckle import SpeckleNoise
 
 __all__ = ["CHANGES", "SHORTCUTS", "crop_borders", "cut_sector", "plant_calipers", "plant_text"]
@@ -159,7 +160,7 @@ CHANGES: dict[str, Change] = {
     "low contrast": _intensity(lambda x, g: 0.15 + 0.4 * x),
     "high contrast": _intensity(lambda x, g: 1.6 * x - 0.375),
     "gain falls with depth": _intensity(lambda x, g: x * torch.linspace(1.3, 0.4, x.shape[1])[:, None].to(x)),
-    "blur (2 pixels)": _intensity(lambda x, g: GaussianSmooth(2.0)(x)),
+    "blur (2 pixels)": _intensity(lambda x, g: gaussian_blur(x[None], 2.0)[0]),
     "speckle": _intensity(
         lambda x, g: SpeckleNoise(looks=1.0).set_random_state(g.initial_seed())(x)  # type: ignore[operator]
     ),

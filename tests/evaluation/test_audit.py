@@ -271,3 +271,9 @@ def test_the_sector_is_symmetric_and_touches_the_bottom_corners_only_below():
     assert torch.equal(cut, cut.flip(-1))
     assert cut[0].sum() < cut[60].sum() <= cut[80].sum() + 1e-6
     assert cut[40, 60] == 1 and cut[10, 0] == 0 and 0.4 < cut.mean() < 0.95
+
+
+def test_blur_leaves_the_border_as_bright_as_it_was() -> None:
+    image, label = torch.full((1, 24, 32), 0.7), torch.zeros(1, 24, 32)
+    blurred, _ = CHANGES["blur (2 pixels)"](image, label, torch.Generator())
+    torch.testing.assert_close(torch.as_tensor(blurred), image)
