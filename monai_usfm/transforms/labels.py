@@ -47,12 +47,14 @@ def color_values(colors: np.ndarray) -> np.ndarray:
     return np.where((red == green) & (green == blue), red, mixed)
 
 
-def _named(value: float) -> str:
-    """A value as the user would give it: a color where it stands for one."""
-    if value < 256 or not float(value).is_integer():
-        return f"{value:g}"
-    bands = int(value).to_bytes(3, "big") if value < 2**24 else b""
-    return str([0, 0, bands[0]] if len(set(bands)) == 1 else list(bands) or int(value))
+def _named(values: Sequence[float]) -> str:
+    """Values as the user would give them, beside those that may stand for one the color."""
+    return ", ".join(f"{v:g}" if v < 256 or v % 1 else f"{v:.0f} (as a color {_color(int(v))})" for v in values)
+
+
+def _color(value: int) -> list[int]:
+    bands = list((value & 0xFFFFFF).to_bytes(3, "big"))
+    return [0, 0, bands[2]] if len(set(bands)) == 1 else bands
 
 
 def _file_name(label: torch.Tensor) -> str:
@@ -135,9 +137,8 @@ class LabelIndices(Transform):
         unknown = sorted(set(found) - set(values))
         if unknown:
             name = _file_name(label) or "a label"
-            shown = ", ".join(map(_named, unknown[:8]))
             raise ValueError(
-                f"{name}: value(s) {shown} stand for no class; expected {', '.join(map(_named, values))}. "
+                f"{name}: value(s) {_named(unknown[:8])} stand for no class; expected {_named(values)}. "
                 "Set num_classes, and label_values to the file values of the classes in their order; to score or go on "
                 "from weights, choose some that have these classes."
             )
@@ -166,7 +167,7 @@ class LabelIndices(Transform):
             self._warned = True
             warnings.warn(
                 f"{_file_name(stored) or 'a label'}: has closed lines around a structure; they are filled, in other "
-                "files too. If a thin wall is the structure, give LabelIndices fill_outlines=False.",
+                "files too. Where a thin wall is the structure, set fill_outlines to false.",
                 stacklevel=3,
             )
 
