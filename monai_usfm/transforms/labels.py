@@ -138,7 +138,7 @@ class LabelIndices(Transform):
         if unknown:
             name = _file_name(label) or "a label"
             raise ValueError(
-                f"{name}: value(s) {_named(unknown[:8])} stand for no class; expected {_named(values)}. "
+                f"{name}: value(s) {_named(unknown[:8])} stand for no class; expected [{_named(values)}]. "
                 "Set num_classes, and label_values to the file values of the classes in their order; to score or go on "
                 "from weights, choose some that have these classes."
             )
