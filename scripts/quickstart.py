@@ -213,14 +213,19 @@ def label_values(folder: Path, items: list[dict[str, Any]]) -> list[int]:
     import torch
 
     from monai_usfm.data import LoadUltrasound
-    from monai_usfm.transforms import is_jpeg_label
+    from monai_usfm.transforms import LabelIndices, is_jpeg_label
 
-    read, found = LoadUltrasound(scale=None), {0.0}
+    read, found, mask = LoadUltrasound(scale=None), {0.0}, LabelIndices(2)
     for item in items:
         files = [item["label"]] if isinstance(item["label"], str) else item["label"]
         label = read([folder / file for file in files])
-        # the values of a mask in JPEG are spread by compression
-        found |= {255.0} if is_jpeg_label(label) else set(torch.as_tensor(label).unique().tolist())
+        values = set(torch.as_tensor(label).unique().tolist())
+        if is_jpeg_label(label) or len(values) > 16:  # spread by compression, or by resizing
+            try:
+                values = {255.0 * value for value in mask(label).unique().tolist()}
+            except ValueError as error:
+                raise SystemExit(f"{error}") from None
+        found |= values
         if len(found) > 16:
             raise SystemExit(f"{files[0]}: labels with over 16 values are no class indices; see docs of `datalist`.")
     return sorted(int(value) for value in found)

@@ -374,6 +374,16 @@ def test_labels_of_the_user_are_used_with_their_values(quickstart, tmp_path):
     assert plan["label_values"] == [0, 7] and plan["num_classes"] == 2
 
 
+def test_masks_that_were_resized_have_two_classes_and_a_picture_is_no_mask(quickstart, tmp_path):
+    mask = Image.fromarray(np.uint8(255) * (np.hypot(*np.mgrid[-20:20, -25:25]) < 9)).resize((100, 80))
+    mask.save(tmp_path / "a.png")
+    Image.fromarray(np.arange(8000, dtype=np.uint16).astype(np.uint8).reshape(80, 100)).save(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match="as resizing leaves them"):
+        assert quickstart.label_values(tmp_path, [{"label": "a.png"}]) == [0, 255]
+    with pytest.raises(SystemExit, match=r"b\.png: value\(s\) .* stand for no class"):
+        quickstart.label_values(tmp_path, [{"label": "b.png"}])
+
+
 def test_of_images_without_a_label_nothing_is_scored(quickstart, tmp_path):
     folder = write_user_images(write_user_images(tmp_path / "mine", 60), 40, label=7)
     plan = choose(quickstart, tmp_path / "out", "--data", str(folder))

@@ -68,7 +68,8 @@ class LabelIndices(Transform):
 
     JPEG does not keep values: such a label (by the file name in its metadata) takes the nearest class, if the classes
     are at least 32 gray levels apart and nine pixels of ten lie within a quarter of that distance of one. A mask of
-    zeros and ones alone is taken as it is.
+    zeros and ones alone is taken as it is. So does a mask of two classes with few values between, in steep slopes, as
+    resizing leaves them. The first such file gives a warning.
 
     Labels drawn as closed lines, as HC18 has them, stand for what the lines enclose, and are filled, slice by slice:
     lines of at most six pixels around at least as many as they have. The first such file gives a warning.
@@ -112,10 +113,15 @@ class LabelIndices(Transform):
         self.num_classes = num_classes
         self.values = None if values is None else whole
         self.fill_outlines = fill_outlines
-        self._warned = False
+        self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_warned": False}  # no part of what it does, by which a store knows it
+        return {**self.__dict__, "_warned": set()}  # no part of what it does, by which a store knows it
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=4)
 
     def __call__(self, label: torch.Tensor) -> torch.Tensor:
         """``(1, *S) -> (1, *S)`` uint8 class indices."""
@@ -130,6 +136,17 @@ class LabelIndices(Transform):
                 [0, 1] if bits else values or ([0, 255] if self.num_classes == 2 else list(range(self.num_classes)))
             )
             label = label if bits else self._nearest(label, values)
+        elif self.num_classes == 2 and len(label.unique()) > 4 and float(label.max()) <= 255:
+            try:
+                label = self._nearest(label, values or [0, 255], resized=True)
+            except ValueError:  # they are no slopes: told below, as what stands for no class
+                pass
+            else:
+                self._warn(
+                    "slopes",
+                    f"{_file_name(stored) or 'a label'}: has values between those of its classes, as resizing leaves "
+                    "them; each takes the nearest, in other files too.",
+                )
         found = label.unique().tolist()
         if values is None:
             binary_mask = self.num_classes == 2 and 255 in found and set(found) <= {0, 255}
@@ -163,29 +180,30 @@ class LabelIndices(Transform):
         )
         for area, number in found:  # one within another lies on it
             index[0][torch.from_numpy(area)] = number
-        if found and not self._warned:
-            self._warned = True
-            warnings.warn(
+        if found:
+            self._warn(
+                "outlines",
                 f"{_file_name(stored) or 'a label'}: has closed lines around a structure; they are filled, in other "
                 "files too. Where a thin wall is the structure, set fill_outlines to false.",
-                stacklevel=3,
             )
 
-    def _nearest(self, label: torch.Tensor, values: list[int]) -> torch.Tensor:
+    def _nearest(self, label: torch.Tensor, values: list[int], resized: bool = False) -> torch.Tensor:
+        """The nearest class of each pixel of a JPEG, or of a mask that was resized as an image is."""
         levels = torch.tensor(sorted(values), dtype=torch.float32, device=label.device)
         step = float(levels.diff().min())
+        off = step / (8 if resized else 4)  # for an edge that overshoots, or what compression leaves
         middles = (levels[1:] + levels[:-1]) / 2
         nearest = levels[torch.bucketize(label.float(), middles)]
         if not (nearest != values[0]).any() and (label != values[0]).any():
             near = 0.0  # nothing reaches a class: another scale, such as 0 and 1, which JPEG does not keep
         else:
-            near = float(((label - nearest).abs() <= step / 4).float().mean())
+            near = float(((label - nearest).abs() <= off).float().mean())
         if step < 32 or near < 0.9:
             raise ValueError(
                 f"{_file_name(label)}: JPEG does not keep the values of a label map, and this one does not tell the "
                 f"classes {values} apart; store it as PNG, or set label_values to values at least 32 apart."
             )
-        _refuse_plateaus(label, nearest, step, values)
+        _refuse_plateaus(label, nearest, step, off, values, resized)
         return nearest.to(label.dtype)
 
 
@@ -206,12 +224,16 @@ def filled_outlines(mask: np.ndarray) -> np.ndarray | None:
     return result
 
 
-def _refuse_plateaus(label: torch.Tensor, nearest: torch.Tensor, step: float, values: list[int]) -> None:
+def _refuse_plateaus(
+    label: torch.Tensor, nearest: torch.Tensor, step: float, off: float, values: list[int], resized: bool
+) -> None:
     """Edges of a JPEG have all values between two classes, in steep slopes; a flat part between them is a class that
-    was not named."""
+    was not named. So is, of what was not compressed, a part of one value that is no class, however near to one."""
     gray = label.as_subclass(torch.Tensor).float()  # type: ignore[arg-type]
     spread = F.max_pool2d(gray, 3, 1, 1) + F.max_pool2d(-gray, 3, 1, 1)
-    plateau = ((gray - nearest).abs() > step / 4) & (spread <= step / 8)
+    plateau = ((gray - nearest).abs() > off) & (spread <= step / 8)
+    if resized:
+        plateau |= (gray != nearest) & (spread == 0)
     if plateau.sum() > max(9.0, 0.01 * float((nearest != values[0]).sum())):
         raise ValueError(
             f"{_file_name(label)}: a part of value {float(gray[plateau].median()):g} stands for no class; expected "

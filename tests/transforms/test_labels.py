@@ -175,3 +175,24 @@ def test_colors_are_values_of_classes(tmp_path: Path) -> None:
     for values in ([0, [0, 255]], [0, [0, 256, 0]], [0, "green"]):
         with pytest.raises(ValueError, match=r"neither a whole number nor a color such as \[0, 255, 0\]"):
             LabelIndices(2, values)
+
+
+@pytest.mark.parametrize("size", [(60, 70), (300, 350)])
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+def test_a_mask_that_was_resized_as_an_image_takes_the_nearest_class(size, resample) -> None:
+    mask = Image.fromarray(ring((140, 120), (70, 60), 40, 40).astype(np.uint8) * 255)
+    stored, wanted = (np.asarray(mask.resize(size, how)) for how in (resample, Image.Resampling.NEAREST))
+    transform = LabelIndices(2)
+    with pytest.warns(UserWarning, match="as resizing leaves them") as caught:
+        found = [transform(torch.from_numpy(stored[None].copy()))[0].numpy() for _ in range(2)]
+    assert len(caught) == 1
+    assert ((found[0] > 0) != (wanted > 0)).mean() < 0.01 and found[0].max() == 1
+
+
+@pytest.mark.parametrize("other", [1, 100, 250])
+def test_a_part_of_another_value_is_a_class_that_was_not_named(other: int) -> None:
+    stored = 255 * ring((140, 120), (70, 60), 40, 40).astype(np.uint8)
+    edge = np.asarray(Image.fromarray(stored).resize((60, 70)).resize((120, 140)))
+    named = np.where(ring((140, 120), (70, 60), 6, 6), other, edge)
+    with pytest.raises(ValueError, match="stand for no class"):
+        LabelIndices(2)(torch.from_numpy(named[None]))
