@@ -72,7 +72,8 @@ class LabelIndices(Transform):
     resizing leaves them. The first such file gives a warning.
 
     Labels drawn as closed lines, as HC18 has them, stand for what the lines enclose, and are filled, slice by slice:
-    lines of at most six pixels around at least as many as they have. The first such file gives a warning.
+    lines of at most six pixels around at least as many as they have. The first such file gives a warning, and so does
+    each later one whose line is not closed, as of a structure that the border of the image cuts.
 
     A file with other values than background of which no pixel is left for a class gives a warning. So do ``values``
     without 0, the first of which may be a structure that is then taken for the background.
@@ -174,17 +175,20 @@ class LabelIndices(Transform):
 
     def _fill(self, index: torch.Tensor, stored: torch.Tensor) -> None:
         classes = index.as_subclass(torch.Tensor)[0].cpu().numpy()  # type: ignore[arg-type]
-        areas = {number: filled_outlines(classes == number) for number in np.unique(classes).tolist() if number}
-        found = sorted(
-            ((area, number) for number, area in areas.items() if area is not None), key=lambda pair: -pair[0].sum()
-        )
-        for area, number in found:  # one within another lies on it
+        masks = {number: classes == number for number in np.unique(classes).tolist() if number}
+        areas = {number: area for number, mask in masks.items() if (area := filled_outlines(mask)) is not None}
+        for number, area in sorted(areas.items(), key=lambda pair: -pair[1].sum()):  # one within another lies on it
             index[0][torch.from_numpy(area)] = number
-        if found:
+        name, closed = _file_name(stored) or "a label", [n for n in areas if areas[n].sum() > masks[n].sum()]
+        if closed:
             self._warn(
                 "outlines",
-                f"{_file_name(stored) or 'a label'}: has closed lines around a structure; they are filled, in other "
-                "files too. Where a thin wall is the structure, set fill_outlines to false.",
+                f"{name}: has closed lines around a structure; they are filled, in other files too. Where a thin wall "
+                "is the structure, set fill_outlines to false.",
+            )
+        elif areas and "outlines" in self._warned:
+            self._warn(
+                name, f"{name}: its line is not closed, or covers more than it encloses, and stays a line; fill it."
             )
 
     def _nearest(self, label: torch.Tensor, values: list[int], resized: bool = False) -> torch.Tensor:
@@ -208,7 +212,10 @@ class LabelIndices(Transform):
 
 
 def filled_outlines(mask: np.ndarray) -> np.ndarray | None:
-    """A mask ``([D,] H, W)`` of closed lines with what they enclose in each slice; None where it is no such mask."""
+    """A mask ``([D,] H, W)`` of thin lines with what they enclose in each slice; None where it is of areas.
+
+    Closed lines enclose at least as much as they have; others are given back as they are.
+    """
     places = np.nonzero(mask)
     box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)
     inside = mask[box]
@@ -217,8 +224,10 @@ def filled_outlines(mask: np.ndarray) -> np.ndarray | None:
     slices, square = inside.reshape(-1, *inside.shape[-2:]), np.ones((1, 3, 3), bool)
     filled = np.stack([ndimage.binary_fill_holes(one) for one in slices]).reshape(inside.shape)
     thick = ndimage.binary_erosion(np.pad(slices, ((0, 0), (1, 1), (1, 1))), square, iterations=3)
-    if thick.sum() > 0.02 * len(places[0]) or filled.sum() < 2 * len(places[0]):
+    if thick.sum() > 0.02 * len(places[0]):
         return None
+    if filled.sum() < 2 * len(places[0]):
+        return mask
     result = mask.copy()
     result[box] = filled
     return result

@@ -148,6 +148,21 @@ def test_closed_lines_are_what_they_enclose(thickness: float, slices: tuple[int,
     assert np.array_equal(LabelIndices(3, fill_outlines=False)(given), given)
 
 
+def test_among_outlines_one_that_is_not_closed_is_told() -> None:
+    closed = ring((100, 90), (50, 40), 36, 3)[None].astype(np.uint8)
+    cut, area = closed[:, :60], ring((100, 90), (50, 40), 36, 40)[None].astype(np.uint8)
+    transform = LabelIndices(2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for label in (cut, area, closed, area, cut):
+            found = transform(MetaTensor(torch.from_numpy(label), meta={"filename_or_obj": "cut.png"}))
+    assert [str(w.message).split(";")[0] for w in caught] == [
+        "cut.png: has closed lines around a structure",
+        "cut.png: its line is not closed, or covers more than it encloses, and stays a line",
+    ]
+    assert np.array_equal(found, cut)
+
+
 @pytest.mark.parametrize("kind", ["wall", "hole", "open", "lines"])
 def test_what_is_no_outline_stays_as_it_is(kind: str) -> None:
     label = ring((100, 90), (50, 40), 36, {"wall": 8, "hole": 30}.get(kind, 3))
