@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
-from monai.utils import optional_import, str2bool
+from monai.utils import ensure_tuple, optional_import, str2bool
 
 __all__ = ["check_names", "check_together", "check_values", "flag", "set_options"]
 
@@ -276,10 +276,6 @@ def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: all(map(fits, value)) and len(value) > 0 if isinstance(value, list | tuple) else fits(value)
 
 
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def _accepted(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
     def fits(value: Any) -> bool:
         try:
@@ -325,7 +321,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of names, such as \"['length']\"",
     ),
     "label_values": (
-        _accepted(lambda value: [operator.index(n) for entry in value for n in _listed(entry)]),
+        _accepted(lambda value: [operator.index(n) for entry in value for n in ensure_tuple(entry)]),
         'a list of whole numbers, such as "[0,255]", or of colors, such as "[[0,0,0],[0,255,0]]"',
     ),
     "noise_strength noise_looks noise_psf_sigma noise_blur_sigma": (

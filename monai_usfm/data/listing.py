@@ -103,6 +103,8 @@ def make_datalist(
         ValueError: for wrong options, or no readable image.
     """
     shares = _shares(split)
+    if not table and (columns or split == "table"):
+        raise ValueError("columns and split table are about a table: name it by --table.")
     names = _class_names(classes)
     roots = [(organ, Path(folder)) for organ, folder in map(split_named_path, folders)]
     base, file = _places([folder for _, folder in roots], output, dataset_dir)
@@ -114,8 +116,6 @@ def make_datalist(
         )
     if table:
         _apply_table(entries, table, named_columns(columns), names)
-    elif columns or split == "table":
-        raise ValueError("columns and split table are about a table: name it by --table.")
     import_itk(entry.path for entry in entries)
     # around the threads: each of them would put back the filters that another one had set
     with warnings.catch_warnings(), ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:

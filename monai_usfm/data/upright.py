@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from monai_usfm.data.decoded import FramePicker, checked_frame, frame_picker
 from monai_usfm.data.formats import UnreadableImageError
 from monai_usfm.data.grids import is_sheared
 from monai_usfm.data.image_files import EIGHT_BIT_MODES
-from monai_usfm.transforms.dictionary import TORCH
+from monai_usfm.transforms.dictionary import TORCH, WarnsOnce
 from monai_usfm.transforms.labels import color_values
 
 __all__ = ["UprightGray", "UprightGrayd"]
@@ -33,7 +32,7 @@ _USUAL_SCALES = (255.0, 4095.0, 65535.0, 2.0**32 - 1)
 BANDS = 3  # red, green and blue
 
 
-class UprightGray(InvertibleTransform):
+class UprightGray(WarnsOnce, InvertibleTransform):
     """Turn a channel-first image with MONAI's axes into an upright gray one with values in [0, 1].
 
     The input is what ``LoadImage`` with any reader and ``EnsureChannelFirst`` give, or the image that MONAI Deploy or
@@ -95,11 +94,6 @@ class UprightGray(InvertibleTransform):
         self.spatial_dims, self.frame = spatial_dims, frame
         self.dtype: torch.dtype = get_equivalent_dtype(dtype, torch.Tensor)
         self.scale, self.full_scale = scale, full_scale
-        self._warned: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # without what it warned of, which is no part of what it does, by which a store knows it
-        return {**super().__getstate__(), "_warned": set()}
 
     def __call__(
         self,
@@ -260,11 +254,6 @@ class UprightGray(InvertibleTransform):
                 f"{white:g}, and guessed for each further file like it. Set full_scale for the whole data set.",
             )
         return white
-
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, stacklevel=6)
 
     def _cast(self, name: str, img: torch.Tensor) -> torch.Tensor:
         """Last step to the dtype asked for; 8-bit images arrive here as uint8."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping
 from typing import Any, ClassVar
 
@@ -14,6 +15,27 @@ from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Th
 from monai.utils import TransformBackends, ensure_tuple_rep
 
 TORCH, NUMPY = [TransformBackends.TORCH], [TransformBackends.NUMPY]  # what a transform computes with, its ``backend``
+
+
+class WarnsOnce:
+    """A transform that warns once of each kind of thing.
+
+    What it has warned of is no part of what it does, by which a store knows it, and is not pickled.
+    """
+
+    @property
+    def _warned(self) -> set[str]:
+        return self.__dict__.setdefault("_kinds_warned_of", set())
+
+    def __getstate__(self) -> dict[str, Any]:
+        inherited = getattr(super(), "__getstate__", None)  # of MONAI's invertible transforms; Python 3.10 has no other
+        state = inherited() if inherited else self.__dict__
+        return {name: value for name, value in state.items() if name != "_kinds_warned_of"}
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=6)
 
 
 class DictionaryForm(MapTransform):

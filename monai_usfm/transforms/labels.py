@@ -16,7 +16,7 @@ from monai.utils import convert_to_tensor
 from monai.utils.misc import ImageMetaKey
 from scipy import ndimage
 
-from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, dictionary_form
+from monai_usfm.transforms.dictionary import TORCH, DictionaryForm, WarnsOnce, dictionary_form
 
 __all__ = ["LabelIndices", "LabelIndicesd", "is_jpeg_label", "label_value"]
 
@@ -61,15 +61,15 @@ def _file_name(label: torch.Tensor) -> str:
     return str(getattr(label, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))
 
 
-class LabelIndices(Transform):
+class LabelIndices(WarnsOnce, Transform):
     """Map the values of a label image to class indices 0 .. K - 1, and refuse any other value.
 
     Values within a thousandth of an integer are that integer, as resampling and scaled NIfTI leave them.
 
     JPEG does not keep values: such a label (by the file name in its metadata) takes the nearest class, if the classes
     are at least 32 gray levels apart and nine pixels of ten lie within a quarter of that distance of one. A mask of
-    zeros and ones alone is taken as it is. So does a mask of two classes with few values between, in steep slopes, as
-    resizing leaves them. The first such file gives a warning.
+    zeros and ones alone is taken as it is. A mask of two classes with few values between, in steep slopes, as resizing
+    leaves them, takes the nearest class too. The first such file gives a warning.
 
     Labels drawn as closed lines, as HC18 has them, stand for what the lines enclose, and are filled, slice by slice:
     lines of at most six pixels around at least as many as they have. The first such file gives a warning, and so does
@@ -114,15 +114,6 @@ class LabelIndices(Transform):
         self.num_classes = num_classes
         self.values = None if values is None else whole
         self.fill_outlines = fill_outlines
-        self._warned: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_warned": set()}  # no part of what it does, by which a store knows it
-
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, stacklevel=4)
 
     def __call__(self, label: torch.Tensor) -> torch.Tensor:
         """``(1, *S) -> (1, *S)`` uint8 class indices."""
@@ -137,9 +128,11 @@ class LabelIndices(Transform):
                 [0, 1] if bits else values or ([0, 255] if self.num_classes == 2 else list(range(self.num_classes)))
             )
             label = label if bits else self._nearest(label, values)
-        elif self.num_classes == 2 and len(label.unique()) > 4 and float(label.max()) <= 255:
+        found = label.unique().tolist()
+        if self.num_classes == 2 and len(found) > 4 and found[-1] <= 255:
             try:
                 label = self._nearest(label, values or [0, 255], resized=True)
+                found = label.unique().tolist()
             except ValueError:  # they are no slopes: told below, as what stands for no class
                 pass
             else:
@@ -148,7 +141,6 @@ class LabelIndices(Transform):
                     f"{_file_name(stored) or 'a label'}: has values between those of its classes, as resizing leaves "
                     "them; each takes the nearest, in other files too.",
                 )
-        found = label.unique().tolist()
         if values is None:
             binary_mask = self.num_classes == 2 and 255 in found and set(found) <= {0, 255}
             values = [0, 255] if binary_mask else list(range(self.num_classes))
@@ -164,7 +156,7 @@ class LabelIndices(Transform):
         for number, value in enumerate(values):
             index[label == value] = number
         if self.fill_outlines:
-            self._fill(index, stored)
+            self._fill(index, [number for number, value in enumerate(values) if number and value in found], stored)
         if not index.any() and bool((stored != values[0]).any()):
             warnings.warn(
                 f"{_file_name(stored) or 'a label'}: has values up to {float(stored.max()):g}, but no pixel of a class "
@@ -173,9 +165,9 @@ class LabelIndices(Transform):
             )
         return index
 
-    def _fill(self, index: torch.Tensor, stored: torch.Tensor) -> None:
+    def _fill(self, index: torch.Tensor, present: list[int], stored: torch.Tensor) -> None:
         classes = index.as_subclass(torch.Tensor)[0].cpu().numpy()  # type: ignore[arg-type]
-        masks = {number: classes == number for number in np.unique(classes).tolist() if number}
+        masks = {number: classes == number for number in present}
         areas = {number: area for number, mask in masks.items() if (area := filled_outlines(mask)) is not None}
         for number, area in sorted(areas.items(), key=lambda pair: -pair[1].sum()):  # one within another lies on it
             index[0][torch.from_numpy(area)] = number
